@@ -1,0 +1,53 @@
+"""Perceiver-VL: vision-and-language modelling with iterative latent attention.
+
+The public names load on first use, so that `import perceiver_vl` and `perceiver-vl --help` stay light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from perceiver_vl._version import __version__
+from perceiver_vl.budget import ComputeBudget
+from perceiver_vl.errors import PerceiverVLError, UsageError
+
+if TYPE_CHECKING:
+    from perceiver_vl.configuration import PerceiverVLConfig
+    from perceiver_vl.media import MediaError, load_frames
+    from perceiver_vl.model import PerceiverVLForPreTraining, PerceiverVLForRetrieval, PerceiverVLModel
+    from perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor
+
+_HOME = {
+    "PerceiverVLConfig": "perceiver_vl.model",
+    "PerceiverVLModel": "perceiver_vl.model",
+    "PerceiverVLForPreTraining": "perceiver_vl.model",
+    "PerceiverVLForRetrieval": "perceiver_vl.model",
+    "PerceiverVLProcessor": "perceiver_vl.processing",
+    "PerceiverVLImageProcessor": "perceiver_vl.processing",
+    "MediaError": "perceiver_vl.media",
+    "load_frames": "perceiver_vl.media",
+}
+
+__all__ = [
+    "ComputeBudget",
+    "MediaError",
+    "PerceiverVLConfig",
+    "PerceiverVLError",
+    "PerceiverVLForPreTraining",
+    "PerceiverVLForRetrieval",
+    "PerceiverVLImageProcessor",
+    "PerceiverVLModel",
+    "PerceiverVLProcessor",
+    "UsageError",
+    "__version__",
+    "load_frames",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

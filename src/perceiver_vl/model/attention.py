@@ -1,0 +1,81 @@
+"""The one attention every read and every thought goes through, and the transformer block around it.
+
+Shapes: B batch, N latents (or Q queries), M inputs (or N latents), D width, H heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `queries` over `inputs`, through `scaled_dot_product_attention`."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(hidden_size, hidden_size)
+        self.v_proj = nn.Linear(hidden_size, hidden_size)
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> Tensor:
+        """Attend with `queries (B,N,D)` over `inputs (B,M,D)`; `input_mask (B,M)` bool, True where attended → `(B,N,D)`."""
+        q = self._split_heads(self.q_proj(queries))
+        k = self._split_heads(self.k_proj(inputs))
+        v = self._split_heads(self.v_proj(inputs))
+        mask = None if input_mask is None else input_mask[:, None, None, :]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B,H,N,D/H)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B,·,D) → (B,H,·,D/H)
+
+
+class MLP(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(…,D)` → `(…,D)`."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class AttentionBlock(nn.Module):
+    """A pre-norm transformer block: attention and MLP, each added to what came in.
+
+    With `inputs` it reads them (cross-attention; the inputs are normed once, before the encoder, not here); without,
+    the latents attend to themselves (self-attention). Reads and thoughts are the same block (paper 3.2).
+    """
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, intermediate_size: int, eps: float, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, eps=eps)
+        self.attention = Attention(hidden_size, num_heads)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=eps)
+        self.mlp = MLP(hidden_size, intermediate_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, latents: Tensor, inputs: Tensor | None = None, input_mask: Tensor | None = None) -> Tensor:
+        """`latents (B,N,D)`, `inputs (B,M,D)`, `input_mask (B,M)` bool → `(B,N,D)`."""
+        normed = self.norm1(latents)
+        attended = self.attention(normed, normed if inputs is None else inputs, input_mask)
+        latents = latents + self.dropout(attended)
+        return latents + self.dropout(self.mlp(self.norm2(latents)))
+
+
+def fourier_features(length: int, dim: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Sines and cosines of `length` positions in [-1, 1] at dim/2 linearly spaced frequencies up to Nyquist → `(length,dim)`.
+
+    Source: Perceiver (Jaegle et al., 2021), section 3.2, without the raw position.
+    """
+    positions = torch.linspace(-1.0, 1.0, length, dtype=dtype)[:, None]
+    frequencies = torch.linspace(1.0, max(length / 2, 1.0), dim // 2, dtype=dtype)[None, :]
+    angles = torch.pi * positions * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

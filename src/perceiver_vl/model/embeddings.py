@@ -1,0 +1,106 @@
+"""Words and pixels become one long input array.
+
+Each token is the sum of a content, a position, a temporal (clips only) and a modality embedding (paper 3.1, Figure 1).
+Shapes: B batch, T frames, P patches a frame (with the class token where there is one), L text tokens, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.errors import UsageError
+
+
+class TextEmbeddings(nn.Module):
+    """Word and position embeddings, normed as in BERT, plus the text row of the modality table."""
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_text_length, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """`input_ids (B,L)` → `(B,L,D)`. Raises `UsageError` for more tokens than the position table has rows."""
+        length, longest = input_ids.shape[1], self.position_embeddings.num_embeddings
+        if length > longest:
+            raise UsageError(f"text of {length} tokens: longer than max_text_length={longest}, truncate it")
+        tokens = self.word_embeddings(input_ids) + self.position_embeddings.weight[:length]
+        return self.dropout(self.norm(tokens))
+
+
+class VisionEmbeddings(nn.Module):
+    """Linear projections of the patches of each frame, plus patch positions and, in clips, the frame's own row.
+
+    An image is a clip of one frame: what has one real frame receives no temporal embedding.
+    """
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        self.grid = config.image_size // config.patch_size
+        self.patch_size = config.patch_size
+        self.patch_projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.position_embeddings = nn.Parameter(torch.zeros(self.grid**2, config.hidden_size))
+        self.temporal_embeddings = nn.Parameter(torch.zeros(config.max_frames, config.hidden_size))
+        self.class_token = nn.Parameter(torch.zeros(config.hidden_size)) if config.frame_class_token else None
+        self.class_position = nn.Parameter(torch.zeros(config.hidden_size)) if config.frame_class_token else None
+
+    def forward(self, pixel_values: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` bool → tokens `(B,T·P,D)` in raster order, mask `(B,T·P)` bool."""
+        frames, most = pixel_values.shape[1], len(self.temporal_embeddings)
+        if frames > most:
+            raise UsageError(f"clip of {frames} frames: more than max_frames={most}, sample fewer")
+        height, width = pixel_values.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise UsageError(f"frames of {height}x{width} pixels: need multiples of patch_size={self.patch_size}")
+
+        patches = self.patch_projection(pixel_values.flatten(0, 1).to(self.patch_projection.weight.dtype))
+        rows, columns = patches.shape[-2:]
+        patches = patches.flatten(2).transpose(1, 2) + self.patch_positions(rows, columns)  # (B·T,P,D)
+        if self.class_token is not None:
+            class_tokens = (self.class_token + self.class_position).expand(len(patches), 1, -1)
+            patches = torch.cat([class_tokens, patches], dim=1)
+        tokens = patches.unflatten(0, pixel_values.shape[:2])  # (B,T,P,D)
+
+        is_clip = (frame_mask.sum(1) > 1)[:, None, None, None]
+        tokens = tokens + self.temporal_embeddings[:frames, None] * is_clip
+        token_mask = frame_mask[:, :, None].expand(tokens.shape[:3])
+        return tokens.flatten(1, 2), token_mask.flatten(1, 2)
+
+    def patch_positions(self, rows: int, columns: int) -> Tensor:
+        """The position table, resized bilinearly (corners aligned) where the patch grid is another → `(rows·columns,D)`."""
+        if (rows, columns) == (self.grid, self.grid):
+            return self.position_embeddings
+        table = self.position_embeddings.unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)[None]
+        resized = F.interpolate(table, size=(rows, columns), mode="bilinear", align_corners=True)
+        return resized[0].flatten(1).T
+
+
+class InputEmbeddings(nn.Module):
+    """The input array's two parts, each with its modality embedding, through the norm they share."""
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        self.text = TextEmbeddings(config)
+        self.vision = VisionEmbeddings(config)
+        self.modality_embeddings = nn.Embedding(2, config.hidden_size)  # row 0 vision, row 1 text
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def embed_vision(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` (1 real, 0 padding; None: all real) → tokens, bool mask."""
+        if pixel_values.ndim != 5:
+            raise UsageError(f"pixel_values of shape {tuple(pixel_values.shape)}: need (B,T,3,H,W), an image has T=1")
+        if frame_mask is None:
+            frame_mask = torch.ones(pixel_values.shape[:2], device=pixel_values.device)
+        tokens, token_mask = self.vision(pixel_values, frame_mask.bool())
+        return self.norm(tokens + self.modality_embeddings.weight[0]), token_mask
+
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`input_ids (B,L)`, `attention_mask (B,L)` (1 real, 0 padding; None: all real) → tokens `(B,L,D)`, bool mask."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        return self.norm(self.text(input_ids) + self.modality_embeddings.weight[1]), attention_mask.bool()
