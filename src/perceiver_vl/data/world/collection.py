@@ -71,8 +71,10 @@ class World:
         return draw_scene(self.seed, self.split, self._draws[index], self.singles)
 
     def frames(self, index: int, num_frames: int | None = None, rng: np.random.Generator | None = None) -> Pixels:
-        """RGB bytes (T, size, size, 3): a frame from each of T equal parts of the clip, its middle or (`rng`) anywhere."""
-        times = frame_times(num_frames or self.num_frames, rng)
+        """RGB bytes (T, size, size, 3): one from each of T equal parts of the clip, its middle or (`rng`) anywhere."""
+        num_frames = self.num_frames if num_frames is None else num_frames
+        _require("num_frames", num_frames, 1)
+        times = frame_times(num_frames, rng)
         return render(self.scene(index), size=self.size, times=times)
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -136,6 +138,8 @@ def write_world(
         raise UsageError(f"held_out={held_out}: choose 1 to {(clips - 1) // 2}, so that {clips} clips fill every split")
     counts = dict(zip(SPLITS, (clips - 2 * held_out, held_out, held_out), strict=True))
     worlds = [World(split, n, seed, num_frames, size, captions_per_clip, singles) for split, n in counts.items()]
+    for world in worlds:
+        world.scene(len(world) - 1)  # too few descriptions shall show before anything is written
     _claim(
         out,
         {
@@ -193,7 +197,7 @@ def _encode(path: Path, frames: Pixels) -> None:
         stream = container.add_stream("libx264", rate=Fraction(FRAMES_PER_SECOND))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv444p"
-        stream.options = {"crf": "18", "preset": "veryfast", "threads": "1"}
+        stream.options = {"crf": "14", "preset": "veryfast", "threads": "1"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

@@ -24,7 +24,7 @@ def frame_times(num_frames: int, rng: np.random.Generator | None = None) -> Floa
 
 
 def render(scene: Scene, num_frames: int = 8, size: int = 64, times: Floats | None = None) -> Pixels:
-    """Draw a scene at `times` (T,), or at the middles of `num_frames` equal parts of it: RGB bytes (T, size, size, 3)."""
+    """RGB bytes (T, size, size, 3) of a scene at `times` (T,), or at the middles of `num_frames` equal parts of it."""
     times = frame_times(num_frames) if times is None else times
     frames = np.repeat(_background(scene.background, size)[None], len(times), axis=0)
     for thing in scene.things:
@@ -58,8 +58,8 @@ def _window(centre: Array, width: int, size: int) -> npt.NDArray[np.int64]:
 
 def _background(background: Background, size: int) -> Pixels:
     """The still pattern behind the things, (S, S, 3)."""
-    place = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
-    cosine, sine = math.cos(background.angle), math.sin(background.angle)
+    place = np.asarray((np.arange(size) + 0.5) / size - 0.5, dtype=np.float32)
+    cosine, sine = np.float32(math.cos(background.angle)), np.float32(math.sin(background.angle))
     along = place[None, :] * cosine + place[:, None] * sine
     across = place[:, None] * cosine - place[None, :] * sine
     mix = _mix(background, along, across).astype(np.float32)[..., None]
@@ -118,15 +118,15 @@ def _triangle(u: Array, v: Array) -> Array:
 
 
 def _star(u: Array, v: Array) -> Array:
-    """Five points of radius 1.05 about an inner radius of 0.42, folded onto the one upright half-point."""
+    """Five points of radius 1 about an inner radius of 0.42, folded onto the one upright half-point."""
     fifth = np.float32(2 * math.pi / 5)
     angle = np.arctan2(u, -v)
     angle = np.abs(angle - fifth * np.round(angle / fifth))
     radius = np.hypot(u, v)
     inner_x, inner_y = 0.42 * math.sin(math.pi / 5), 0.42 * math.cos(math.pi / 5)
-    length = math.hypot(inner_x, 1.05 - inner_y)
-    normal_x, normal_y = np.float32((1.05 - inner_y) / length), np.float32(inner_x / length)
-    return normal_x * radius * np.sin(angle) + normal_y * (radius * np.cos(angle) - np.float32(1.05))
+    length = math.hypot(inner_x, 1 - inner_y)
+    normal_x, normal_y = np.float32((1 - inner_y) / length), np.float32(inner_x / length)
+    return normal_x * radius * np.sin(angle) + normal_y * (radius * np.cos(angle) - np.float32(1))
 
 
 def _cross(u: Array, v: Array) -> Array:

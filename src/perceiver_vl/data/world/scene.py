@@ -1,4 +1,4 @@
-"""What is in a clip: things with a size, a colour, a shape and a motion, on a background; and how a clip is drawn at random.
+"""What is in a clip: things with a size, a colour, a shape and a motion, on a background; and drawing one at random.
 
 Lengths are fractions of the picture's side, x grows to the right, y grows downwards, and time runs from 0 to 1.
 """
@@ -171,7 +171,7 @@ def draw_scene(seed: int, split: str, index: int, singles: float = 0.25) -> Scen
     """Clip number `index` of a split: the same for the same arguments, and described as no clip of another split.
 
     `singles` is the share of clips with one thing; the others have two, of different shape and colour, whose paths
-    stay in different halves of the picture.
+    stay in different parts of the picture.
     """
     if split not in SPLITS:
         raise UsageError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
@@ -197,26 +197,31 @@ def _describe(rng: np.random.Generator, single: bool) -> tuple[Description, ...]
 
 Region = tuple[float, float, float, float]
 """Left, top, right, bottom."""
+_RADIUS_VARIES = 0.05
 
 
 def _regions(rng: np.random.Generator, descriptions: tuple[Description, ...]) -> tuple[Region, ...]:
-    """A part of the picture for each thing: all of it, or halves cut the way that leaves the movers more room."""
+    """A part of the picture for each thing: all of it, or two parts, cut so that the movers have room."""
     if len(descriptions) == 1:
         return ((0.0, 0.0, 1.0, 1.0),)
     motions = [MOTIONS[description.motion] for description in descriptions]
     sideways = sum(motion.along_x - motion.along_y for motion in motions)
     stacked = sideways > 0 or (sideways == 0 and rng.random() < 0.5)
-    halves: tuple[Region, Region] = (
-        ((0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)) if stacked else ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0))
-    )
-    return halves if rng.random() < 0.5 else halves[::-1]
+    widths = [2 * SIZES[description.size] * (1 + _RADIUS_VARIES) for description in descriptions]
+    # What the things themselves leave free goes mostly to those that move across the cut.
+    shares = [3 if (motion.along_y if stacked else motion.along_x) else 1 for motion in motions]
+    first = widths[0] + (1 - sum(widths)) * shares[0] / sum(shares)
+    low, high = (0.0, first), (first, 1.0)
+    if rng.random() < 0.5:
+        low, high = (1 - first, 1.0), (0.0, 1 - first)
+    return tuple((0.0, start, 1.0, end) if stacked else (start, 0.0, end, 1.0) for start, end in (low, high))
 
 
 def _place(rng: np.random.Generator, description: Description, region: Region) -> Thing:
     """Give a described thing a size and a path that keep it inside the region."""
     left, top, right, bottom = region
     motion = MOTIONS[description.motion]
-    radius = SIZES[description.size] * rng.uniform(0.95, 1.05)
+    radius = SIZES[description.size] * rng.uniform(1 - _RADIUS_VARIES, 1 + _RADIUS_VARIES)
     room_x, room_y = (right - left) / 2 - radius, (bottom - top) / 2 - radius
     rooms = [room for room, used in ((room_x, motion.along_x), (room_y, motion.along_y)) if used]
     longest = 0.2 if motion.pose in (_circles, _swings) else 0.36

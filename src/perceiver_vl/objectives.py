@@ -1,0 +1,157 @@
+"""What pre-training and retrieval training ask of a model: (model, batch) → losses.
+
+VTM, does this text belong to this vision (paper 4.1); MLM, which words were masked (paper 4.1); VTC, which of the batch's
+texts belongs to which vision, by the multi-stream's dot product (ALBEF, Li et al. 2021: what the paper leaves out, so that its
+multi-stream has no objective of its own). VTM is asked in the single stream, as published, and in the mixed stream.
+Shapes: B batch, L text tokens, N latents, D width, E retrieval vector.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from perceiver_vl.budget import ComputeBudget
+from perceiver_vl.errors import UsageError
+from perceiver_vl.model.perceiver_vl import PerceiverVLForPreTraining, masked_word_loss, matching_loss
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """Weights of the objectives, 0 leaves one out; the default is the paper's own pair, VTM + MLM.
+
+    `hard_negatives`: VTM's negatives are drawn by contrastive similarity, likely ones first, instead of at random.
+    `joint_share`: share of each batch that the objectives with a joint encoding (vtm, mlm) see; they cost most.
+    """
+
+    vtm: float = 1.0
+    mlm: float = 1.0
+    vtc: float = 0.0
+    mixed_vtm: float = 0.0
+    hard_negatives: bool = False
+    mlm_probability: float = 0.15
+    joint_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        weights = {name: getattr(self, name) for name in ("vtm", "mlm", "vtc", "mixed_vtm")}
+        for name, weight in weights.items():
+            if weight < 0:
+                raise UsageError(f"objectives.{name}={weight}: a weight cannot be negative, 0 leaves the objective out")
+        if not any(weights.values()):
+            raise UsageError("objectives: every weight is 0, give at least one of vtm, mlm, vtc, mixed_vtm")
+        for name in ("mlm_probability", "joint_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UsageError(f"objectives.{name}={getattr(self, name)}: a share, above 0 and at most 1")
+
+
+@dataclass
+class PreTrainingBatch:
+    """One batch of matched pairs, with the draws that the objectives need (made by the collator, from the seed).
+
+    `input_ids (B,L)`, `attention_mask (B,L)`, `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)`;
+    `masked_input_ids (B,L)` and `mlm_labels (B,L)` (-100 where nothing is predicted);
+    `vtm_donors (B,)`: whose vision each pair is shown (its own: a positive), exactly half others'.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    pixel_values: Tensor
+    frame_mask: Tensor
+    masked_input_ids: Tensor
+    mlm_labels: Tensor
+    vtm_donors: Tensor
+
+    @classmethod
+    def from_dict(cls, batch: dict[str, Tensor]) -> "PreTrainingBatch":
+        """From the collator's dictionary."""
+        return cls(**{field.name: batch[field.name] for field in fields(cls)})
+
+
+def pretraining_losses(
+    model: PerceiverVLForPreTraining, batch: PreTrainingBatch, objectives: Objectives, budget: ComputeBudget
+) -> dict[str, Tensor]:
+    """Every objective whose weight is not 0, by name, unweighted; vision is encoded once for all that can share it."""
+    losses: dict[str, Tensor] = {}
+    donors = batch.vtm_donors
+    if objectives.vtc or objectives.mixed_vtm or objectives.hard_negatives:
+        vision_latents = model.encode_vision(batch.pixel_values, batch.frame_mask, budget)
+        text_latents = model.encode_text(batch.input_ids, batch.attention_mask, budget)
+        vision_features, text_features = model.pool_vision(vision_latents), model.pool_text(text_latents)
+        if objectives.vtc:
+            losses["vtc"] = contrastive_loss(vision_features, text_features, model.logit_scale)
+        if objectives.hard_negatives:
+            similarities = model.logit_scale * text_features @ vision_features.T
+            hard = draw_hard_negatives(similarities)
+            donors = torch.where(donors == torch.arange(len(donors), device=donors.device), donors, hard)
+        else:
+            hard = torch.arange(len(donors), device=donors.device).roll(1)
+        if objectives.mixed_vtm:
+            losses["mixed_vtm"] = mixed_matching_loss(model, vision_latents, text_latents, hard)
+
+    shown = max(2, round(objectives.joint_share * len(donors)))
+    if objectives.vtm:
+        losses["vtm"] = single_matching_loss(model, batch, donors, shown, budget)
+    if objectives.mlm:
+        losses["mlm"] = joint_masked_word_loss(model, batch, shown, budget)
+    return losses
+
+
+def contrastive_loss(vision_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+    """VTC: symmetric cross-entropy over the batch's similarities, gathered across processes. `(B,E)`, `(B,E)`."""
+    local = torch.arange(len(vision_features), device=vision_features.device)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        local = local + dist.get_rank() * len(vision_features)
+        all_vision, all_text = torch.cat(all_gather(vision_features)), torch.cat(all_gather(text_features))
+    else:
+        all_vision, all_text = vision_features, text_features
+    vision_to_text = logit_scale * vision_features @ all_text.T
+    text_to_vision = logit_scale * text_features @ all_vision.T
+    return (F.cross_entropy(vision_to_text, local) + F.cross_entropy(text_to_vision, local)) / 2
+
+
+@torch.no_grad()
+def draw_hard_negatives(similarities: Tensor) -> Tensor:
+    """For each text another vision of the batch, drawn by the softmax of the similarities `(B,B)` (ALBEF) → `(B,)`."""
+    weights = similarities.softmax(dim=1).fill_diagonal_(0.0) + 1e-6
+    return torch.multinomial(weights.fill_diagonal_(0.0), num_samples=1).squeeze(1)
+
+
+def mixed_matching_loss(
+    model: PerceiverVLForPreTraining, vision_latents: Tensor, text_latents: Tensor, donors: Tensor
+) -> Tensor:
+    """VTM in the mixed stream: every pair once as it is, once with its donor's vision; the encodings are shared."""
+    vision = torch.cat([vision_latents, vision_latents[donors]])
+    logits = model.match(vision, torch.cat([text_latents, text_latents]))
+    labels = torch.cat([torch.ones(len(donors)), torch.zeros(len(donors))]).to(logits.device)
+    return matching_loss(logits, labels)
+
+
+def single_matching_loss(
+    model: PerceiverVLForPreTraining, batch: PreTrainingBatch, donors: Tensor, shown: int, budget: ComputeBudget
+) -> Tensor:
+    """VTM as published: the text of the first `shown` pairs, unmasked, each with its donor's vision."""
+    donors = donors[:shown]
+    logits = model.match_jointly(
+        batch.input_ids[:shown], batch.attention_mask[:shown], batch.pixel_values[donors], batch.frame_mask[donors], budget
+    )
+    return matching_loss(logits, donors == torch.arange(shown, device=donors.device))
+
+
+def joint_masked_word_loss(
+    model: PerceiverVLForPreTraining, batch: PreTrainingBatch, shown: int, budget: ComputeBudget
+) -> Tensor:
+    """MLM on the first `shown` pairs, all matched, vision intact; the vocabulary is scored where words are missing only."""
+    labels = batch.mlm_labels[:shown]
+    is_masked = labels != -100
+    encoded = model.perceiver_vl(
+        batch.masked_input_ids[:shown],
+        batch.attention_mask[:shown],
+        batch.pixel_values[:shown],
+        batch.frame_mask[:shown],
+        budget,
+    )
+    answers = model.decode_masked_words(encoded.last_hidden_state, is_masked)
+    return masked_word_loss(model.mlm_head(answers[is_masked]), labels[is_masked])

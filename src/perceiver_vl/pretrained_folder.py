@@ -1,0 +1,93 @@
+"""A model folder on this machine: what must be in it, its fingerprint, and loading it quietly."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.errors import PerceiverVLError, UsageError
+from perceiver_vl.files import sha256
+from perceiver_vl.model import PerceiverVLForRetrieval
+from perceiver_vl.processing import PerceiverVLProcessor
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PROCESSOR = ("processor_config.json", "preprocessor_config.json")
+_TOKENIZER = ("tokenizer.json",)
+
+
+def load_retriever(
+    model_folder: str | Path, device: str | torch.device | None = None
+) -> tuple[PerceiverVLForRetrieval, PerceiverVLProcessor]:
+    """The retrieval model of a folder, in evaluation mode on `device` (None: the GPU if there is one), and its processor.
+
+    Raises `UsageError` naming what the folder lacks, `PerceiverVLError` if its files are damaged.
+    """
+    folder = check_model_folder(model_folder)
+    try:
+        with _quiet():
+            processor = PerceiverVLProcessor.from_pretrained(folder)
+            model, loading = PerceiverVLForRetrieval.from_pretrained(folder, output_loading_info=True)
+    except UsageError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise PerceiverVLError(f"{folder}: cannot be loaded ({_first_line(error)}), save the model again") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise UsageError(
+            f"{folder}: no weights for {missing[0]} and {len(missing) - 1} more, give a model trained for retrieval"
+        )
+    return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), processor
+
+
+def check_model_folder(model_folder: str | Path) -> Path:
+    """The folder, if it holds a Perceiver-VL model with weights and processor; otherwise a `UsageError` in one line."""
+    folder = Path(model_folder)
+    if not folder.is_dir():
+        raise UsageError(f"model {folder}: no such folder, give one that save_pretrained wrote")
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UsageError(f"model {folder}: no config.json in it, give a folder that save_pretrained wrote")
+    try:
+        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{config}: not a configuration ({_first_line(error)}), save the model again") from error
+    if model_type != PerceiverVLConfig.model_type:
+        raise UsageError(f"{config}: model_type={model_type!r}, need a model of type {PerceiverVLConfig.model_type!r}")
+    for what, names in (("weights", _WEIGHTS), ("processor", _PROCESSOR), ("tokenizer", _TOKENIZER)):
+        if not any((folder / name).is_file() for name in names):
+            raise UsageError(f"model {folder}: no {what} in it ({' or '.join(names)}), save the {what} there")
+    return folder
+
+
+def fingerprint(model_folder: str | Path) -> str:
+    """SHA-256 over what the output for a clip depends on: configuration, weights and frame preparation."""
+    folder = check_model_folder(model_folder)
+    names = {path.name for path in folder.glob("*.safetensors")} | {"config.json", *_PROCESSOR}
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        if (folder / name).is_file():
+            digest.update(f"{name} {sha256(folder / name)}\n".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and load reports; errors are raised all the same."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

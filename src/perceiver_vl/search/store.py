@@ -1,0 +1,265 @@
+"""The index on disk: `index.json`, `skipped.json`, and parts in Parquet that are written once, whole, or not at all.
+
+A part holds some hundred clips. Its columns: what tells whether the file changed, what is shown, `vector` (E float32,
+the multi-stream) and `latents` (N × D float16, row-major, the mixed stream). Latents are one fixed-size binary value a
+clip, in small row groups and uncompressed: those of a shortlist are read alone, some fifty times faster than as lists.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from json import JSONDecodeError, loads
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as parquet
+from filelock import FileLock, Timeout
+
+from perceiver_vl.errors import PerceiverVLError, UsageError
+from perceiver_vl.files import write_json, write_with
+
+FORMAT = 1
+ROW_GROUP_BYTES = 1 << 20
+_SHOWN = ["file_name", "size", "mtime_ns", "texts", "duration"]
+
+Vectors = npt.NDArray[np.float32]
+Latents = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """What every clip of an index shares.
+
+    `model` and `media` are absolute folders, `fingerprint` is the model's; E `vector_size`, N `num_latents`, D `hidden_size`.
+    `decoders`: every decoder version that took part, as their pixels differ.
+    """
+
+    model: str
+    fingerprint: str
+    media: str
+    budget: str
+    frames: int
+    vector_size: int
+    num_latents: int
+    hidden_size: int
+    decoders: tuple[str, ...]
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One file of the media folder as it was when it was encoded; `duration` in seconds, None for an image."""
+
+    file_name: str
+    size: int
+    mtime_ns: int
+    texts: tuple[str, ...]
+    duration: float | None
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """A clip with its unit vector `(E,)` and its latents `(N,D)`."""
+
+    clip: Clip
+    vector: Vectors
+    latents: Latents
+
+
+@dataclass(frozen=True)
+class SkippedFile:
+    """A file that cannot be decoded, remembered so that it is tried again only once it has changed."""
+
+    file_name: str
+    size: int
+    mtime_ns: int
+    reason: str
+
+
+# Reading
+
+
+def read_settings(index: Path) -> IndexSettings:
+    """The settings of an index folder; `UsageError` if it is none, or one of another format."""
+    path = index / "index.json"
+    if not path.is_file():
+        raise UsageError(f"{index}: not an index (no index.json), make one with perceiver-vl index")
+    try:
+        stored = loads(path.read_text(encoding="utf-8"))
+        if stored["format"] != FORMAT:
+            raise UsageError(f"{index}: index format {stored['format']}, this version reads {FORMAT}; index again")
+        values = {field.name: stored[field.name] for field in fields(IndexSettings)}
+        return IndexSettings(**{**values, "decoders": tuple(values["decoders"])})
+    except (JSONDecodeError, KeyError, TypeError) as error:
+        raise PerceiverVLError(f"{path}: damaged ({type(error).__name__}), delete {index} and index again") from error
+
+
+def part_paths(index: Path) -> list[Path]:
+    """The parts in the order in which they were written."""
+    return sorted((index / "parts").glob("part-*.parquet"))
+
+
+def read_skipped(index: Path) -> list[SkippedFile]:
+    """The files that could not be decoded."""
+    path = index / "skipped.json"
+    try:
+        return [SkippedFile(**line) for line in loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+    except (JSONDecodeError, TypeError) as error:
+        raise PerceiverVLError(f"{path}: damaged ({type(error).__name__}), delete it and index again") from error
+
+
+class StoredIndex:
+    """An index folder as it was when opened. `clips`: one a file; the later part wins should a file be in two."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.settings = read_settings(self.folder)
+        self.parts = part_paths(self.folder)
+        listed = [(path, row, clip) for path in self.parts for row, clip in enumerate(_read_clips(path))]
+        last = {clip.file_name: number for number, (_, _, clip) in enumerate(listed)}
+        kept = [listed[number] for number in sorted(last.values())]
+        self.clips = [clip for _, _, clip in kept]
+        self._places = [(path, row) for path, row, _ in kept]
+
+    def vectors_by_part(self) -> Iterator[Vectors]:
+        """Blocks of unit vectors `(n,E)`, in the order of `clips`."""
+        for path in self.parts:
+            rows = [row for part, row in self._places if part == path]
+            if rows:
+                column = _read_part(path, ["vector"])["vector"].combine_chunks()
+                yield column.flatten().to_numpy().reshape(len(column), self.settings.vector_size)[rows]
+
+    def latents(self, numbers: Sequence[int]) -> Latents:
+        """The latents `(len(numbers),N,D)` of clips by their number in `clips`; only their row groups are read."""
+        shape = (self.settings.num_latents, self.settings.hidden_size)
+        result = np.empty((len(numbers), *shape), dtype=np.float16)
+        slots_of: dict[Path, list[int]] = {}
+        for slot, number in enumerate(numbers):
+            slots_of.setdefault(self._places[number][0], []).append(slot)
+        for path, slots in slots_of.items():
+            rows = {self._places[numbers[slot]][1]: slot for slot in slots}
+            for row, file_name, latents in _read_latent_rows(path, sorted(rows)):
+                if file_name != self.clips[numbers[rows[row]]].file_name:
+                    raise PerceiverVLError(f"{self.folder}: changed while it was searched, search again")
+                result[rows[row]] = np.frombuffer(latents, dtype=np.float16).reshape(shape)
+        return result
+
+    @property
+    def state(self) -> str:
+        """A name for the parts as they are now: it changes when they do."""
+        listing = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.parts]
+        return hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
+
+
+def _read_clips(path: Path) -> list[Clip]:
+    rows = _read_part(path, _SHOWN).to_pylist()
+    return [Clip(**{**row, "texts": tuple(row["texts"])}) for row in rows]
+
+
+def _read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
+    with _one_line(path), parquet.ParquetFile(path) as part:
+        return part.read(columns)
+
+
+def _read_latent_rows(path: Path, rows: list[int]) -> Iterator[tuple[int, str, bytes]]:
+    """(row, file name, latents) of some rows of a part."""
+    with _one_line(path), parquet.ParquetFile(path, memory_map=True) as part:
+        per_group = part.metadata.row_group(0).num_rows  # all groups but the last are of one size
+        groups = sorted({row // per_group for row in rows if row < part.metadata.num_rows})
+        table = part.read_row_groups(groups, ["file_name", "latents"], use_threads=False)
+        first_of = {group: place * per_group for place, group in enumerate(groups)}
+        for row in rows:
+            if row // per_group not in first_of:
+                raise PerceiverVLError(f"{path}: changed while it was searched, search again")
+            place = first_of[row // per_group] + row % per_group
+            yield row, table["file_name"][place].as_py(), table["latents"][place].as_buffer()
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise PerceiverVLError(f"{path}: gone while it was read, try again") from error
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise PerceiverVLError(f"{path}: damaged, delete it and index again") from error
+
+
+# Writing
+
+
+@contextmanager
+def locked(index: Path) -> Iterator[None]:
+    """Keep other runs from writing the index, and clear what a killed run left half-written."""
+    index.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(index / ".lock", timeout=0):
+            for leftover in [*index.glob(".*.part"), *index.glob("parts/.*.part")]:
+                leftover.unlink(missing_ok=True)
+            yield
+    except Timeout as error:
+        raise UsageError(f"{index}: another run is writing it, wait for it to end") from error
+
+
+def write_settings(index: Path, settings: IndexSettings) -> None:
+    """Write `index.json`."""
+    write_json(index / "index.json", asdict(settings))
+
+
+def write_skipped(index: Path, skipped: Iterable[SkippedFile]) -> None:
+    """Write `skipped.json`."""
+    write_json(index / "skipped.json", [asdict(one) for one in skipped])
+
+
+def write_part(index: Path, encoded: Sequence[EncodedClip]) -> None:
+    """Add a part of one clip or more: after this they are in the index, whatever happens."""
+    names = [path.stem for path in part_paths(index)]
+    number = int(names[-1].split("-")[1]) + 1 if names else 0
+    vectors = np.stack([one.vector for one in encoded]).astype(np.float32)
+    latents = np.stack([one.latents for one in encoded]).astype(np.float16)
+    table = pa.table(
+        {
+            **_shown_columns([one.clip for one in encoded]),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
+            "latents": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(latents[0].nbytes), len(latents), [None, pa.py_buffer(latents)]
+            ),
+        }
+    )
+    _write_table(index / "parts" / f"part-{number:06d}.parquet", table)
+
+
+def keep_only(index: Path, wanted: dict[str, Clip]) -> None:
+    """Drop the clips that are not in `wanted`, and take its captions for the others; untouched parts stay as they are."""
+    for path in part_paths(index):
+        stored = _read_clips(path)
+        kept = [replace(clip, texts=wanted[clip.file_name].texts) for clip in stored if clip.file_name in wanted]
+        if kept == stored:
+            continue
+        if not kept:
+            path.unlink()
+            continue
+        table = _read_part(path).filter(pa.array([clip.file_name in wanted for clip in stored]))
+        for name, column in _shown_columns(kept).items():
+            table = table.set_column(table.column_names.index(name), name, column)
+        _write_table(path, table)
+
+
+def _shown_columns(clips: list[Clip]) -> dict[str, pa.Array]:
+    types = [pa.string(), pa.int64(), pa.int64(), pa.list_(pa.string()), pa.float64()]
+    return {
+        name: pa.array([getattr(clip, name) for clip in clips], kind) for name, kind in zip(_SHOWN, types, strict=True)
+    }
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    rows = max(1, ROW_GROUP_BYTES // table.schema.field("latents").type.byte_width)
+    write_with(
+        path,
+        lambda beside: parquet.write_table(
+            table, beside, row_group_size=rows, compression="none", use_dictionary=False, write_statistics=False
+        ),
+    )
