@@ -5,9 +5,11 @@ exactly; then only the stretches from a keyframe to a wanted frame are decoded. 
 through Pillow. The first bytes of the file decide which of the two, its name does not.
 """
 
+import contextlib
 import itertools
 import os
 import stat
+import sys
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -35,9 +37,10 @@ IMAGE_EXTENSIONS = frozenset(".avif .bmp .gif .jpeg .jpg .png .tif .tiff .webp".
 MAX_FRAME_PIXELS = 100_000_000  # a frame that claims more is refused before it is decoded
 KEPT_PACKET_BYTES = 16 << 20  # a video stream up to this size is read from disk once, a larger one twice
 SINGLE_THREAD_PIXELS = 640 * 480  # below this, starting decoder threads costs more than they save
-SEEK_GAP = 8  # packets that must lie between two wanted stretches for a seek to pay
+SKIP_GAP = 8  # packets that must lie between two wanted frames for starting anew at a keyframe to pay
 
 _ANIMATED_FORMATS = frozenset({"GIF", "WEBP", "PNG", "AVIF"})  # several pages in others (TIFF, MPO) are not a clip
+_TEXT_FORMATS = frozenset({"concat", "dash", "hls", "tty"})  # FFmpeg would follow lists, and draw any text
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 
@@ -308,7 +311,7 @@ class _Renderer:
         _check_pixels(self._path, frame.width, frame.height)
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         turns = round(frame.rotation / 90) % 4
-        upright = np.ascontiguousarray(np.rot90(rgb, turns))
+        upright: Frames = np.ascontiguousarray(np.rot90(rgb, turns))
         if self._size is None:
             self._size = self._square_size(upright.shape[:2], turns)
         return resize_frame(upright, self._size)
@@ -334,6 +337,8 @@ class _VideoFile:
         self.lost = False
         self.last_decoded: tuple[int, Any] | None = None
         self._scan()
+        self._reading, self._position = self._packets(), sys.maxsize  # nothing is left to read
+        self._begun = False  # whether the decoder has seen the first packet
 
     def __enter__(self) -> "_VideoFile":
         return self
@@ -343,9 +348,12 @@ class _VideoFile:
 
     def _open(self) -> None:
         # "file:" and the whitelist keep FFmpeg on this machine, whatever the name or the content looks like
-        self._container = av.open(
+        self._container: Any = av.open(
             f"file:{self._path}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
         )
+        if self._container.format.name in _TEXT_FORMATS:
+            self._container.close()
+            raise MediaError(self._path, "not a media file but a text or a list of files")
         videos = [s for s in self._container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not videos:
             only = " (audio only)" if self._container.streams.audio else ""
@@ -366,38 +374,42 @@ class _VideoFile:
         """Read all packets without decoding them; keep them if together they are small."""
         kept: list[Any] = []
         kept_bytes = 0
-        last = (0, 0)  # time and duration of the last frame shown
-        places: list[tuple[int | None, int | None]] = []  # presentation and decoding time of each packet
+        times: list[int | None] = []  # of each packet
         shown: list[int | None] = []
         keyframes: list[int] = []
+        last = (0, 0)  # time and duration of the last frame shown
+        first = None
         for packet in self._packets():
+            first = first or packet
             if packet.is_keyframe:
-                keyframes.append(len(places))
+                keyframes.append(len(times))
             if not packet.is_discard:  # what an edit list cuts off is decoded but not shown
                 shown.append(packet.pts)
                 last = max(last, (packet.pts or 0, packet.duration or 0))
-            places.append((packet.pts, packet.dts))
+            times.append(packet.pts)
             self.lost |= packet.is_corrupt
             kept_bytes += packet.size
             if kept_bytes <= KEPT_PACKET_BYTES:
                 kept.append(packet)
+            else:
+                kept.clear()
         if not shown:
             raise MediaError(self._path, "no frames: truncated or damaged")
-        self.lost |= len(places) < len(self._stream.index_entries)  # the index tells of packets that are not there
-        self._kept = kept if kept_bytes <= KEPT_PACKET_BYTES else None
-        self._places = places
-        self._set_times(shown, keyframes, last[1])
+        self.lost |= len(times) < len(self._stream.index_entries)  # the index tells of packets that are not there
+        self._kept, self._first = kept, first
+        self._set_times(times, shown, keyframes, last[1])
 
-    def _set_times(self, shown: list[int | None], keyframes: list[int], length: int) -> None:
-        times = {time for time in shown if time is not None}
+    def _set_times(
+        self, times: list[int | None], shown: list[int | None], keyframes: list[int], last_duration: int
+    ) -> None:
         rate = float(self._stream.average_rate or 25)
-        self._timed = None not in shown
+        self._timed = None not in times
         if self._timed:
             self.time_unit = float(self._stream.time_base)
-            self.frame_times = sorted(times)
-            self._place_of = {time: place for place, (time, _) in reversed(list(enumerate(self._places)))}
-            self._keyframes = sorted((self._places[place][0], place) for place in keyframes)
-            end = self.frame_times[-1] + (length or 1 / (rate * self.time_unit))
+            self.frame_times = sorted({time for time in shown if time is not None})
+            self._place_of = {time: place for place, time in enumerate(times) if time is not None}
+            self._keyframes = sorted((time, place) for place in keyframes if (time := times[place]) is not None)
+            end = self.frame_times[-1] + (last_duration or 1 / (rate * self.time_unit))
         else:
             self.time_unit = 1 / rate
             self.frame_times = list(range(len(shown)))
@@ -413,26 +425,29 @@ class _VideoFile:
             self.lost = True
 
     def _packets_from(self, place: int) -> Iterator[Any]:
-        """The packets from the one at `place` on, with a decoder that has forgotten what came before."""
-        if self._kept is not None:
-            self._stream.codec_context.flush_buffers()
-            return iter(self._kept[place:])
-        for time in self._places[place]:  # some formats search presentation times, others decoding times
-            packets = self._seek(time) if time is not None else iter(())
-            first = next(packets, None)
-            if first is not None and self._place_of.get(first.pts, place + 1) <= place:
-                wanted = self._places[place][0]
-                return itertools.dropwhile(lambda packet: packet.pts != wanted, itertools.chain([first], packets))
-        self._container.close()
-        self._open()
-        return itertools.islice(self._packets(), place, None)
+        """The packets from the one at `place` on, with a decoder that has forgotten what came before.
 
-    def _seek(self, time: int) -> Iterator[Any]:
-        try:
-            self._container.seek(time, stream=self._stream)
-        except av.error.FFmpegError:
-            return iter(())
-        return self._packets()
+        A large stream is read forward again rather than sought in: reading costs little beside decoding, and after
+        a seek some formats (MPEG programme and transport streams) give packets other times than before.
+        """
+        if not self._kept and self._position > place:
+            self._container.close()
+            self._open()
+            self._reading, self._position = self._packets(), 0
+            self._begun = False
+        codec = self._stream.codec_context
+        if place > 0 and not self._begun:  # the first packet may tell what all need, as x264's version in H.264 does
+            with contextlib.suppress(av.error.FFmpegError):
+                codec.decode(self._first)
+        self._begun = True
+        codec.flush_buffers()
+        return iter(self._kept[place:]) if self._kept else self._read_on(place)
+
+    def _read_on(self, place: int) -> Iterator[Any]:
+        for packet in self._reading:
+            self._position += 1
+            if self._position > place:
+                yield packet
 
     def _stretches(self, wanted: list[int]) -> list[tuple[int, list[int]]]:
         """(place of a keyframe, wanted times to decode from there), so that little else is decoded."""
@@ -440,7 +455,7 @@ class _VideoFile:
         for time in wanted:
             before = bisect_right(self._keyframes, time, key=lambda keyframe: keyframe[0])
             place = self._keyframes[before - 1][1] if before else 0
-            if stretches and place - self._place_of.get(stretches[-1][1][-1], place) < SEEK_GAP:
+            if stretches and place - self._place_of.get(stretches[-1][1][-1], place) < SKIP_GAP:
                 stretches[-1][1].append(time)
             else:
                 stretches.append((place, [time]))
@@ -451,7 +466,7 @@ class _VideoFile:
         ends = dict(itertools.pairwise(wanted))
         for place, times in self._stretches(wanted):
             pending = iter(times)
-            due = next(pending)
+            due: int | None = next(pending)
             for time, frame in self._decode_from(place, set(times)):
                 while due is not None and time >= ends.get(due, time + 1):
                     self.lost = True
@@ -466,9 +481,10 @@ class _VideoFile:
             self.lost |= due is not None
 
     def _decode_from(self, place: int, wanted: set[int]) -> Iterator[tuple[int, Any]]:
+        packets = self._packets_from(place)
         codec = self._stream.codec_context
         count = itertools.count()
-        for packet in itertools.chain(self._packets_from(place), [None]):
+        for packet in itertools.chain(packets, [None]):
             if self._timed and packet is not None:  # frames that no other frame needs are not worth decoding
                 codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             try:

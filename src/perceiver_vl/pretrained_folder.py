@@ -24,13 +24,13 @@ _TOKENIZER = ("tokenizer.json",)
 def load_retriever(
     model_folder: str | Path, device: str | torch.device | None = None
 ) -> tuple[PerceiverVLForRetrieval, PerceiverVLProcessor]:
-    """The retrieval model of a folder, in evaluation mode on `device` (None: the GPU if there is one), and its processor.
+    """The retrieval model of a folder, in evaluation mode on `device` (None: a GPU if there is one), and its processor.
 
     Raises `UsageError` naming what the folder lacks, `PerceiverVLError` if its files are damaged.
     """
     folder = check_model_folder(model_folder)
     try:
-        with _quiet():
+        with quiet():
             processor = PerceiverVLProcessor.from_pretrained(folder)
             model, loading = PerceiverVLForRetrieval.from_pretrained(folder, output_loading_info=True)
     except UsageError:
@@ -76,7 +76,7 @@ def fingerprint(model_folder: str | Path) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bars and load reports; errors are raised all the same."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

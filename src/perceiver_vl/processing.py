@@ -32,7 +32,7 @@ MAX_ALPHABET = 1000  # characters that a trained vocabulary knows; words with ot
 _FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": PILImageResampling.BICUBIC}
 
 
-class PerceiverVLImagesKwargs(ImagesKwargs, total=False):
+class PerceiverVLImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """What the image processor can be made with, beside the usual."""
 
     num_frames: int | None
@@ -86,7 +86,7 @@ class PerceiverVLImageProcessor(PilBackend):
         _check(num_frames >= 1, f"num_frames={num_frames}: need at least one frame")
         _check(images is None or videos is None, "images and videos together: give one of them, or call once for each")
         _check(images is not None or videos is not None, "nothing to process: give images or videos")
-        size = (self.size.height, self.size.width)
+        size = self._frame_size()
         if images is not None:
             clips = [_image(image, size, name)[None] for name, image in _several(images, "images", image_ndim=3)]
         else:
@@ -95,10 +95,14 @@ class PerceiverVLImageProcessor(PilBackend):
         inputs = self._batch(clips)
         return BatchFeature(inputs if return_tensors == "pt" else {name: x.numpy() for name, x in inputs.items()})
 
+    def _frame_size(self) -> tuple[int, int]:
+        size: Any = self.size  # a SizeDict once made
+        return size.height or 0, size.width or 0
+
     def _batch(self, clips: list[Frames]) -> dict[str, torch.Tensor]:
         """[(T_i, H, W, 3) uint8] → padded, scaled and normalised tensors; every step is in place."""
         longest = max(len(clip) for clip in clips)
-        pixels = torch.empty(len(clips), longest, 3, self.size.height, self.size.width)
+        pixels = torch.empty(len(clips), longest, 3, *self._frame_size())
         mask = torch.zeros(len(clips), longest, dtype=torch.int64)
         mean, std = (torch.tensor(value, dtype=torch.float32).expand(3) for value in (self.image_mean, self.image_std))
         scale, shift = (self.rescale_factor / std).view(3, 1, 1), (mean / std).view(3, 1, 1)
@@ -184,8 +188,9 @@ def _check(holds: bool, message: str) -> None:
 
 
 def _several(value: Any, name: str, image_ndim: int) -> list[tuple[str, Any]]:
-    """One thing or several → [(its name in errors, it)]. An array of `image_ndim` dimensions is one, of one more several.
+    """One thing or several → [(its name in errors, it)].
 
+    An array of `image_ndim` dimensions is one, with one more dimension several.
     A list of paths, or of lists, is several; a flat list of pictures is several images, but one clip.
     """
     if isinstance(value, np.ndarray | torch.Tensor):
@@ -237,7 +242,12 @@ def _image(value: Any, size: tuple[int, int], name: str) -> Frames:
 def _bytes(value: np.ndarray | torch.Tensor, name: str) -> Frames:
     """(…, H, W, 3), or (…, 3, H, W), of uint8 or of floats in 0..1 → (…, H, W, 3) uint8."""
     shape = tuple(value.shape)
-    array = value.detach().cpu().float().numpy() if _is_float_tensor(value) else np.asarray(value)
+    if isinstance(value, torch.Tensor):
+        array = (
+            (value.detach().float() if value.is_floating_point() else value).cpu().numpy()
+        )  # numpy knows no bfloat16
+    else:
+        array = value
     first_is_colour = shape[-3] == 3 and (shape[-1] != 3 or isinstance(value, torch.Tensor))
     _check(first_is_colour or shape[-1] == 3, f"{name} of shape {shape}: need 3 colours, as (…, H, W, 3)")
     _check(0 not in shape, f"{name} of shape {shape}: holds no pixels")
@@ -247,12 +257,8 @@ def _bytes(value: np.ndarray | torch.Tensor, name: str) -> Frames:
         return np.ascontiguousarray(array)
     _check(array.dtype.kind == "f", f"{name} of dtype {array.dtype}: need uint8, or floats in 0..1")
     low, high = float(array.min()), float(array.max())
-    _check(-1e-3 <= low and high <= 1 + 1e-3, f"{name} with values from {low:g} to {high:g}: floats must lie in 0..1")
+    _check(low >= -1e-3 and high <= 1 + 1e-3, f"{name} with values from {low:g} to {high:g}: floats must lie in 0..1")
     return np.ascontiguousarray((array.clip(0, 1) * 255).round().astype(np.uint8))
-
-
-def _is_float_tensor(value: np.ndarray | torch.Tensor) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int = 8000, max_length: int = 40) -> BertTokenizer:

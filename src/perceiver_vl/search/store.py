@@ -33,7 +33,8 @@ Latents = npt.NDArray[np.float16]
 class IndexSettings:
     """What every clip of an index shares.
 
-    `model` and `media` are absolute folders, `fingerprint` is the model's; E `vector_size`, N `num_latents`, D `hidden_size`.
+    `model` and `media` are absolute folders, `fingerprint` is the model's; E is `vector_size`, N `num_latents`,
+    D `hidden_size`.
     `decoders`: every decoder version that took part, as their pixels differ.
     """
 
@@ -123,14 +124,15 @@ class StoredIndex:
         kept = [listed[number] for number in sorted(last.values())]
         self.clips = [clip for _, _, clip in kept]
         self._places = [(path, row) for path, row, _ in kept]
+        self._rows_of: dict[Path, list[int]] = {}
+        for path, row in self._places:
+            self._rows_of.setdefault(path, []).append(row)
 
     def vectors_by_part(self) -> Iterator[Vectors]:
         """Blocks of unit vectors `(n,E)`, in the order of `clips`."""
-        for path in self.parts:
-            rows = [row for part, row in self._places if part == path]
-            if rows:
-                column = _read_part(path, ["vector"])["vector"].combine_chunks()
-                yield column.flatten().to_numpy().reshape(len(column), self.settings.vector_size)[rows]
+        for path, rows in self._rows_of.items():
+            column = _read_part(path, ["vector"])["vector"].combine_chunks()
+            yield column.flatten().to_numpy().reshape(len(column), self.settings.vector_size)[rows]
 
     def latents(self, numbers: Sequence[int]) -> Latents:
         """The latents `(len(numbers),N,D)` of clips by their number in `clips`; only their row groups are read."""
@@ -194,7 +196,10 @@ def _one_line(path: Path) -> Iterator[None]:
 @contextmanager
 def locked(index: Path) -> Iterator[None]:
     """Keep other runs from writing the index, and clear what a killed run left half-written."""
-    index.mkdir(parents=True, exist_ok=True)
+    try:
+        index.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{index}: cannot be made ({error.strerror}), give another folder") from error
     try:
         with FileLock(index / ".lock", timeout=0):
             for leftover in [*index.glob(".*.part"), *index.glob("parts/.*.part")]:
@@ -233,7 +238,7 @@ def write_part(index: Path, encoded: Sequence[EncodedClip]) -> None:
 
 
 def keep_only(index: Path, wanted: dict[str, Clip]) -> None:
-    """Drop the clips that are not in `wanted`, and take its captions for the others; untouched parts stay as they are."""
+    """Drop the clips that are not in `wanted`, and take its captions for the others; no other part is written."""
     for path in part_paths(index):
         stored = _read_clips(path)
         kept = [replace(clip, texts=wanted[clip.file_name].texts) for clip in stored if clip.file_name in wanted]
@@ -257,9 +262,14 @@ def _shown_columns(clips: list[Clip]) -> dict[str, pa.Array]:
 
 def _write_table(path: Path, table: pa.Table) -> None:
     rows = max(1, ROW_GROUP_BYTES // table.schema.field("latents").type.byte_width)
-    write_with(
-        path,
-        lambda beside: parquet.write_table(
+
+    def write(beside: Path) -> None:
+        parquet.write_table(
             table, beside, row_group_size=rows, compression="none", use_dictionary=False, write_statistics=False
-        ),
-    )
+        )
+
+    try:
+        write_with(path, write)
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise PerceiverVLError(f"{path}: cannot be written ({reason}); the parts before it are kept") from error

@@ -1,0 +1,1 @@
+"""One file a task: its examples, its query, its loss, its metric."""

@@ -64,6 +64,10 @@ class World:
     def __len__(self) -> int:
         return self.clips
 
+    def name(self, index: int) -> str:
+        """What clip `index` is called in a report."""
+        return f"{self.split}-{index:06d}"
+
     def scene(self, index: int) -> Scene:
         """What is in clip `index` (0..len-1)."""
         if not 0 <= index < self.clips:

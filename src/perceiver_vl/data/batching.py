@@ -1,0 +1,124 @@
+"""Examples and batches whose every random draw comes from (seed, epoch, example index).
+
+A resumed run therefore sees exactly the batches that the uninterrupted one would have seen, with any number of workers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from perceiver_vl.data.clips import ClipSource, Frames
+from perceiver_vl.data.folder import Problem
+from perceiver_vl.errors import PerceiverVLError
+from perceiver_vl.media import MediaError
+from perceiver_vl.processing import PerceiverVLProcessor
+
+_EXAMPLE_DRAWS, _MASKING_DRAWS = 0, 1
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip with one of its captions, as drawn for `key` = (seed, epoch, index); `problems`: files passed over for it."""
+
+    frames: Frames
+    text: str
+    key: tuple[int, int, int]
+    problems: tuple[Problem, ...] = ()
+
+
+class EpochSampler(Sampler[int]):
+    """The examples of each epoch in their own order, as whole numbers epoch · n + index."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        yield from (self.epoch * self.length + order).tolist()
+
+
+class TrainingExamples(Dataset[Example]):
+    """A source's clips as training examples: sampled frames and a random caption; item epoch · n + index.
+
+    A clip that cannot be read is replaced by the next one and named in the example's `problems`; with `strict` it raises.
+    """
+
+    def __init__(
+        self, source: ClipSource, num_frames: int, sampling: Literal["uniform", "random"], seed: int, strict: bool = False
+    ) -> None:
+        self.source, self.num_frames, self.sampling, self.seed, self.strict = source, num_frames, sampling, seed, strict
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, item: int) -> Example:
+        epoch, index = divmod(item, len(self))
+        rng = np.random.default_rng([self.seed, epoch, index, _EXAMPLE_DRAWS])
+        problems: list[Problem] = []
+        for place in [*range(index, len(self)), *range(index)]:
+            try:
+                frames = self.source.frames(place, self.num_frames, rng if self.sampling == "random" else None)
+            except MediaError as error:
+                if self.strict:
+                    raise
+                problems.append(Problem(self.source.name(place), error.reason))
+                continue
+            captions = self.source.captions(place)
+            text = captions[rng.integers(len(captions))]
+            return Example(frames, text, (self.seed, epoch, index), tuple(problems))
+        raise PerceiverVLError(f"none of the {len(self)} clips can be read, the first: {problems[0].reason}")
+
+
+class PreTrainingCollator:
+    """Examples → the fields of `objectives.PreTrainingBatch`, and `problems`, as a dictionary."""
+
+    def __init__(self, processor: PerceiverVLProcessor, mlm_probability: float) -> None:
+        self.processor, self.mlm_probability = processor, mlm_probability
+
+    def __call__(self, examples: list[Example]) -> dict[str, Any]:
+        """`B` examples → tensors as `PreTrainingBatch` says; `problems`: a list."""
+        batch = dict(
+            self.processor(
+                text=[example.text for example in examples],
+                videos=[example.frames for example in examples],
+                num_frames=max(len(example.frames) for example in examples),
+                return_tensors="pt",
+            )
+        )
+        masked = [
+            self._mask_words(ids, example.key) for ids, example in zip(batch["input_ids"], examples, strict=True)
+        ]
+        donors = torch.arange(len(examples))
+        donors[1::2] -= 1  # the order of the examples is random already: every second pair is shown its neighbour's vision
+        return {
+            **batch,
+            "masked_input_ids": torch.stack([ids for ids, _ in masked]),
+            "mlm_labels": torch.stack([labels for _, labels in masked]),
+            "vtm_donors": donors,
+            "problems": [problem for example in examples for problem in example.problems],
+        }
+
+    def _mask_words(self, ids: Tensor, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """BERT's masking of `ids (L,)`: of the chosen words 80 % become [MASK], 10 % any word, 10 % stay. → ids, labels."""
+        tokenizer = self.processor.tokenizer
+        rng = np.random.default_rng([*key, _MASKING_DRAWS])
+        words = ids.numpy()
+        special = np.isin(words, tokenizer.all_special_ids)
+        chosen = (rng.random(len(words)) < self.mlm_probability) & ~special
+        fate = rng.random(len(words))
+        any_word = rng.integers(len(tokenizer), size=len(words))
+        masked = np.where(chosen & (fate < 0.8), tokenizer.mask_token_id, words)
+        masked = np.where(chosen & (fate >= 0.9), any_word, masked)
+        return torch.from_numpy(masked), torch.from_numpy(np.where(chosen, words, -100))

@@ -1,0 +1,147 @@
+"""A training run as a file: YAML into strict dataclasses, with `key=value` overrides; a misspelt key is an error."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from perceiver_vl.errors import UsageError
+from perceiver_vl.objectives import Objectives
+
+
+@dataclass(frozen=True)
+class WorldSplit:
+    """Clips of the generated world, drawn while training instead of read from files."""
+
+    clips: int = 2000
+    seed: int = 0
+    size: int = 64
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where one split's clips are: a `folder` with metadata, or the generated `world`; give one of them.
+
+    `metadata`, `columns`: for files that do not follow the folder convention (see `data.folder.read_folder`).
+    """
+
+    folder: Path | None = None
+    split: str | None = None
+    metadata: Path | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    world: WorldSplit | None = None
+
+    def __post_init__(self) -> None:
+        if (self.folder is None) == (self.world is None):
+            raise UsageError("data: give a folder or a world for each split, one of them")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on, what is validated on (None: nothing), and how clips are sampled.
+
+    `cache`: keep decoded frames in memory (uniform sampling only). `strict`: stop at the first broken file.
+    """
+
+    train: Split
+    validation: Split | None = None
+    num_frames: int = 8
+    sampling: Literal["uniform", "random"] = "random"
+    cache: bool = False
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1:
+            raise UsageError(f"data.num_frames={self.num_frames}: need at least one frame")
+        if self.cache and self.sampling == "random":
+            raise UsageError("data.cache=true: random sampling takes new frames each time, set sampling=uniform or no cache")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The tokenizer: BERT's or another's by `name` (a local folder or a hub name), else one trained on the captions."""
+
+    name: str | None = None
+    vocab_size: int = 8000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the validation split is scored while training."""
+
+    streams: tuple[str, ...] = ("multi", "mixed", "cascade")
+    captions_per_clip: int | None = None
+    shortlist: int = 20
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run needs.
+
+    `model`: fields of `PerceiverVLConfig` (vocabulary and mask token come from the tokenizer), laid over those of
+    `initialise_from`, a model folder to go on from. `training`: fields of `transformers.TrainingArguments`.
+    `optimizer`: adamw, or the paper's adam (weight decay as L2).
+    """
+
+    output: Path
+    data: Data
+    model: dict[str, Any] = field(default_factory=dict)
+    objectives: Objectives = field(default_factory=Objectives)
+    tokenizer: Words = field(default_factory=Words)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    training: dict[str, Any] = field(default_factory=dict)
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    initialise_from: Path | None = None
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; `overrides` are `dotted.key=value`, as in `training.max_steps=100`.
+
+    Raises `UsageError` for a file that cannot be read, an unknown key or a value of the wrong type.
+    """
+    from jsonargparse import ArgumentParser
+    from yaml import YAMLError, safe_load
+
+    path = Path(path)
+    try:
+        values = safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path}: cannot be read ({_one_line(error)}), give a YAML file") from error
+    except YAMLError as error:
+        raise UsageError(f"recipe {path}: not YAML ({_one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"recipe {path}: need a mapping with output, data, model, …, found a {type(values).__name__}")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not (key and equals):
+            raise UsageError(f"override {override!r}: need key=value, as in training.max_steps=100")
+        try:
+            _set(values, key, safe_load(text))
+        except YAMLError as error:
+            raise UsageError(f"override {override}: not a YAML value ({_one_line(error)})") from error
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, as_positional=False)
+    try:
+        namespace = parser.parse_object(values)
+        recipe = parser.instantiate_classes(namespace)
+        return Recipe(**vars(recipe))
+    except UsageError:
+        raise
+    except Exception as error:  # jsonargparse raises its own kinds, and what our dataclasses raise inside them
+        raise UsageError(f"recipe {path}: {_one_line(error)}") from error
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        below = values.get(parent)
+        if not isinstance(below, dict):
+            below = values[parent] = {}
+        values = below
+    values[last] = value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

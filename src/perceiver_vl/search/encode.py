@@ -1,0 +1,102 @@
+"""Media files → unit vectors and latents: decoding ahead in threads, encoding in batches."""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from perceiver_vl.budget import ComputeBudget
+from perceiver_vl.errors import PerceiverVLError
+from perceiver_vl.media import Clip as Decoded
+from perceiver_vl.media import MediaError, load_clip
+from perceiver_vl.model import PerceiverVLForRetrieval
+from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.search.store import Clip, EncodedClip, IndexSettings, SkippedFile
+
+DECODING_THREADS = min(8, os.cpu_count() or 1)
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+class ClipEncoder:
+    """Decodes files in threads while the model encodes the batch before."""
+
+    def __init__(
+        self,
+        model: PerceiverVLForRetrieval,
+        processor: PerceiverVLProcessor,
+        settings: IndexSettings,
+        budget: ComputeBudget,
+        batch_size: int,
+    ) -> None:
+        self._model, self._processor, self._settings = model, processor, settings
+        self._budget, self._batch_size = budget, batch_size
+        size = processor.image_processor.size
+        self._size = (size.height, size.width)
+
+    def encode(
+        self, clips: Sequence[Clip], broken: dict[str, SkippedFile], strict: bool
+    ) -> Iterator[EncodedClip | None]:
+        """Each clip encoded, in order; None for a file that cannot be decoded, which is added to `broken`.
+
+        With `strict` such a file raises its `MediaError`, once the clips before it are encoded.
+        """
+        batch: list[tuple[Clip, Decoded]] = []
+        for clip, decoded in self._decode_ahead(clips):
+            if isinstance(decoded, MediaError):
+                if strict:
+                    yield from self._encode_batch(batch)
+                    raise decoded
+                broken[clip.file_name] = SkippedFile(clip.file_name, clip.size, clip.mtime_ns, decoded.reason)
+                yield None
+                continue
+            batch.append((replace(clip, duration=decoded.duration), decoded))
+            if len(batch) == self._batch_size:
+                yield from self._encode_batch(batch)
+                batch = []
+        yield from self._encode_batch(batch)
+
+    def _decode_ahead(self, clips: Sequence[Clip]) -> Iterator[tuple[Clip, Decoded | MediaError]]:
+        """Every clip with its frames or what is wrong with it; at most two batches of frames are held."""
+        remaining = iter(clips)
+        with ThreadPoolExecutor(DECODING_THREADS) as pool:
+            waiting: deque[tuple[Clip, Future[Decoded | MediaError]]] = deque()
+            try:
+                while True:
+                    for clip in islice(remaining, 2 * self._batch_size - len(waiting)):
+                        waiting.append((clip, pool.submit(self._decode, clip)))
+                    if not waiting:
+                        return
+                    clip, future = waiting.popleft()
+                    yield clip, future.result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _decode(self, clip: Clip) -> Decoded | MediaError:
+        try:
+            return load_clip(Path(self._settings.media, clip.file_name), self._settings.frames, size=self._size)
+        except MediaError as error:
+            return error
+
+    @torch.inference_mode()
+    def _encode_batch(self, batch: Sequence[tuple[Clip, Decoded]]) -> list[EncodedClip]:
+        if not batch:
+            return []
+        videos = [decoded.frames for _, decoded in batch]
+        inputs = self._processor(videos=videos, num_frames=self._settings.frames, return_tensors="pt").to(
+            self._model.device
+        )
+        latents = self._model.encode_vision(inputs["pixel_values"], inputs["frame_mask"], self._budget)
+        vectors = self._model.pool_vision(latents).float().cpu().numpy()
+        halves = latents.float().clamp(-_FLOAT16_MAX, _FLOAT16_MAX).half().cpu().numpy()
+        for (clip, _), half in zip(batch, halves, strict=True):
+            if not np.isfinite(half).all():
+                raise PerceiverVLError(
+                    f"{clip.file_name}: its latents are not numbers, the weights in {self._settings.model} are damaged"
+                )
+        return [EncodedClip(clip, vector, half) for (clip, _), vector, half in zip(batch, vectors, halves, strict=True)]

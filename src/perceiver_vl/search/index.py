@@ -1,0 +1,222 @@
+"""Encode a folder of clips and images once; every later run encodes only what is new or changed."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.data.folder import Problem, Record, read_folder
+from perceiver_vl.errors import PerceiverVLError, UsageError
+from perceiver_vl.media import decoder_version
+from perceiver_vl.model import PerceiverVLForRetrieval
+from perceiver_vl.pretrained_folder import fingerprint, load_retriever
+from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.search import store
+from perceiver_vl.search.encode import ClipEncoder
+from perceiver_vl.search.store import Clip, EncodedClip, IndexSettings, SkippedFile, StoredIndex
+
+PART_CLIPS = 256
+PART_SECONDS = 30.0
+
+
+@dataclass
+class IndexReport:
+    """What a run did: clips `encoded` (new or changed), `removed` (gone from the folder), `total` (can be searched)."""
+
+    index: str
+    encoded: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    skipped: list[Problem] = field(default_factory=list)
+    total: int = 0
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """One line for a person."""
+        parts = [f"{self.encoded} encoded", f"{self.unchanged} unchanged", f"{self.removed} removed"]
+        parts += [f"{len(self.skipped)} skipped"] if self.skipped else []
+        return f"{self.index}: {self.total} clips ({', '.join(parts)}) in {self.seconds:.1f} s"
+
+
+def build_index(
+    model_folder: str | Path,
+    media: str | Path,
+    out: str | Path,
+    *,
+    budget: ComputeBudget = FULL_BUDGET,
+    metadata: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+    num_frames: int | None = None,
+    batch_size: int = 16,
+    part_clips: int = PART_CLIPS,
+    strict: bool = False,
+    progress: bool = False,
+    device: str | torch.device | None = None,
+) -> IndexReport:
+    """Bring the index `out` up to date with the folder `media`, making it if it is not there.
+
+    A file is encoded if its size or time of change is not the one in the index; files that are gone are forgotten, and
+    captions follow the metadata. `num_frames`: frames decoded of a clip; None: those of the budget, or the processor's.
+    Files that cannot be decoded are skipped and reported, and not tried again before they change; with `strict` the
+    first one raises. Whatever ends a run, at most the last `part_clips` clips (or 30 s of work) must be encoded again.
+
+    Raises `UsageError` for folders or settings that do not fit each other, `MediaError` with `strict`.
+    """
+    started = time.perf_counter()
+    if batch_size < 1 or part_clips < 1:
+        raise UsageError(f"batch_size={batch_size}, part_clips={part_clips}: need at least 1 of each")
+    model, processor = load_retriever(model_folder, device)
+    model.config.check_budget(budget)
+    folder = read_folder(media, split=split, metadata=metadata, columns=columns, need_text=False, strict=strict)
+    index = Path(out).resolve()
+    report = IndexReport(str(out), skipped=list(folder.problems))
+    settings = _settings(model, processor, Path(model_folder), folder.path, budget, num_frames)
+    found = _look_at_files(folder.records, report)
+    with store.locked(index):
+        stored = _open_or_create(index, settings, found)
+        unchanged = {name: clip for name, clip in stored.items() if name in found and _same_file(clip, found[name])}
+        store.keep_only(index, {name: found[name] for name in unchanged})
+        broken = {} if strict else _still_broken(store.read_skipped(index), found)
+        report.unchanged = len(unchanged)
+        report.removed = sum(name not in found for name in stored)
+        todo = [clip for name, clip in found.items() if name not in unchanged and name not in broken]
+        encoded = ClipEncoder(model, processor, settings, budget, batch_size).encode(todo, broken, strict)
+        try:
+            for part in _in_parts(_with_progress(encoded, len(todo), progress), part_clips):
+                store.write_part(index, part)
+                report.encoded += len(part)
+        finally:
+            store.write_skipped(index, broken.values())
+    report.skipped += [Problem(one.file_name, one.reason) for one in broken.values()]
+    report.total = report.unchanged + report.encoded
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _settings(
+    model: PerceiverVLForRetrieval,
+    processor: PerceiverVLProcessor,
+    model_folder: Path,
+    media: Path,
+    budget: ComputeBudget,
+    num_frames: int | None,
+) -> IndexSettings:
+    config = model.config
+    asked = num_frames if num_frames is not None else budget.frames
+    frames = asked if asked is not None else int(processor.image_processor.num_frames)
+    if not 1 <= frames <= config.max_frames:
+        raise UsageError(f"num_frames={frames}: need 1 to {config.max_frames}, the model's max_frames")
+    return IndexSettings(
+        model=str(model_folder.resolve()),
+        fingerprint=fingerprint(model_folder),
+        media=str(media.resolve()),
+        budget=str(budget),
+        frames=frames,
+        vector_size=config.projection_dim,
+        num_latents=budget.latents or config.num_latents,
+        hidden_size=config.hidden_size,
+        decoders=(decoder_version(),),
+    )
+
+
+def _look_at_files(records: Sequence[Record], report: IndexReport) -> dict[str, Clip]:
+    """File name → the file as it is now; the captions of several records of one file are joined."""
+    found: dict[str, Clip] = {}
+    for record in records:
+        if (earlier := found.get(record.file_name)) is not None:
+            texts = tuple(dict.fromkeys(earlier.texts + record.texts))
+            found[record.file_name] = replace(earlier, texts=texts)
+            continue
+        try:
+            record.file_name.encode()
+            status = record.path.stat()
+        except UnicodeEncodeError:
+            report.skipped.append(Problem(ascii(record.file_name), "its name is not Unicode, rename it"))
+        except OSError as error:
+            report.skipped.append(Problem(record.file_name, error.strerror or "cannot be read"))
+        else:
+            found[record.file_name] = Clip(record.file_name, status.st_size, status.st_mtime_ns, record.texts, None)
+    return found
+
+
+def _same_file(one: Clip | SkippedFile, other: Clip) -> bool:
+    return (one.size, one.mtime_ns) == (other.size, other.mtime_ns)
+
+
+def _still_broken(skipped: Sequence[SkippedFile], found: Mapping[str, Clip]) -> dict[str, SkippedFile]:
+    return {one.file_name: one for one in skipped if one.file_name in found and _same_file(one, found[one.file_name])}
+
+
+def _open_or_create(index: Path, settings: IndexSettings, found: Mapping[str, Clip]) -> dict[str, Clip]:
+    """The clips in the index, after checking that it was made with the same settings."""
+    if not (index / "index.json").exists():
+        if any(path.name != ".lock" for path in index.iterdir()):
+            raise UsageError(f"{index}: a folder with other things in it, give a new or empty one")
+        store.write_settings(index, settings)
+        return {}
+    opened = StoredIndex(index)
+    before = opened.settings
+    if before.fingerprint != settings.fingerprint:
+        raise UsageError(
+            f"{index}: made by another model ({before.model}), use --model {before.model} or another --out"
+        )
+    for dial in ("budget", "frames", "num_latents"):
+        was, asked = getattr(before, dial), getattr(settings, dial)
+        if was != asked:
+            raise UsageError(f"{index}: made with {dial} {was}, not {asked}; ask for {was} or give another --out")
+    stored = {clip.file_name: clip for clip in opened.clips}
+    # A folder that moved keeps its index; another folder would silently replace all that is in it.
+    moved = before.media != settings.media
+    if moved and stored and not any(name in found and _same_file(clip, found[name]) for name, clip in stored.items()):
+        raise UsageError(
+            f"{index}: holds clips of {before.media}, none of them is in {settings.media}; give another --out"
+        )
+    decoders = tuple(dict.fromkeys(before.decoders + settings.decoders))
+    if (now := replace(settings, decoders=decoders)) != before:
+        store.write_settings(index, now)
+    return stored
+
+
+def _in_parts(encoded: Iterator[EncodedClip | None], part_clips: int) -> Iterator[list[EncodedClip]]:
+    """Lists of at most `part_clips` clips or 30 s of work; what was encoded before an error comes out before it."""
+    part: list[EncodedClip] = []
+    begun = time.monotonic()
+    try:
+        for one in encoded:
+            if one is not None:
+                part.append(one)
+            if len(part) >= part_clips or (part and time.monotonic() - begun > PART_SECONDS):
+                yield part
+                part, begun = [], time.monotonic()
+    except (PerceiverVLError, KeyboardInterrupt):
+        if part:
+            yield part
+        raise
+    if part:
+        yield part
+
+
+@contextmanager
+def _bar(total: int, shown: bool) -> Iterator[Any]:
+    with Progress(console=Console(stderr=True), disable=not shown) as bar:
+        job = bar.add_task("encoding", total=total)
+        yield lambda: bar.advance(job)
+
+
+def _with_progress(encoded: Iterator[EncodedClip | None], total: int, shown: bool) -> Iterator[EncodedClip | None]:
+    with _bar(total, shown) as advance:
+        for one in encoded:
+            yield one
+            advance()

@@ -1,0 +1,392 @@
+"""Retrieval: text to video and video to text, in three streams and in the cascade of them (paper 3.5, Figure 6).
+
+multi: a dot product a pair. mixed: a decoder cross-attention a pair, on encodings made once. single: a joint encoding a pair.
+cascade: the multi-stream picks a shortlist for each query, the mixed (or single) stream re-ranks it, the scores combined.
+Shapes: C clips, Q captions, N latents, D width, E retrieval vector.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.progress import Progress
+from torch import Tensor
+
+from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.data.clips import ClipSource
+from perceiver_vl.data.folder import Problem
+from perceiver_vl.errors import PerceiverVLError, UsageError
+from perceiver_vl.media import MediaError
+from perceiver_vl.model import PerceiverVLForRetrieval
+from perceiver_vl.model.encoder import InputArray
+from perceiver_vl.model.flops import embedding_flops, encoder_flops, matching_flops, pooling_flops
+from perceiver_vl.processing import PerceiverVLProcessor
+
+STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
+_PAIR_BYTES = 1 << 28  # memory that the input arrays of one batch of single-stream pairs may take
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How the right answers ranked: R@k in per cent, ranks from 1. A tie counts as a miss: equal scores find nothing."""
+
+    r1: float
+    r5: float
+    r10: float
+    median_rank: float
+    mean_rank: float
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """One stream's recall in both directions, and what a text query cost once the clips were encoded."""
+
+    stream: str
+    text_to_video: Recall
+    video_to_text: Recall
+    seconds_per_query: float
+    flops_per_query: float
+
+
+@dataclass
+class RetrievalResult:
+    """All streams on the same clips and captions. `flops_per_clip`: encoding a clip once (multi, mixed and cascade)."""
+
+    clips: int
+    captions: int
+    shortlist: int
+    budget: str
+    seconds_per_clip: float
+    flops_per_clip: float
+    streams: list[StreamResult]
+    skipped: list[Problem] = field(default_factory=list)
+
+    def stream(self, name: str) -> StreamResult:
+        """The result of one stream."""
+        return next(result for result in self.streams if result.stream == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass
+class _Encoded:
+    """Everything that is computed once: latents `(·,N,D)` and unit vectors `(·,E)` of clips and captions."""
+
+    vision_latents: Tensor
+    vision_features: Tensor
+    text_latents: Tensor
+    text_features: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    owner: Tensor  # (Q,) which clip each caption belongs to
+
+
+def combined_scores(multi: Tensor, matching: Tensor) -> Tensor:
+    """Scores of a shortlist: log-probability of each candidate by the multi-stream plus that of a match by the other.
+
+    `multi`: scaled similarities (…,K); `matching`: logits of the mixed or single stream (…,K) → (…,K).
+    """
+    return multi.log_softmax(-1) + F.logsigmoid(matching)
+
+
+@torch.inference_mode()
+def evaluate_retrieval(
+    model: PerceiverVLForRetrieval,
+    processor: PerceiverVLProcessor,
+    source: ClipSource,
+    *,
+    streams: Iterable[str] = ("multi", "mixed", "cascade"),
+    num_frames: int | None = None,
+    captions_per_clip: int | None = None,
+    shortlist: int = 20,
+    budget: ComputeBudget = FULL_BUDGET,
+    batch_size: int = 32,
+    strict: bool = False,
+    progress: bool = False,
+) -> RetrievalResult:
+    """Rank all clips of `source` for each caption, and all captions for each clip.
+
+    Every caption is a query; a clip's best-ranked caption counts in the other direction, as the benchmarks do.
+    `captions_per_clip` keeps the first captions only (None: all). `shortlist`: candidates that a cascade re-ranks.
+    Clips that cannot be read are left out, and listed in `skipped`; `strict` raises `MediaError` at the first.
+    Raises `UsageError` for an unknown stream and `PerceiverVLError` if fewer than two clips are left.
+    """
+    streams = tuple(streams)
+    for stream in streams:
+        if stream not in STREAMS:
+            raise UsageError(f"stream {stream!r}: unknown, choose from {', '.join(STREAMS)}")
+    if shortlist < 1:
+        raise UsageError(f"shortlist={shortlist}: need at least one candidate")
+    model.config.check_budget(budget)
+    num_frames = budget.frames or num_frames or processor.image_processor.num_frames
+    was_training, _ = model.training, model.eval()
+    with _Bar(progress) as bar:
+        reader = _ClipReader(processor, source, num_frames, batch_size, model.device, strict)
+        encoded, clip_seconds, text_seconds = _encode(model, processor, reader, captions_per_clip, budget, bar)
+        clips, queries = len(encoded.vision_features), len(encoded.owner)
+        scorer = _Scorer(model, encoded, reader, min(shortlist, clips), budget, bar)
+        results = []
+        for stream in streams:
+            start = time.perf_counter()
+            text_scores, clip_scores = scorer.score(stream)
+            seconds = text_seconds * (stream != "single") + time.perf_counter() - start
+            results.append(
+                StreamResult(
+                    stream,
+                    text_to_video=recall_of(_text_ranks(text_scores, encoded.owner)),
+                    video_to_text=recall_of(_clip_ranks(clip_scores, encoded.owner)),
+                    seconds_per_query=seconds / queries,
+                    flops_per_query=scorer.flops(stream, num_frames),
+                )
+            )
+    model.train(was_training)
+    return RetrievalResult(
+        clips=clips,
+        captions=queries,
+        shortlist=min(shortlist, clips),
+        budget=str(budget),
+        seconds_per_clip=clip_seconds / clips,
+        flops_per_clip=float(encoder_flops(model.config, num_frames, budget=budget) + pooling_flops(model.config)),
+        streams=results,
+        skipped=reader.problems,
+    )
+
+
+def recall_of(ranks: Tensor) -> Recall:
+    """Ranks (·,) from 1 → recalls in per cent, median and mean."""
+    ranks = ranks.double()
+    r1, r5, r10 = (100.0 * (ranks <= k).double().mean().item() for k in (1, 5, 10))
+    return Recall(r1, r5, r10, ranks.quantile(0.5).item(), ranks.mean().item())
+
+
+def _text_ranks(scores: Tensor, owner: Tensor) -> Tensor:
+    """Scores (Q,C) → rank of each caption's own clip (Q,)."""
+    own = scores.gather(1, owner[:, None])
+    return (scores >= own).sum(1)
+
+
+def _clip_ranks(scores: Tensor, owner: Tensor) -> Tensor:
+    """Scores (C,Q) → rank of each clip's best caption among the captions of other clips (C,)."""
+    is_own = owner[None] == torch.arange(len(scores), device=owner.device)[:, None]
+    best = scores.masked_fill(~is_own, -torch.inf).amax(1, keepdim=True)
+    return 1 + ((scores >= best) & ~is_own).sum(1)
+
+
+class _ClipReader:
+    """The readable clips of a source in batches, decoded ahead of the model by two threads."""
+
+    def __init__(
+        self,
+        processor: PerceiverVLProcessor,
+        source: ClipSource,
+        num_frames: int,
+        batch_size: int,
+        device: torch.device,
+        strict: bool,
+    ) -> None:
+        self.processor, self.source, self.num_frames, self.batch_size = processor, source, num_frames, batch_size
+        self.device, self.strict = device, strict
+        self.readable = list(range(len(source)))
+        self.problems: list[Problem] = []
+
+    def read(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Batches of (indices, `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)`); what fails is not tried again."""
+        starts = range(0, len(self.readable), self.batch_size)
+        batches = [self.readable[start : start + self.batch_size] for start in starts]
+        failed: set[int] = set()
+        with ThreadPoolExecutor(2) as pool:
+            ahead = [pool.submit(self._load, index) for index in batches[0]] if batches else []
+            for number, batch in enumerate(batches):
+                loaded = [future.result() for future in ahead]
+                if number + 1 < len(batches):
+                    ahead = [pool.submit(self._load, index) for index in batches[number + 1]]
+                good = [(index, frames) for index, frames in zip(batch, loaded, strict=True) if frames is not None]
+                failed |= set(batch) - {index for index, _ in good}
+                if good:
+                    inputs = self.processor(videos=[frames for _, frames in good], num_frames=self.num_frames)
+                    inputs = inputs.to(self.device)
+                    yield [index for index, _ in good], inputs["pixel_values"], inputs["frame_mask"]
+        self.readable = [index for index in self.readable if index not in failed]
+
+    def _load(self, index: int) -> Any:
+        try:
+            return self.source.frames(index, self.num_frames)
+        except MediaError as error:
+            if self.strict:
+                raise
+            self.problems.append(Problem(self.source.name(index), error.reason))
+            return None
+
+
+def _encode(
+    model: PerceiverVLForRetrieval,
+    processor: PerceiverVLProcessor,
+    reader: _ClipReader,
+    captions_per_clip: int | None,
+    budget: ComputeBudget,
+    bar: "_Bar",
+) -> tuple[_Encoded, float, float]:
+    """Encode all clips, then all captions of those that could be read; with the seconds that each took."""
+    start = time.perf_counter()
+    advance = bar.task("Encoding clips", len(reader.readable))
+    vision = []
+    for indices, pixel_values, frame_mask in reader.read():
+        vision.append(model.encode_vision(pixel_values, frame_mask, budget))
+        advance(len(indices))
+    if len(reader.readable) < 2:
+        why = f", the first that failed: {reader.problems[0].reason}" if reader.problems else ""
+        raise PerceiverVLError(f"retrieval needs at least two clips that can be read, found {len(reader.readable)}{why}")
+    vision_latents = torch.cat(vision)
+    vision_features = model.pool_vision(vision_latents)
+    clip_seconds = time.perf_counter() - start
+
+    captions = [reader.source.captions(index)[:captions_per_clip] for index in reader.readable]
+    owner = torch.tensor([clip for clip, texts in enumerate(captions) for _ in texts], device=model.device)
+    start = time.perf_counter()
+    words = processor(text=[text for texts in captions for text in texts]).to(model.device)
+    advance = bar.task("Encoding captions", len(owner))
+    text = []
+    for ids, mask in zip(words["input_ids"].split(64), words["attention_mask"].split(64), strict=True):
+        text.append(model.encode_text(ids, mask, budget))
+        advance(len(ids))
+    text_latents = torch.cat(text)
+    text_features = model.pool_text(text_latents)
+    text_seconds = time.perf_counter() - start
+    encoded = _Encoded(
+        vision_latents, vision_features, text_latents, text_features, words["input_ids"], words["attention_mask"], owner
+    )
+    return encoded, clip_seconds, text_seconds
+
+
+class _Scorer:
+    """Scores of one stream for all pairs, as (Q,C) for text queries and (C,Q) for clip queries."""
+
+    def __init__(
+        self,
+        model: PerceiverVLForRetrieval,
+        encoded: _Encoded,
+        reader: _ClipReader,
+        shortlist: int,
+        budget: ComputeBudget,
+        bar: "_Bar",
+    ) -> None:
+        self.model, self.encoded, self.reader, self.budget, self.bar = model, encoded, reader, budget, bar
+        self.shortlist = shortlist
+
+    def score(self, stream: str) -> tuple[Tensor, Tensor]:
+        """The scores of `stream`."""
+        if stream.startswith("cascade"):
+            return self._cascade(self._single if stream == "cascade-single" else self._mixed)
+        if stream == "multi":
+            multi = self._multi()
+            return multi, multi.T
+        every_pair = torch.ones_like(self._multi(), dtype=torch.bool)
+        scores = self._single(every_pair) if stream == "single" else self._mixed(every_pair)
+        return scores, scores.T
+
+    def flops(self, stream: str, num_frames: int) -> float:
+        """Operations for one text query against all clips, their encodings (and single: embeddings) being there."""
+        config, budget = self.model.config, self.budget
+        clips, tokens = len(self.encoded.vision_features), self.encoded.attention_mask.shape[1]
+        latents = budget.latents or config.num_latents
+        text_latents = budget.text_latents or config.num_text_latents or latents
+        read = encoder_flops(config, num_frames, tokens, budget) - embedding_flops(config, num_frames)
+        single_pair = read + matching_flops(config, latents)
+        mixed_pair = matching_flops(config, latents + text_latents)
+        text = encoder_flops(config, text_tokens=tokens, budget=budget) + pooling_flops(config)
+        dots = clips * 2 * (config.projection_dim or config.hidden_size)
+        cost = {
+            "multi": text + dots,
+            "mixed": text + clips * mixed_pair,
+            "single": clips * single_pair,
+            "cascade": text + dots + self.shortlist * mixed_pair,
+            "cascade-single": text + dots + self.shortlist * single_pair,
+        }
+        return float(cost[stream])
+
+    def _multi(self) -> Tensor:
+        return self.model.logit_scale * self.encoded.text_features @ self.encoded.vision_features.T
+
+    def _mixed(self, wanted: Tensor) -> Tensor:
+        """Matching logits where `wanted (Q,C)`, minus infinity elsewhere."""
+        scores = torch.full(wanted.shape, -torch.inf, device=wanted.device)
+        pairs = wanted.nonzero()
+        advance = self.bar.task("Mixed stream: matching pairs", len(pairs))
+        for texts, clips in (batch.T for batch in pairs.split(1024)):
+            latents = self.encoded.vision_latents[clips], self.encoded.text_latents[texts]
+            scores[texts, clips] = self.model.match(*latents).float()
+            advance(len(texts))
+        return scores
+
+    def _single(self, wanted: Tensor) -> Tensor:
+        """The same by joint encoding; each clip is embedded once and met by all the texts that want it."""
+        model, encoded = self.model, self.encoded
+        scores = torch.full(wanted.shape, -torch.inf, device=wanted.device)
+        words = model.perceiver_vl.embed(encoded.input_ids, encoded.attention_mask)
+        assert words.text is not None and words.text_mask is not None
+        place = {index: column for column, index in enumerate(self.reader.readable)}
+        advance = self.bar.task("Single stream: encoding pairs", int(wanted.sum()))
+        for indices, pixel_values, frame_mask in self.reader.read():
+            vision = model.perceiver_vl.embed(pixel_values=pixel_values, frame_mask=frame_mask, budget=self.budget)
+            assert vision.vision is not None and vision.vision_mask is not None
+            tokens = vision.vision.shape[1] + words.text.shape[1]
+            pairs_at_once = max(1, _PAIR_BYTES // (tokens * model.config.hidden_size * 4))
+            for row, index in enumerate(indices):
+                clip = place[index]
+                for texts in wanted[:, clip].nonzero().squeeze(1).split(pairs_at_once):
+                    pair = InputArray(
+                        vision.vision[row].expand(len(texts), -1, -1),
+                        vision.vision_mask[row].expand(len(texts), -1),
+                        words.text[texts],
+                        words.text_mask[texts],
+                    )
+                    scores[texts, clip] = model.match_inputs(pair, self.budget).float()
+                    advance(len(texts))
+        return scores
+
+    def _cascade(self, rerank: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The shortlist of each query re-ranked on top, the rest below it in the order of the multi-stream."""
+        multi = self._multi()
+        for_texts = multi.topk(self.shortlist, dim=1).indices
+        for_clips = multi.T.topk(min(self.shortlist, len(multi)), dim=1).indices
+        wanted = torch.zeros_like(multi, dtype=torch.bool).scatter_(1, for_texts, True)
+        wanted |= torch.zeros_like(multi.T, dtype=torch.bool).scatter_(1, for_clips, True).T
+        matching = rerank(wanted)
+        return _on_top(multi, matching, for_texts), _on_top(multi.T, matching.T, for_clips)
+
+
+def _on_top(multi: Tensor, matching: Tensor, candidates: Tensor) -> Tensor:
+    """Multi-stream scores in which the candidates are lifted above the rest, in the order of their combined scores."""
+    combined = combined_scores(multi.gather(1, candidates), matching.gather(1, candidates))
+    lift = multi.amax(1, keepdim=True) - combined.amin(1, keepdim=True) + 1.0
+    return multi.scatter(1, candidates, combined + lift)
+
+
+class _Bar:
+    """A progress bar with a line for each stage, or nothing."""
+
+    def __init__(self, shown: bool) -> None:
+        self._progress = Progress(transient=True) if shown else None
+
+    def __enter__(self) -> "_Bar":
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def task(self, description: str, total: int) -> Callable[[int], None]:
+        """Add a line; the function returned moves it on."""
+        progress = self._progress
+        if progress is None:
+            return lambda done: None
+        task = progress.add_task(description, total=total)
+        return lambda done: progress.advance(task, done)

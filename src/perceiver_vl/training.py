@@ -1,0 +1,372 @@
+"""Recipe → Trainer → checkpoints → a `from_pretrained` folder."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from perceiver_vl.budget import FULL_BUDGET
+from perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.data.batching import EpochSampler, PreTrainingCollator, TrainingExamples
+from perceiver_vl.data.clips import ClipSource, FolderClips
+from perceiver_vl.data.folder import Problem, read_folder
+from perceiver_vl.data.world import World
+from perceiver_vl.errors import PerceiverVLError, UsageError
+from perceiver_vl.files import write_json, write_text
+from perceiver_vl.model import PerceiverVLForPreTraining
+from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
+from perceiver_vl.pretrained_folder import check_model_folder, quiet
+from perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor, train_tokenizer
+from perceiver_vl.recipe import Data, Evaluation, Recipe, Split, Words
+from perceiver_vl.tasks.retrieval import RetrievalResult, evaluate_retrieval
+
+_TRAINING_DEFAULTS: dict[str, Any] = {
+    "remove_unused_columns": False,
+    "report_to": ["tensorboard"],
+    "logging_steps": 10,
+    "save_total_limit": 2,
+    "dataloader_drop_last": True,
+}
+
+
+@dataclasses.dataclass
+class TrainingResult:
+    """Where the model went, its last validation, and what could not be read on the way."""
+
+    output: Path
+    steps: int
+    seconds: float
+    retrieval: RetrievalResult | None
+    skipped: list[Problem]
+
+
+def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> TrainingResult:
+    """Run a recipe; `resume` goes on from the last checkpoint of `recipe.output` and gives what one run would have.
+
+    Writes to `recipe.output`: the model, processor and tokenizer (best by `metric_for_best_model` if the recipe asks
+    for `load_best_model_at_end`), `recipe.yaml`, `log.csv`, `metrics.json`, and `checkpoints/`.
+    Raises `UsageError` for a recipe that cannot work, before anything is written.
+    """
+    output = recipe.output
+    checkpoint = _last_checkpoint(output)
+    if checkpoint and not resume:
+        raise UsageError(f"output={output}: holds a run already, add --resume to go on with it or name another output")
+    arguments = training_arguments(recipe)
+    data = recipe.data
+    processor, config = _processor_and_config(recipe, checkpoint)
+    size = processor.image_processor.size
+    source, problems = open_split(data.train, (size["height"], size["width"]), data)
+    validation = None
+    if data.validation is not None:
+        validation, more = open_split(data.validation, (size["height"], size["width"]), data)
+        problems += more
+    model = _model(recipe, config, arguments.seed)
+
+    write_text(output / "recipe.yaml", yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False))
+    examples = TrainingExamples(source, data.num_frames, data.sampling, arguments.data_seed or arguments.seed, data.strict)
+    trainer = RetrievalTrainer(
+        recipe,
+        validation,
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        eval_dataset=validation,
+        data_collator=PreTrainingCollator(processor, recipe.objectives.mlm_probability),
+        processing_class=processor,
+        callbacks=[_StepSeed(), _LogFile(output / "log.csv")],
+        optimizer_cls_and_kwargs=_optimizer(recipe, arguments),
+    )
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    if progress:
+        trainer.add_callback(_Bar())
+    with quiet():
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        retrieval = trainer.validate() if validation is not None else None
+        trainer.save_model(str(output))
+    skipped = problems + sorted(trainer.problems, key=lambda problem: problem.file_name)
+    metrics = {"steps": outcome.global_step, "seconds": outcome.metrics["train_runtime"]}
+    result = TrainingResult(output, outcome.global_step, metrics["seconds"], retrieval, skipped)
+    report = {**metrics, "retrieval": retrieval and retrieval.to_dict(), "skipped": [asdict(p) for p in skipped]}
+    write_json(output / "metrics.json", report)
+    return result
+
+
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """The Trainer's arguments of a recipe; an unknown name or a value of the wrong type is a `UsageError`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainingArguments, as_positional=False)
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    for name, value in recipe.training.items():
+        if name not in known or name == "output_dir":
+            raise UsageError(f"training.{name}={value!r}: not an argument of transformers.TrainingArguments to set here")
+    try:
+        typed = parser.parse_object(dict(recipe.training))
+        given = {name: typed[name] for name in recipe.training}
+        return TrainingArguments(output_dir=str(recipe.output / "checkpoints"), **(_TRAINING_DEFAULTS | given))
+    except UsageError:
+        raise
+    except Exception as error:  # jsonargparse and transformers raise many kinds for what somebody typed
+        raise UsageError(f"training: {' '.join(str(error).split())}") from error
+
+
+def open_split(split: Split, size: tuple[int, int], data: Data) -> tuple[ClipSource, list[Problem]]:
+    """The clips of one split of a recipe, at `size` (height, width), and the records that had to be left out."""
+    if split.world is not None:
+        world = split.world
+        kind = split.split or "train"
+        return World(kind, world.clips, world.seed, data.num_frames, world.size), []
+    assert split.folder is not None
+    folder = read_folder(
+        split.folder, split=split.split, metadata=split.metadata, columns=split.columns, strict=data.strict
+    )
+    return FolderClips(folder.records, size, cache=data.cache), folder.problems
+
+
+class RetrievalTrainer(Trainer):
+    """The Trainer with our objectives as its loss and retrieval on the validation clips as its evaluation."""
+
+    def __init__(self, recipe: Recipe, validation: ClipSource | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.recipe, self.validation = recipe, validation
+        self.problems: set[Problem] = set()
+        self.loss_is_scaled_for_ga = False  # ours is the mean of each batch
+        self._recent: dict[str, list[Tensor]] = {}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return EpochSampler(len(self.train_dataset), self.args.data_seed or self.args.seed)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The weighted sum of the recipe's objectives."""
+        self.problems.update(inputs.pop("problems"))
+        objectives = self.recipe.objectives
+        losses = _through_forward(
+            model,
+            self.accelerator.unwrap_model(model),
+            lambda inner: pretraining_losses(inner, PreTrainingBatch.from_dict(inputs), objectives, FULL_BUDGET),
+        )
+        for name, loss in losses.items():
+            self._recent.setdefault(name, []).append(loss.detach())
+        return torch.stack([getattr(objectives, name) * loss for name, loss in losses.items()]).sum()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add each objective's own mean since the last log."""
+        if "loss" in logs:
+            logs |= {f"loss_{name}": torch.stack(values).mean().item() for name, values in self._recent.items()}
+            self._recent.clear()
+        super().log(logs, start_time)
+
+    def validate(self) -> RetrievalResult:
+        """Retrieval on the validation clips, as the recipe's `evaluation` says."""
+        assert self.validation is not None
+        how: Evaluation = self.recipe.evaluation
+        return evaluate_retrieval(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            self.validation,
+            streams=how.streams,
+            num_frames=self.recipe.data.num_frames,
+            captions_per_clip=how.captions_per_clip,
+            shortlist=how.shortlist,
+            batch_size=how.batch_size,
+            strict=self.recipe.data.strict,
+        )
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """R@1, R@5 and R@10 of every stream, as `eval_multi_r1` (text to video) and `eval_multi_v2t_r1`."""
+        result = self.validate()
+        self.problems.update(result.skipped)
+        metrics = {}
+        for stream in result.streams:
+            name = f"{metric_key_prefix}_{stream.stream.replace('-', '_')}"
+            for k in ("r1", "r5", "r10"):
+                metrics[f"{name}_{k}"] = getattr(stream.text_to_video, k)
+                metrics[f"{name}_v2t_{k}"] = getattr(stream.video_to_text, k)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _through_forward(
+    wrapper: nn.Module, model: PerceiverVLForPreTraining, compute: Callable[[PerceiverVLForPreTraining], Any]
+) -> Any:
+    """Run `compute(model)` inside the wrapper's forward, so that data-parallel wrappers see one forward pass.
+
+    The objectives call several methods of the model in a step; DDP and FSDP hook `forward` alone. For this one call the
+    inner model's forward is the computation itself.
+    """
+    if wrapper is model:
+        return compute(model)
+    forward = model.forward
+
+    def redirected() -> Any:
+        model.forward = forward  # type: ignore[method-assign]
+        return compute(model)
+
+    model.forward = redirected  # type: ignore[method-assign,assignment]
+    try:
+        return wrapper()
+    finally:
+        model.forward = forward  # type: ignore[method-assign]
+
+
+class _StepSeed(TrainerCallback):
+    """LayerDrop is drawn from the step: the same on all processes, for all forwards of a step, and after a resume."""
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        kwargs["model"].seed_layer_drop(args.seed * 1_000_003 + state.global_step)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        kwargs["model"].seed_layer_drop(None)
+
+
+class _LogFile(TrainerCallback):
+    """The whole log as CSV, written anew at each evaluation, save and at the end (a resume brings the old lines along)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _write(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        columns = list(dict.fromkeys(key for line in state.log_history for key in line))
+        columns.sort(key=lambda key: (key not in ("step", "epoch"), key.startswith("eval_")))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(state.log_history)
+        write_text(self.path, text.getvalue())
+
+    on_save = on_evaluate = on_train_end = _write
+
+
+class _Bar(TrainerCallback):
+    """A progress bar with the last losses and the last validation."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        columns = [
+            TextColumn("Training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[evaluation]}"),
+        ]
+        self.progress = Progress(*columns)
+        self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, loss="", evaluation="")
+        self.progress.start()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
+        if "loss" in logs:
+            parts = [f"{name.removeprefix('loss_')} {value:.2f}" for name, value in logs.items() if "loss" in name]
+            self.progress.update(self.task, loss=" ".join(parts))
+        recalls = [f"{name[5:-3]} {value:.0f}" for name, value in logs.items() if name.endswith("_r1") and "v2t" not in name]
+        if recalls:
+            self.progress.update(self.task, evaluation="R@1 " + " ".join(recalls))
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.progress.stop()
+
+
+def _processor_and_config(recipe: Recipe, checkpoint: Path | None) -> tuple[PerceiverVLProcessor, PerceiverVLConfig]:
+    """The processor and configuration of a run: of the checkpoint, of the model it starts from, or new ones."""
+    start = checkpoint or recipe.initialise_from
+    if start is not None:
+        folder = check_model_folder(start)
+        config = PerceiverVLConfig.from_pretrained(folder)
+        if checkpoint is None:
+            config = PerceiverVLConfig.from_dict({**config.to_dict(), **recipe.model})
+        with quiet():
+            processor = PerceiverVLProcessor.from_pretrained(folder)
+    else:
+        for name in ("vocab_size", "mask_token_id", "pad_token_id"):
+            if name in recipe.model:
+                raise UsageError(f"model.{name}={recipe.model[name]}: comes from the tokenizer, see tokenizer in the recipe")
+        longest = recipe.model.get("max_text_length", PerceiverVLConfig.max_text_length)
+        tokenizer = _tokenizer(recipe.tokenizer, recipe.data, longest)
+        words = {
+            "vocab_size": len(tokenizer),
+            "mask_token_id": tokenizer.mask_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        config = PerceiverVLConfig(**words, **recipe.model)
+        size = {"height": config.image_size, "width": config.image_size}
+        processor = PerceiverVLProcessor(PerceiverVLImageProcessor(size=size, num_frames=recipe.data.num_frames), tokenizer)
+    if recipe.data.num_frames > config.max_frames:
+        raise UsageError(
+            f"data.num_frames={recipe.data.num_frames}: more than model.max_frames={config.max_frames}, the temporal table"
+        )
+    return processor, config
+
+
+def _tokenizer(words: Words, data: Data, longest: int) -> Any:
+    if words.name is None:
+        source, _ = open_split(data.train, (1, 1), data)
+        captions = (text for index in range(len(source)) for text in source.captions(index))
+        return train_tokenizer(captions, vocab_size=words.vocab_size, max_length=longest)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(words.name)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"tokenizer.name={words.name}: cannot be loaded ({first}), name a folder or a hub model") from error
+    if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
+        raise UsageError(f"tokenizer.name={words.name}: has no mask or pad token, name one in the manner of BERT's")
+    tokenizer.model_max_length = longest
+    return tokenizer
+
+
+def _model(recipe: Recipe, config: PerceiverVLConfig, seed: int) -> PerceiverVLForPreTraining:
+    if recipe.initialise_from is None:
+        torch.manual_seed(seed)
+        return PerceiverVLForPreTraining(config)
+    try:
+        with quiet():
+            return PerceiverVLForPreTraining.from_pretrained(recipe.initialise_from, config=config)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"initialise_from={recipe.initialise_from}: does not fit the recipe's model ({first})") from error
+
+
+def _optimizer(recipe: Recipe, arguments: TrainingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+    """None for the Trainer's own AdamW; plain Adam as in the paper, whose weight decay is L2."""
+    if recipe.optimizer == "adamw":
+        return None
+    betas = (arguments.adam_beta1, arguments.adam_beta2)
+    return torch.optim.Adam, {"lr": arguments.learning_rate, "betas": betas, "eps": arguments.adam_epsilon}
+
+
+def _last_checkpoint(output: Path) -> Path | None:
+    """The newest complete checkpoint: the Trainer writes `trainer_state.json` last."""
+    complete = [path.parent for path in output.glob("checkpoints/checkpoint-*/trainer_state.json")]
+    return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclass values as YAML knows them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
