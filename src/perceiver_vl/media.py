@@ -97,10 +97,11 @@ def sample_indices(total: int, num_frames: int, rng: np.random.Generator | None 
     """
     if total <= num_frames:
         return list(range(total))
-    if rng is None:
-        return [(2 * i + 1) * total // (2 * num_frames) for i in range(num_frames)]
     edges = [i * total // num_frames for i in range(num_frames + 1)]
-    return [int(rng.integers(first, after)) for first, after in itertools.pairwise(edges)]
+    segments = itertools.pairwise(edges)
+    if rng is None:
+        return [(first + after) // 2 for first, after in segments]
+    return [int(rng.integers(first, after)) for first, after in segments]
 
 
 def resize_frame(frame: Frames, size: tuple[int, int]) -> Frames:
@@ -205,11 +206,12 @@ def _unreadable(head: bytes) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if "truncated" in str(error):
+    detail = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if "truncated" in detail:
         return "truncated: the end of the file is missing"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror[0].lower() + error.strerror[1:]
-    return f"damaged: cannot be decoded ({error or type(error).__name__})"
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, av.error.FFmpegError):
+        return detail[0].lower() + detail[1:]
+    return f"damaged: cannot be decoded ({detail})"
 
 
 def _check_pixels(path: Path, width: int, height: int) -> None:
@@ -255,7 +257,7 @@ def _load_animation(
         except Exception:
             lost = True
             break
-        if index in wanted or (not taken and index == first and first not in wanted):
+        if index in wanted or index == first:
             frame = to_rgb(image)
             taken.append((time, frame if size is None else resize_frame(frame, size)))
         time += (image.info.get("duration") or 100.0) / 1000  # browsers show a frame without a duration for 100 ms
@@ -266,13 +268,13 @@ def _load_animation(
 
 def to_rgb(image: Image.Image) -> Frames:
     """A Pillow image → (H, W, 3) uint8: EXIF orientation applied, transparency on white, 16 bits scaled to 8."""
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        image.info["exif"] = rgba.info.get("exif", b"")
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 
 def _to_8_bits(values: npt.NDArray[Any]) -> Frames:

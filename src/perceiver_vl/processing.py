@@ -62,7 +62,7 @@ class PerceiverVLImageProcessor(PilBackend):
         for name, value in _FIXED.items():
             if getattr(self, name) != value:
                 raise UsageError(f"{name}={getattr(self, name)}: this image processor only knows {value!r}")
-        if not (self.size.height and self.size.width):
+        if min(self._frame_size()) < 1:
             raise UsageError(
                 f"size={dict(self.size)}: need a height and a width, as in {{'height': 384, 'width': 384}}"
             )
@@ -107,7 +107,7 @@ class PerceiverVLImageProcessor(PilBackend):
         mean, std = (torch.tensor(value, dtype=torch.float32).expand(3) for value in (self.image_mean, self.image_std))
         scale, shift = (self.rescale_factor / std).view(3, 1, 1), (mean / std).view(3, 1, 1)
         for row, row_mask, clip in zip(pixels, mask, clips, strict=True):
-            row[: len(clip)] = torch.from_numpy(clip).permute(0, 3, 1, 2)
+            row[: len(clip)] = torch.from_numpy(np.require(clip, requirements="W")).permute(0, 3, 1, 2)
             row[: len(clip)].mul_(scale).sub_(shift)
             row[len(clip) :] = 0
             row_mask[: len(clip)] = 1
@@ -146,6 +146,7 @@ class PerceiverVLProcessor(ProcessorMixin):
         _check(
             text is not None or images is not None or videos is not None, "nothing given: need text, images or videos"
         )
+        _check(return_tensors in ("pt", "np"), f"return_tensors={return_tensors!r}: choose 'pt' or 'np'")
         inputs: dict[str, Any] = {}
         if text is not None:
             inputs |= self._tokenize(text, max_length, padding, return_tensors)

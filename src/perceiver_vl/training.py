@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import yaml
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -20,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from perceiver_vl.budget import FULL_BUDGET
 from perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.console import Stages
 from perceiver_vl.data.batching import EpochSampler, PreTrainingCollator, TrainingExamples
 from perceiver_vl.data.clips import ClipSource, FolderClips
 from perceiver_vl.data.folder import Problem, read_folder
@@ -97,6 +97,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         retrieval = trainer.validate() if validation is not None else None
         trainer.save_model(str(output))
+        (output / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says the same
     skipped = problems + sorted(trainer.problems, key=lambda problem: problem.file_name)
     metrics = {"steps": outcome.global_step, "seconds": outcome.metrics["train_runtime"]}
     result = TrainingResult(output, outcome.global_step, metrics["seconds"], retrieval, skipped)
@@ -261,33 +262,25 @@ class _Bar(TrainerCallback):
     """A progress bar with the last losses and the last validation."""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        columns = [
-            TextColumn("Training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TextColumn("{task.fields[evaluation]}"),
-        ]
-        self.progress = Progress(*columns)
-        self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, loss="", evaluation="")
-        self.progress.start()
+        self.stages = Stages(state.is_world_process_zero)
+        self.stages.__enter__()
+        self.advance = self.stages.stage("Training", state.max_steps, done=state.global_step)
+        self.losses = self.recalls = ""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.progress.update(self.task, completed=state.global_step)
+        self.advance()
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs["logs"]
         if "loss" in logs:
-            parts = [f"{name.removeprefix('loss_')} {value:.2f}" for name, value in logs.items() if "loss" in name]
-            self.progress.update(self.task, loss=" ".join(parts))
-        recalls = [f"{name[5:-3]} {value:.0f}" for name, value in logs.items() if name.endswith("_r1") and "v2t" not in name]
+            self.losses = " ".join(f"{name.removeprefix('loss_')} {logs[name]:.2f}" for name in logs if "loss" in name)
+        recalls = [f"{name[5:-3]} {logs[name]:.0f}" for name in logs if name.endswith("_r1") and "v2t" not in name]
         if recalls:
-            self.progress.update(self.task, evaluation="R@1 " + " ".join(recalls))
+            self.recalls = f", R@1 {' '.join(recalls)}"
+        self.advance(0, self.losses + self.recalls)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.progress.stop()
+        self.stages.__exit__(None, None, None)
 
 
 def _processor_and_config(recipe: Recipe, checkpoint: Path | None) -> tuple[PerceiverVLProcessor, PerceiverVLConfig]:

@@ -17,7 +17,17 @@ from small_media import write_clip, write_image
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, UsageError
 from perceiver_vl.pretrained_folder import fingerprint, load_retriever
 from perceiver_vl.search import IndexReport, build_index
-from perceiver_vl.search.store import Clip, EncodedClip, StoredIndex, part_paths, read_settings, write_part
+from perceiver_vl.search.store import (
+    Clip,
+    EncodedClip,
+    IndexSettings,
+    StoredIndex,
+    locked,
+    part_paths,
+    read_settings,
+    write_part,
+    write_settings,
+)
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -191,8 +201,6 @@ def test_a_killed_run_loses_only_the_part_in_progress(model_folder: Path, media:
 
 
 def test_two_runs_at_once_are_refused(model_folder: Path, media: Path, tmp_path: Path) -> None:
-    from perceiver_vl.search.store import locked
-
     with locked(tmp_path / "index"), pytest.raises(UsageError, match="another run") as error:
         build_index(model_folder, media, tmp_path / "index")
     one_line(error)
@@ -210,6 +218,31 @@ def test_a_clip_in_two_parts_counts_once_and_the_later_part_wins(
     assert len(stored.clips) == 8
     assert (vectors(tmp_path / "index")["clip0.mp4"] == 0).all()
     assert (stored.latents([7]) == 0).all()
+
+
+def test_latents_of_any_rows_are_read_across_row_groups(tmp_path: Path) -> None:
+    shape = (64, 1024)  # so large that a megabyte, a row group, holds eight
+    settings = IndexSettings("model", "fingerprint", "media", "full", 4, 8, *shape, ("decoder",))
+    write_settings(tmp_path, settings)
+    draw = np.random.default_rng(0)
+    latents = draw.standard_normal((25, *shape)).astype(np.float16)
+    vectors = draw.standard_normal((25, 8)).astype(np.float32)
+    clips = [Clip(f"{number}.mp4", 1, 1, (), None) for number in range(25)]
+    encoded = [EncodedClip(*row) for row in zip(clips, vectors, latents, strict=True)]
+    write_part(tmp_path, encoded[:20])
+    write_part(tmp_path, encoded[20:])
+    chosen = [24, 3, 19, 8, 7, 20, 16]
+    np.testing.assert_array_equal(StoredIndex(tmp_path).latents(chosen), latents[chosen])
+
+
+def test_damaged_weights_are_noticed(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    model, processor = load_retriever(model_folder, "cpu")
+    torch.nn.init.constant_(model.perceiver_vl.encoder.norm.weight, float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    with pytest.raises(PerceiverVLError, match="not numbers") as error:
+        build_index(tmp_path / "model", media, tmp_path / "index")
+    one_line(error)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,6 @@
 
 from perceiver_vl.search.index import IndexReport, build_index
 from perceiver_vl.search.page import write_page
-from perceiver_vl.search.search import Hit, Searcher, SearchResult, combined_scores
+from perceiver_vl.search.search import Hit, Searcher, SearchResult
 
-__all__ = ["Hit", "IndexReport", "SearchResult", "Searcher", "build_index", "combined_scores", "write_page"]
+__all__ = ["Hit", "IndexReport", "SearchResult", "Searcher", "build_index", "write_page"]

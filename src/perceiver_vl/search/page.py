@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
+from PIL import Image, ImageOps
 
 from perceiver_vl.files import write_text
 from perceiver_vl.media import Frames, MediaError, load_clip
@@ -71,8 +71,7 @@ def filmstrip(path: Path, frames: int = STRIP_FRAMES) -> Filmstrip:
 
 
 def _picture(seconds: float, frame: Frames) -> Picture:
-    image = Image.fromarray(frame)
-    image.thumbnail((STRIP_WIDTH, STRIP_HEIGHT))
+    image = ImageOps.contain(Image.fromarray(frame), (STRIP_WIDTH, STRIP_HEIGHT))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=JPEG_QUALITY)
     return Picture(seconds, image.width, f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}")

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from perceiver_vl.budget import ComputeBudget
@@ -17,6 +16,7 @@ from perceiver_vl.errors import UsageError
 from perceiver_vl.pretrained_folder import fingerprint, load_retriever
 from perceiver_vl.search.shortlist import EXACT_ROWS, Numbers, open_shortlist
 from perceiver_vl.search.store import StoredIndex, Vectors
+from perceiver_vl.tasks.retrieval import combined_scores
 
 Rerank = Literal["combined", "mixed", "none"]
 RERANK_BATCH = 64
@@ -144,7 +144,9 @@ class Searcher:
             return cosines
         if rerank == "mixed":
             return mixed
-        return combined_scores(self.model.logit_scale.item() * cosines, mixed)
+        multi = self.model.logit_scale.item() * torch.from_numpy(cosines)
+        combined: Vectors = combined_scores(multi, torch.from_numpy(mixed)).numpy()
+        return combined
 
     def _hit(self, rank: int, number: int, score: float, cosine: float, mixed: float | None) -> Hit:
         clip = self.index.clips[number]
@@ -159,15 +161,6 @@ class Searcher:
             return self._vectors(self._encode(captioned[:: -(-len(captioned) // RECALL_QUERIES)]))
         block = next(self.index.vectors_by_part())
         return block[:: -(-len(block) // RECALL_QUERIES)]
-
-
-def combined_scores(multi: Vectors, mixed: Vectors) -> Vectors:
-    """Log-probabilities of both streams, added: log-softmax of `multi` over the shortlist + log-sigmoid of `mixed`.
-
-    `multi (K,)` are cosines times the learned scale, `mixed (K,)` matching logits.
-    """
-    scores: Vectors = (F.log_softmax(torch.from_numpy(multi), dim=0) + F.logsigmoid(torch.from_numpy(mixed))).numpy()
-    return scores
 
 
 def _check_query(words: str, top: int, shortlist: int, rerank: str) -> None:

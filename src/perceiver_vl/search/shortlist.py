@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from filelock import FileLock
 
 from perceiver_vl.errors import UsageError
 from perceiver_vl.files import write_json
@@ -63,11 +64,12 @@ class LanceShortlist:
     method = "lancedb"
 
     def __init__(self, index: StoredIndex, sample_queries: Callable[[], Vectors]) -> None:
-        lancedb = _import_lancedb()
+        lancedb = _import_lancedb(len(index.clips))
         home = index.folder / "lance" / index.state
         self._partitions = max(1, round(len(index.clips) ** 0.5))
-        if not (home / "recall.json").is_file():
-            self._make(lancedb, home, index, sample_queries())
+        with FileLock(index.folder / ".lance.lock"):  # the second of two searches waits for the table of the first
+            if not (home / "recall.json").is_file():
+                self._make(lancedb, home, index, sample_queries())
         self._table = lancedb.connect(home).open_table("clips")
         self.recall = float(json.loads((home / "recall.json").read_text(encoding="utf-8"))["recall"])
 
@@ -139,12 +141,12 @@ def _rows(index: StoredIndex) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 
-def _import_lancedb() -> Any:
+def _import_lancedb(clips: int) -> Any:
     try:
         import lancedb
         import lancedb.index
     except ImportError as error:
         raise UsageError(
-            f"more than {EXACT_ROWS} clips are searched through LanceDB: pip install 'perceiver-vl[lancedb]'"
+            f"index of {clips} clips: so many are searched through LanceDB, pip install 'perceiver-vl[lancedb]'"
         ) from error
     return lancedb

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.progress import Progress
 from torch import Tensor
 
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.console import Stages
 from perceiver_vl.data.clips import ClipSource
 from perceiver_vl.data.folder import Problem
 from perceiver_vl.errors import PerceiverVLError, UsageError
@@ -126,7 +126,7 @@ def evaluate_retrieval(
     model.config.check_budget(budget)
     num_frames = budget.frames or num_frames or processor.image_processor.num_frames
     was_training, _ = model.training, model.eval()
-    with _Bar(progress) as bar:
+    with Stages(progress) as bar:
         reader = _ClipReader(processor, source, num_frames, batch_size, model.device, strict)
         encoded, clip_seconds, text_seconds = _encode(model, processor, reader, captions_per_clip, budget, bar)
         clips, queries = len(encoded.vision_features), len(encoded.owner)
@@ -230,11 +230,11 @@ def _encode(
     reader: _ClipReader,
     captions_per_clip: int | None,
     budget: ComputeBudget,
-    bar: "_Bar",
+    bar: Stages,
 ) -> tuple[_Encoded, float, float]:
     """Encode all clips, then all captions of those that could be read; with the seconds that each took."""
     start = time.perf_counter()
-    advance = bar.task("Encoding clips", len(reader.readable))
+    advance = bar.stage("Encoding clips", len(reader.readable))
     vision = []
     for indices, pixel_values, frame_mask in reader.read():
         vision.append(model.encode_vision(pixel_values, frame_mask, budget))
@@ -243,6 +243,8 @@ def _encode(
         why = f", the first that failed: {reader.problems[0].reason}" if reader.problems else ""
         raise PerceiverVLError(f"retrieval needs at least two clips that can be read, found {len(reader.readable)}{why}")
     vision_latents = torch.cat(vision)
+    if not vision_latents.isfinite().all():
+        raise PerceiverVLError("the model's latents are not finite numbers, it cannot rank anything: train it again")
     vision_features = model.pool_vision(vision_latents)
     clip_seconds = time.perf_counter() - start
 
@@ -250,7 +252,7 @@ def _encode(
     owner = torch.tensor([clip for clip, texts in enumerate(captions) for _ in texts], device=model.device)
     start = time.perf_counter()
     words = processor(text=[text for texts in captions for text in texts]).to(model.device)
-    advance = bar.task("Encoding captions", len(owner))
+    advance = bar.stage("Encoding captions", len(owner))
     text = []
     for ids, mask in zip(words["input_ids"].split(64), words["attention_mask"].split(64), strict=True):
         text.append(model.encode_text(ids, mask, budget))
@@ -274,7 +276,7 @@ class _Scorer:
         reader: _ClipReader,
         shortlist: int,
         budget: ComputeBudget,
-        bar: "_Bar",
+        bar: Stages,
     ) -> None:
         self.model, self.encoded, self.reader, self.budget, self.bar = model, encoded, reader, budget, bar
         self.shortlist = shortlist
@@ -317,7 +319,7 @@ class _Scorer:
         """Matching logits where `wanted (Q,C)`, minus infinity elsewhere."""
         scores = torch.full(wanted.shape, -torch.inf, device=wanted.device)
         pairs = wanted.nonzero()
-        advance = self.bar.task("Mixed stream: matching pairs", len(pairs))
+        advance = self.bar.stage("Mixed stream: matching pairs", len(pairs))
         for texts, clips in (batch.T for batch in pairs.split(1024)):
             latents = self.encoded.vision_latents[clips], self.encoded.text_latents[texts]
             scores[texts, clips] = self.model.match(*latents).float()
@@ -331,7 +333,7 @@ class _Scorer:
         words = model.perceiver_vl.embed(encoded.input_ids, encoded.attention_mask)
         assert words.text is not None and words.text_mask is not None
         place = {index: column for column, index in enumerate(self.reader.readable)}
-        advance = self.bar.task("Single stream: encoding pairs", int(wanted.sum()))
+        advance = self.bar.stage("Single stream: encoding pairs", int(wanted.sum()))
         for indices, pixel_values, frame_mask in self.reader.read():
             vision = model.perceiver_vl.embed(pixel_values=pixel_values, frame_mask=frame_mask, budget=self.budget)
             assert vision.vision is not None and vision.vision_mask is not None
@@ -366,27 +368,3 @@ def _on_top(multi: Tensor, matching: Tensor, candidates: Tensor) -> Tensor:
     combined = combined_scores(multi.gather(1, candidates), matching.gather(1, candidates))
     lift = multi.amax(1, keepdim=True) - combined.amin(1, keepdim=True) + 1.0
     return multi.scatter(1, candidates, combined + lift)
-
-
-class _Bar:
-    """A progress bar with a line for each stage, or nothing."""
-
-    def __init__(self, shown: bool) -> None:
-        self._progress = Progress(transient=True) if shown else None
-
-    def __enter__(self) -> "_Bar":
-        if self._progress:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress:
-            self._progress.stop()
-
-    def task(self, description: str, total: int) -> Callable[[int], None]:
-        """Add a line; the function returned moves it on."""
-        progress = self._progress
-        if progress is None:
-            return lambda done: None
-        task = progress.add_task(description, total=total)
-        return lambda done: progress.advance(task, done)

@@ -1,0 +1,35 @@
+"""What a person sees: progress on standard error, results on standard output. Imports nothing heavy."""
+
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Stages:
+    """A progress bar with a line for each stage of a long job; silent where `shown` is false."""
+
+    def __init__(self, shown: bool) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        extra = TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+        self._progress = Progress(*columns, *extra, console=err, transient=True, disable=not shown)
+
+    def __enter__(self) -> "Stages":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def stage(self, description: str, total: int, done: int = 0) -> Callable[..., None]:
+        """Add a line; calling the result moves it on by so many, with a note to show beside it."""
+        task = self._progress.add_task(description, total=total, completed=done, note="")
+
+        def advance(by: int = 1, note: str | None = None) -> None:
+            self._progress.update(task, advance=by, **({} if note is None else {"note": note}))
+
+        return advance

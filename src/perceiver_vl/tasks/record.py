@@ -1,0 +1,92 @@
+"""The circumstances of a figure: what must be the same for it to come out again."""
+
+import hashlib
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from perceiver_vl import __version__
+from perceiver_vl.budget import ComputeBudget
+from perceiver_vl.data.clips import ClipSource
+from perceiver_vl.media import decoder_version
+from perceiver_vl.pretrained_folder import fingerprint
+from perceiver_vl.processing import PerceiverVLProcessor
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """Saved with every metric. `split_hash`: SHA-256 over the names and captions evaluated, in order."""
+
+    command: str
+    model: str
+    model_hash: str
+    data: str
+    split: str | None
+    split_hash: str
+    frames: int
+    sampling: str
+    resize: str
+    decoder: str
+    budget: str
+    versions: dict[str, str]
+    machine: str
+
+
+def evaluation_record(
+    model_folder: Path,
+    processor: PerceiverVLProcessor,
+    source: ClipSource,
+    *,
+    data: str,
+    split: str | None,
+    num_frames: int,
+    budget: ComputeBudget,
+) -> EvaluationRecord:
+    """The record of an evaluation of `model_folder` on `source` with uniformly sampled frames."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update("\0".join([source.name(index), *source.captions(index), "\n"]).encode())
+    size = processor.image_processor.size
+    return EvaluationRecord(
+        command=command_line(),
+        model=str(model_folder),
+        model_hash=fingerprint(model_folder),
+        data=data,
+        split=split,
+        split_hash=digest.hexdigest(),
+        frames=num_frames,
+        sampling="uniform",
+        resize=f"{size['height']}x{size['width']}, antialiased, no crop",
+        decoder=decoder_version(),
+        budget=str(budget),
+        versions=versions(),
+        machine=machine(),
+    )
+
+
+def command_line() -> str:
+    """The command as typed, without the folder that the program lies in."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """Of what computes the figures."""
+    return {
+        "perceiver-vl": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def machine() -> str:
+    """Processor, threads and accelerator."""
+    parts: list[Any] = [platform.machine(), f"{torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
