@@ -1,4 +1,6 @@
-"""The command line: parse, call, print. Heavy imports happen inside the commands, so that help and mistakes are quick."""
+"""The command line: parse, call, print. Heavy imports happen inside the commands, so that help and mistakes are
+quick.
+"""
 
 import json
 import os
@@ -44,7 +46,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file; see recipes/.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in training.max_steps=100.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the output folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint of the output folder.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model by a recipe; writes a folder that from_pretrained loads."""
@@ -75,9 +79,13 @@ def evaluate(
     split: SplitOption = None,
     metadata: MetadataOption = None,
     columns: ColumnsOption = "",
-    streams: Annotated[str, typer.Option(help="Of multi, mixed, single, cascade, cascade-single.")] = "multi,mixed,cascade",
+    streams: Annotated[
+        str, typer.Option(help="Of multi, mixed, single, cascade, cascade-single.")
+    ] = "multi,mixed,cascade",
     shortlist: Annotated[int, typer.Option(help="Candidates that a cascade re-ranks.")] = 20,
-    captions: Annotated[int | None, typer.Option(help="Use the first so many captions of a clip (default: all).")] = None,
+    captions: Annotated[
+        int | None, typer.Option(help="Use the first so many captions of a clip (default: all).")
+    ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
     budget: BudgetOption = "",
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
@@ -199,7 +207,9 @@ def world(
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 8,
     size: Annotated[int, typer.Option(help="Pixels a side.")] = 64,
-    held_out: Annotated[int | None, typer.Option(help="Clips of validation and of test (default: an eighth, at most 256).")] = None,
+    held_out: Annotated[
+        int | None, typer.Option(help="Clips of validation and of test (default: an eighth, at most 256).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the generated world: video files with captions whose truth is known."""
@@ -218,7 +228,9 @@ def demo(
     seed: Annotated[int, typer.Option()] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """The whole story in minutes: make a world, train, evaluate three streams and the cascade, index, search, report."""
+    """The whole story in minutes: make a world, train, evaluate three streams and the cascade, index, search,
+    report.
+    """
     for module, extra in (("accelerate", "train"), ("jsonargparse", "train"), ("matplotlib", "report")):
         _require_extra(module, extra)
     from perceiver_vl.demo import run_demo
@@ -292,7 +304,9 @@ def _print_retrieval(result: "RetrievalResult") -> None:
     chance = ", ".join(f"R@{k} {100 * min(1.0, k / result.clips):.1f}" for k in (1, 5, 10))
     out.print(f"chance, text → video: {chance}")
     flops = f"{result.flops_per_clip / 1e9:.3g} GFLOPs"
-    out.print(f"encoding a clip once (multi, mixed, cascade): {1e3 * result.seconds_per_clip:.1f} ms with decoding, {flops}")
+    out.print(
+        f"encoding a clip once (multi, mixed, cascade): {1e3 * result.seconds_per_clip:.1f} ms with decoding, {flops}"
+    )
 
 
 def _print_hits(result: "SearchResult") -> None:
@@ -303,7 +317,9 @@ def _print_hits(result: "SearchResult") -> None:
         match = "" if hit.mixed_score is None else f"{hit.mixed_score:.2f}"
         duration = "" if hit.duration is None else f"{hit.duration:.1f}"
         caption = hit.texts[0] if hit.texts else ""
-        table.add_row(str(hit.rank), hit.file_name, f"{hit.score:.2f}", f"{hit.multi_score:.3f}", match, duration, caption)
+        table.add_row(
+            str(hit.rank), hit.file_name, f"{hit.score:.2f}", f"{hit.multi_score:.3f}", match, duration, caption
+        )
     out.print(table)
     total = 1e3 * result.seconds["total"]
     recall = f"recall of the shortlist against exact search {result.recall:.3f}"

@@ -1,9 +1,10 @@
 """What a Perceiver-VL is made of; refuses what cannot work, by name."""
 
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 
 from perceiver_vl.budget import ComputeBudget
@@ -14,7 +15,29 @@ _KEYS_OF_TRANSFORMERS = frozenset(
     {"model_type", "num_labels", "torch_dtype", "name_or_path", "attn_implementation", "output_attentions", "auto_map"}
 )
 
+_Config = TypeVar("_Config", bound=PreTrainedConfig)
 
+
+def _refuse_in_one_line(config_class: type[_Config]) -> type[_Config]:
+    """Say a wrong type as every other error is said; take whole numbers for fractions (`layer_drop: 0` in a recipe)."""
+    declared = {field.name: field.type for field in fields(config_class)}
+    set_strictly: Any = config_class.__setattr__
+
+    def set_attribute(self: _Config, name: str, value: Any) -> None:
+        if declared.get(name) is float and type(value) is int:
+            value = float(value)
+        try:
+            set_strictly(self, name, value)
+        except StrictDataclassFieldValidationError as error:
+            kinds = get_args(declared[name]) or (declared[name],)
+            wanted = " or ".join(getattr(kind, "__name__", repr(kind)) for kind in kinds)
+            raise UsageError(f"{name}={value!r}: need {wanted.replace('NoneType', 'None')}") from error
+
+    config_class.__setattr__ = set_attribute  # type: ignore[method-assign, assignment]
+    return config_class
+
+
+@_refuse_in_one_line
 @strict
 class PerceiverVLConfig(PreTrainedConfig):
     """Configuration of every Perceiver-VL model; the defaults are the paper's base size (paper 4.1; facts in brackets).
@@ -104,6 +127,12 @@ class PerceiverVLConfig(PreTrainedConfig):
             raise UsageError(f"layer_drop={self.layer_drop}: a probability of dropping, 0 to 1")
         if not 0.0 <= self.hidden_dropout_prob < 1.0:
             raise UsageError(f"hidden_dropout_prob={self.hidden_dropout_prob}: a probability, 0 to below 1")
+        for name in ("initializer_range", "latent_initializer_range"):
+            if not getattr(self, name) >= 0.0:
+                raise UsageError(f"{name}={getattr(self, name)}: a standard deviation, 0 or more")
+        for name in ("layer_norm_eps", "text_layer_norm_eps"):
+            if not getattr(self, name) > 0.0:
+                raise UsageError(f"{name}={getattr(self, name)}: need a small number above 0")
         if self.modality_aggregation == "separate_plus" and self.self_attentions_per_block < 2:
             raise UsageError(
                 f"self_attentions_per_block={self.self_attentions_per_block}: separate_plus thinks once after each "

@@ -22,7 +22,9 @@ class Stages:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
 
     def stage(self, description: str, total: int, done: int = 0) -> Callable[..., None]:
@@ -30,6 +32,8 @@ class Stages:
         task = self._progress.add_task(description, total=total, completed=done, note="")
 
         def advance(by: int = 1, note: str | None = None) -> None:
-            self._progress.update(task, advance=by, **({} if note is None else {"note": note}))
+            self._progress.advance(task, by)
+            if note is not None:
+                self._progress.update(task, note=note)
 
         return advance

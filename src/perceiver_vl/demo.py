@@ -1,6 +1,7 @@
 """The whole story on the generated world: train, evaluate the streams, index, search, and one page about it.
 
-Each step is the public function behind a command; the page says which. A demo that was interrupted goes on where it was.
+Each step is the public function behind a command; the page says which. A demo that was interrupted goes on where it
+was.
 """
 
 import csv
@@ -54,7 +55,11 @@ class DemoResult:
 
     def rows(self) -> list[tuple[int, StreamResult]]:
         """(reads, stream's result), most reads first."""
-        return [(reads, result) for reads in sorted(self.evaluations, reverse=True) for result in self.evaluations[reads].streams]
+        return [
+            (reads, result)
+            for reads in sorted(self.evaluations, reverse=True)
+            for result in self.evaluations[reads].streams
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -69,7 +74,9 @@ class DemoResult:
     def table(self) -> Table:
         """For the terminal."""
         some = next(iter(self.evaluations.values()))
-        table = Table(title=f"{some.captions} unseen captions, {some.clips} held-out clips (chance R@1 {100 / some.clips:.1f})")
+        table = Table(
+            title=f"{some.captions} unseen captions, {some.clips} held-out clips (chance R@1 {100 / some.clips:.1f})"
+        )
         for column in ("stream", "reads", "R@1", "R@5", "R@10", "median rank", "ms/query", "MFLOPs/query"):
             table.add_column(column, justify="left" if column == "stream" else "right")
         for reads, stream in self.rows():
@@ -81,7 +88,9 @@ class DemoResult:
 
 
 def run_demo(output: Path, seed: int = 0, overrides: tuple[str, ...] = ()) -> DemoResult:
-    """Run the demo in the folder `output`; `overrides` change its recipe (`recipes/world.yaml`), as on the command line."""
+    """Run the demo in the folder `output`; `overrides` change its recipe (`recipes/world.yaml`), as on the command
+    line.
+    """
     seconds: dict[str, float] = {}
     world, model_folder, index_folder = output / "world", output / "model", output / "index"
 
@@ -146,7 +155,11 @@ def _search(result: DemoResult, searcher: Searcher, test: Folder) -> None:
 def _write_report(result: DemoResult, output: Path) -> None:
     most = max(result.evaluations)
     points = [
-        (stream.stream if reads == most else f"{stream.stream}, 1 read", 1e3 * stream.seconds_per_query, stream.text_to_video.r1)
+        (
+            stream.stream if reads == most else f"{stream.stream}, 1 read",
+            1e3 * stream.seconds_per_query,
+            stream.text_to_video.r1,
+        )
         for reads, stream in result.rows()
     ]
     title = f"{HELD_OUT} unseen captions, {HELD_OUT} clips"
@@ -166,7 +179,10 @@ def _write_report(result: DemoResult, output: Path) -> None:
     write_text(result.report, page)
     search, target = result.searches[0], result.targets[0]
     shown = [
-        (f"{hit.rank}. {hit.texts[0]}" + ("   ← the clip described" if hit.file_name == target else ""), load_frames(hit.path, 8))
+        (
+            f"{hit.rank}. {hit.texts[0]}" + ("   ← the clip described" if hit.file_name == target else ""),
+            load_frames(hit.path, 8),
+        )
         for hit in search.hits[:3]
     ]
     write_picture(output / "picture.png", search.query, shown, points, title)

@@ -6,4 +6,6 @@ class PerceiverVLError(Exception):
 
 
 class UsageError(PerceiverVLError, ValueError):
-    """A value that somebody typed (an option, a recipe key, a configuration) cannot work; the command line exits with 2."""
+    """A value that somebody typed (an option, a recipe key, a configuration) cannot work; the command line exits
+    with 2.
+    """

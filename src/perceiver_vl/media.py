@@ -476,6 +476,7 @@ class _VideoFile:
                 if due is None:
                     break
                 if time >= due:
+                    self.lost |= time > due
                     yield time, frame
                     due = next(pending, None)
                     if due is None:
@@ -486,8 +487,9 @@ class _VideoFile:
         packets = self._packets_from(place)
         codec = self._stream.codec_context
         count = itertools.count()
+        skips = self._timed and codec.name == "h264"  # where a frame marked so is certainly used by no other
         for packet in itertools.chain(packets, [None]):
-            if self._timed and packet is not None:  # frames that no other frame needs are not worth decoding
+            if skips and packet is not None:  # frames that no other frame needs are not worth decoding
                 codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             try:
                 frames = codec.decode(packet)

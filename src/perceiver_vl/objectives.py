@@ -1,8 +1,11 @@
 """What pre-training and retrieval training ask of a model: (model, batch) → losses.
 
-VTM, does this text belong to this vision (paper 4.1); MLM, which words were masked (paper 4.1); VTC, which of the batch's
-texts belongs to which vision, by the multi-stream's dot product (ALBEF, Li et al. 2021: what the paper leaves out, so that its
-multi-stream has no objective of its own). VTM is asked in the single stream, as published, and in the mixed stream.
+VTM, does this text belong to this vision (paper 4.1); MLM, which words were masked (paper 4.1); VTC, which of the
+batch's
+texts belongs to which vision, by the multi-stream's dot product (ALBEF, Li et al. 2021: what the paper leaves out, so
+that its
+multi-stream has no objective of its own); VTM and VTC are also asked of the mixed stream: does this pair match by its
+cached encodings, and which of the batch's pairs match best (the in-batch softmax of Poly-encoders, Humeau et al. 2020).
 Shapes: B batch, L text tokens, N latents, D width, E retrieval vector.
 """
 
@@ -31,17 +34,18 @@ class Objectives:
     mlm: float = 1.0
     vtc: float = 0.0
     mixed_vtm: float = 0.0
+    mixed_vtc: float = 0.0
     hard_negatives: bool = False
     mlm_probability: float = 0.15
     joint_share: float = 1.0
 
     def __post_init__(self) -> None:
-        weights = {name: getattr(self, name) for name in ("vtm", "mlm", "vtc", "mixed_vtm")}
+        weights = {name: getattr(self, name) for name in ("vtm", "mlm", "vtc", "mixed_vtm", "mixed_vtc")}
         for name, weight in weights.items():
             if weight < 0:
                 raise UsageError(f"objectives.{name}={weight}: a weight cannot be negative, 0 leaves the objective out")
         if not any(weights.values()):
-            raise UsageError("objectives: every weight is 0, give at least one of vtm, mlm, vtc, mixed_vtm")
+            raise UsageError(f"objectives: every weight is 0, give at least one of {', '.join(weights)}")
         for name in ("mlm_probability", "joint_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise UsageError(f"objectives.{name}={getattr(self, name)}: a share, above 0 and at most 1")
@@ -76,7 +80,7 @@ def pretraining_losses(
     """Every objective whose weight is not 0, by name, unweighted; vision is encoded once for all that can share it."""
     losses: dict[str, Tensor] = {}
     donors = batch.vtm_donors
-    if objectives.vtc or objectives.mixed_vtm or objectives.hard_negatives:
+    if objectives.vtc or objectives.mixed_vtm or objectives.mixed_vtc or objectives.hard_negatives:
         vision_latents = model.encode_vision(batch.pixel_values, batch.frame_mask, budget)
         text_latents = model.encode_text(batch.input_ids, batch.attention_mask, budget)
         vision_features, text_features = model.pool_vision(vision_latents), model.pool_text(text_latents)
@@ -90,6 +94,9 @@ def pretraining_losses(
             hard = torch.arange(len(donors), device=donors.device).roll(1)
         if objectives.mixed_vtm:
             losses["mixed_vtm"] = mixed_matching_loss(model, vision_latents, text_latents, hard)
+
+        if objectives.mixed_vtc:
+            losses["mixed_vtc"] = mixed_contrastive_loss(model, vision_latents, text_latents)
 
     shown = max(2, round(objectives.joint_share * len(donors)))
     if objectives.vtm:
@@ -129,13 +136,24 @@ def mixed_matching_loss(
     return matching_loss(logits, labels)
 
 
+def mixed_contrastive_loss(model: PerceiverVLForPreTraining, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
+    """VTC in the mixed stream: symmetric cross-entropy over the matching logits of all pairs of the process's batch."""
+    logits = model.match_all(vision_latents, text_latents)
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
 def single_matching_loss(
     model: PerceiverVLForPreTraining, batch: PreTrainingBatch, donors: Tensor, shown: int, budget: ComputeBudget
 ) -> Tensor:
     """VTM as published: the text of the first `shown` pairs, unmasked, each with its donor's vision."""
     donors = donors[:shown]
     logits = model.match_jointly(
-        batch.input_ids[:shown], batch.attention_mask[:shown], batch.pixel_values[donors], batch.frame_mask[donors], budget
+        batch.input_ids[:shown],
+        batch.attention_mask[:shown],
+        batch.pixel_values[donors],
+        batch.frame_mask[donors],
+        budget,
     )
     return matching_loss(logits, donors == torch.arange(shown, device=donors.device))
 
@@ -143,7 +161,9 @@ def single_matching_loss(
 def joint_masked_word_loss(
     model: PerceiverVLForPreTraining, batch: PreTrainingBatch, shown: int, budget: ComputeBudget
 ) -> Tensor:
-    """MLM on the first `shown` pairs, all matched, vision intact; the vocabulary is scored where words are missing only."""
+    """MLM on the first `shown` pairs, all matched, vision intact; the vocabulary is scored where words are missing
+    only.
+    """
     labels = batch.mlm_labels[:shown]
     is_masked = labels != -100
     encoded = model.perceiver_vl(

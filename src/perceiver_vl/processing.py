@@ -46,11 +46,11 @@ class PerceiverVLImageProcessor(PilBackend):
     """
 
     valid_kwargs = PerceiverVLImagesKwargs
-    model_input_names = ["pixel_values", "frame_mask"]  # noqa: RUF012
+    model_input_names = ["pixel_values", "frame_mask"]
 
-    size = {"height": 384, "width": 384}  # noqa: RUF012
-    image_mean = [0.5, 0.5, 0.5]  # noqa: RUF012
-    image_std = [0.5, 0.5, 0.5]  # noqa: RUF012
+    size = {"height": 384, "width": 384}
+    image_mean = [0.5, 0.5, 0.5]
+    image_std = [0.5, 0.5, 0.5]
     do_resize = True
     do_rescale = True
     do_normalize = True

@@ -54,7 +54,9 @@ class Data:
         if self.num_frames < 1:
             raise UsageError(f"data.num_frames={self.num_frames}: need at least one frame")
         if self.cache and self.sampling == "random":
-            raise UsageError("data.cache=true: random sampling takes new frames each time, set sampling=uniform or no cache")
+            raise UsageError(
+                "data.cache=true: random sampling takes new frames each time, set sampling=uniform or no cache"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,7 @@
 import csv
 import dataclasses
 import io
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from perceiver_vl.data.batching import EpochSampler, PreTrainingCollator, Traini
 from perceiver_vl.data.clips import ClipSource, FolderClips
 from perceiver_vl.data.folder import Problem, read_folder
 from perceiver_vl.data.world import World
-from perceiver_vl.errors import PerceiverVLError, UsageError
+from perceiver_vl.errors import UsageError
 from perceiver_vl.files import write_json, write_text
 from perceiver_vl.model import PerceiverVLForPreTraining
 from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
@@ -76,7 +74,9 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
     model = _model(recipe, config, arguments.seed)
 
     write_text(output / "recipe.yaml", yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False))
-    examples = TrainingExamples(source, data.num_frames, data.sampling, arguments.data_seed or arguments.seed, data.strict)
+    examples = TrainingExamples(
+        source, data.num_frames, data.sampling, arguments.data_seed or arguments.seed, data.strict
+    )
     trainer = RetrievalTrainer(
         recipe,
         validation,
@@ -115,7 +115,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     for name, value in recipe.training.items():
         if name not in known or name == "output_dir":
-            raise UsageError(f"training.{name}={value!r}: not an argument of transformers.TrainingArguments to set here")
+            raise UsageError(
+                f"training.{name}={value!r}: not an argument of transformers.TrainingArguments to set here"
+            )
     try:
         typed = parser.parse_object(dict(recipe.training))
         given = {name: typed[name] for name in recipe.training}
@@ -201,7 +203,7 @@ class RetrievalTrainer(Trainer):
                 metrics[f"{name}_{k}"] = getattr(stream.text_to_video, k)
                 metrics[f"{name}_v2t_{k}"] = getattr(stream.video_to_text, k)
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics
 
 
@@ -239,7 +241,9 @@ class _StepSeed(TrainerCallback):
 
 
 class _LogFile(TrainerCallback):
-    """The whole log as CSV, written anew at each evaluation, save and at the end (a resume brings the old lines along)."""
+    """The whole log as CSV, written anew at each evaluation, save and at the end (a resume brings the old lines
+    along).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -296,7 +300,9 @@ def _processor_and_config(recipe: Recipe, checkpoint: Path | None) -> tuple[Perc
     else:
         for name in ("vocab_size", "mask_token_id", "pad_token_id"):
             if name in recipe.model:
-                raise UsageError(f"model.{name}={recipe.model[name]}: comes from the tokenizer, see tokenizer in the recipe")
+                raise UsageError(
+                    f"model.{name}={recipe.model[name]}: comes from the tokenizer, see tokenizer in the recipe"
+                )
         longest = recipe.model.get("max_text_length", PerceiverVLConfig.max_text_length)
         tokenizer = _tokenizer(recipe.tokenizer, recipe.data, longest)
         words = {
@@ -306,10 +312,13 @@ def _processor_and_config(recipe: Recipe, checkpoint: Path | None) -> tuple[Perc
         }
         config = PerceiverVLConfig(**words, **recipe.model)
         size = {"height": config.image_size, "width": config.image_size}
-        processor = PerceiverVLProcessor(PerceiverVLImageProcessor(size=size, num_frames=recipe.data.num_frames), tokenizer)
+        processor = PerceiverVLProcessor(
+            PerceiverVLImageProcessor(size=size, num_frames=recipe.data.num_frames), tokenizer
+        )
     if recipe.data.num_frames > config.max_frames:
         raise UsageError(
-            f"data.num_frames={recipe.data.num_frames}: more than model.max_frames={config.max_frames}, the temporal table"
+            f"data.num_frames={recipe.data.num_frames}: more than model.max_frames={config.max_frames}, "
+            "the rows of the temporal table"
         )
     return processor, config
 
@@ -323,7 +332,9 @@ def _tokenizer(words: Words, data: Data, longest: int) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(words.name)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UsageError(f"tokenizer.name={words.name}: cannot be loaded ({first}), name a folder or a hub model") from error
+        raise UsageError(
+            f"tokenizer.name={words.name}: cannot be loaded ({first}), name a folder or a hub model"
+        ) from error
     if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
         raise UsageError(f"tokenizer.name={words.name}: has no mask or pad token, name one in the manner of BERT's")
     tokenizer.model_max_length = longest
@@ -339,10 +350,14 @@ def _model(recipe: Recipe, config: PerceiverVLConfig, seed: int) -> PerceiverVLF
             return PerceiverVLForPreTraining.from_pretrained(recipe.initialise_from, config=config)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
-        raise UsageError(f"initialise_from={recipe.initialise_from}: does not fit the recipe's model ({first})") from error
+        raise UsageError(
+            f"initialise_from={recipe.initialise_from}: does not fit the recipe's model ({first})"
+        ) from error
 
 
-def _optimizer(recipe: Recipe, arguments: TrainingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+def _optimizer(
+    recipe: Recipe, arguments: TrainingArguments
+) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
     """None for the Trainer's own AdamW; plain Adam as in the paper, whose weight decay is L2."""
     if recipe.optimizer == "adamw":
         return None

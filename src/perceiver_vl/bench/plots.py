@@ -56,7 +56,7 @@ def write_picture(
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9, 1.2 * len(strips) + 3.2), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
-        above, below = figure.subfigures(2, 1, height_ratios=(1.2 * len(strips) + 0.4, 2.8))
+        above, below = figure.subfigures(2, 1, height_ratios=(1.2 * len(strips) + 0.4, 2.8))  # type: ignore[misc]
         above.suptitle(f"“{query}”", fontsize=11, fontweight="bold")
         for axes, (caption, frames) in zip(np.atleast_1d(above.subplots(len(strips), 1)), strips, strict=True):
             axes.imshow(np.concatenate(list(frames), axis=1), interpolation="nearest")
@@ -70,7 +70,9 @@ def _recall_against_latency(axes: Any, points: Sequence[tuple[str, float, float]
     for name, milliseconds, recall in points:
         axes.plot(milliseconds, recall, "o")
         axes.annotate(name, (milliseconds, recall), textcoords="offset points", xytext=(6, 4))
-    axes.set(xscale="log", xlabel="milliseconds a text query (logarithmic)", ylabel="R@1, text → video (%)", title=title)
+    axes.set(
+        xscale="log", xlabel="milliseconds a text query (logarithmic)", ylabel="R@1, text → video (%)", title=title
+    )
     axes.margins(x=0.25, y=0.2)
     axes.set_ylim(bottom=0)
 

@@ -23,7 +23,9 @@ _EXAMPLE_DRAWS, _MASKING_DRAWS = 0, 1
 
 @dataclass(frozen=True)
 class Example:
-    """One clip with one of its captions, as drawn for `key` = (seed, epoch, index); `problems`: files passed over for it."""
+    """One clip with one of its captions, as drawn for `key` = (seed, epoch, index); `problems`: files passed over
+    for it.
+    """
 
     frames: Frames
     text: str
@@ -52,11 +54,17 @@ class EpochSampler(Sampler[int]):
 class TrainingExamples(Dataset[Example]):
     """A source's clips as training examples: sampled frames and a random caption; item epoch · n + index.
 
-    A clip that cannot be read is replaced by the next one and named in the example's `problems`; with `strict` it raises.
+    A clip that cannot be read is replaced by the next one and named in the example's `problems`; with `strict` it
+    raises.
     """
 
     def __init__(
-        self, source: ClipSource, num_frames: int, sampling: Literal["uniform", "random"], seed: int, strict: bool = False
+        self,
+        source: ClipSource,
+        num_frames: int,
+        sampling: Literal["uniform", "random"],
+        seed: int,
+        strict: bool = False,
     ) -> None:
         self.source, self.num_frames, self.sampling, self.seed, self.strict = source, num_frames, sampling, seed, strict
 
@@ -97,11 +105,11 @@ class PreTrainingCollator:
                 return_tensors="pt",
             )
         )
-        masked = [
-            self._mask_words(ids, example.key) for ids, example in zip(batch["input_ids"], examples, strict=True)
-        ]
+        masked = [self._mask_words(ids, example.key) for ids, example in zip(batch["input_ids"], examples, strict=True)]
         donors = torch.arange(len(examples))
-        donors[1::2] -= 1  # the order of the examples is random already: every second pair is shown its neighbour's vision
+        donors[1::2] -= (
+            1  # the order of the examples is random already: every second pair is shown its neighbour's vision
+        )
         return {
             **batch,
             "masked_input_ids": torch.stack([ids for ids, _ in masked]),
@@ -111,7 +119,9 @@ class PreTrainingCollator:
         }
 
     def _mask_words(self, ids: Tensor, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """BERT's masking of `ids (L,)`: of the chosen words 80 % become [MASK], 10 % any word, 10 % stay. → ids, labels."""
+        """BERT's masking of `ids (L,)`: of the chosen words 80 % become [MASK], 10 % any word, 10 % stay. → ids,
+        labels.
+        """
         tokenizer = self.processor.tokenizer
         rng = np.random.default_rng([*key, _MASKING_DRAWS])
         words = ids.numpy()

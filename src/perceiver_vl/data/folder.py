@@ -1,4 +1,6 @@
-"""A folder of one's own: media files and `metadata.jsonl|csv|parquet` beside them (the videofolder/imagefolder convention)."""
+"""A folder of one's own: media files and `metadata.jsonl|csv|parquet` beside them (the videofolder/imagefolder
+convention).
+"""
 
 import csv
 import io
@@ -54,12 +56,14 @@ def read_folder(
 ) -> Folder:
     """Read the records of `folder`; rows of one file are merged, so that a clip has all its captions.
 
-    `split` keeps one split (`val`, `valid` and `dev` mean `validation`). `metadata` names another metadata file, within the
+    `split` keeps one split (`val`, `valid` and `dev` mean `validation`). `metadata` names another metadata file,
+    within the
     folder or anywhere. `columns` maps our names to the file's, as in `{"file_name": "file", "text": "captions"}`.
     Without metadata every media file of the folder is a record; `need_text` then is an error.
     Files that are missing and clips without a caption (with `need_text`) become problems; `strict` raises at the first.
 
-    Raises `UsageError` for a folder, metadata file, column or split that is not there, `PerceiverVLError` if nothing is left.
+    Raises `UsageError` for a folder, metadata file, column or split that is not there, `PerceiverVLError` if nothing
+    is left.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -67,7 +71,9 @@ def read_folder(
     table = _find_metadata(folder, metadata)
     if table is None:
         if need_text:
-            raise UsageError(f"{folder}: no {', '.join(METADATA_NAMES)} with captions, write one or name it with metadata=")
+            raise UsageError(
+                f"{folder}: no {', '.join(METADATA_NAMES)} with captions, write one or name it with metadata="
+            )
         if split is not None:
             raise UsageError(f"split={split}: {folder} has no metadata that could say so, leave the split out")
         found = [Record(path.relative_to(folder).as_posix(), path) for path in find_media(folder)]
@@ -99,7 +105,9 @@ def read_folder(
         result.problems.append(Problem(file_name, reason))
     if not result.records:
         first = result.problems[0] if result.problems else Problem(table.name, "it has no rows")
-        raise PerceiverVLError(f"{table}: no usable record of {len(merged)}, the first: {first.file_name}: {first.reason}")
+        raise PerceiverVLError(
+            f"{table}: no usable record of {len(merged)}, the first: {first.file_name}: {first.reason}"
+        )
     return result
 
 

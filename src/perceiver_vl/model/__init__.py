@@ -1,4 +1,6 @@
-"""The model, from the input array to the answers. Importing it registers the classes with transformers' Auto classes."""
+"""The model, from the input array to the answers. Importing it registers the classes with transformers' Auto
+classes.
+"""
 
 from transformers import AutoConfig, AutoModel
 

@@ -3,9 +3,29 @@
 Shapes: B batch, N latents (or Q queries), M inputs (or N latents), D width, H heads.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class AttentionSummary:
+    """All that a set of inputs can ever contribute to given queries: per head what they answer, and how loudly.
+
+    `output (…,H,Q,D/H)`: softmax-weighted values; `logsumexp (…,H,Q)`: of the attention scores.
+    """
+
+    output: Tensor
+    logsumexp: Tensor
+
+
+def merge_summaries(first: AttentionSummary, second: AttentionSummary) -> AttentionSummary:
+    """The summary of two disjoint sets of inputs together, exactly; leading dimensions broadcast."""
+    share = torch.sigmoid(first.logsumexp - second.logsumexp)[..., None]
+    output = share * first.output + (1 - share) * second.output
+    return AttentionSummary(output, torch.logaddexp(first.logsumexp, second.logsumexp))
 
 
 class Attention(nn.Module):
@@ -20,13 +40,25 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> Tensor:
-        """Attend with `queries (B,N,D)` over `inputs (B,M,D)`; `input_mask (B,M)` bool, True where attended → `(B,N,D)`."""
+        """Attend with `queries (B,N,D)` over `inputs (B,M,D)`; `input_mask (B,M)` bool, True where attended →
+        `(B,N,D)`.
+        """
         q = self._split_heads(self.q_proj(queries))
         k = self._split_heads(self.k_proj(inputs))
         v = self._split_heads(self.v_proj(inputs))
         mask = None if input_mask is None else input_mask[:, None, None, :]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B,H,N,D/H)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def summarise(self, queries: Tensor, inputs: Tensor) -> AttentionSummary:
+        """What `queries (B or 1,Q,D)` find in `inputs (B,M,D)`, to be merged with what they find elsewhere."""
+        q, k, v = self._split_heads(self.q_proj(queries)), self._split_heads(self.k_proj(inputs)), self.v_proj(inputs)
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B,H,Q,M)
+        return AttentionSummary(scores.softmax(-1) @ self._split_heads(v), scores.logsumexp(-1))
+
+    def finish(self, summary: AttentionSummary) -> Tensor:
+        """Summary of all inputs → `(…,Q,D)`, as `forward` would have given."""
+        return self.out_proj(summary.output.transpose(-3, -2).flatten(-2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B,·,D) → (B,H,·,D/H)
@@ -66,12 +98,24 @@ class AttentionBlock(nn.Module):
         """`latents (B,N,D)`, `inputs (B,M,D)`, `input_mask (B,M)` bool → `(B,N,D)`."""
         normed = self.norm1(latents)
         attended = self.attention(normed, normed if inputs is None else inputs, input_mask)
+        return self._add(latents, attended)
+
+    def summarise(self, queries: Tensor, inputs: Tensor) -> AttentionSummary:
+        """What the block's attention finds in `inputs (B,M,D)`, for `queries (B or 1,Q,D)`."""
+        return self.attention.summarise(self.norm1(queries), inputs)
+
+    def finish(self, queries: Tensor, summary: AttentionSummary) -> Tensor:
+        """The block's output `(…,Q,D)` for `queries (…,Q,D)`, from the summary of all that they read."""
+        return self._add(queries, self.attention.finish(summary))
+
+    def _add(self, latents: Tensor, attended: Tensor) -> Tensor:
         latents = latents + self.dropout(attended)
         return latents + self.dropout(self.mlp(self.norm2(latents)))
 
 
 def fourier_features(length: int, dim: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Sines and cosines of `length` positions in [-1, 1] at dim/2 linearly spaced frequencies up to Nyquist → `(length,dim)`.
+    """Sines and cosines of `length` positions in [-1, 1] at dim/2 linearly spaced frequencies up to Nyquist →
+    `(length,dim)`.
 
     Source: Perceiver (Jaegle et al., 2021), section 3.2, without the raw position.
     """

@@ -25,7 +25,9 @@ class PerceiverVLDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, queries: Tensor, latents: Tensor) -> Tensor:
-        """`queries (B,Q,D)`, `latents (B,N,D)` → `(B,Q,D)`. No query sees another: tasks can be asked together or apart."""
+        """`queries (B,Q,D)`, `latents (B,N,D)` → `(B,Q,D)`. No query sees another: tasks can be asked together or
+        apart.
+        """
         return self.norm(self.block(queries, latents))
 
 
@@ -42,7 +44,9 @@ class ClassQuery(nn.Module):
 
 
 class MaskedWordQueries(nn.Module):
-    """One query for each text position, saying where it is and whether it was masked, never which token stands there."""
+    """One query for each text position, saying where it is and whether it was masked, never which token stands
+    there.
+    """
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()

@@ -46,11 +46,15 @@ class VisionEmbeddings(nn.Module):
         )
         self.position_embeddings = nn.Parameter(torch.zeros(self.grid**2, config.hidden_size))
         self.temporal_embeddings = nn.Parameter(torch.zeros(config.max_frames, config.hidden_size))
-        self.class_token = nn.Parameter(torch.zeros(config.hidden_size)) if config.frame_class_token else None
-        self.class_position = nn.Parameter(torch.zeros(config.hidden_size)) if config.frame_class_token else None
+        self.has_class_token = config.frame_class_token
+        if self.has_class_token:
+            self.class_token = nn.Parameter(torch.zeros(config.hidden_size))
+            self.class_position = nn.Parameter(torch.zeros(config.hidden_size))
 
     def forward(self, pixel_values: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` bool → tokens `(B,T·P,D)` in raster order, mask `(B,T·P)` bool."""
+        """`pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` bool → tokens `(B,T·P,D)` in raster order, mask `(B,T·P)`
+        bool.
+        """
         frames, most = pixel_values.shape[1], len(self.temporal_embeddings)
         if frames > most:
             raise UsageError(f"clip of {frames} frames: more than max_frames={most}, sample fewer")
@@ -60,7 +64,7 @@ class VisionEmbeddings(nn.Module):
 
         patches = self.project_patches(pixel_values.flatten(0, 1))
         patches = patches + self.patch_positions(height // self.patch_size, width // self.patch_size)  # (B·T,P,D)
-        if self.class_token is not None:
+        if self.has_class_token:
             class_tokens = (self.class_token + self.class_position).expand(len(patches), 1, -1)
             patches = torch.cat([class_tokens, patches], dim=1)
         tokens = patches.unflatten(0, pixel_values.shape[:2])  # (B,T,P,D)
@@ -71,14 +75,18 @@ class VisionEmbeddings(nn.Module):
         return tokens.flatten(1, 2), token_mask.flatten(1, 2)
 
     def project_patches(self, frames: Tensor) -> Tensor:
-        """`frames (F,3,H,W)` → `(F,P,D)`. A convolution whose stride is its kernel, as one matrix product: faster to train."""
+        """`frames (F,3,H,W)` → `(F,P,D)`. A convolution whose stride is its kernel, as one matrix product: faster to
+        train.
+        """
         p, weight = self.patch_size, self.patch_projection.weight
         frames = frames.to(weight.dtype).unflatten(2, (-1, p)).unflatten(4, (-1, p))  # (F,3,rows,p,columns,p)
         patches = frames.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (F,P,3·p·p)
         return F.linear(patches, weight.flatten(1), self.patch_projection.bias)
 
     def patch_positions(self, rows: int, columns: int) -> Tensor:
-        """The position table, resized bilinearly (corners aligned) where the patch grid is another → `(rows·columns,D)`."""
+        """The position table, resized bilinearly (corners aligned) where the patch grid is another →
+        `(rows·columns,D)`.
+        """
         if (rows, columns) == (self.grid, self.grid):
             return self.position_embeddings
         table = self.position_embeddings.unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)[None]
@@ -106,7 +114,9 @@ class InputEmbeddings(nn.Module):
         return self.norm(tokens + self.modality_embeddings.weight[0]), token_mask
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`input_ids (B,L)`, `attention_mask (B,L)` (1 real, 0 padding; None: all real) → tokens `(B,L,D)`, bool mask."""
+        """`input_ids (B,L)`, `attention_mask (B,L)` (1 real, 0 padding; None: all real) → tokens `(B,L,D)`, bool
+        mask.
+        """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         return self.norm(self.text(input_ids) + self.modality_embeddings.weight[1]), attention_mask.bool()

@@ -86,6 +86,7 @@ class PerceiverVLEncoder(nn.Module):
             self.latent_positions = nn.Parameter(torch.zeros(config.num_latents, config.hidden_size))
         else:
             self.register_buffer("latent_positions", fourier_features(*self.latents.shape), persistent=False)
+        self.reads = ("joint",) if config.modality_aggregation == "joint" else ("vision", "text")
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layer_drop_seed: int | None = None
@@ -98,16 +99,15 @@ class PerceiverVLEncoder(nn.Module):
         return self.norm(latents)
 
     def _reads_to_keep(self, cross_attentions: int) -> list[dict[str, bool]]:
-        """For each block and read whether it runs: the first blocks of the budget, less what LayerDrop takes (training only)."""
-        reads = list(self.blocks[0].reads)
-        drops = torch.zeros(len(self.blocks), len(reads), dtype=torch.bool)
+        """For each block whether its reads run: in the first blocks of the budget, less what LayerDrop takes."""
+        drops = torch.zeros(len(self.blocks), len(self.reads), dtype=torch.bool)
         if self.training and self.layer_drop > 0:
             generator = None
             if self.layer_drop_seed is not None:
                 generator = torch.Generator().manual_seed(self.layer_drop_seed)
-            drops[1:] = torch.rand(len(self.blocks) - 1, len(reads), generator=generator) < self.layer_drop
+            drops[1:] = torch.rand(len(self.blocks) - 1, len(self.reads), generator=generator) < self.layer_drop
         return [
-            {read: number < cross_attentions and not drops[number, i].item() for i, read in enumerate(reads)}
+            {read: number < cross_attentions and not drops[number, i].item() for i, read in enumerate(self.reads)}
             for number in range(len(self.blocks))
         ]
 

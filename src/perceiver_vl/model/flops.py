@@ -27,7 +27,9 @@ def embedding_flops(config: PerceiverVLConfig, frames: int) -> int:
 def encoder_flops(
     config: PerceiverVLConfig, frames: int = 0, text_tokens: int = 0, budget: ComputeBudget = FULL_BUDGET
 ) -> int:
-    """Embedding and encoding one example: `frames` frames (0: text alone) and `text_tokens` tokens (0: vision alone)."""
+    """Embedding and encoding one example: `frames` frames (0: text alone) and `text_tokens` tokens (0: vision
+    alone).
+    """
     frames = min(frames, budget.frames or frames)
     if frames:
         latents = budget.latents or config.num_latents

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.errors import UsageError
-from perceiver_vl.model.attention import fourier_features
+from perceiver_vl.model.attention import AttentionSummary, fourier_features, merge_summaries
 from perceiver_vl.model.decoder import ClassQuery, MaskedWordQueries, PerceiverVLDecoder
 from perceiver_vl.model.embeddings import InputEmbeddings, VisionEmbeddings
 from perceiver_vl.model.encoder import InputArray, PerceiverVLEncoder
@@ -36,9 +36,10 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Every initialisation of the package.
 
-        Linear, patch projection, word, position, mask and modality tables, class tokens, queries: N(0, initializer_range),
-        biases 0, norms 1 and 0. Latents and their learned positions: N(0, latent_initializer_range) between them. Temporal
-        table: 0, so that a clip starts as a set of images. Temperature of VTC: 1/0.07, as CLIP's.
+        Linear, patch projection, word, position, mask and modality tables, class tokens, queries: N(0,
+        initializer_range),
+        biases 0, norms 1 and 0. Latents and their learned positions: N(0, latent_initializer_range) between them.
+        Temporal table: 0, so that a clip starts as a set of images. Temperature of VTC: 1/0.07, as CLIP's.
         """
         super()._init_weights(module)
         std = self.config.initializer_range
@@ -52,7 +53,7 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
         elif isinstance(module, VisionEmbeddings):
             init.normal_(module.position_embeddings, std=std)
             init.zeros_(module.temporal_embeddings)
-            if module.class_token is not None:
+            if module.has_class_token:
                 init.normal_(module.class_token, std=std)
                 init.normal_(module.class_position, std=std)
         elif isinstance(module, ClassQuery):
@@ -63,7 +64,8 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
     def seed_layer_drop(self, seed: int | None) -> None:
-        """Draw LayerDrop from this seed until the next call (training sets it to the step, so that all processes agree).
+        """Draw LayerDrop from this seed until the next call (training sets it to the step, so that all processes
+        agree).
 
         None goes back to torch's global generator: a new draw at every forward.
         """
@@ -99,7 +101,9 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         frame_mask: Tensor | None = None,
         budget: ComputeBudget = FULL_BUDGET,
     ) -> InputArray:
-        """The input array of what is given, vision and text apart: the part of the work that no latent takes part in."""
+        """The input array of what is given, vision and text apart: the part of the work that no latent takes part
+        in.
+        """
         if input_ids is None and pixel_values is None:
             raise UsageError("nothing to encode: give input_ids, pixel_values or both")
         inputs = InputArray()
@@ -129,7 +133,8 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         budget: ComputeBudget | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput:
-        """`input_ids (B,L)`, `attention_mask (B,L)`, `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` → latents `(B,N,D)`.
+        """`input_ids (B,L)`, `attention_mask (B,L)`, `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` → latents
+        `(B,N,D)`.
 
         Masks are 1 where real and 0 where padded; a mask left out means that nothing is padded. Either modality may be
         left out. Raises `UsageError` for a budget that the model does not have.
@@ -140,7 +145,8 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
 
 
 def sample_frames(pixel_values: Tensor, frame_mask: Tensor | None, frames: int) -> tuple[Tensor, Tensor]:
-    """Keep `frames` of the real frames of each clip, the middle ones of equal segments; shorter clips keep what they have.
+    """Keep `frames` of the real frames of each clip, the middle ones of equal segments; shorter clips keep what they
+    have.
 
     `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` → `(B,min(T,frames),3,H,W)`, bool `(B,min(T,frames))`.
     """
@@ -185,12 +191,15 @@ class MaskedWordHead(nn.Module):
 
 
 class ContrastiveHead(nn.Module):
-    """Latents → one unit vector a stream: the mean over the latents, projected (the paper does not say how it pools)."""
+    """Latents → one unit vector a stream: the mean over the latents, projected (the paper does not say how it
+    pools).
+    """
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
-        self.vision_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
-        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        projection_dim = config.projection_dim or config.hidden_size
+        self.vision_projection = nn.Linear(config.hidden_size, projection_dim, bias=False)
+        self.text_projection = nn.Linear(config.hidden_size, projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
 
@@ -205,8 +214,8 @@ class PerceiverVLForRetrievalOutput(ModelOutput):
 class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
     """The three streams of retrieval over the same weights (paper 3.5).
 
-    single: text and vision encoded together, then matched (`match_jointly`). multi: encoded apart, one unit vector a side
-    (`get_text_features`, `get_vision_features`), a dot product a pair. mixed: encoded apart (`encode_text`,
+    single: text and vision encoded together, then matched (`match_jointly`). multi: encoded apart, one unit vector a
+    side (`get_text_features`, `get_vision_features`), a dot product a pair. mixed: encoded apart (`encode_text`,
     `encode_vision`: what an index stores), their latents matched by the decoder (`match`).
     """
 
@@ -261,6 +270,20 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
     def match(self, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
         """Mixed-stream: `(B,N_V,D)` and `(B,N_T,D)`, encoded apart → matching logits `(B,)`."""
         return self._matching_logits(torch.cat([vision_latents, text_latents], dim=1))
+
+    def match_all(self, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
+        """Mixed-stream scores of all pairs: `(C,N_V,D)`, `(Q,N_T,D)` → matching logits `(Q,C)`, as `match` gives them.
+
+        The query is the same for every pair, so each side's latents are summarised once and a pair only merges
+        summaries.
+        """
+        block, query = self.decoder.block, self.vtm_query(1)
+        vision, text = block.summarise(query, vision_latents), block.summarise(query, text_latents)
+        pairs = merge_summaries(
+            AttentionSummary(vision.output[None], vision.logsumexp[None]),
+            AttentionSummary(text.output[:, None], text.logsumexp[:, None]),
+        )
+        return self.vtm_head(self.decoder.norm(block.finish(query, pairs))[..., 0, :])
 
     def match_jointly(
         self,
@@ -326,7 +349,7 @@ class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
         """`latents (B,N,D)`, `is_masked (B,L)` bool → what the decoder says of every text position `(B,L,D)`."""
         return self.decoder(self.mlm_queries(is_masked), latents)
 
-    def forward(
+    def forward(  # type: ignore[override]  # another output, and the labels that go with it
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -337,10 +360,12 @@ class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
         budget: ComputeBudget | None = None,
         return_dict: bool | None = None,
     ) -> PerceiverVLForPreTrainingOutput:
-        """Both questions in one decoder call: `mlm_labels (B,L)` with -100 where nothing is predicted, `vtm_labels (B,)`.
+        """Both questions in one decoder call: `mlm_labels (B,L)` with -100 where nothing is predicted, `vtm_labels
+        (B,)`.
 
         Without `mlm_labels` the masked positions are those that hold the mask token. The two losses are summed with
-        weight 1 (paper 4.1). With unmasked text for matching and masked text for words, call twice (as the objectives do).
+        weight 1 (paper 4.1). With unmasked text for matching and masked text for words, call twice (as the objectives
+        do).
         """
         is_masked = input_ids == self.config.mask_token_id if mlm_labels is None else mlm_labels != -100
         latents = self.perceiver_vl(input_ids, attention_mask, pixel_values, frame_mask, budget).last_hidden_state

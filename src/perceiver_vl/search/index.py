@@ -2,16 +2,14 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.console import Stages
 from perceiver_vl.data.folder import Problem, Record, read_folder
 from perceiver_vl.errors import PerceiverVLError, UsageError
 from perceiver_vl.media import decoder_version
@@ -208,15 +206,9 @@ def _in_parts(encoded: Iterator[EncodedClip | None], part_clips: int) -> Iterato
         yield part
 
 
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Any]:
-    with Progress(console=Console(stderr=True), disable=not shown) as bar:
-        job = bar.add_task("encoding", total=total)
-        yield lambda: bar.advance(job)
-
-
 def _with_progress(encoded: Iterator[EncodedClip | None], total: int, shown: bool) -> Iterator[EncodedClip | None]:
-    with _bar(total, shown) as advance:
+    with Stages(shown) as bar:
+        advance = bar.stage("Encoding clips", total)
         for one in encoded:
             yield one
             advance()

@@ -1,8 +1,8 @@
 """Retrieval: text to video and video to text, in three streams and in the cascade of them (paper 3.5, Figure 6).
 
-multi: a dot product a pair. mixed: a decoder cross-attention a pair, on encodings made once. single: a joint encoding a pair.
-cascade: the multi-stream picks a shortlist for each query, the mixed (or single) stream re-ranks it, the scores combined.
-Shapes: C clips, Q captions, N latents, D width, E retrieval vector.
+multi: a dot product a pair. mixed: a decoder cross-attention a pair, on encodings made once. single: a joint encoding
+a pair. cascade: the multi-stream picks a shortlist for each query, the mixed (or single) stream re-ranks it, the scores
+combined. Shapes: C clips, Q captions, N latents, D width, E retrieval vector.
 """
 
 import time
@@ -32,7 +32,9 @@ _PAIR_BYTES = 1 << 28  # memory that the input arrays of one batch of single-str
 
 @dataclass(frozen=True)
 class Recall:
-    """How the right answers ranked: R@k in per cent, ranks from 1. A tie counts as a miss: equal scores find nothing."""
+    """How the right answers ranked: R@k in per cent, ranks from 1. A tie counts as a miss: equal scores find
+    nothing.
+    """
 
     r1: float
     r5: float
@@ -241,7 +243,9 @@ def _encode(
         advance(len(indices))
     if len(reader.readable) < 2:
         why = f", the first that failed: {reader.problems[0].reason}" if reader.problems else ""
-        raise PerceiverVLError(f"retrieval needs at least two clips that can be read, found {len(reader.readable)}{why}")
+        raise PerceiverVLError(
+            f"retrieval needs at least two clips that can be read, found {len(reader.readable)}{why}"
+        )
     vision_latents = torch.cat(vision)
     if not vision_latents.isfinite().all():
         raise PerceiverVLError("the model's latents are not finite numbers, it cannot rank anything: train it again")
@@ -331,12 +335,14 @@ class _Scorer:
         model, encoded = self.model, self.encoded
         scores = torch.full(wanted.shape, -torch.inf, device=wanted.device)
         words = model.perceiver_vl.embed(encoded.input_ids, encoded.attention_mask)
-        assert words.text is not None and words.text_mask is not None
+        assert words.text is not None
+        assert words.text_mask is not None
         place = {index: column for column, index in enumerate(self.reader.readable)}
         advance = self.bar.stage("Single stream: encoding pairs", int(wanted.sum()))
         for indices, pixel_values, frame_mask in self.reader.read():
             vision = model.perceiver_vl.embed(pixel_values=pixel_values, frame_mask=frame_mask, budget=self.budget)
-            assert vision.vision is not None and vision.vision_mask is not None
+            assert vision.vision is not None
+            assert vision.vision_mask is not None
             tokens = vision.vision.shape[1] + words.text.shape[1]
             pairs_at_once = max(1, _PAIR_BYTES // (tokens * model.config.hidden_size * 4))
             for row, index in enumerate(indices):

@@ -1,0 +1,74 @@
+"""The smallest models and inputs that still have every part."""
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from perceiver_vl import PerceiverVLConfig, PerceiverVLForPreTraining, PerceiverVLImageProcessor, PerceiverVLProcessor
+from perceiver_vl.model import PerceiverVLPreTrainedModel
+from perceiver_vl.processing import train_tokenizer
+
+AGGREGATIONS = ("joint", "separate", "separate_plus")
+MASK_TOKEN = 4
+
+Model = TypeVar("Model", bound=PerceiverVLPreTrainedModel)
+
+
+def tiny_config(**changes: Any) -> PerceiverVLConfig:
+    """Three blocks of two thoughts, four patches and a class token a frame."""
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "num_blocks": 3,
+        "self_attentions_per_block": 2,
+        "num_latents": 6,
+        "num_text_latents": 4,
+        "image_size": 16,
+        "patch_size": 8,
+        "max_frames": 5,
+        "vocab_size": 40,
+        "max_text_length": 8,
+        "mask_token_id": MASK_TOKEN,
+        "projection_dim": 12,
+    }
+    return PerceiverVLConfig(**(small | changes))
+
+
+def tiny_model(kind: type[Model] = PerceiverVLForPreTraining, seed: int = 0, **changes: Any) -> Model:  # type: ignore[assignment]
+    """A float64 model for evaluation in which no parameter is zero, so that everything has an effect."""
+    torch.manual_seed(seed)
+    model = kind(tiny_config(**changes)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def tiny_inputs(batch: int = 2, frames: int = 3, words: int = 6, seed: int = 0, size: int = 16) -> dict[str, Tensor]:
+    """Random pixels and words, nothing padded and nothing masked."""
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        "input_ids": torch.randint(MASK_TOKEN + 1, 40, (batch, words), generator=draw),
+        "attention_mask": torch.ones(batch, words, dtype=torch.long),
+        "pixel_values": torch.randn(batch, frames, 3, size, size, generator=draw, dtype=torch.float64),
+        "frame_mask": torch.ones(batch, frames, dtype=torch.long),
+    }
+
+
+def tiny_processor(captions: list[str], size: int = 16, num_frames: int = 4) -> PerceiverVLProcessor:
+    """A processor for the model of `tiny_config` whose tokenizer knows the words of `captions`."""
+    tokenizer = train_tokenizer(captions, vocab_size=500, max_length=8)
+    return PerceiverVLProcessor(
+        PerceiverVLImageProcessor(size={"height": size, "width": size}, num_frames=num_frames), tokenizer
+    )
+
+
+def assert_same(found: Tensor, wanted: Tensor, tolerance: float = 1e-9) -> None:
+    """Equal to within the rounding of float64."""
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+def differs(left: Tensor, right: Tensor) -> bool:
+    """Different by more than rounding."""
+    return left.shape != right.shape or bool((left - right).abs().max() > 1e-6)
