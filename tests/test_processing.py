@@ -138,6 +138,12 @@ def test_images_are_clips_of_one_frame(processor):
     same(processor(videos=[image[None] for image in images]), inputs)
 
 
+def test_the_image_processor_alone_takes_videos(processor):
+    clip = pixels(2, 32, 32)
+    same(processor.image_processor(videos=clip), processor(videos=clip))
+    same(processor.image_processor(clip[0]), processor(images=clip[0]))
+
+
 @pytest.mark.filterwarnings("error")
 def test_inputs_are_not_changed(processor):
     clip = pixels(2, 32, 32)

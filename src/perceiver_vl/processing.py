@@ -67,6 +67,10 @@ class PerceiverVLImageProcessor(PilBackend):
                 f"size={dict(self.size)}: need a height and a width, as in {{'height': 384, 'width': 384}}"
             )
 
+    def __call__(self, images: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+        """The same as `preprocess`."""
+        return self.preprocess(images, videos, **kwargs)
+
     def preprocess(  # type: ignore[override]
         self,
         images: Any = None,

@@ -49,13 +49,13 @@ def write_page(
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         strips = dict(zip(paths, pool.map(lambda media: filmstrip(media, frames), paths), strict=True))
     environment = Environment(
-        loader=PackageLoader("perceiver_vl.search", "."),
+        loader=PackageLoader("perceiver_vl", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("page.html.jinja")
+    template = environment.get_template("search/page.html.jinja")
     write_text(Path(path), template.render(title=title, results=results, strips=strips, height=STRIP_HEIGHT))
 
 
