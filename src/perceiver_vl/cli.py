@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -26,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Perceiver-VL: train, evaluate and search video, images and text with iterative latent attention.",
 )
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure cost and accuracy.")
+app.add_typer(bench_app, name="bench")
 
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder, as written by train or save_pretrained.")]
 BudgetOption = Annotated[
@@ -243,6 +246,32 @@ def demo(
     out.print(f"the page: {result.report}")
 
 
+@bench_app.command()
+def cost(
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each setting.")] = 5,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Operations and seconds of encoding at several settings of the dials, at base size with random weights."""
+    from perceiver_vl.bench.cost import measure_cost
+
+    report = measure_cost(runs=runs, seed=seed, device=device, progress=True)
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    table = Table(title=f"encoding one example, base size, {report.parameters / 1e6:.1f} M parameters")
+    for column in ("input", "GFLOPs", "ms (median)", "fastest", "slowest", "relative"):
+        table.add_column(column, justify="left" if column == "input" else "right")
+    reference = report.costs[0].milliseconds
+    for row in report.costs:
+        times = (f"{value:.0f}" for value in (row.milliseconds, row.fastest, row.slowest))
+        table.add_row(row.name, f"{row.gflops:.1f}", *times, f"{row.milliseconds / reference:.2f}")
+    out.print(table)
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    out.print(f"{report.command}; {report.runs} interleaved runs, seed {report.seed}; {report.machine}; {versions}")
+
+
 def main() -> None:
     """Entry point: errors are one line on standard error; exit code 2 for usage, 1 for failure."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while waiting slow a busy machine down
@@ -256,6 +285,10 @@ def main() -> None:
         _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except SystemExit as stop:  # typer makes a silent one of an interrupt
+        if stop.code == 130:
+            _fail("interrupted", 130)
+        raise
 
 
 def _fail(message: str, code: int) -> None:
@@ -287,20 +320,21 @@ def _print_json(value: Any) -> None:
 def _print_retrieval(result: "RetrievalResult") -> None:
     """Both directions of every stream, with its time and operations for one text query."""
     title = f"{result.captions} captions, {result.clips} clips, budget {result.budget}, shortlist {result.shortlist}"
-    table = Table(title=title)
-    for column in ("stream", "direction", "R@1", "R@5", "R@10", "median rank", "mean rank", "ms/query", "MFLOPs/query"):
-        table.add_column(column, justify="left" if column in ("stream", "direction") else "right")
+    table = Table(title=title, collapse_padding=True, pad_edge=False)  # as narrow as a terminal of 80 columns
+    figures = "R@1", "R@5", "R@10", "median rank", "mean rank", "ms a query", "MFLOPs a query"
+    for column in ("stream", "query", *figures):
+        table.add_column(column, justify="right" if column in figures else "left", no_wrap=column == "stream")
     for stream in result.streams:
         cost = f"{1e3 * stream.seconds_per_query:.2f}", f"{stream.flops_per_query / 1e6:.1f}"
-        for direction, recall, price in (
-            ("text → video", stream.text_to_video, cost),
-            ("video → text", stream.video_to_text, ("", "")),
+        for query, recall, price in (
+            ("text", stream.text_to_video, cost),
+            ("video", stream.video_to_text, ("", "")),
         ):
             recalls = f"{recall.r1:.1f}", f"{recall.r5:.1f}", f"{recall.r10:.1f}"
             ranks = f"{recall.median_rank:.1f}", f"{recall.mean_rank:.1f}"
             name = stream.stream if price == cost else ""
-            table.add_row(name, direction, *recalls, *ranks, *price)
-    out.print(table)
+            table.add_row(name, query, *recalls, *ranks, *price)
+    out.print(table, soft_wrap=False)
     chance = ", ".join(f"R@{k} {100 * min(1.0, k / result.clips):.1f}" for k in (1, 5, 10))
     out.print(f"chance, text → video: {chance}")
     flops = f"{result.flops_per_clip / 1e9:.3g} GFLOPs"
@@ -312,7 +346,8 @@ def _print_retrieval(result: "RetrievalResult") -> None:
 def _print_hits(result: "SearchResult") -> None:
     table = Table(title=f"“{result.query}”", title_justify="left")
     for column in ("", "file", "score", "cosine", "match", "seconds", "caption"):
-        table.add_column(column, justify="right" if column in ("", "score", "cosine", "match", "seconds") else "left")
+        justify: Literal["left", "right"] = "left" if column in ("file", "caption") else "right"
+        table.add_column(column, justify=justify, overflow="fold")  # a name that is cut short cannot be opened
     for hit in result.hits:
         match = "" if hit.mixed_score is None else f"{hit.mixed_score:.2f}"
         duration = "" if hit.duration is None else f"{hit.duration:.1f}"
@@ -320,7 +355,7 @@ def _print_hits(result: "SearchResult") -> None:
         table.add_row(
             str(hit.rank), hit.file_name, f"{hit.score:.2f}", f"{hit.multi_score:.3f}", match, duration, caption
         )
-    out.print(table)
+    out.print(table, soft_wrap=False)
     total = 1e3 * result.seconds["total"]
     recall = f"recall of the shortlist against exact search {result.recall:.3f}"
     out.print(f"{result.searched} clips searched in {total:.1f} ms ({result.method}, {recall})")

@@ -122,8 +122,9 @@ def contrastive_loss(vision_features: Tensor, text_features: Tensor, logit_scale
 @torch.no_grad()
 def draw_hard_negatives(similarities: Tensor) -> Tensor:
     """For each text another vision of the batch, drawn by the softmax of the similarities `(B,B)` (ALBEF) → `(B,)`."""
-    weights = similarities.softmax(dim=1).fill_diagonal_(0.0) + 1e-6
-    return torch.multinomial(weights.fill_diagonal_(0.0), num_samples=1).squeeze(1)
+    own = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
+    weights = similarities.masked_fill(own, -torch.inf).softmax(dim=1)  # before, lest a sure pair leave nothing
+    return torch.multinomial(weights, num_samples=1).squeeze(1)
 
 
 def mixed_matching_loss(

@@ -26,9 +26,11 @@ def load_retriever(
 ) -> tuple[PerceiverVLForRetrieval, PerceiverVLProcessor]:
     """The retrieval model of a folder, in evaluation mode on `device` (None: a GPU if there is one), and its processor.
 
-    Raises `UsageError` naming what the folder lacks, `PerceiverVLError` if its files are damaged.
+    Raises `UsageError` naming what the folder lacks or a device that is not here, `PerceiverVLError` if its files are
+    damaged.
     """
     folder = check_model_folder(model_folder)
+    place = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         with quiet():
             processor = PerceiverVLProcessor.from_pretrained(folder)
@@ -41,7 +43,7 @@ def load_retriever(
         raise UsageError(
             f"{folder}: no weights for {missing[0]} and {len(missing) - 1} more, give a model trained for retrieval"
         )
-    return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), processor
+    return model.eval().to(place), processor
 
 
 def check_model_folder(model_folder: str | Path) -> Path:
@@ -87,6 +89,13 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _usable_device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise UsageError(f"device={device}: cannot be used here ({_first_line(error)}), cpu always can") from error
 
 
 def _first_line(error: Exception) -> str:

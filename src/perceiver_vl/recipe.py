@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from perceiver_vl.errors import UsageError
 from perceiver_vl.objectives import Objectives
+from perceiver_vl.tasks.retrieval import STREAMS
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,15 @@ class Evaluation:
     shortlist: int = 20
     batch_size: int = 32
 
+    def __post_init__(self) -> None:
+        for stream in self.streams:
+            if stream not in STREAMS:
+                raise UsageError(f"evaluation.streams: unknown stream {stream!r}, choose from {', '.join(STREAMS)}")
+        for name in ("captions_per_clip", "shortlist", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"evaluation.{name}={value}: need at least 1")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -114,6 +124,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"recipe {path}: not YAML ({_one_line(error)})") from error
     if not isinstance(values, dict):
         raise UsageError(f"recipe {path}: need a mapping with output, data, model, …, found a {type(values).__name__}")
+    values = {section: value for section, value in values.items() if value is not None}  # an empty `training:`
     for override in overrides:
         key, equals, text = override.partition("=")
         if not (key and equals):

@@ -37,7 +37,9 @@ _TRAINING_DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_total_limit": 2,
     "dataloader_drop_last": True,
+    "dataloader_pin_memory": torch.cuda.is_available(),  # torch warns where there is nothing to pin for
 }
+_RECALLS = ("r1", "r5", "r10")
 
 
 @dataclasses.dataclass
@@ -60,9 +62,16 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
     """
     output = recipe.output
     checkpoint = _last_checkpoint(output)
-    if checkpoint and not resume:
+    if (checkpoint or (output / "metrics.json").is_file()) and not resume:
         raise UsageError(f"output={output}: holds a run already, add --resume to go on with it or name another output")
     arguments = training_arguments(recipe)
+    asked = {name for name, weight in asdict(recipe.objectives).items() if weight}
+    if arguments.per_device_train_batch_size < 2 and asked & {"vtm", "vtc", "mixed_vtm", "mixed_vtc", "hard_negatives"}:
+        raise UsageError(
+            f"training.per_device_train_batch_size={arguments.per_device_train_batch_size}: "
+            "the objectives compare pairs, need at least 2"
+        )
+    _check_evaluation(recipe, arguments)
     data = recipe.data
     processor, config = _processor_and_config(recipe, checkpoint)
     size = processor.image_processor.size
@@ -71,12 +80,15 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
     if data.validation is not None:
         validation, more = open_split(data.validation, (size["height"], size["width"]), data)
         problems += more
+    if arguments.dataloader_drop_last and len(source) < (batch := arguments.train_batch_size * arguments.world_size):
+        raise UsageError(
+            f"training: a batch of {batch} clips, but there are {len(source)} to train on; make it smaller"
+        )
     model = _model(recipe, config, arguments.seed)
 
     write_text(output / "recipe.yaml", yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False))
-    examples = TrainingExamples(
-        source, data.num_frames, data.sampling, arguments.data_seed or arguments.seed, data.strict
-    )
+    data_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    examples = TrainingExamples(source, data.num_frames, data.sampling, data_seed, data.strict)
     trainer = RetrievalTrainer(
         recipe,
         validation,
@@ -95,9 +107,9 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
         trainer.add_callback(_Bar())
     with quiet():
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        retrieval = trainer.validate() if validation is not None else None
         trainer.save_model(str(output))
         (output / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says the same
+        retrieval = trainer.validate() if validation is not None else None
     skipped = problems + sorted(trainer.problems, key=lambda problem: problem.file_name)
     metrics = {"steps": outcome.global_step, "seconds": outcome.metrics["train_runtime"]}
     result = TrainingResult(output, outcome.global_step, metrics["seconds"], retrieval, skipped)
@@ -119,13 +131,27 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
                 f"training.{name}={value!r}: not an argument of transformers.TrainingArguments to set here"
             )
     try:
-        typed = parser.parse_object(dict(recipe.training))
+        # `eval_strategy: no` is a false in YAML
+        given = {k: "no" if v is False and k.endswith("_strategy") else v for k, v in recipe.training.items()}
+        typed = parser.parse_object(given)
         given = {name: typed[name] for name in recipe.training}
         return TrainingArguments(output_dir=str(recipe.output / "checkpoints"), **(_TRAINING_DEFAULTS | given))
     except UsageError:
         raise
     except Exception as error:  # jsonargparse and transformers raise many kinds for what somebody typed
         raise UsageError(f"training: {' '.join(str(error).split())}") from error
+
+
+def _check_evaluation(recipe: Recipe, arguments: TrainingArguments) -> None:
+    """Refuse before training what the first evaluation would stumble over."""
+    streams, metric = recipe.evaluation.streams, arguments.metric_for_best_model
+    if arguments.eval_strategy == "no":
+        return
+    if recipe.data.validation is None:
+        raise UsageError(f"training.eval_strategy={arguments.eval_strategy.value}: needs clips in data.validation")
+    measured = [f"{one.replace('-', '_')}_{way}{k}" for one in streams for way in ("", "v2t_") for k in _RECALLS]
+    if metric is not None and metric.removeprefix("eval_") not in measured:
+        raise UsageError(f"training.metric_for_best_model={metric}: not measured, choose from {', '.join(measured)}")
 
 
 def open_split(split: Split, size: tuple[int, int], data: Data) -> tuple[ClipSource, list[Problem]]:
@@ -152,7 +178,7 @@ class RetrievalTrainer(Trainer):
         self._recent: dict[str, list[Tensor]] = {}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return EpochSampler(len(self.train_dataset), self.args.data_seed or self.args.seed)
+        return EpochSampler(len(self.train_dataset), self.train_dataset.seed)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -160,11 +186,12 @@ class RetrievalTrainer(Trainer):
         """The weighted sum of the recipe's objectives."""
         self.problems.update(inputs.pop("problems"))
         objectives = self.recipe.objectives
-        losses = _through_forward(
-            model,
-            self.accelerator.unwrap_model(model),
-            lambda inner: pretraining_losses(inner, PreTrainingBatch.from_dict(inputs), objectives, FULL_BUDGET),
-        )
+        with self.accelerator.autocast():  # it wraps the model's own forward alone, which the objectives go around
+            losses = _through_forward(
+                model,
+                self.accelerator.unwrap_model(model),
+                lambda inner: pretraining_losses(inner, PreTrainingBatch.from_dict(inputs), objectives, FULL_BUDGET),
+            )
         for name, loss in losses.items():
             self._recent.setdefault(name, []).append(loss.detach())
         return torch.stack([getattr(objectives, name) * loss for name, loss in losses.items()]).sum()
@@ -199,7 +226,7 @@ class RetrievalTrainer(Trainer):
         metrics = {}
         for stream in result.streams:
             name = f"{metric_key_prefix}_{stream.stream.replace('-', '_')}"
-            for k in ("r1", "r5", "r10"):
+            for k in _RECALLS:
                 metrics[f"{name}_{k}"] = getattr(stream.text_to_video, k)
                 metrics[f"{name}_v2t_{k}"] = getattr(stream.video_to_text, k)
         self.log(metrics)

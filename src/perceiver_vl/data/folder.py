@@ -161,10 +161,17 @@ def _read_rows(table: Path) -> list[dict[str, Any]]:
         text = table.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UsageError(f"{table}: cannot be read as {table.suffix[1:]}: {str(error).splitlines()[0]}") from error
+    rows: list[dict[str, Any]] = []
     if table.suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(text, newline="")))
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            rows += csv.DictReader(io.StringIO(text, newline=""))
+        except csv.Error as error:
+            raise UsageError(f"{table}: cannot be read as csv: {error}") from error
+        for number, row in enumerate(rows, start=1):
+            if None in row:
+                raise UsageError(f"{table} row {number}: more values than columns, put texts with commas in quotes")
+        return rows
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also cut at U+2028 within a string
         if not line.strip():
             continue
         try:

@@ -333,12 +333,13 @@ class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
     """Retrieval, and masked words: the model that the pre-training objectives train (paper 4.1)."""
 
     _keys_to_ignore_on_load_unexpected = []
-    _tied_weights_keys = {"mlm_head.projection.weight": "perceiver_vl.embeddings.text.word_embeddings.weight"}
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)
         self.mlm_queries = MaskedWordQueries(config)
         self.mlm_head = MaskedWordHead(config)
+        # Not of the class: the parent's post_init would tie a head that is not there yet
+        self._tied_weights_keys = {"mlm_head.projection.weight": "perceiver_vl.embeddings.text.word_embeddings.weight"}
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:

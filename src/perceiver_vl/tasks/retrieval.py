@@ -120,13 +120,11 @@ def evaluate_retrieval(
     Raises `UsageError` for an unknown stream and `PerceiverVLError` if fewer than two clips are left.
     """
     streams = tuple(streams)
-    for stream in streams:
-        if stream not in STREAMS:
-            raise UsageError(f"stream {stream!r}: unknown, choose from {', '.join(STREAMS)}")
-    if shortlist < 1:
-        raise UsageError(f"shortlist={shortlist}: need at least one candidate")
+    _check_request(streams, num_frames, captions_per_clip, shortlist, batch_size)
     model.config.check_budget(budget)
     num_frames = budget.frames or num_frames or processor.image_processor.num_frames
+    if num_frames > model.config.max_frames:
+        raise UsageError(f"num_frames={num_frames}: need 1 to {model.config.max_frames}, the model's max_frames")
     was_training, _ = model.training, model.eval()
     with Stages(progress) as bar:
         reader = _ClipReader(processor, source, num_frames, batch_size, model.device, strict)
@@ -165,6 +163,20 @@ def recall_of(ranks: Tensor) -> Recall:
     ranks = ranks.double()
     r1, r5, r10 = (100.0 * (ranks <= k).double().mean().item() for k in (1, 5, 10))
     return Recall(r1, r5, r10, ranks.quantile(0.5).item(), ranks.mean().item())
+
+
+def _check_request(
+    streams: Iterable[str], num_frames: int | None, captions_per_clip: int | None, shortlist: int, batch_size: int
+) -> None:
+    for stream in streams:
+        if stream not in STREAMS:
+            raise UsageError(f"stream {stream!r}: unknown, choose from {', '.join(STREAMS)}")
+    if shortlist < 1:
+        raise UsageError(f"shortlist={shortlist}: need at least one candidate")
+    counts = {"num_frames": num_frames, "captions_per_clip": captions_per_clip, "batch_size": batch_size}
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UsageError(f"{name}={count}: need at least 1")
 
 
 def _text_ranks(scores: Tensor, owner: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import av
 import numpy as np
 from rich.progress import track
 
+from perceiver_vl.console import err
 from perceiver_vl.data.world.captions import MOST_CAPTIONS, captions
 from perceiver_vl.data.world.render import Pixels, frame_times, render
 from perceiver_vl.data.world.scene import SPLITS, Description, Scene, draw_scene, generator
@@ -158,7 +159,7 @@ def write_world(
     )
     entries: Iterable[tuple[World, int]] = [(world, index) for world in worlds for index in range(len(world))]
     if progress:
-        entries = track(entries, description="Writing clips", total=clips)
+        entries = track(entries, description="Writing clips", total=clips, console=err)
     lines = [_write_clip(out, world, index) for world, index in entries]
     write_text(out / "metadata.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
     return counts
