@@ -1,6 +1,7 @@
 """Perceiver-VL: vision-and-language modelling with iterative latent attention.
 
-The public names load on first use, so that `import perceiver_vl` and `perceiver-vl --help` stay light.
+The public names load on first use, so that `import perceiver_vl` and `perceiver-vl --help` stay light. Using one of them
+registers all with transformers' `AutoConfig`, `AutoModel`, `AutoProcessor` and `AutoImageProcessor`.
 """
 
 from importlib import import_module
@@ -45,6 +46,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
+        import_module("perceiver_vl.model")
+        import_module("perceiver_vl.processing")
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -99,7 +99,7 @@ def evaluate(
     """Score a model on a task by its official metric."""
     if task != "retrieval":
         raise UsageError(f"task={task}: unknown, choose from retrieval")
-    dials = ComputeBudget.parse(budget)
+    dials, names = ComputeBudget.parse(budget), _columns(columns)
     from perceiver_vl.data.clips import FolderClips
     from perceiver_vl.data.folder import read_folder
     from perceiver_vl.pretrained_folder import load_retriever
@@ -107,7 +107,7 @@ def evaluate(
     from perceiver_vl.tasks.retrieval import evaluate_retrieval
 
     retriever, processor = load_retriever(model, device)
-    folder = read_folder(data, split=split, metadata=metadata, columns=_columns(columns), strict=strict)
+    folder = read_folder(data, split=split, metadata=metadata, columns=names, strict=strict)
     size = processor.image_processor.size
     source = FolderClips(folder.records, (size["height"], size["width"]))
     result = evaluate_retrieval(
@@ -151,7 +151,7 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Encode every clip and image of a folder once; again: only what is new, changed or gone."""
-    dials = ComputeBudget.parse(budget)
+    dials, names = ComputeBudget.parse(budget), _columns(columns)
     from perceiver_vl.search import build_index
 
     report = build_index(
@@ -160,7 +160,7 @@ def index(
         output,
         budget=dials,
         metadata=metadata,
-        columns=_columns(columns),
+        columns=names,
         split=split,
         num_frames=frames,
         batch_size=batch_size,

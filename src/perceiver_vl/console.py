@@ -11,12 +11,14 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Stages:
-    """A progress bar with a line for each stage of a long job; silent where `shown` is false."""
+    """A progress bar with a line for each stage of a long job; silent where `shown` is false, or nobody watches."""
 
     def __init__(self, shown: bool) -> None:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         extra = TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
-        self._progress = Progress(*columns, *extra, console=err, transient=True, disable=not shown)
+        self._progress = Progress(
+            *columns, *extra, console=err, transient=True, disable=not (shown and err.is_terminal)
+        )
 
     def __enter__(self) -> "Stages":
         self._progress.start()

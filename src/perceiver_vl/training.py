@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,9 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    if progress:
-        trainer.add_callback(_Bar())
-    with quiet():
+    with ExitStack() as bars, quiet():
+        if progress:
+            trainer.add_callback(_Bar(bars))
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model(str(output))
         (output / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says the same
@@ -290,12 +291,14 @@ class _LogFile(TrainerCallback):
 
 
 class _Bar(TrainerCallback):
-    """A progress bar with the last losses and the last validation."""
+    """A progress bar with the last losses and the last validation; `bars` closes it, whatever ends the training."""
+
+    def __init__(self, bars: ExitStack) -> None:
+        self.bars = bars
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.stages = Stages(state.is_world_process_zero)
-        self.stages.__enter__()
-        self.advance = self.stages.stage("Training", state.max_steps, done=state.global_step)
+        stages = self.bars.enter_context(Stages(state.is_world_process_zero))
+        self.advance = stages.stage("Training", state.max_steps, done=state.global_step)
         self.losses = self.recalls = ""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -311,7 +314,7 @@ class _Bar(TrainerCallback):
         self.advance(0, self.losses + self.recalls)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.stages.__exit__(None, None, None)
+        self.bars.close()
 
 
 def _processor_and_config(recipe: Recipe, checkpoint: Path | None) -> tuple[PerceiverVLProcessor, PerceiverVLConfig]:

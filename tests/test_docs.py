@@ -1,0 +1,96 @@
+"""The pages are true: every `bash` and `python` block in the README and docs runs, top to bottom, in a folder that has
+what the pages speak of: `my-videos`, `my-photos`, a model in `runs/world`, and the recipes.
+
+Training is shortened: to each `perceiver-vl train` the overrides of `SHORT` are added.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from perceiver_vl.cli import main
+from perceiver_vl.data.world import write_world
+from perceiver_vl.recipe import read_recipe
+from perceiver_vl.training import train
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TINY_MODEL = ["model.hidden_size=32", "model.num_blocks=3", "model.num_latents=8", "model.num_text_latents=4"]
+SHORT = [*TINY_MODEL, "training.max_steps=2", "training.eval_steps=1", "training.save_steps=1"]
+SHORT += ["training.per_device_train_batch_size=2", "training.use_cpu=true", "training.report_to=none"]
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    write_world(folder / "my-videos", clips=12, held_out=3, captions_per_clip=2)
+    for name, clip in zip(("a.mp4", "b.mp4"), sorted((folder / "my-videos" / "clips").iterdir()), strict=False):
+        shutil.copy(clip, folder / "my-videos" / name)
+    photos = folder / "my-photos"
+    photos.mkdir()
+    lines = []
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(256, size=(48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number}.png")
+        lines.append(json.dumps({"file": f"{number}.png", "captions": ["noise"], "split": "val"}))
+    (photos / "captions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    overrides = [f"output={folder / 'runs' / 'world'}", "data.train.world.clips=16", "data.validation.world.clips=4"]
+    train(read_recipe(ROOT / "recipes" / "world.yaml", [*overrides, *SHORT]), progress=False)
+    return folder
+
+
+def commands(block: str) -> list[list[str]]:
+    """The lines of a bash block, continued lines joined, as words."""
+    return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def shortened(words: list[str]) -> list[str]:
+    if words[1] == "train":
+        return [*words, *SHORT]
+    if words[1] == "world":
+        return [word if word != "2000" else "12" for word in words]
+    return words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run(
+    page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
+    assert blocks, f"{page.name} shows nothing to run"
+    monkeypatch.chdir(workplace)
+    torch.manual_seed(0)
+    for language, block in blocks:
+        if language == "python":
+            exec(compile(block, str(page), "exec"), {})
+            continue
+        for words in commands(block):
+            assert words[0] == "perceiver-vl"
+            monkeypatch.setattr("sys.argv", shortened(words))
+            with pytest.raises(SystemExit) as stop:
+                main()
+            assert stop.value.code == 0, f"{shlex.join(words)}: {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_what_the_readme_types_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    typed = re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert typed == ["demo", "test"]
+    for target in [*typed, "check", "bench"]:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
