@@ -1,7 +1,7 @@
 """Perceiver-VL: vision-and-language modelling with iterative latent attention.
 
-The public names load on first use, so that `import perceiver_vl` and `perceiver-vl --help` stay light. Using one of them
-registers all with transformers' `AutoConfig`, `AutoModel`, `AutoProcessor` and `AutoImageProcessor`.
+The public names load on first use, so that `import perceiver_vl` and `perceiver-vl --help` stay light. Using one
+of them registers all with transformers' `AutoConfig`, `AutoModel`, `AutoProcessor` and `AutoImageProcessor`.
 """
 
 from importlib import import_module
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from perceiver_vl._version import __version__
 from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.errors import PerceiverVLError, UsageError
+from perceiver_vl.errors import MediaError, PerceiverVLError, UsageError
 
 if TYPE_CHECKING:
     from perceiver_vl.configuration import PerceiverVLConfig
-    from perceiver_vl.media import MediaError, load_frames
+    from perceiver_vl.media import load_frames
     from perceiver_vl.model import PerceiverVLForPreTraining, PerceiverVLForRetrieval, PerceiverVLModel
     from perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor
 
@@ -24,7 +24,6 @@ _HOME = {
     "PerceiverVLForRetrieval": "perceiver_vl.model",
     "PerceiverVLProcessor": "perceiver_vl.processing",
     "PerceiverVLImageProcessor": "perceiver_vl.processing",
-    "MediaError": "perceiver_vl.media",
     "load_frames": "perceiver_vl.media",
 }
 

@@ -14,8 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from perceiver_vl.data.clips import ClipSource, Frames
 from perceiver_vl.data.folder import Problem
-from perceiver_vl.errors import PerceiverVLError
-from perceiver_vl.media import MediaError
+from perceiver_vl.errors import MediaError, PerceiverVLError
 from perceiver_vl.processing import PerceiverVLProcessor
 
 _EXAMPLE_DRAWS, _MASKING_DRAWS = 0, 1

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.errors import PerceiverVLError
+from perceiver_vl.errors import MediaError, PerceiverVLError
 from perceiver_vl.media import Clip as Decoded
-from perceiver_vl.media import MediaError, load_clip
+from perceiver_vl.media import load_clip
 from perceiver_vl.model import PerceiverVLForRetrieval
 from perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.search.store import Clip, EncodedClip, IndexSettings, SkippedFile

@@ -10,8 +10,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageOps
 
+from perceiver_vl.errors import MediaError
 from perceiver_vl.files import write_text
-from perceiver_vl.media import Frames, MediaError, load_clip
+from perceiver_vl.media import Frames, load_clip
 from perceiver_vl.search.search import SearchResult
 
 STRIP_FRAMES = 8

@@ -19,8 +19,7 @@ from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.console import Stages
 from perceiver_vl.data.clips import ClipSource
 from perceiver_vl.data.folder import Problem
-from perceiver_vl.errors import PerceiverVLError, UsageError
-from perceiver_vl.media import MediaError
+from perceiver_vl.errors import MediaError, PerceiverVLError, UsageError
 from perceiver_vl.model import PerceiverVLForRetrieval
 from perceiver_vl.model.encoder import InputArray
 from perceiver_vl.model.flops import embedding_flops, encoder_flops, matching_flops, pooling_flops
