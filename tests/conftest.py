@@ -1,6 +1,33 @@
-"""Settings of all tests: the same few examples on every run, and no deadline that a busy machine could miss."""
+"""Settings of all tests, and what is too slow to be made twice."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
 from hypothesis import settings
 
+from tiny import tiny_recipe
+
+# The same few examples on every run, and no deadline that a busy machine could miss
 settings.register_profile("perceiver-vl", max_examples=25, deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("perceiver-vl")
+
+torch.set_num_threads(1)  # models this small only wait for further threads
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which `two_processes.py` has run: a recipe of batches of 4, its `run`, and contrastive losses."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    recipe = tiny_recipe(folder / "run", objectives={"vtm": 1, "mlm": 0, "vtc": 1}, training={"optim": "sgd"})
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, folder]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder

@@ -42,7 +42,7 @@ def test_nothing_typed_is_the_full_budget() -> None:
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_name(typed: str, named: str) -> None:
-    with pytest.raises(UsageError, match="^budget [^\n]*: [^\n]+$") as refused:
+    with pytest.raises(UsageError, match=r"^budget [^\n]*: [^\n]+$") as refused:
         ComputeBudget.parse(typed)
     assert named in str(refused.value)
 
@@ -50,5 +50,5 @@ def test_what_cannot_be_meant_is_refused_by_name(typed: str, named: str) -> None
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, "8"])
 @pytest.mark.parametrize("dial", ["frames", "latents", "text_latents", "cross_attentions"])
 def test_every_dial_is_a_whole_number_of_at_least_one(dial: str, value: object) -> None:
-    with pytest.raises(UsageError, match=f"^budget {dial}={value}: [^\n]+$"):
+    with pytest.raises(UsageError, match=rf"^budget {dial}={value}: [^\n]+$"):
         ComputeBudget(**{dial: value})  # type: ignore[arg-type]

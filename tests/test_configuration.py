@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_config
 
 from perceiver_vl import ComputeBudget, PerceiverVLConfig, UsageError
+from tiny import tiny_config
 
 
 def test_the_defaults_are_the_base_size_of_the_paper() -> None:
@@ -63,7 +63,7 @@ def test_a_saved_configuration_is_the_same_again(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(UsageError, match="^[^\n]+: [^\n]+$") as refused:
+    with pytest.raises(UsageError, match=r"^[^\n]+: [^\n]+$") as refused:
         tiny_config(**changes)
     assert named in str(refused.value)
 
@@ -77,7 +77,7 @@ def test_a_misspelt_key_in_a_file_is_refused_too(tmp_path: Path) -> None:
     tiny_config().save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_blokcs": 2}))
-    with pytest.raises(UsageError, match="^configuration key num_blokcs=2: [^\n]+$"):
+    with pytest.raises(UsageError, match=r"^configuration key num_blokcs=2: [^\n]+$"):
         PerceiverVLConfig.from_pretrained(tmp_path)
 
 
@@ -86,5 +86,5 @@ def test_a_budget_may_ask_for_all_that_the_model_has_and_no_more(dial: str) -> N
     config = tiny_config()
     most = {"frames": 5, "latents": 6, "text_latents": 6, "cross_attentions": 3}[dial]
     config.check_budget(ComputeBudget(**{dial: most}))
-    with pytest.raises(UsageError, match=f"^budget {dial}={most + 1}: more than {most}, [^\n]+$"):
+    with pytest.raises(UsageError, match=rf"^budget {dial}={most + 1}: more than {most}, [^\n]+$"):
         config.check_budget(ComputeBudget(**{dial: most + 1}))

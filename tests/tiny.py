@@ -1,5 +1,6 @@
 """The smallest models and inputs that still have every part."""
 
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -72,3 +73,38 @@ def assert_same(found: Tensor, wanted: Tensor, tolerance: float = 1e-9) -> None:
 def differs(left: Tensor, right: Tensor) -> bool:
     """Different by more than rounding."""
     return left.shape != right.shape or bool((left - right).abs().max() > 1e-6)
+
+
+def tiny_recipe(output: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe, as YAML has it, that trains the model of `tiny_config` for six steps of four clips on the CPU."""
+    recipe: dict[str, Any] = {
+        "output": str(output),
+        "data": {"train": {"world": {"clips": 24, "size": 16}}, "num_frames": 2},
+        "model": {
+            "hidden_size": 16,
+            "num_attention_heads": 4,
+            "self_attentions_per_block": 1,
+            "num_latents": 4,
+            "image_size": 16,
+            "patch_size": 8,
+            "max_frames": 4,
+            "max_text_length": 24,
+            "initializer_range": 0.1,
+            "latent_initializer_range": 0.2,
+        },
+        "objectives": {},
+        "training": {
+            "max_steps": 6,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 0.05,
+            "save_steps": 2,
+            "save_total_limit": 10,
+            "logging_steps": 1,
+            "report_to": [],
+            "use_cpu": True,
+            "seed": 1,
+        },
+    }
+    for section, values in changes.items():
+        recipe[section] = recipe.get(section, {}) | values
+    return recipe

@@ -1,13 +1,17 @@
 """The one attention, against its definition."""
 
+import functools
+import itertools
 import math
 
 import pytest
 import torch
-from tiny import assert_same, differs
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from perceiver_vl.model.attention import Attention, AttentionBlock, fourier_features
+from perceiver_vl.model.attention import Attention, AttentionBlock, fourier_features, merge_summaries
+from tiny import assert_same, differs
 
 
 def attention_by_definition(attention: Attention, queries: Tensor, inputs: Tensor, mask: Tensor) -> Tensor:
@@ -73,6 +77,17 @@ def test_attention_and_mlp_are_added_to_what_came_in(
     latents, inputs, mask = arrays
     attended = latents + block.attention(block.norm1(latents), inputs, mask)
     assert_same(block(latents, inputs, mask), attended + block.mlp(block.norm2(attended)))
+
+
+@given(cuts=st.lists(st.integers(1, 6), min_size=1, max_size=3, unique=True), loudness=st.sampled_from([1.0, 100.0]))
+def test_summaries_of_parts_merge_to_the_block_that_reads_all(cuts: list[int], loudness: float) -> None:
+    torch.manual_seed(0)
+    block = AttentionBlock(hidden_size=12, num_heads=3, intermediate_size=24, eps=1e-6).double()
+    latents, inputs = torch.randn(2, 4, 12).double(), loudness * torch.randn(2, 7, 12).double()
+    edges = [0, *sorted(cuts), 7]
+    parts = [block.summarise(latents, inputs[:, a:b]) for a, b in itertools.pairwise(edges)]
+    merged = block.finish(latents, functools.reduce(merge_summaries, parts))
+    assert_same(merged, block(latents, inputs))
 
 
 def test_dropout_acts_in_training_only(arrays: tuple[Tensor, Tensor, Tensor]) -> None:

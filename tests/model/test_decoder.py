@@ -3,9 +3,9 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import MASK_TOKEN, assert_same, differs, tiny_inputs, tiny_model
 
 from perceiver_vl import PerceiverVLForPreTraining
+from tiny import MASK_TOKEN, assert_same, differs, tiny_inputs, tiny_model
 
 MASKED = torch.tensor([[False, True, False, True, False, False], [True, False, False, False, False, True]])
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import assert_same, differs, tiny_inputs, tiny_model
 
 from perceiver_vl import PerceiverVLModel, UsageError
 from perceiver_vl.model.embeddings import InputEmbeddings
+from tiny import assert_same, differs, tiny_inputs, tiny_model
 
 
 def tiny_embeddings(seed: int = 0, **changes: object) -> InputEmbeddings:
@@ -90,10 +90,10 @@ def test_frames_need_not_be_square() -> None:
     ],
 )
 def test_frames_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
-    with pytest.raises(UsageError, match=f"^{message}$"):
+    with pytest.raises(UsageError, match=rf"^{message}$"):
         tiny_embeddings().embed_vision(torch.zeros(shape))
 
 
 def test_text_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UsageError, match="^text of 9 tokens: longer than max_text_length=8, [^\n]+$"):
+    with pytest.raises(UsageError, match=r"^text of 9 tokens: longer than max_text_length=8, [^\n]+$"):
         tiny_embeddings().embed_text(torch.ones(1, 9, dtype=torch.long))

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import AGGREGATIONS, assert_same, differs, tiny_inputs, tiny_model
 from torch import Tensor, nn
 
 from perceiver_vl import ComputeBudget, PerceiverVLModel
 from perceiver_vl.model.attention import AttentionBlock
 from perceiver_vl.model.encoder import InputArray
+from tiny import AGGREGATIONS, assert_same, differs, tiny_inputs, tiny_model
 
 
 @contextmanager
@@ -51,8 +51,8 @@ def test_the_order_of_the_input_array_is_not_seen(aggregation: str, seed: int) -
     inputs = tiny_inputs(seed=seed)
     inputs["frame_mask"][1, 2], inputs["attention_mask"][1, 4:] = 0, 0
     array = model.embed(**inputs)
-    assert array.vision is not None and array.vision_mask is not None
-    assert array.text is not None and array.text_mask is not None
+    for part in (array.vision, array.vision_mask, array.text, array.text_mask):
+        assert part is not None
     draw = torch.Generator().manual_seed(seed)
     v, t = (torch.randperm(part.shape[1], generator=draw) for part in (array.vision, array.text))
     shuffled = InputArray(array.vision[:, v], array.vision_mask[:, v], array.text[:, t], array.text_mask[:, t])
@@ -87,7 +87,8 @@ def test_every_aggregation_thinks_as_deep(aggregation: str, reads: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "order"), [("separate", "vision text think think think"), ("separate_plus", "vision think think text think")]
+    ("aggregation", "order"),
+    [("separate", "vision text think think think"), ("separate_plus", "vision think think text think")],
 )
 def test_the_order_within_a_block_is_that_of_figure_3(aggregation: str, order: str) -> None:
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation, self_attentions_per_block=3, num_blocks=1)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import AGGREGATIONS, tiny_config, tiny_inputs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_vl import ComputeBudget, PerceiverVLConfig, PerceiverVLForRetrieval
 from perceiver_vl.model.flops import block_flops, encoder_flops, matching_flops, pooling_flops
+from tiny import AGGREGATIONS, tiny_config, tiny_inputs
 
 
 def built(config: PerceiverVLConfig) -> PerceiverVLForRetrieval:

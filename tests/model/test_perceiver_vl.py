@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import AGGREGATIONS, assert_same, differs, tiny_inputs, tiny_model
 from torch import Tensor
 
 from perceiver_vl import ComputeBudget, PerceiverVLForRetrieval, PerceiverVLModel, UsageError
 from perceiver_vl.model.perceiver_vl import masked_word_loss, matching_loss, sample_frames
+from tiny import AGGREGATIONS, assert_same, differs, tiny_inputs, tiny_model
 
 lengths = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=2, max_size=4)
 
@@ -62,7 +62,7 @@ def test_masks_left_out_mean_that_nothing_is_padded() -> None:
 
 
 def test_nothing_to_encode_is_refused() -> None:
-    with pytest.raises(UsageError, match="^nothing to encode: [^\n]+$"):
+    with pytest.raises(UsageError, match=r"^nothing to encode: [^\n]+$"):
         tiny_model(PerceiverVLModel)()
 
 
@@ -145,7 +145,7 @@ def test_frames_are_sampled_from_the_middles_of_equal_parts_of_what_is_real(
 
 @pytest.mark.parametrize("dials", ["frames=6", "latents=7", "text_latents=7", "cross_attentions=4"])
 def test_a_budget_beyond_the_model_is_refused_in_one_line(dials: str) -> None:
-    with pytest.raises(UsageError, match=f"^budget {dials}: more than [^\n]+$"):
+    with pytest.raises(UsageError, match=rf"^budget {dials}: more than [^\n]+$"):
         tiny_model()(**tiny_inputs(), budget=ComputeBudget.parse(dials))
 
 
@@ -155,7 +155,8 @@ def test_a_budget_beyond_the_model_is_refused_in_one_line(dials: str) -> None:
 def test_the_mixed_stream_from_stored_encodings_is_the_mixed_stream_computed_together() -> None:
     model, inputs = tiny_model(PerceiverVLForRetrieval), tiny_inputs(batch=3)
     stored = [
-        (model.encode_vision(inputs["pixel_values"][[i]]), model.encode_text(inputs["input_ids"][[i]])) for i in range(3)
+        (model.encode_vision(inputs["pixel_values"][[i]]), model.encode_text(inputs["input_ids"][[i]]))
+        for i in range(3)
     ]
     together = model.match(model.encode_vision(inputs["pixel_values"]), model.encode_text(inputs["input_ids"]))
     apart = torch.cat([model.match(vision, text) for vision, text in stored])
@@ -170,6 +171,15 @@ def test_the_mixed_stream_reads_the_latents_of_both_sides() -> None:
     assert_same(model.match(vision, text), model.vtm_head(answers[:, 0]))
     assert differs(model.match(vision + 1, text), model.match(vision, text))
     assert differs(model.match(vision, text + 1), model.match(vision, text))
+
+
+def test_all_pairs_at_once_score_as_pair_by_pair() -> None:
+    model = tiny_model(PerceiverVLForRetrieval)
+    vision, text = 3 * torch.randn(4, 6, 16).double(), 3 * torch.randn(3, 4, 16).double()
+    pairs = [[model.match(vision[[clip]], text[[caption]])[0] for clip in range(4)] for caption in range(3)]
+    found = model.match_all(vision, text)
+    assert found.shape == (3, 4)
+    assert_same(found, torch.stack([torch.stack(row) for row in pairs]))
 
 
 def test_the_multi_stream_gives_unit_vectors_of_both_sides() -> None:
@@ -231,4 +241,5 @@ def test_a_batch_without_a_masked_word_costs_nothing() -> None:
     loss = masked_word_loss(logits, torch.full((2, 3), -100))
     loss.backward()
     assert loss == 0.0
-    assert logits.grad is not None and not logits.grad.any()
+    assert logits.grad is not None
+    assert not logits.grad.any()

@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import assert_same, tiny_config, tiny_inputs, tiny_model
 from transformers import AutoConfig, AutoModel
 
 import perceiver_vl.model
-from perceiver_vl import PerceiverVLConfig, PerceiverVLForPreTraining, PerceiverVLForRetrieval, PerceiverVLModel, UsageError
+from perceiver_vl import (
+    PerceiverVLConfig,
+    PerceiverVLForPreTraining,
+    PerceiverVLForRetrieval,
+    PerceiverVLModel,
+    UsageError,
+)
 from perceiver_vl.model import PerceiverVLPreTrainedModel
+from tiny import assert_same, tiny_config, tiny_inputs, tiny_model
 
 KINDS = [PerceiverVLModel, PerceiverVLForRetrieval, PerceiverVLForPreTraining]
 
@@ -19,15 +25,14 @@ KINDS = [PerceiverVLModel, PerceiverVLForRetrieval, PerceiverVLForPreTraining]
 def load(kind: type[PerceiverVLPreTrainedModel], folder: Path) -> PerceiverVLPreTrainedModel:
     """The model, which must have found all its weights."""
     model, report = kind.from_pretrained(folder, dtype=torch.float64, output_loading_info=True)
-    assert not report["missing_keys"] and not report["mismatched_keys"]
+    assert not report["missing_keys"]
+    assert not report["mismatched_keys"]
     return model
 
 
 @pytest.mark.parametrize("position", ["learned", "fourier"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_model_is_the_same_again(
-    kind: type[PerceiverVLPreTrainedModel], position: str, tmp_path: Path
-) -> None:
+def test_a_saved_model_is_the_same_again(kind: type[PerceiverVLPreTrainedModel], position: str, tmp_path: Path) -> None:
     model, inputs = tiny_model(kind, latent_position=position), tiny_inputs()
     model.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.bin"))
@@ -79,7 +84,8 @@ def test_the_auto_classes_know_the_model(tmp_path: Path) -> None:
 
 def test_importing_the_model_is_what_registers_it(tmp_path: Path) -> None:
     tiny_config().save_pretrained(tmp_path)
-    script = f"import perceiver_vl.model, transformers; print(transformers.AutoConfig.from_pretrained({str(tmp_path)!r}).num_latents)"
+    load = f"transformers.AutoConfig.from_pretrained({str(tmp_path)!r})"
+    script = f"import perceiver_vl.model, transformers; print({load}.num_latents)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "6", done.stderr
 
@@ -106,7 +112,9 @@ def test_a_tied_folder_serves_retrieval(tmp_path: Path) -> None:
 
 def test_new_models_start_as_the_documentation_says() -> None:
     torch.manual_seed(0)
-    config = tiny_config(hidden_size=64, num_latents=64, vocab_size=500, initializer_range=0.05, latent_initializer_range=2.0)
+    config = tiny_config(
+        hidden_size=64, num_latents=64, vocab_size=500, initializer_range=0.05, latent_initializer_range=2.0
+    )
     model = PerceiverVLForPreTraining(config)
     core = model.perceiver_vl
     assert core.encoder.latent_positions.std().item() == pytest.approx(2.0, rel=0.1)
@@ -120,7 +128,8 @@ def test_new_models_start_as_the_documentation_says() -> None:
     assert model.logit_scale.item() == pytest.approx(1 / 0.07, rel=1e-5)
     assert not model.mlm_head.bias.any()
     biases = [value for name, value in model.named_parameters() if name.endswith("proj.bias")]
-    assert biases and not any(bias.any() for bias in biases)
+    assert biases
+    assert not any(bias.any() for bias in biases)
 
 
 def test_another_width_is_refused_rather_than_filled_with_noise(tmp_path: Path) -> None:

@@ -1,0 +1,333 @@
+"""The commands as a person types them, from a world on disk to a page of search results."""
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from command_line import ENVIRONMENT, PROGRAM, Answer, run_cli, run_program, write_recipe
+from safetensors.torch import load_file
+
+from perceiver_vl.demo import run_demo
+from perceiver_vl.files import sha256
+
+COMMANDS = ("train", "evaluate", "index", "search", "world", "demo")
+STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
+
+
+# Help and arguments
+
+
+def test_help_of_the_program_names_every_command() -> None:
+    answer = run_program("--help")
+    assert answer.code == 0
+    assert all(re.search(rf"\b{command}\b", answer.out) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(command: str) -> None:
+    answer = run_program(command, "--help")
+    assert answer.code == 0
+    assert f"Usage: perceiver-vl {command}" in " ".join(answer.out.split())
+    assert "--json" in answer.out
+    assert answer.err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["evaluate", "--help"], 0),
+        (["nonsense"], 2),
+        (["search", "--index", "somewhere"], 2),
+        (["evaluate", "--model", "m", "--data", "d", "--task", "juggling"], 2),
+        (["evaluate", "--model", "m", "--data", "d", "--budget", "frames=0"], 2),
+        (["index", "--model", "m", "--media", "d", "--out", "i", "--columns", "text"], 2),
+    ],
+)
+def test_help_and_mistakes_do_not_wait_for_heavy_imports(words: list[str], code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", PROGRAM, *words], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    imported = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
+    assert done.returncode == code
+    assert "perceiver_vl.cli" in imported
+    assert not imported & {"torch", "transformers", "pyarrow", "matplotlib", "av"}
+
+
+# The generated world
+
+
+def test_world(written_world: tuple[Path, Answer]) -> None:
+    folder, answer = written_world
+    assert answer.json() == {"out": str(folder), "train": 12, "validation": 6, "test": 6}
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert len(rows) == 24
+    assert all((folder / row["file_name"]).stat().st_size > 0 and row["text"] for row in rows)
+
+
+def test_the_same_world_again_costs_nothing_and_changes_nothing(own_world: Path) -> None:
+    before = {path: (path.stat().st_mtime_ns, sha256(path)) for path in (own_world / "clips").iterdir()}
+    answer = run_cli("world", own_world, "--clips", 24, "--held-out", 6, "--size", 32, "--frames", 4)
+    assert answer.code == 0
+    assert "12 clips for train, 6 clips for validation, 6 clips for test" in answer.out
+    assert {path: (path.stat().st_mtime_ns, sha256(path)) for path in (own_world / "clips").iterdir()} == before
+
+
+# Training
+
+
+def test_train_writes_a_model_folder(training: tuple[Path, Answer]) -> None:
+    folder, answer = training
+    said = answer.json()
+    assert (said["output"], said["steps"], said["skipped"]) == (str(folder), 4, [])
+    assert [stream["stream"] for stream in said["retrieval"]["streams"]] == ["multi", "mixed", "cascade"]
+    assert answer.err == ""
+    for name in ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "log.csv"):
+        assert (folder / name).stat().st_size > 0
+    assert not list(folder.glob("*.bin"))
+    assert json.loads((folder / "metrics.json").read_text())["retrieval"] == said["retrieval"]
+
+
+def test_overrides_win_and_are_kept(training: tuple[Path, Answer]) -> None:
+    folder, _ = training
+    kept = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert kept["output"] == str(folder)
+    assert kept["training"]["learning_rate"] == 1e-3
+    assert kept["data"]["sampling"] == "uniform"
+    assert not (folder.parent / "never").exists()
+
+
+def test_train_does_not_write_over_a_run(training: tuple[Path, Answer]) -> None:
+    folder, _ = training
+    weights = sha256(folder / "model.safetensors")
+    message = run_cli("train", folder / "recipe.yaml").error(2)
+    assert f"output={folder}" in message
+    assert "--resume" in message
+    assert sha256(folder / "model.safetensors") == weights
+
+
+def test_train_does_not_write_over_a_model_without_checkpoints(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["data"].pop("validation")
+    recipe["training"] |= {"save_strategy": "no", "max_steps": 1}
+    path = write_recipe(tmp_path / "recipe.yaml", recipe)
+    assert run_cli("train", path).code == 0
+    assert not list((tmp_path / "run").glob("checkpoints/checkpoint-*"))
+    assert "--resume" in run_cli("train", path).error(2)
+
+
+def test_no_is_a_strategy_on_the_command_line(recipe: dict[str, Any], tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", recipe)
+    answer = run_cli("train", path, "training.save_strategy=no", "training.max_steps=1", "data.validation=null")
+    assert answer.code == 0, answer.err
+    assert "1 steps in" in answer.out
+
+
+def start_training_and_wait_for_a_checkpoint(path: Path, output: Path) -> "subprocess.Popen[str]":
+    words = [PROGRAM, "train", path]
+    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(output.glob("checkpoints/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    return process
+
+
+def log_of(output: Path) -> list[dict[str, str]]:
+    with (output / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_killed_training_goes_on_where_it_was(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["training"]["max_steps"] = 30
+    path, output = write_recipe(tmp_path / "recipe.yaml", recipe), tmp_path / "run"
+    process = start_training_and_wait_for_a_checkpoint(path, output)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (output / "metrics.json").exists()
+
+    assert "--resume" in run_cli("train", path).error(2)
+    assert run_cli("train", path, "--resume", "--json").json()["steps"] == 30
+    assert run_cli("train", path, f"output={tmp_path / 'whole'}", "training.save_strategy=no").code == 0
+    assert [line["step"] for line in log_of(output)] == [line["step"] for line in log_of(tmp_path / "whole")]
+    resumed, whole = (load_file(folder / "model.safetensors") for folder in (output, tmp_path / "whole"))
+    torch.testing.assert_close(resumed, whole, rtol=1e-3, atol=1e-5)
+
+
+def test_an_interrupted_training_says_so(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["training"]["max_steps"] = 100_000
+    process = start_training_and_wait_for_a_checkpoint(write_recipe(tmp_path / "recipe.yaml", recipe), tmp_path / "run")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert "interrupted" in Answer(process.returncode, out, err).error(130)
+
+
+# Evaluation
+
+
+def evaluate(*words: object) -> Any:
+    return run_cli("evaluate", *words, "--json").json()
+
+
+def test_evaluate_all_streams(model: Path, world: Path) -> None:
+    answer = run_program(
+        *("evaluate", "--task", "retrieval", "--model", model, "--data", world, "--split", "test", "--json"),
+        *("--streams", ",".join(STREAMS), "--shortlist", 3),
+    )
+    result = answer.json()
+    assert answer.err == ""
+    assert (result["clips"], result["captions"], result["shortlist"], result["skipped"]) == (6, 30, 3, [])
+    assert [stream["stream"] for stream in result["streams"]] == list(STREAMS)
+    for stream in result["streams"]:
+        for way in ("text_to_video", "video_to_text"):
+            recall = stream[way]
+            assert 0 <= recall["r1"] <= recall["r5"] <= recall["r10"] <= 100
+            assert recall["median_rank"] >= 1
+        assert stream["seconds_per_query"] > 0
+        assert stream["flops_per_query"] > 0
+    assert result["record"]["command"].startswith("perceiver-vl evaluate --task retrieval")
+
+
+def test_evaluation_record(model: Path, world: Path, index: Path) -> None:
+    words = "--model", model, "--data", world, "--streams", "multi"
+    full = evaluate(*words, "--split", "test")
+    small = evaluate(*words, "--split", "test", "--budget", "frames=2,latents=3,text_latents=2,cross_attentions=1")
+    other = evaluate(*words, "--split", "validation", "--captions", 1)
+    record = full["record"]
+    assert (record["split"], record["frames"], record["sampling"], record["budget"]) == ("test", 4, "uniform", "full")
+    assert record["resize"].startswith("32x32")
+    assert "PyAV" in record["decoder"]
+    assert record["model_hash"] == json.loads((index / "index.json").read_text())["fingerprint"]
+    assert set(record["versions"]) >= {"perceiver-vl", "torch", "transformers"}
+
+    assert small["record"]["budget"] == small["budget"] == "frames=2,latents=3,text_latents=2,cross_attentions=1"
+    assert small["record"]["frames"] == 2
+    assert small["record"]["split_hash"] == record["split_hash"] != other["record"]["split_hash"]
+    assert small["record"]["model_hash"] == other["record"]["model_hash"] == record["model_hash"]
+    assert small["flops_per_clip"] < full["flops_per_clip"]
+    assert other["captions"] == 6
+
+
+def test_evaluate_as_a_table(model: Path, world: Path) -> None:
+    answer = run_cli(
+        *("evaluate", "--model", model, "--data", world, "--split", "test"), "--streams", "multi,cascade-single"
+    )
+    assert (answer.code, answer.err) == (0, "")
+    for word in ("30 captions, 6 clips, budget full", "multi", "cascade-single", "R@1", "R@10", "chance"):
+        assert word in answer.out
+
+
+# Index and search
+
+
+def test_index(indexing: tuple[Path, Answer]) -> None:
+    folder, answer = indexing
+    said = answer.json()
+    assert answer.err == ""
+    assert (said["index"], said["encoded"], said["total"], said["skipped"]) == (str(folder), 6, 6, [])
+
+
+def test_index_encodes_only_what_is_new(model: Path, own_world: Path, tmp_path: Path) -> None:
+    clips = own_world / "clips"
+    words = "index", "--model", model, "--media", clips, "--out", tmp_path / "index"
+
+    def counts() -> tuple[int, ...]:
+        said = run_cli(*words, "--json").json()
+        return tuple(said[name] for name in ("encoded", "unchanged", "removed", "total"))
+
+    assert counts() == (24, 0, 0, 24)
+    assert counts() == (0, 24, 0, 24)
+    (clips / "test-000000.mp4").unlink()
+    shutil.copy(clips / "test-000001.mp4", clips / "a new clip.mp4")
+    assert counts() == (1, 23, 1, 24)
+    assert "24 clips (0 encoded, 24 unchanged, 0 removed)" in run_cli(*words).out
+
+
+class Links(HTMLParser):
+    """What a page would fetch or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+
+def test_search(index: Path, world: Path, tmp_path: Path) -> None:
+    page = tmp_path / "new folder" / "page.html"
+    queries = "a red circle moving left", "<marquee>ein großes Quadrat"
+    answer = run_program("search", "--index", index, *queries, "--top", 3, "--json", "--html", page)
+    results = answer.json()
+    assert answer.err == ""
+    assert [result["query"] for result in results] == list(queries)
+    for result in results:
+        hits = result["hits"]
+        assert [hit["rank"] for hit in hits] == [1, 2, 3]
+        assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+        assert all(Path(hit["path"]) == world / hit["file_name"] and hit["texts"] for hit in hits)
+        assert result["searched"] == 6
+
+    text = page.read_text(encoding="utf-8")
+    links = Links()
+    links.feed(text)
+    assert not links.tags & {"script", "link", "iframe", "marquee"}
+    assert links.addresses
+    assert all(address.startswith("data:image/") for address in links.addresses)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert all(hit["file_name"] in text for hit in results[0]["hits"])
+
+
+@pytest.mark.parametrize("rerank", ["combined", "mixed", "none"])
+def test_search_as_a_table(rerank: str, index: Path) -> None:
+    answer = run_cli("search", "--index", index, "a red circle", "--top", 100, "--rerank", rerank)
+    assert (answer.code, answer.err) == (0, "")
+    assert "6 clips searched" in answer.out
+    folded = re.sub(r"[\s│]", "", answer.out)
+    assert "clips/test-000" in folded
+    assert "…" not in answer.out
+
+
+def test_an_index_whose_model_has_moved(index: Path, model: Path, world: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(model, tmp_path / "before"))
+    assert run_cli("index", "--model", moved, "--media", world / "clips", "--out", tmp_path / "index").code == 0
+    moved.rename(tmp_path / "after")
+    assert "--model" in run_cli("search", "--index", tmp_path / "index", "a red circle").error(2)
+    words = "search", "--index", tmp_path / "index", "a red circle", "--model", tmp_path / "after", "--json"
+    assert len(run_cli(*words).json()[0]["hits"]) == 10
+
+
+# Demo
+
+
+def test_demo(tmp_path: Path) -> None:
+    overrides = (
+        *("training.max_steps=4", "training.eval_steps=4", "training.save_steps=4", "training.logging_steps=2"),
+        *("training.per_device_train_batch_size=8", "data.train.world.clips=16", "data.validation.world.clips=8"),
+        *("data.num_frames=2", "model.hidden_size=32", "model.num_blocks=2", "model.image_size=32"),
+        *("model.num_latents=4", "model.num_text_latents=2"),
+    )
+    result = run_demo(tmp_path / "demo", overrides=overrides)
+    assert result.steps == 4
+    assert sorted(result.evaluations) == [1, 2]
+    assert len(result.searches) == len(result.targets) == 5
+    assert json.loads((tmp_path / "demo" / "demo.json").read_text())["steps"] == 4
+    assert (tmp_path / "demo" / "picture.png").stat().st_size > 0
+    links = Links()
+    links.feed(result.report.read_text(encoding="utf-8"))
+    assert "script" not in links.tags
+    assert all(address.startswith(("data:image/", "#")) for address in links.addresses)

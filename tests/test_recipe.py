@@ -1,0 +1,150 @@
+"""Recipes: YAML and overrides into dataclasses, everything misspelt refused by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from perceiver_vl import UsageError
+from perceiver_vl.objectives import Objectives
+from perceiver_vl.recipe import Data, Evaluation, Recipe, Split, Words, WorldSplit, read_recipe
+from tiny import tiny_recipe
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
+
+def write(folder: Path, values: Any) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return path
+
+
+def test_every_section_arrives_as_its_own_type(tmp_path: Path) -> None:
+    values = {
+        "output": "runs/one",
+        "data": {
+            "train": {"folder": "clips", "split": "train", "metadata": "list.csv", "columns": {"text": "caption"}},
+            "validation": {"world": {"clips": 32, "seed": 3, "size": 48}, "split": "validation"},
+            "num_frames": 4,
+            "sampling": "uniform",
+            "cache": True,
+            "strict": True,
+        },
+        "model": {"hidden_size": 64, "layer_drop": 0.25},
+        "objectives": {"vtc": 0.5, "hard_negatives": True},
+        "tokenizer": {"vocab_size": 100},
+        "evaluation": {"streams": ["multi", "single"], "captions_per_clip": 1, "shortlist": 5, "batch_size": 8},
+        "training": {"max_steps": 10, "learning_rate": 1e-3},
+        "optimizer": "adam",
+        "initialise_from": "runs/zero",
+    }
+    assert read_recipe(write(tmp_path, values)) == Recipe(
+        output=Path("runs/one"),
+        data=Data(
+            train=Split(folder=Path("clips"), split="train", metadata=Path("list.csv"), columns={"text": "caption"}),
+            validation=Split(world=WorldSplit(clips=32, seed=3, size=48), split="validation"),
+            num_frames=4,
+            sampling="uniform",
+            cache=True,
+            strict=True,
+        ),
+        model={"hidden_size": 64, "layer_drop": 0.25},
+        objectives=Objectives(vtc=0.5, hard_negatives=True),
+        tokenizer=Words(vocab_size=100),
+        evaluation=Evaluation(streams=("multi", "single"), captions_per_clip=1, shortlist=5, batch_size=8),
+        training={"max_steps": 10, "learning_rate": 1e-3},
+        optimizer="adam",
+        initialise_from=Path("runs/zero"),
+    )
+
+
+def test_what_is_left_out_is_the_papers_pair_on_random_frames(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path, {"output": "o", "data": {"train": {"world": {}}}}))
+    assert (recipe.objectives.vtm, recipe.objectives.mlm, recipe.objectives.vtc) == (1.0, 1.0, 0.0)
+    assert (recipe.data.num_frames, recipe.data.sampling, recipe.data.validation) == (8, "random", None)
+    assert (recipe.optimizer, recipe.initialise_from, recipe.training) == ("adamw", None, {})
+
+
+def test_an_empty_section_is_as_good_as_none(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path, "output: o\ndata: {train: {world: {}}}\ntraining:\nmodel:\n"))
+    assert (recipe.training, recipe.model) == ({}, {})
+
+
+def test_overrides_change_what_they_name_and_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path, tiny_recipe(tmp_path / "run"))
+    before = read_recipe(path)
+    overrides = ["training.max_steps=7", "data.train.world.clips=9", "objectives.vtc=2", "optimizer=adam"]
+    after = read_recipe(path, overrides)
+    assert after.training == before.training | {"max_steps": 7}
+    assert after.data.train.world == WorldSplit(clips=9, size=16)
+    assert (after.objectives.vtc, after.optimizer) == (2.0, "adam")
+    assert (after.model, after.output, after.data.num_frames) == (before.model, before.output, before.data.num_frames)
+    assert read_recipe(path, ["evaluation.streams=[multi]"]).evaluation.streams == ("multi",)
+    assert read_recipe(path, ["output=a=b"]).output == Path("a=b")
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("objectives.vtx=1", "vtx"),
+        ("objectiv.vtc=1", "objectiv"),
+        ("data.frames=8", "frames"),
+        ("data.train.world.clip=8", "clip"),
+        ("objectives.vtc=much", "much"),
+        ("data.num_frames=0", "data.num_frames=0"),
+        ("data.num_frames=two", "two"),
+        ("data.sampling=all", "all"),
+        ("data.cache=true", "data.cache=true"),
+        ("optimizer=sgd", "sgd"),
+        ("objectives.vtm=-1", "objectives.vtm=-1"),
+        ("data.train.folder=clips", "folder or a world"),
+        ("evaluation.streams=[multi, mixde]", "mixde"),
+        ("evaluation.shortlist=0", "evaluation.shortlist=0"),
+        ("evaluation.captions_per_clip=0", "evaluation.captions_per_clip=0"),
+        ("training.max_steps", "training.max_steps"),
+        ("=7", "=7"),
+        ("model={", "model={"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(tmp_path: Path, override: str, named: str) -> None:
+    path = write(tmp_path, tiny_recipe(tmp_path / "run"))
+    with pytest.raises(UsageError, match=r"^[^\n]+$") as refused:
+        read_recipe(path, [override])
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("output: [", "not YAML"),
+        ("- output", "need a mapping"),
+        ("", "need a mapping"),
+        ("output: o", "data"),
+        ("data: {train: {world: {}}}", "output"),
+        ("output: o\ndata: {train: {}}", "folder or a world"),
+    ],
+)
+def test_files_that_are_no_recipe_are_refused(tmp_path: Path, content: str, named: str) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(UsageError, match=r"^[^\n]+$") as refused:
+        read_recipe(path)
+    assert named in str(refused.value)
+
+
+def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^recipe [^\n]+nowhere.yaml: cannot be read[^\n]+$"):
+        read_recipe(tmp_path / "nowhere.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UsageError, match=r"^recipe [^\n]+bytes.yaml: cannot be read[^\n]+$"):
+        read_recipe(tmp_path / "bytes.yaml")
+
+
+def test_a_recipe_is_data_and_never_code(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not YAML"):
+        read_recipe(write(tmp_path, "output: !!python/object/apply:os.getcwd []"))
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("**/*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_of_the_project_can_be_read(path: Path) -> None:
+    assert read_recipe(path).training

@@ -1,0 +1,329 @@
+"""Training runs: what they write, that a resume changes nothing, and that a small model learns."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from perceiver_vl import PerceiverVLForPreTraining, PerceiverVLForRetrieval, PerceiverVLProcessor, UsageError
+from perceiver_vl.data.world import write_world
+from perceiver_vl.recipe import Recipe, read_recipe
+from perceiver_vl.training import TrainingResult, train
+from tiny import tiny_recipe
+
+EVERYTHING = {"vtm": 1, "mlm": 1, "vtc": 1, "mixed_vtm": 1, "mixed_vtc": 1, "hard_negatives": True}
+SGD = {"optim": "sgd", "max_grad_norm": 0.0}
+
+
+def recipe_of(output: Path, **changes: Any) -> Recipe:
+    file = output.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(tiny_recipe(output, **changes)))
+    return read_recipe(file)
+
+
+def run(output: Path, resume: bool = False, **changes: Any) -> TrainingResult:
+    return train(recipe_of(output, **changes), resume=resume, progress=False)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float = 0.0) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(
+            tensor, right[name], rtol=0.0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def log_of(output: Path) -> list[dict[str, str]]:
+    with (output / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- What a run writes ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_what_it_promises(tmp_path: Path) -> None:
+    validation = {"validation": {"split": "validation", "world": {"clips": 5, "size": 16}}}
+    how = {"eval_strategy": "steps", "eval_steps": 3, "warmup_steps": 2}
+    result = run(tmp_path / "run", objectives=EVERYTHING, data=validation, training=how)
+    output = tmp_path / "run"
+    assert (result.output, result.steps, result.skipped) == (output, 6, [])
+    assert result.retrieval is not None
+    assert result.retrieval.clips == 5
+    assert result.seconds > 0
+
+    model = PerceiverVLForRetrieval.from_pretrained(output)
+    processor = PerceiverVLProcessor.from_pretrained(output)
+    assert model.config.vocab_size == len(processor.tokenizer)
+    assert model.config.mask_token_id == processor.tokenizer.mask_token_id
+    assert model.encode_text(**processor(text="a red square moves left")).isfinite().all()
+    assert not list(output.glob("*.bin"))
+
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert (metrics["steps"], metrics["skipped"]) == (6, [])
+    assert metrics["retrieval"] == json.loads(json.dumps(result.retrieval.to_dict()))
+    assert read_recipe(output / "recipe.yaml") == recipe_of(
+        output, objectives=EVERYTHING, data=validation, training=how
+    )
+
+    lines = [line for line in log_of(output) if line["loss"]]
+    assert [int(line["step"]) for line in lines] == [1, 2, 3, 4, 5, 6]
+    for line in lines:
+        parts = [float(line[f"loss_{name}"]) for name in EVERYTHING if name != "hard_negatives"]
+        assert float(line["loss"]) == pytest.approx(sum(parts), abs=1e-3)
+    recalls = [line["eval_mixed_r1"] for line in log_of(output) if line["eval_mixed_r1"]]
+    assert len(recalls) == 2
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == [
+        f"checkpoint-{step}" for step in (2, 4, 6)
+    ]
+
+
+def test_the_weights_of_the_objectives_count(tmp_path: Path) -> None:
+    run(tmp_path / "run", objectives={"vtm": 0.5, "mlm": 3}, training={"max_steps": 1})
+    line = log_of(tmp_path / "run")[0]
+    assert float(line["loss"]) == pytest.approx(0.5 * float(line["loss_vtm"]) + 3 * float(line["loss_mlm"]), abs=1e-3)
+
+
+def test_a_broken_file_is_passed_over_and_reported(tmp_path: Path) -> None:
+    write_world(tmp_path / "world", clips=12, num_frames=4, size=16, held_out=3)
+    broken = tmp_path / "world" / "clips" / "train-000002.mp4"
+    broken.write_bytes(b"no video")
+    (tmp_path / "world" / "clips" / "validation-000001.mp4").unlink()
+    data = {
+        "train": {"folder": str(tmp_path / "world"), "split": "train"},
+        "validation": {"folder": str(tmp_path / "world"), "split": "validation"},
+    }
+    result = run(tmp_path / "run", data=data, training={"max_steps": 3})
+    assert sorted(problem.file_name for problem in result.skipped) == [
+        "clips/train-000002.mp4",
+        "clips/validation-000001.mp4",
+    ]
+    assert result.retrieval is not None
+    assert result.retrieval.clips == 2
+    assert len(json.loads((tmp_path / "run" / "metrics.json").read_text())["skipped"]) == 2
+
+
+def test_the_best_model_is_the_one_that_is_kept(tmp_path: Path) -> None:
+    """The first of the best; the learning rate is so high that the last is not among them."""
+    how = {
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "multi_r1",
+        "max_steps": 8,
+    }
+    validation = {"validation": {"split": "validation", "world": {"clips": 10, "size": 16}}}
+    result = run(tmp_path / "run", objectives={"vtc": 1}, data=validation, training=how)
+    recalls = {
+        int(line["step"]): float(line["eval_multi_r1"]) for line in log_of(tmp_path / "run") if line["eval_multi_r1"]
+    }
+    assert sorted(recalls) == [2, 4, 6, 8]
+    best = min(step for step in recalls if recalls[step] == max(recalls.values()))
+    assert best != 8
+    assert_equal(weights(tmp_path / "run"), weights(tmp_path / "run" / "checkpoints" / f"checkpoint-{best}"))
+    assert result.retrieval is not None
+    assert result.retrieval.stream("multi").text_to_video.r1 == pytest.approx(recalls[best])
+
+
+# --- The same run again ---------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
+    """Across the end of an epoch (6 steps) and from the middle of one, with everything that is drawn."""
+    changes = {
+        "objectives": EVERYTHING,
+        "model": {"layer_drop": 0.5, "hidden_dropout_prob": 0.1, "num_blocks": 3},
+        "data": {"sampling": "random"},
+        "training": {"max_steps": 12, "save_steps": 4, "learning_rate": 0.01},
+    }
+    output = tmp_path / "run"
+    run(output, **changes)
+    whole, log = weights(output), log_of(output)
+    for left in (["checkpoint-4", "checkpoint-8"], ["checkpoint-4"]):
+        for path in output.glob("*.*"):
+            path.unlink()
+        for path in (output / "checkpoints").iterdir():
+            if path.name not in left:
+                shutil.rmtree(path)
+        assert run(output, resume=True, **changes).steps == 12
+        assert_equal(weights(output), whole)
+        assert [line["loss"] for line in log_of(output)] == [line["loss"] for line in log]
+        assert [line["loss_mlm"] for line in log_of(output)] == [line["loss_mlm"] for line in log]
+
+
+def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    run(output, training={"learning_rate": 0.01})
+    whole = weights(output)
+    (output / "checkpoints" / "checkpoint-6" / "trainer_state.json").unlink()
+    run(output, resume=True, training={"learning_rate": 0.01})
+    assert_equal(weights(output), whole)
+
+
+def test_the_same_recipe_gives_the_same_model_and_another_seed_another(tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
+        torch.manual_seed(len(name))
+        run(tmp_path / name, training={"seed": seed, "max_steps": 2})
+    assert_equal(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    word_table = "perceiver_vl.embeddings.text.word_embeddings.weight"
+    assert not torch.equal(weights(tmp_path / "one")[word_table], weights(tmp_path / "three")[word_table])
+
+
+def test_the_seed_of_the_data_is_its_own_where_it_is_given(tmp_path: Path) -> None:
+    first = {}
+    for name, data_seed in (("none", None), ("one", 1), ("zero", 0)):
+        given = {} if data_seed is None else {"data_seed": data_seed}
+        run(tmp_path / name, objectives={"vtm": 0}, training={"max_steps": 1, **given})
+        first[name] = log_of(tmp_path / name)[0]["loss"]
+    assert first["none"] == first["one"] != first["zero"]
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+    """For VTM, a mean over pairs: its negatives are neighbours, so that half a batch has its own."""
+    changes = {"objectives": {"vtm": 1, "mlm": 0}, "model": {"layer_drop": 0.5}}
+    how = SGD | {"max_steps": 3}
+    run(tmp_path / "one", **changes, training={**how, "per_device_train_batch_size": 8})
+    run(tmp_path / "two", **changes, training={**how, "gradient_accumulation_steps": 2})
+    assert_equal(weights(tmp_path / "one"), weights(tmp_path / "two"), tolerance=1e-6)
+    start = PerceiverVLForPreTraining(PerceiverVLForPreTraining.config_class.from_pretrained(tmp_path / "one"))
+    assert start.state_dict().keys() == weights(tmp_path / "one").keys()
+
+
+def test_two_processes_train_as_one_on_both_their_batches(two_processes: Path, tmp_path: Path) -> None:
+    training = {"optim": "sgd", "per_device_train_batch_size": 8}
+    run(tmp_path / "run", objectives={"vtm": 1, "mlm": 0, "vtc": 1}, training=training)
+    assert_equal(weights(tmp_path / "run"), weights(two_processes / "run"), tolerance=1e-5)
+    assert [line["step"] for line in log_of(two_processes / "run") if line["loss"]] == list("123456")
+
+
+def test_mixed_precision_reaches_the_objectives(tmp_path: Path) -> None:
+    losses = []
+    for name, bf16 in (("full", False), ("mixed", True)):
+        run(tmp_path / name, training={"bf16": bf16, "max_steps": 1})
+        losses.append(float(log_of(tmp_path / name)[0]["loss"]))
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_the_papers_adam_decays_weights_in_the_gradient(tmp_path: Path) -> None:
+    models = {}
+    for optimizer in ("adamw", "adam"):
+        output = tmp_path / optimizer
+        recipe = tiny_recipe(output, training={"max_steps": 2, "weight_decay": 0.5})
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"optimizer": optimizer}))
+        train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
+        models[optimizer] = weights(output)
+    name = "perceiver_vl.embeddings.text.word_embeddings.weight"
+    assert (models["adam"][name] - models["adamw"][name]).abs().max() > 1e-3
+
+
+# --- Starting from another model ------------------------------------------------------------------------------------
+
+
+def test_a_run_can_go_on_from_another_model(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    recipe = tiny_recipe(tmp_path / "second", training={"max_steps": 1, "learning_rate": 0.0})
+    recipe |= {"model": {"layer_drop": 0.0}, "initialise_from": str(tmp_path / "first")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
+    assert_equal(weights(tmp_path / "second"), weights(tmp_path / "first"))
+    assert json.loads((tmp_path / "second" / "config.json").read_text())["layer_drop"] == 0.0
+    words = [
+        PerceiverVLProcessor.from_pretrained(tmp_path / name).tokenizer.get_vocab() for name in ("first", "second")
+    ]
+    assert words[0] == words[1]
+    with pytest.raises(UsageError, match=r"^initialise_from=[^\n]+does not fit[^\n]+$"):
+        train(read_recipe(tmp_path / "recipe.yaml", ["model.hidden_size=32", f"output={tmp_path / 'third'}"]))
+    assert not (tmp_path / "third").exists()
+
+
+# --- What cannot work -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"training": {"learning_rat": 1e-3}}, "training.learning_rat=0.001"),
+        ({"training": {"learning_rate": "fast"}}, "learning_rate"),
+        ({"training": {"output_dir": "elsewhere"}}, "training.output_dir='elsewhere'"),
+        ({"training": {"per_device_train_batch_size": 1}}, "training.per_device_train_batch_size=1"),
+        ({"model": {"num_block": 3}}, "num_block=3"),
+        ({"model": {"num_attention_heads": 3}}, "num_attention_heads=3"),
+        ({"model": {"hidden_size": "wide"}}, "hidden_size='wide'"),
+        ({"model": {"vocab_size": 100}}, "model.vocab_size=100"),
+        ({"data": {"num_frames": 5}}, "data.num_frames=5"),
+        ({"data": {"train": {"folder": "nowhere"}}}, "nowhere"),
+        ({"data": {"validation": {"split": "dev", "world": {"clips": 4, "size": 16}}}}, "split='dev'"),
+        ({"tokenizer": {"name": "./no-tokenizer"}}, "tokenizer.name=./no-tokenizer"),
+        ({"tokenizer": {"vocab_size": 3}}, "vocab_size=3"),
+        ({"training": {"load_best_model_at_end": True, "save_steps": 3}}, "load_best_model_at_end"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UsageError, match=r"^[^\n]+$") as refused:
+        run(tmp_path / "run", **changes)
+    assert named in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(UsageError, match=r"^output=[^\n]+holds a run already, add --resume[^\n]+$"):
+        run(tmp_path / "run")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+# --- Learning (the slowest test of all) -----------------------------------------------------------------------------
+
+
+def test_a_small_model_learns_to_find_clips_it_has_never_seen(tmp_path: Path) -> None:
+    """64 held-out clips: chance is a median rank of 32 and a recall at 10 of 16 %."""
+    recipe = tiny_recipe(tmp_path / "run")
+    recipe["data"] = {
+        "train": {"world": {"clips": 4000, "size": 32}},
+        "validation": {"split": "validation", "world": {"clips": 64, "size": 32}},
+        "num_frames": 2,
+        "sampling": "uniform",
+    }
+    recipe["model"] |= {
+        "hidden_size": 64,
+        "num_blocks": 2,
+        "num_latents": 8,
+        "image_size": 32,
+        "patch_size": 8,
+        "layer_drop": 0.0,
+        "initializer_range": 0.3,
+        "latent_initializer_range": 0.1,
+    }
+    recipe["objectives"] = {"vtm": 0, "mlm": 0, "vtc": 1, "mixed_vtc": 1}
+    recipe["evaluation"] = {"streams": ["multi", "mixed"], "captions_per_clip": 1}
+    recipe["training"] |= {
+        "max_steps": 250,
+        "per_device_train_batch_size": 32,
+        "learning_rate": 4e-3,
+        "warmup_steps": 10,
+        "lr_scheduler_type": "cosine",
+        "adam_beta2": 0.98,
+        "save_strategy": "no",
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    result = train(read_recipe(file), progress=False).retrieval
+    assert result is not None
+    for stream, least in (("multi", 40), ("mixed", 30)):
+        found = result.stream(stream)
+        assert min(found.text_to_video.r10, found.video_to_text.r10) > least
+        assert max(found.text_to_video.median_rank, found.video_to_text.median_rank) < 20
