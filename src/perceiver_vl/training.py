@@ -325,6 +325,11 @@ def _processor_and_config(recipe: Recipe, checkpoint: Path | None) -> tuple[Perc
         config = PerceiverVLConfig.from_pretrained(folder)
         if checkpoint is None:
             config = PerceiverVLConfig.from_dict({**config.to_dict(), **recipe.model})
+        for name, value in recipe.model.items():
+            if getattr(config, name, None) != value:
+                raise UsageError(
+                    f"model.{name}={value}: {folder} has {getattr(config, name, 'no such key')}, resume with that"
+                )
         with quiet():
             processor = PerceiverVLProcessor.from_pretrained(folder)
     else:

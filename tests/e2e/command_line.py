@@ -17,10 +17,11 @@ import yaml
 from perceiver_vl import cli
 
 PROGRAM = Path(sys.executable).with_name("perceiver-vl")
-SHARED_DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+SHARED = (Path(__file__).resolve().parents[2] / ".." / "shared").resolve()
+SHARED_DATA = SHARED / "data"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
 
-needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no shared/data folder beside the repository")
+needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no folder shared/ beside the repository")
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,11 @@
 """A small generated world, a tiny model trained on it and an index made with that, all by the commands themselves."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Answer, run_program, world_recipe, write_recipe
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The same road on real clips and photographs, and on files that are odd or damaged."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def take_a_few(source: Path, folder: Path) -> Path:
     chosen = [row for row in rows if row["split"] == "train"][:12] + [row for row in rows if row["split"] == "val"][:4]
     for row in chosen:
         (folder / row["file"]).parent.mkdir(parents=True, exist_ok=True)
-        os.symlink((source / row["file"]).resolve(), folder / row["file"])
+        (folder / row["file"]).symlink_to((source / row["file"]).resolve())
     (folder / "captions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in chosen))
     return folder
 

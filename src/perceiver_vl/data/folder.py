@@ -147,6 +147,8 @@ def _merge_rows(table: Path, columns: dict[str, str]) -> dict[tuple[str, str | N
             texts = [texts]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UsageError(f"{table} row {number}: {text_column}={texts!r}, need a string or a list of strings")
+        if split is not None and not isinstance(split, str):
+            raise UsageError(f"{table} row {number}: {split_column}={split!r}, need the name of a split")
         key = (file_name, _SPLIT_NAMES.get(split, split) if split else None)
         merged[key] = merged.get(key, ()) + tuple(texts)
     return merged

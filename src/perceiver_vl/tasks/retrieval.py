@@ -124,27 +124,30 @@ def evaluate_retrieval(
     num_frames = budget.frames or num_frames or processor.image_processor.num_frames
     if num_frames > model.config.max_frames:
         raise UsageError(f"num_frames={num_frames}: need 1 to {model.config.max_frames}, the model's max_frames")
-    was_training, _ = model.training, model.eval()
-    with Stages(progress) as bar:
-        reader = _ClipReader(processor, source, num_frames, batch_size, model.device, strict)
-        encoded, clip_seconds, text_seconds = _encode(model, processor, reader, captions_per_clip, budget, bar)
-        clips, queries = len(encoded.vision_features), len(encoded.owner)
-        scorer = _Scorer(model, encoded, reader, min(shortlist, clips), budget, bar)
-        results = []
-        for stream in streams:
-            start = time.perf_counter()
-            text_scores, clip_scores = scorer.score(stream)
-            seconds = text_seconds * (stream != "single") + time.perf_counter() - start
-            results.append(
-                StreamResult(
-                    stream,
-                    text_to_video=recall_of(_text_ranks(text_scores, encoded.owner)),
-                    video_to_text=recall_of(_clip_ranks(clip_scores, encoded.owner)),
-                    seconds_per_query=seconds / queries,
-                    flops_per_query=scorer.flops(stream, num_frames),
+    was_training = model.training
+    try:
+        model.eval()
+        with Stages(progress) as bar:
+            reader = _ClipReader(processor, source, num_frames, batch_size, model.device, strict)
+            encoded, clip_seconds, text_seconds = _encode(model, processor, reader, captions_per_clip, budget, bar)
+            clips, queries = len(encoded.vision_features), len(encoded.owner)
+            scorer = _Scorer(model, encoded, reader, min(shortlist, clips), budget, bar)
+            results = []
+            for stream in streams:
+                start = time.perf_counter()
+                text_scores, clip_scores = scorer.score(stream)
+                seconds = text_seconds * (stream != "single") + time.perf_counter() - start
+                results.append(
+                    StreamResult(
+                        stream,
+                        text_to_video=recall_of(_text_ranks(text_scores, encoded.owner)),
+                        video_to_text=recall_of(_clip_ranks(clip_scores, encoded.owner)),
+                        seconds_per_query=seconds / queries,
+                        flops_per_query=scorer.flops(stream, num_frames),
+                    )
                 )
-            )
-    model.train(was_training)
+    finally:
+        model.train(was_training)
     return RetrievalResult(
         clips=clips,
         captions=queries,
@@ -258,8 +261,6 @@ def _encode(
             f"retrieval needs at least two clips that can be read, found {len(reader.readable)}{why}"
         )
     vision_latents = torch.cat(vision)
-    if not vision_latents.isfinite().all():
-        raise PerceiverVLError("the model's latents are not finite numbers, it cannot rank anything: train it again")
     vision_features = model.pool_vision(vision_latents)
     clip_seconds = time.perf_counter() - start
 
@@ -275,6 +276,8 @@ def _encode(
     text_latents = torch.cat(text)
     text_features = model.pool_text(text_latents)
     text_seconds = time.perf_counter() - start
+    if not (vision_latents.isfinite().all() and text_latents.isfinite().all()):
+        raise PerceiverVLError("the model's latents are not finite numbers, it cannot rank anything: train it again")
     encoded = _Encoded(
         vision_latents, vision_features, text_latents, text_features, words["input_ids"], words["attention_mask"], owner
     )
