@@ -148,3 +148,10 @@ def test_a_recipe_is_data_and_never_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("**/*.yaml")), ids=lambda path: path.stem)
 def test_the_recipes_of_the_project_can_be_read(path: Path) -> None:
     assert read_recipe(path).training
+
+
+def test_a_number_may_be_written_without_its_point(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("output: runs/a\ndata: {train: {world: {}}}\nmodel: {layer_norm_eps: 1e-5}\n", encoding="utf-8")
+    recipe = read_recipe(path, ["model.initializer_range=2E-2"])
+    assert recipe.model == {"layer_norm_eps": 1e-5, "initializer_range": 2e-2}

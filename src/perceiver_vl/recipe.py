@@ -1,9 +1,12 @@
 """A training run as a file: YAML into strict dataclasses, with `key=value` overrides; a misspelt key is an error."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from perceiver_vl.errors import UsageError
 from perceiver_vl.objectives import Objectives
@@ -113,14 +116,13 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises `UsageError` for a file that cannot be read, an unknown key or a value of the wrong type.
     """
     from jsonargparse import ArgumentParser
-    from yaml import YAMLError, safe_load
 
     path = Path(path)
     try:
-        values = safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path}: cannot be read ({_one_line(error)}), give a YAML file") from error
-    except YAMLError as error:
+    except yaml.YAMLError as error:
         raise UsageError(f"recipe {path}: not YAML ({_one_line(error)})") from error
     if not isinstance(values, dict):
         raise UsageError(f"recipe {path}: need a mapping with output, data, model, …, found a {type(values).__name__}")
@@ -130,8 +132,8 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if not (key and equals):
             raise UsageError(f"override {override!r}: need key=value, as in training.max_steps=100")
         try:
-            _set(values, key, safe_load(text))
-        except YAMLError as error:
+            _set(values, key, yaml.load(text, _Loader))
+        except yaml.YAMLError as error:
             raise UsageError(f"override {override}: not a YAML value ({_one_line(error)})") from error
 
     parser = ArgumentParser(exit_on_error=False)
@@ -144,6 +146,13 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise
     except Exception as error:  # jsonargparse raises its own kinds, and what our dataclasses raise inside them
         raise UsageError(f"recipe {path}: {_one_line(error)}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-5 is a number, as in YAML 1.2; PyYAML's 1.1 wants 1.0e-5."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
