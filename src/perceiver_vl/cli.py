@@ -52,6 +52,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the output folder.")
     ] = False,
+    processes: Annotated[int, typer.Option(help="Processes on this machine; each takes its own batches.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model by a recipe; writes a folder that from_pretrained loads."""
@@ -60,9 +61,14 @@ def train(
     from perceiver_vl.recipe import read_recipe
 
     plan = read_recipe(recipe, overrides or ())
+    from perceiver_vl.parallel import beside_others, is_first_process
     from perceiver_vl.training import train as run
 
-    result = run(plan, resume=resume)
+    command = ["train", str(recipe), *(overrides or ()), *(["--resume"] if resume else [])]
+    with beside_others(processes, command):
+        result = run(plan, resume=resume)
+    if not is_first_process():
+        return
     if as_json:
         retrieval = result.retrieval and result.retrieval.to_dict()
         skipped = [vars(problem) for problem in result.skipped]

@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
@@ -26,6 +27,7 @@ from perceiver_vl.data.folder import Folder, read_folder
 from perceiver_vl.data.world import write_world
 from perceiver_vl.files import write_json, write_text
 from perceiver_vl.media import load_frames
+from perceiver_vl.parallel import beside_others
 from perceiver_vl.pretrained_folder import load_retriever
 from perceiver_vl.recipe import read_recipe
 from perceiver_vl.search import Searcher, SearchResult, build_index
@@ -37,7 +39,9 @@ from perceiver_vl.training import train
 HELD_OUT = 256
 WORLD_CLIPS = 768
 SEARCHES = 5
+BATCH = 64
 STREAMS = ("multi", "mixed", "single", "cascade")
+CACHED_STREAMS = ("multi", "mixed", "cascade")
 
 
 @dataclass
@@ -107,9 +111,10 @@ def run_demo(output: Path, seed: int = 0, overrides: tuple[str, ...] = ()) -> De
     most = model.config.num_blocks
     for reads in (most, 1):
         budget = FULL_BUDGET if reads == most else ComputeBudget(cross_attentions=reads)
+        streams = STREAMS if reads == most else CACHED_STREAMS
         with _step(f"Evaluating with {reads} reads" if reads > 1 else "Evaluating with 1 read", seconds):
             result.evaluations[reads] = evaluate_retrieval(
-                model, processor, clips, streams=STREAMS, captions_per_clip=1, budget=budget, progress=True
+                model, processor, clips, streams=streams, captions_per_clip=1, budget=budget, progress=True
             )
     with _step("Indexing", seconds):
         build_index(model_folder, world, index_folder, split="test", progress=True)
@@ -140,8 +145,11 @@ def _train(folder: Path, seed: int, overrides: tuple[str, ...]) -> int:
     finished = folder / "metrics.json"
     if not finished.is_file():
         changes = [f"output={folder}", f"training.seed={seed}", f"data.train.world.seed={seed}"]
-        changes += [f"data.validation.world.seed={seed}", *overrides]
-        train(read_recipe(demo_recipe(), changes), resume=True)
+        changes += [f"data.validation.world.seed={seed}"]
+        processes = 1 if torch.cuda.is_available() else min(2, torch.get_num_threads())
+        changes += [f"training.per_device_train_batch_size={BATCH // processes}", *overrides]
+        with beside_others(processes, ["train", str(demo_recipe()), *changes, "--resume"]):
+            train(read_recipe(demo_recipe(), changes), resume=True)
     return int(json.loads(finished.read_text(encoding="utf-8"))["steps"])
 
 

@@ -108,15 +108,23 @@ def pretraining_losses(
 
 def contrastive_loss(vision_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
     """VTC: symmetric cross-entropy over the batch's similarities, gathered across processes. `(B,E)`, `(B,E)`."""
-    local = torch.arange(len(vision_features), device=vision_features.device)
+    own = own_places(vision_features)
+    vision_to_text = logit_scale * vision_features @ gathered(text_features).T
+    text_to_vision = logit_scale * text_features @ gathered(vision_features).T
+    return (F.cross_entropy(vision_to_text, own) + F.cross_entropy(text_to_vision, own)) / 2
+
+
+def gathered(mine: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks; gradients flow back to each. Alone: what was given."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        local = local + dist.get_rank() * len(vision_features)
-        all_vision, all_text = torch.cat(all_gather(vision_features)), torch.cat(all_gather(text_features))
-    else:
-        all_vision, all_text = vision_features, text_features
-    vision_to_text = logit_scale * vision_features @ all_text.T
-    text_to_vision = logit_scale * text_features @ all_vision.T
-    return (F.cross_entropy(vision_to_text, local) + F.cross_entropy(text_to_vision, local)) / 2
+        return torch.cat(all_gather(mine))
+    return mine
+
+
+def own_places(mine: Tensor) -> Tensor:
+    """Where this process's rows stand among the gathered ones."""
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return torch.arange(len(mine), device=mine.device) + rank * len(mine)
 
 
 @torch.no_grad()
@@ -138,7 +146,7 @@ def mixed_matching_loss(
 
 
 def mixed_contrastive_loss(model: PerceiverVLForPreTraining, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
-    """VTC in the mixed stream: symmetric cross-entropy over the matching logits of all pairs of the process's batch."""
+    """VTC in the mixed stream: symmetric cross-entropy over the matching logits of all pairs of this process's batch."""
     logits = model.match_all(vision_latents, text_latents)
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2

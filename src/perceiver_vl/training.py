@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import yaml
 from torch import Tensor, nn
 from torch.utils.data import Sampler
@@ -87,7 +89,9 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
         )
     model = _model(recipe, config, arguments.seed)
 
-    write_text(output / "recipe.yaml", yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False))
+    first = arguments.process_index == 0
+    if first:
+        write_text(output / "recipe.yaml", yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False))
     data_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     examples = TrainingExamples(source, data.num_frames, data.sampling, data_seed, data.strict)
     trainer = RetrievalTrainer(
@@ -105,17 +109,19 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     with ExitStack() as bars, quiet():
-        if progress:
+        if progress and first:
             trainer.add_callback(_Bar(bars))
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model(str(output))
-        (output / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says the same
+        if first:
+            (output / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says the same
         retrieval = trainer.validate() if validation is not None else None
-    skipped = problems + sorted(trainer.problems, key=lambda problem: problem.file_name)
+        skipped = problems + trainer.all_problems()
     metrics = {"steps": outcome.global_step, "seconds": outcome.metrics["train_runtime"]}
     result = TrainingResult(output, outcome.global_step, metrics["seconds"], retrieval, skipped)
     report = {**metrics, "retrieval": retrieval and retrieval.to_dict(), "skipped": [asdict(p) for p in skipped]}
-    write_json(output / "metrics.json", report)
+    if first:
+        write_json(output / "metrics.json", report)
     return result
 
 
@@ -136,6 +142,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         given = {k: "no" if v is False and k.endswith("_strategy") else v for k, v in recipe.training.items()}
         typed = parser.parse_object(given)
         given = {name: typed[name] for name in recipe.training}
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            given["use_cpu"] = True  # otherwise accelerate starts the processes but never joins their gradients
         return TrainingArguments(output_dir=str(recipe.output / "checkpoints"), **(_TRAINING_DEFAULTS | given))
     except UsageError:
         raise
@@ -204,8 +212,23 @@ class RetrievalTrainer(Trainer):
             self._recent.clear()
         super().log(logs, start_time)
 
+    def all_problems(self) -> list[Problem]:
+        """What could not be read, by this process and the others, by name."""
+        found = [self.problems]
+        if self.args.world_size > 1:
+            found = [set() for _ in range(self.args.world_size)]
+            dist.all_gather_object(found, self.problems)
+        return sorted(set().union(*found), key=lambda problem: problem.file_name)
+
     def validate(self) -> RetrievalResult:
-        """Retrieval on the validation clips, as the recipe's `evaluation` says."""
+        """Retrieval on the validation clips, as the recipe's `evaluation` says; the first process does it for all."""
+        result = [self._retrieve() if self.args.process_index == 0 else None]
+        if self.args.world_size > 1:
+            dist.broadcast_object_list(result, src=0)
+        assert result[0] is not None
+        return result[0]
+
+    def _retrieve(self) -> RetrievalResult:
         assert self.validation is not None
         how: Evaluation = self.recipe.evaluation
         return evaluate_retrieval(

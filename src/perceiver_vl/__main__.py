@@ -1,0 +1,5 @@
+"""`python -m perceiver_vl` is `perceiver-vl`."""
+
+from perceiver_vl.cli import main
+
+main()
