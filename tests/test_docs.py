@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from perceiver_vl.cli import main
 from perceiver_vl.data.world import write_world
 from perceiver_vl.recipe import read_recipe
 from perceiver_vl.training import train
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,6 +9,7 @@ cached encodings, and which of the batch's pairs match best (the in-batch softma
 Shapes: B batch, L text tokens, N latents, D width, E retrieval vector.
 """
 
+import warnings
 from dataclasses import dataclass, fields
 
 import torch
@@ -117,7 +118,9 @@ def contrastive_loss(vision_features: Tensor, text_features: Tensor, logit_scale
 def gathered(mine: Tensor) -> Tensor:
     """The rows of all processes, in the order of their ranks; gradients flow back to each. Alone: what was given."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return torch.cat(all_gather(mine))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # its successor is private still
+            return torch.cat(all_gather(mine))
     return mine
 
 
@@ -146,7 +149,7 @@ def mixed_matching_loss(
 
 
 def mixed_contrastive_loss(model: PerceiverVLForPreTraining, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
-    """VTC in the mixed stream: symmetric cross-entropy over the matching logits of all pairs of this process's batch."""
+    """VTC in the mixed stream: symmetric cross-entropy over the matching logits of this process's batch."""
     logits = model.match_all(vision_latents, text_latents)
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
