@@ -58,7 +58,7 @@ def shortened(words: list[str]) -> list[str]:
     if words[1] == "train":
         return [*words, *SHORT]
     if words[1] == "world":
-        return [word if word != "2000" else "12" for word in words]
+        return [word if word != "2000" else "24" for word in words]
     return words
 
 

@@ -36,10 +36,9 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Every initialisation of the package.
 
-        Linear, patch projection, word, position, mask and modality tables, class tokens, queries: N(0,
-        initializer_range),
-        biases 0, norms 1 and 0. Latents and their learned positions: N(0, latent_initializer_range) between them.
-        Temporal table: 0, so that a clip starts as a set of images. Temperature of VTC: 1/0.07, as CLIP's.
+        Linear, patch projection, tables (word, position, temporal, mask, modality), class tokens and queries:
+        N(0, initializer_range); biases 0, norms 1 and 0. Latents and their learned positions: N(0,
+        latent_initializer_range) between them. Temperature of VTC: 1/0.07, as CLIP's.
         """
         super()._init_weights(module)
         std = self.config.initializer_range
@@ -52,7 +51,7 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
                 init.copy_(module.latent_positions, fourier_features(*module.latents.shape))
         elif isinstance(module, VisionEmbeddings):
             init.normal_(module.position_embeddings, std=std)
-            init.zeros_(module.temporal_embeddings)
+            init.normal_(module.temporal_embeddings, std=std)
             if module.has_class_token:
                 init.normal_(module.class_token, std=std)
                 init.normal_(module.class_position, std=std)
