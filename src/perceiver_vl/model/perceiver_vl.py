@@ -36,9 +36,10 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Every initialisation of the package.
 
-        Linear, patch projection, tables (word, position, temporal, mask, modality), class tokens and queries:
+        Linear layers, tables (word, position, temporal, mask, modality), class tokens and queries:
         N(0, initializer_range); biases 0, norms 1 and 0. Latents and their learned positions: N(0,
-        latent_initializer_range) between them. Temperature of VTC: 1/0.07, as CLIP's.
+        latent_initializer_range) between them. Patch projection: so small that a patch's content starts as large as its
+        position and time; larger, it would hide for long where and when. Temperature of VTC: 1/0.07, as CLIP's.
         """
         super()._init_weights(module)
         std = self.config.initializer_range
@@ -52,6 +53,8 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
         elif isinstance(module, VisionEmbeddings):
             init.normal_(module.position_embeddings, std=std)
             init.normal_(module.temporal_embeddings, std=std)
+            pixels = module.patch_projection.weight[0].numel()
+            init.normal_(module.patch_projection.weight, std=std * (3 / pixels) ** 0.5)
             if module.has_class_token:
                 init.normal_(module.class_token, std=std)
                 init.normal_(module.class_position, std=std)
