@@ -36,10 +36,10 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Every initialisation of the package.
 
-        Linear layers, tables (word, position, temporal, mask, modality), class tokens and queries:
+        Linear layers, patch projection, tables (word, position, mask, modality), class tokens and queries:
         N(0, initializer_range); biases 0, norms 1 and 0. Latents and their learned positions: N(0,
-        latent_initializer_range) between them. Patch projection: so small that a patch's content starts as large as its
-        position and time; larger, it would hide for long where and when. Temperature of VTC: 1/0.07, as CLIP's.
+        latent_initializer_range) between them. Temporal table: 0, so that a clip starts as a set of images (as released).
+        Temperature of VTC: 1/0.07, as CLIP's.
         """
         super()._init_weights(module)
         std = self.config.initializer_range
@@ -52,9 +52,7 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
                 init.copy_(module.latent_positions, fourier_features(*module.latents.shape))
         elif isinstance(module, VisionEmbeddings):
             init.normal_(module.position_embeddings, std=std)
-            init.normal_(module.temporal_embeddings, std=std)
-            pixels = module.patch_projection.weight[0].numel()
-            init.normal_(module.patch_projection.weight, std=std * (3 / pixels) ** 0.5)
+            init.zeros_(module.temporal_embeddings)
             if module.has_class_token:
                 init.normal_(module.class_token, std=std)
                 init.normal_(module.class_position, std=std)
