@@ -38,7 +38,7 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
 
         Linear layers, patch projection, tables (word, position, mask, modality), class tokens and queries:
         N(0, initializer_range); biases 0, norms 1 and 0. Latents and their learned positions: N(0,
-        latent_initializer_range) between them. Temporal table: 0, so that a clip starts as a set of images (as released).
+        latent_initializer_range) between them. Temporal table: 0: a clip starts as a set of images, as released.
         Temperature of VTC: 1/0.07, as CLIP's.
         """
         super()._init_weights(module)
