@@ -197,7 +197,7 @@ def _write_report(result: DemoResult, output: Path) -> None:
 
 
 def _loss_curves(log: Path) -> str:
-    names = {"loss_vtc": "VTC", "loss_mixed_vtm": "VTM, mixed", "loss_vtm": "VTM, single", "loss_mlm": "MLM"}
+    names = {"loss_vtc": "VTC", "loss_mixed_vtc": "VTC, mixed", "loss_vtm": "VTM, single"}
     return curves_svg(_series(log, names), x="step", y="loss", title="Training losses")
 
 
