@@ -349,7 +349,7 @@ def _processor_and_config(recipe: Recipe, checkpoint: Path | None) -> tuple[Perc
         if checkpoint is None:
             config = PerceiverVLConfig.from_dict({**config.to_dict(), **recipe.model})
         for name, value in recipe.model.items():
-            if getattr(config, name, None) != value:
+            if value is not None and getattr(config, name, None) != value:
                 raise UsageError(
                     f"model.{name}={value}: {folder} has {getattr(config, name, 'no such key')}, resume with that"
                 )

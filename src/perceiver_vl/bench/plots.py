@@ -69,7 +69,7 @@ def write_picture(
 def _recall_against_latency(axes: Any, points: Sequence[tuple[str, float, float]], title: str) -> None:
     for name, milliseconds, recall in points:
         axes.plot(milliseconds, recall, "o")
-        axes.annotate(name, (milliseconds, recall), textcoords="offset points", xytext=(6, 4))
+        axes.annotate(name, (milliseconds, recall), textcoords="offset points", xytext=(6, 3), rotation=25)
     axes.set(
         xscale="log", xlabel="milliseconds a text query (logarithmic)", ylabel="R@1, text → video (%)", title=title
     )
