@@ -73,7 +73,7 @@ def _recall_against_latency(axes: Any, points: Sequence[tuple[str, float, float]
     axes.set(
         xscale="log", xlabel="milliseconds a text query (logarithmic)", ylabel="R@1, text → video (%)", title=title
     )
-    axes.margins(x=0.25, y=0.2)
+    axes.margins(x=0.25, y=0.45)
     axes.set_ylim(bottom=0)
 
 
