@@ -19,6 +19,7 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/perceiver-vl bench cost
+	$(BIN)/perceiver-vl bench kernels
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

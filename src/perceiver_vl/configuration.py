@@ -58,7 +58,7 @@ class PerceiverVLConfig(PreTrainedConfig):
     # Latents
     num_latents: int = 128  # N, for vision and for joint inputs
     num_text_latents: int | None = None  # N of a text-only stream; None: as many as num_latents
-    latent_position: Literal["learned", "fourier"] = "learned"  # what tells the latents apart (paper 3.2)
+    latent_position: Literal["learned", "fourier", "none"] = "learned"  # what tells the latents apart (paper 3.2)
 
     # Vision
     image_size: int = 384  # pixels a side, of the position table; other sizes interpolate it
@@ -75,6 +75,14 @@ class PerceiverVLConfig(PreTrainedConfig):
     # Reading
     layer_drop: float = 0.5  # probability of DROPPING a read in training, block 0 excepted (paper 3.3)
     modality_aggregation: Literal["joint", "separate", "separate_plus"] = "joint"  # paper 3.2, Figure 3
+
+    # Where the released code departs from the paper: `as_released` sets these six, and latent_position="none"
+    cross_attention_residual: Literal["queries", "normed_queries"] = "queries"  # what a read's findings are added to
+    modality_embedding: bool = True  # tell vision from text (paper 3.1)
+    type_vocab_size: int = 0  # rows of BERT's segment table, of which the first is added to every word; 0: no table
+    mask_embedding_row: Literal[0, 1] = 1  # the row of the MLM queries' table that says "masked"
+    zero_frames_are_padding: bool = False  # a frame of a clip whose pixels average to 0 is masked
+    answers_from: Literal["query", "mean_latents"] = "query"  # what heads of answers and classes see
 
     # Retrieval
     projection_dim: int | None = None  # E, the length of the multi-stream vectors; None: D
@@ -109,6 +117,8 @@ class PerceiverVLConfig(PreTrainedConfig):
         for name in at_least_one.split():
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: need at least 1")
+        if self.type_vocab_size < 0:
+            raise UsageError(f"type_vocab_size={self.type_vocab_size}: need 0 (no segment table) or more")
         if self.hidden_size % self.num_attention_heads:
             raise UsageError(
                 f"num_attention_heads={self.num_attention_heads}: must divide hidden_size={self.hidden_size} evenly"
@@ -140,6 +150,20 @@ class PerceiverVLConfig(PreTrainedConfig):
                 "modality, so at least 2"
             )
 
+    @classmethod
+    def as_released(cls, **changes: Any) -> "PerceiverVLConfig":
+        """The configuration that computes what the authors' code computes, and that their checkpoint needs."""
+        departures: dict[str, Any] = {
+            "cross_attention_residual": "normed_queries",
+            "latent_position": "none",
+            "modality_embedding": False,
+            "type_vocab_size": 2,
+            "mask_embedding_row": 0,
+            "zero_frames_are_padding": True,
+            "answers_from": "mean_latents",
+        }
+        return cls(**(departures | changes))
+
     @property
     def intermediate_size(self) -> int:
         """Width of every MLP."""
@@ -149,6 +173,13 @@ class PerceiverVLConfig(PreTrainedConfig):
     def tokens_per_frame(self) -> int:
         """Length of one frame's part of the input array at `image_size` (145 at base size)."""
         return (self.image_size // self.patch_size) ** 2 + self.frame_class_token
+
+    def text_latents_of(self, num_latents: int) -> int:
+        """Latents of the text stream if there are `num_latents` in all: all of them if it uses all now, else its
+        own number if there are as many.
+        """
+        assert self.num_text_latents is not None
+        return num_latents if self.num_text_latents == self.num_latents else min(self.num_text_latents, num_latents)
 
     def check_budget(self, budget: ComputeBudget) -> None:
         """Raise `UsageError` if `budget` asks for more than this model has; the lower ends are checked already."""

@@ -1,6 +1,7 @@
 """What a person sees: progress on standard error, results on standard output. Imports nothing heavy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -39,3 +40,23 @@ class Stages:
                 self._progress.update(task, note=note)
 
         return advance
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and load reports, and the hub's retries; errors are raised all the same."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    of_the_hub = hub_logging.get_verbosity()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(of_the_hub)
+        if bars:
+            logging.enable_progress_bar()

@@ -25,3 +25,8 @@ class MediaError(PerceiverVLError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.reason)  # so that the error survives the trip from a data-loader worker
+
+
+def first_line(error: Exception) -> str:
+    """What another library says of its error, as far as one line goes; its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" :.")

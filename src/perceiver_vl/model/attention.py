@@ -4,10 +4,12 @@ Shapes: B batch, N latents (or Q queries), M inputs (or N latents), D width, H h
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 @dataclass(frozen=True)
@@ -29,36 +31,65 @@ def merge_summaries(first: AttentionSummary, second: AttentionSummary) -> Attent
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` over `inputs`, through `scaled_dot_product_attention`."""
+    """Multi-head attention of `queries` over `inputs`.
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    Queries, inputs, keys and values are all of width `hidden_size`, unless `input_size` (of the inputs), `qk_size` (of
+    all heads' queries or keys together) or `v_size` (of all heads' values together) says otherwise, as in Perceiver IO.
+    `implementation`: sdpa (`scaled_dot_product_attention`), or eager (the weights written out).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        input_size: int | None = None,
+        qk_size: int | None = None,
+        v_size: int | None = None,
+        implementation: str = "sdpa",
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q_proj = nn.Linear(hidden_size, hidden_size)
-        self.k_proj = nn.Linear(hidden_size, hidden_size)
-        self.v_proj = nn.Linear(hidden_size, hidden_size)
-        self.out_proj = nn.Linear(hidden_size, hidden_size)
+        self.implementation = implementation
+        input_size, qk_size, v_size = input_size or hidden_size, qk_size or hidden_size, v_size or hidden_size
+        self.q_proj = nn.Linear(hidden_size, qk_size)
+        self.k_proj = nn.Linear(input_size, qk_size)
+        self.v_proj = nn.Linear(input_size, v_size)
+        self.out_proj = nn.Linear(v_size, hidden_size)
 
     def forward(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> Tensor:
         """Attend with `queries (B,N,D)` over `inputs (B,M,D)`; `input_mask (B,M)` bool, True where attended →
-        `(B,N,D)`.
+        `(B,N,D)`. A query that may attend to nothing finds zeros.
         """
-        q = self._split_heads(self.q_proj(queries))
-        k = self._split_heads(self.k_proj(inputs))
         v = self._split_heads(self.v_proj(inputs))
-        mask = None if input_mask is None else input_mask[:, None, None, :]
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B,H,N,D/H)
+        if self.implementation == "eager":
+            attended = self.weights(queries, inputs, input_mask) @ v  # (B,H,N,D/H)
+        else:
+            q, k = self._split_heads(self.q_proj(queries)), self._split_heads(self.k_proj(inputs))
+            mask = None if input_mask is None else input_mask[:, None, None, :]
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def weights(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> Tensor:
+        """How much each query attends to each input, arguments as of `forward` → `(B,H,N,M)`, each row sums to 1."""
+        scores = self._scores(queries, inputs)
+        if input_mask is None:
+            return scores.softmax(-1)
+        masked = ~input_mask[:, None, None, :]
+        return scores.masked_fill(masked, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(masked, 0.0)
 
     def summarise(self, queries: Tensor, inputs: Tensor) -> AttentionSummary:
         """What `queries (B or 1,Q,D)` find in `inputs (B,M,D)`, to be merged with what they find elsewhere."""
-        q, k, v = self._split_heads(self.q_proj(queries)), self._split_heads(self.k_proj(inputs)), self.v_proj(inputs)
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B,H,Q,M)
-        return AttentionSummary(scores.softmax(-1) @ self._split_heads(v), scores.logsumexp(-1))
+        scores = self._scores(queries, inputs)
+        return AttentionSummary(scores.softmax(-1) @ self._split_heads(self.v_proj(inputs)), scores.logsumexp(-1))
 
     def finish(self, summary: AttentionSummary) -> Tensor:
         """Summary of all inputs → `(…,Q,D)`, as `forward` would have given."""
         return self.out_proj(summary.output.transpose(-3, -2).flatten(-2))
+
+    def _scores(self, queries: Tensor, inputs: Tensor) -> Tensor:
+        q, k = self._split_heads(self.q_proj(queries)), self._split_heads(self.k_proj(inputs))
+        return q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B,H,Q,M)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B,·,D) → (B,H,·,D/H)
@@ -77,19 +108,42 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(GradientCheckpointingLayer):
     """A pre-norm transformer block: attention and MLP, each added to what came in.
 
-    With `inputs` it reads them (cross-attention; the inputs are normed once, before the encoder, not here); without,
-    the latents attend to themselves (self-attention). Reads and thoughts are the same block (paper 3.2).
+    With `inputs` it reads them (cross-attention); without, the latents attend to themselves (self-attention). Reads and
+    thoughts are the same block (paper 3.2). Perceiver-VL norms its inputs once, before the encoder; `norm_inputs` norms
+    them in the block, as Perceiver IO does. `residual` is what a read's attention is added to: the queries as they came
+    in, the normed queries (the released code of Perceiver-VL), or nothing. The other sizes are those of `Attention`.
     """
 
     def __init__(
-        self, hidden_size: int, num_heads: int, intermediate_size: int, eps: float, dropout: float = 0.0
+        self,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        eps: float,
+        dropout: float = 0.0,
+        *,
+        input_size: int | None = None,
+        qk_size: int | None = None,
+        v_size: int | None = None,
+        norm_inputs: bool = False,
+        residual: Literal["queries", "normed_queries", "none"] = "queries",
+        implementation: str = "sdpa",
     ) -> None:
         super().__init__()
+        self.residual = residual
         self.norm1 = nn.LayerNorm(hidden_size, eps=eps)
-        self.attention = Attention(hidden_size, num_heads)
+        self.input_norm = nn.LayerNorm(input_size or hidden_size, eps=eps) if norm_inputs else nn.Identity()
+        self.attention = Attention(
+            hidden_size,
+            num_heads,
+            input_size=input_size,
+            qk_size=qk_size,
+            v_size=v_size,
+            implementation=implementation,
+        )
         self.norm2 = nn.LayerNorm(hidden_size, eps=eps)
         self.mlp = MLP(hidden_size, intermediate_size)
         self.dropout = nn.Dropout(dropout)
@@ -97,16 +151,23 @@ class AttentionBlock(nn.Module):
     def forward(self, latents: Tensor, inputs: Tensor | None = None, input_mask: Tensor | None = None) -> Tensor:
         """`latents (B,N,D)`, `inputs (B,M,D)`, `input_mask (B,M)` bool → `(B,N,D)`."""
         normed = self.norm1(latents)
-        attended = self.attention(normed, normed if inputs is None else inputs, input_mask)
-        return self._add(latents, attended)
+        if inputs is None:
+            return self._add(latents, self.attention(normed, normed))
+        attended = self.attention(normed, self.input_norm(inputs), input_mask)
+        return self._add(self._kept(latents, normed), attended)
 
     def summarise(self, queries: Tensor, inputs: Tensor) -> AttentionSummary:
         """What the block's attention finds in `inputs (B,M,D)`, for `queries (B or 1,Q,D)`."""
-        return self.attention.summarise(self.norm1(queries), inputs)
+        return self.attention.summarise(self.norm1(queries), self.input_norm(inputs))
 
     def finish(self, queries: Tensor, summary: AttentionSummary) -> Tensor:
         """The block's output `(…,Q,D)` for `queries (…,Q,D)`, from the summary of all that they read."""
-        return self._add(queries, self.attention.finish(summary))
+        return self._add(self._kept(queries, self.norm1(queries)), self.attention.finish(summary))
+
+    def _kept(self, queries: Tensor, normed: Tensor) -> Tensor:
+        if self.residual == "queries":
+            return queries
+        return normed if self.residual == "normed_queries" else torch.zeros_like(queries)
 
     def _add(self, latents: Tensor, attended: Tensor) -> Tensor:
         latents = latents + self.dropout(attended)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.model.attention import AttentionBlock
+from perceiver_vl.model.encoder import read_block
 
 
 class PerceiverVLDecoder(nn.Module):
@@ -15,13 +15,7 @@ class PerceiverVLDecoder(nn.Module):
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
-        self.block = AttentionBlock(
-            config.hidden_size,
-            config.num_attention_heads,
-            config.intermediate_size,
-            config.layer_norm_eps,
-            config.hidden_dropout_prob,
-        )
+        self.block = read_block(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, queries: Tensor, latents: Tensor) -> Tensor:
@@ -51,8 +45,10 @@ class MaskedWordQueries(nn.Module):
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
         self.position_embeddings = nn.Embedding(config.max_text_length, config.hidden_size)
-        self.mask_embeddings = nn.Embedding(2, config.hidden_size)  # row 1: this position is to be predicted
+        self.mask_embeddings = nn.Embedding(2, config.hidden_size)
+        self.row_of_masked = config.mask_embedding_row
 
     def forward(self, is_masked: Tensor) -> Tensor:
         """`is_masked (B,L)` bool → `(B,L,D)`."""
-        return self.position_embeddings.weight[: is_masked.shape[1]] + self.mask_embeddings(is_masked.long())
+        rows = (is_masked == bool(self.row_of_masked)).long()
+        return self.position_embeddings.weight[: is_masked.shape[1]] + self.mask_embeddings(rows)

@@ -13,12 +13,17 @@ from perceiver_vl.errors import UsageError
 
 
 class TextEmbeddings(nn.Module):
-    """Word and position embeddings, normed as in BERT, plus the text row of the modality table."""
+    """Word and position embeddings (and the first row of BERT's segment table, where there is one), normed as in
+    BERT.
+    """
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_text_length, config.hidden_size)
+        self.segment_embeddings = (
+            nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
+        )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -28,6 +33,8 @@ class TextEmbeddings(nn.Module):
         if length > longest:
             raise UsageError(f"text of {length} tokens: longer than max_text_length={longest}, truncate it")
         tokens = self.word_embeddings(input_ids) + self.position_embeddings.weight[:length]
+        if self.segment_embeddings is not None:
+            tokens = tokens + self.segment_embeddings.weight[0]
         return self.dropout(self.norm(tokens))
 
 
@@ -87,11 +94,15 @@ class VisionEmbeddings(nn.Module):
         """The position table, resized bilinearly (corners aligned) where the patch grid is another →
         `(rows·columns,D)`.
         """
-        if (rows, columns) == (self.grid, self.grid):
-            return self.position_embeddings
-        table = self.position_embeddings.unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)[None]
-        resized = F.interpolate(table, size=(rows, columns), mode="bilinear", align_corners=True)
-        return resized[0].flatten(1).T
+        return resize_positions(self.position_embeddings, (self.grid, self.grid), (rows, columns))
+
+
+def resize_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """A table of patch positions `(rows·columns,D)` of `grid`, resized bilinearly (corners aligned) to `new_grid`."""
+    if grid == new_grid:
+        return table
+    as_image = table.unflatten(0, grid).permute(2, 0, 1)[None]
+    return F.interpolate(as_image, size=new_grid, mode="bilinear", align_corners=True)[0].flatten(1).T
 
 
 class InputEmbeddings(nn.Module):
@@ -101,7 +112,9 @@ class InputEmbeddings(nn.Module):
         super().__init__()
         self.text = TextEmbeddings(config)
         self.vision = VisionEmbeddings(config)
-        self.modality_embeddings = nn.Embedding(2, config.hidden_size)  # row 0 vision, row 1 text
+        # row 0 vision, row 1 text
+        self.modality_embeddings = nn.Embedding(2, config.hidden_size) if config.modality_embedding else None
+        self.zero_frames_are_padding = config.zero_frames_are_padding
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def embed_vision(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -110,8 +123,11 @@ class InputEmbeddings(nn.Module):
             raise UsageError(f"pixel_values of shape {tuple(pixel_values.shape)}: need (B,T,3,H,W), an image has T=1")
         if frame_mask is None:
             frame_mask = torch.ones(pixel_values.shape[:2], device=pixel_values.device)
-        tokens, token_mask = self.vision(pixel_values, frame_mask.bool())
-        return self.norm(tokens + self.modality_embeddings.weight[0]), token_mask
+        frame_mask = frame_mask.bool()
+        if self.zero_frames_are_padding and pixel_values.shape[1] > 1:
+            frame_mask = frame_mask & (pixel_values.mean(dim=(2, 3, 4)) != 0)
+        tokens, token_mask = self.vision(pixel_values, frame_mask)
+        return self._finish(tokens, modality=0), token_mask
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`input_ids (B,L)`, `attention_mask (B,L)` (1 real, 0 padding; None: all real) → tokens `(B,L,D)`, bool
@@ -119,4 +135,9 @@ class InputEmbeddings(nn.Module):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        return self.norm(self.text(input_ids) + self.modality_embeddings.weight[1]), attention_mask.bool()
+        return self._finish(self.text(input_ids), modality=1), attention_mask.bool()
+
+    def _finish(self, tokens: Tensor, modality: int) -> Tensor:
+        if self.modality_embeddings is not None:
+            tokens = tokens + self.modality_embeddings.weight[modality]
+        return self.norm(tokens)

@@ -4,9 +4,10 @@ Shapes: B batch, M inputs, N latents, D width, k blocks, l self-attentions a blo
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perceiver_vl.configuration import PerceiverVLConfig
@@ -22,12 +23,19 @@ class InputArray:
     text: Tensor | None = None
     text_mask: Tensor | None = None
 
-    @cached_property
+    @property
     def joined(self) -> tuple[Tensor, Tensor]:
         """Vision, then text, as one array `(B,M,D)` and its mask."""
         parts = [part for part in (self.vision, self.text) if part is not None]
         masks = [mask for mask in (self.vision_mask, self.text_mask) if mask is not None]
         return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
+
+    def by_read(self, reads: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """What each of a block's reads attends to, array and mask; a modality that is not there is left out."""
+        if reads == ("joint",):
+            return {"joint": self.joined}
+        parts = (("vision", self.vision, self.vision_mask), ("text", self.text, self.text_mask))
+        return {read: (tokens, mask) for read, tokens, mask in parts if tokens is not None}
 
     @property
     def is_text_only(self) -> bool:
@@ -52,22 +60,28 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.aggregation = config.modality_aggregation
         modalities = ["joint"] if self.aggregation == "joint" else ["vision", "text"]
-        self.reads = nn.ModuleDict({modality: _block(config) for modality in modalities})
-        self.thoughts = nn.ModuleList(_block(config) for _ in range(config.self_attentions_per_block))
+        self.reads = nn.ModuleDict({modality: read_block(config) for modality in modalities})
+        self.thoughts = nn.ModuleList(thought_block(config) for _ in range(config.self_attentions_per_block))
 
-    def forward(self, latents: Tensor, inputs: InputArray, keep: dict[str, bool]) -> Tensor:
-        """`latents (B,N,D)` → `(B,N,D)`; `keep` says which reads run."""
+    def forward(
+        self, latents: Tensor, inputs: dict[str, tuple[Tensor, Tensor | None]], keep: dict[str, bool]
+    ) -> Tensor:
+        """`latents (B,N,D)` → `(B,N,D)`; `inputs` of each read as `InputArray.by_read` gives them, `keep` says which
+        reads run.
+        """
         if self.aggregation == "joint":
-            if keep["joint"]:
-                latents = self.reads["joint"](latents, *inputs.joined)
+            latents = self._read("joint", latents, inputs, keep)
             return self._think(latents, self.thoughts)
         first = (len(self.thoughts) + 1) // 2 if self.aggregation == "separate_plus" else 0
-        if keep["vision"] and inputs.vision is not None:
-            latents = self.reads["vision"](latents, inputs.vision, inputs.vision_mask)
+        latents = self._read("vision", latents, inputs, keep)
         latents = self._think(latents, self.thoughts[:first])
-        if keep["text"] and inputs.text is not None:
-            latents = self.reads["text"](latents, inputs.text, inputs.text_mask)
+        latents = self._read("text", latents, inputs, keep)
         return self._think(latents, self.thoughts[first:])
+
+    def _read(
+        self, read: str, latents: Tensor, inputs: dict[str, tuple[Tensor, Tensor | None]], keep: dict[str, bool]
+    ) -> Tensor:
+        return self.reads[read](latents, *inputs[read]) if keep[read] and read in inputs else latents
 
     def _think(self, latents: Tensor, thoughts: nn.ModuleList) -> Tensor:
         for thought in thoughts:
@@ -78,6 +92,8 @@ class EncoderBlock(nn.Module):
 class PerceiverVLEncoder(nn.Module):
     """The latent array and the k blocks; every read but those of block 0 can be left out."""
 
+    latent_positions: Tensor | None
+
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
         self.layer_drop = config.layer_drop
@@ -85,38 +101,67 @@ class PerceiverVLEncoder(nn.Module):
         if config.latent_position == "learned":
             self.latent_positions = nn.Parameter(torch.zeros(config.num_latents, config.hidden_size))
         else:
-            self.register_buffer("latent_positions", fourier_features(*self.latents.shape), persistent=False)
+            fixed = (
+                fourier_features(*self.latents.shape).to(self.latents) if config.latent_position == "fourier" else None
+            )
+            self.register_buffer("latent_positions", fixed, persistent=False)
         self.reads = ("joint",) if config.modality_aggregation == "joint" else ("vision", "text")
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layer_drop_seed: int | None = None
 
-    def forward(self, inputs: InputArray, num_latents: int, cross_attentions: int) -> Tensor:
-        """Read `inputs` with the first `num_latents` latents, in the first `cross_attentions` blocks → `(B,N,D)`."""
-        latents = (self.latents + self.latent_positions)[:num_latents].expand(len(inputs), -1, -1)
-        for block, keep in zip(self.blocks, self._reads_to_keep(cross_attentions), strict=True):
-            latents = block(latents, inputs, keep)
+    def forward(self, inputs: InputArray, num_latents: int, reads: list[dict[str, bool]]) -> Tensor:
+        """Read `inputs` with the first `num_latents` latents → `(B,N,D)`; `reads` is what `reads_to_run` says."""
+        latents = self.latents if self.latent_positions is None else self.latents + self.latent_positions
+        latents = latents[:num_latents].expand(len(inputs), -1, -1)
+        arrays = inputs.by_read(self.reads)
+        for block, keep in zip(self.blocks, reads, strict=True):
+            latents = block(latents, arrays, keep)
         return self.norm(latents)
 
-    def _reads_to_keep(self, cross_attentions: int) -> list[dict[str, bool]]:
+    @torch.no_grad()
+    def resize_latents(self, num_latents: int) -> None:
+        """Interpolate the latents linearly along their number N, and their learned positions with them."""
+        for name in ("latents", "latent_positions"):
+            old = getattr(self, name)
+            if isinstance(old, nn.Parameter):
+                new = F.interpolate(old.T[None], size=num_latents, mode="linear")[0].T.contiguous()
+                setattr(self, name, nn.Parameter(new, requires_grad=old.requires_grad))
+            elif old is not None:
+                self.latent_positions = fourier_features(num_latents, old.shape[1]).to(old)
+
+    def reads_to_run(self, cross_attentions: int) -> list[dict[str, bool]]:
         """For each block whether its reads run: in the first blocks of the budget, less what LayerDrop takes."""
-        drops = torch.zeros(len(self.blocks), len(self.reads), dtype=torch.bool)
+        drops = [[False] * len(self.reads) for _ in self.blocks]
         if self.training and self.layer_drop > 0:
             generator = None
             if self.layer_drop_seed is not None:
                 generator = torch.Generator().manual_seed(self.layer_drop_seed)
-            drops[1:] = torch.rand(len(self.blocks) - 1, len(self.reads), generator=generator) < self.layer_drop
+            drawn = torch.rand(len(self.blocks) - 1, len(self.reads), generator=generator)
+            drops[1:] = (drawn < self.layer_drop).tolist()
         return [
-            {read: number < cross_attentions and not drops[number, i].item() for i, read in enumerate(self.reads)}
+            {read: number < cross_attentions and not drops[number][i] for i, read in enumerate(self.reads)}
             for number in range(len(self.blocks))
         ]
 
 
-def _block(config: PerceiverVLConfig) -> AttentionBlock:
+def read_block(config: PerceiverVLConfig) -> AttentionBlock:
+    """A cross-attention block of this model: a read of the encoder, or the decoder's."""
+    return _block(config, config.cross_attention_residual)
+
+
+def thought_block(config: PerceiverVLConfig) -> AttentionBlock:
+    """A self-attention block of this model."""
+    return _block(config, "queries")
+
+
+def _block(config: PerceiverVLConfig, residual: Literal["queries", "normed_queries"]) -> AttentionBlock:
     return AttentionBlock(
         config.hidden_size,
         config.num_attention_heads,
         config.intermediate_size,
         config.layer_norm_eps,
         config.hidden_dropout_prob,
+        residual=residual,
+        implementation=config._attn_implementation or "sdpa",
     )

@@ -5,6 +5,7 @@ Shapes: B batch, T frames, L text tokens, N latents, Q queries, D width, E lengt
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from transformers.utils import ModelOutput
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.errors import UsageError
-from perceiver_vl.model.attention import AttentionSummary, fourier_features, merge_summaries
+from perceiver_vl.model.attention import Attention, AttentionSummary, fourier_features, merge_summaries
 from perceiver_vl.model.decoder import ClassQuery, MaskedWordQueries, PerceiverVLDecoder
 from perceiver_vl.model.embeddings import InputEmbeddings, VisionEmbeddings
 from perceiver_vl.model.encoder import InputArray, PerceiverVLEncoder
@@ -31,6 +32,7 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     _no_split_modules = ["AttentionBlock"]
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -49,6 +51,7 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
                 init.normal_(module.latent_positions, std=self.config.latent_initializer_range)
             else:
                 init.normal_(module.latents, std=self.config.latent_initializer_range)
+            if self.config.latent_position == "fourier":
                 init.copy_(module.latent_positions, fourier_features(*module.latents.shape))
         elif isinstance(module, VisionEmbeddings):
             init.normal_(module.position_embeddings, std=std)
@@ -62,6 +65,37 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_scale, math.log(1 / 0.07))
         elif isinstance(module, MaskedWordHead):
             init.zeros_(module.bias)
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        """Every name asked for comes through here; of transformers' many, the attention of this model knows two."""
+        if attn_implementation not in ("eager", "sdpa", None):
+            raise UsageError(
+                f"attn_implementation={attn_implementation!r}: choose 'eager' or 'sdpa', "
+                "which runs the flash kernels itself where they fit"
+            )
+        return attn_implementation or "sdpa"
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Change to "eager" or "sdpa" after loading, as in transformers; raises `ValueError` for another."""
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.implementation = self.config._attn_implementation
+
+    def resize_latents(self, num_latents: int, how: Literal["fresh", "interpolate"] = "fresh") -> None:
+        """Give a trained model another number of latents N: new random ones, or the old ones interpolated along N.
+
+        New latents are about as good after some training (paper 5.2.2). The text stream keeps its own number of them,
+        unless it used all, or there are fewer now. Raises `UsageError` for a number below 1.
+        """
+        numbers = {"num_latents": num_latents, "num_text_latents": self.config.text_latents_of(num_latents)}
+        PerceiverVLConfig.from_dict(self.config.to_dict() | numbers)  # which refuses what cannot be
+        for encoder in (module for module in self.modules() if isinstance(module, PerceiverVLEncoder)):
+            encoder.resize_latents(num_latents)
+            if how == "fresh":
+                self._init_weights(encoder)
+        for name, number in numbers.items():
+            setattr(self.config, name, number)
 
     def seed_layer_drop(self, seed: int | None) -> None:
         """Draw LayerDrop from this seed until the next call (training sets it to the step, so that all processes
@@ -77,7 +111,7 @@ class PerceiverVLPreTrainedModel(PreTrainedModel):
 class PerceiverVLModel(PerceiverVLPreTrainedModel):
     """Words and pixels → input array → latents (paper 3.1 to 3.3)."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(decoder|vtm_query|vtm_head|contrastive|mlm_queries|mlm_head)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(decoder|vtm_|contrastive|mlm_|answer_)"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)
@@ -122,7 +156,8 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
             num_latents = budget.text_latents or self.config.num_text_latents
         else:
             num_latents = budget.latents or self.config.num_latents
-        return self.encoder(inputs, num_latents, budget.cross_attentions or self.config.num_blocks)
+        reads = self.encoder.reads_to_run(budget.cross_attentions or self.config.num_blocks)
+        return self.encoder(inputs, num_latents, reads)
 
     def forward(
         self,
@@ -219,7 +254,7 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
     `encode_vision`: what an index stores), their latents matched by the decoder (`match`).
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^mlm_"]
+    _keys_to_ignore_on_load_unexpected = [r"^(mlm|answer)_"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)
