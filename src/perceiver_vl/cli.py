@@ -5,6 +5,7 @@ quick.
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from perceiver_vl.errors import PerceiverVLError, UsageError
 
 if TYPE_CHECKING:
     from perceiver_vl.data.folder import Problem
+    from perceiver_vl.model.released import Conversion
     from perceiver_vl.search import SearchResult
     from perceiver_vl.tasks.retrieval import RetrievalResult
 
@@ -210,6 +212,42 @@ def search(
 
 
 @app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="The authors' .ckpt: a file, or hf://owner/name/file.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write, new or empty.")],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="pretraining, retrieval, question-answering or image-classification (default: what its heads are for)."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="Folder or hub name of the tokenizer that it was trained with.")
+    ] = "google-bert/bert-base-uncased",
+    num_attention_heads: Annotated[
+        int | None, typer.Option(help="Heads of every attention, which no shape tells (default: width / 64).")
+    ] = None,
+    num_frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames that the processor samples of a clip (default: 8, or fewer if it has fewer)."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn the authors' checkpoint into a folder that from_pretrained loads."""
+    from perceiver_vl.convert import convert as run
+
+    given = {} if num_attention_heads is None else {"num_attention_heads": num_attention_heads}
+    result = run(source, output, task=task, tokenizer=tokenizer, num_frames=num_frames, progress=True, **given)
+    if as_json:
+        _print_json(
+            {"out": str(result.folder), "task": result.task, "parameters": result.parameters, **vars(result.conversion)}
+        )
+        return
+    _print_conversion(result.conversion)
+    out.print(f"{result.task} model of {result.parameters / 1e6:.1f} M parameters: {result.folder}")
+
+
+@app.command()
 def world(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, new or empty.")],
     clips: Annotated[int, typer.Option(help="Clips in all splits together.")] = 2000,
@@ -274,6 +312,39 @@ def cost(
         times = (f"{value:.0f}" for value in (row.milliseconds, row.fastest, row.slowest))
         table.add_row(row.name, f"{row.gflops:.1f}", *times, f"{row.milliseconds / reference:.2f}")
     out.print(table)
+    _print_provenance(report)
+
+
+@bench_app.command()
+def kernels(
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a clip.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips, each with 40 words.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each form.")] = 5,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Seconds and memory of a forward: eager, sdpa, compiled; float32, bfloat16; at base size with random weights."""
+    from perceiver_vl.bench.kernels import measure_kernels
+
+    report = measure_kernels(frames=frames, batch_size=batch_size, runs=runs, seed=seed, device=device, progress=True)
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    table = Table(title=f"encoding {report.batch_size} × {report.frames} frames and 40 words, base size")
+    for column in ("form", "dtype", "ms", "fastest", "slowest", "ratio", "MiB", "max diff"):
+        table.add_column(column, justify="left" if column in ("form", "dtype") else "right", no_wrap=True)
+    reference = next(row for row in report.forms if (row.form, row.dtype) == ("sdpa", "float32"))
+    for row in report.forms:
+        times = (f"{value:.0f}" for value in (row.milliseconds, row.fastest, row.slowest))
+        relative = f"{row.milliseconds / reference.milliseconds:.2f}"
+        table.add_row(row.form, row.dtype, *times, relative, f"{row.peak_mib:.0f}", f"{row.difference:.1e}")
+    out.print(table)
+    _print_provenance(report)
+
+
+def _print_provenance(report: Any) -> None:
+    """What it takes to get the figures of a bench again."""
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     out.print(f"{report.command}; {report.runs} interleaved runs, seed {report.seed}; {report.machine}; {versions}")
 
@@ -281,6 +352,8 @@ def cost(
 def main() -> None:
     """Entry point: errors are one line on standard error; exit code 2 for usage, 1 for failure."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while waiting slow a busy machine down
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes its own comings and goings,
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # and its process group that a machine has no name
     try:
         app()
     except UsageError as error:
@@ -365,6 +438,28 @@ def _print_hits(result: "SearchResult") -> None:
     total = 1e3 * result.seconds["total"]
     recall = f"recall of the shortlist against exact search {result.recall:.3f}"
     out.print(f"{result.searched} clips searched in {total:.1f} ms ({result.method}, {recall})")
+
+
+def _print_conversion(conversion: "Conversion") -> None:
+    """What was loaded, left and starts fresh, by parts instead of by tensors."""
+    table = Table(title="tensors")
+    for column in ("", "of the checkpoint", "in the model", "tensors"):
+        table.add_column(column, justify="right" if column == "tensors" else "left", overflow="fold")
+    loaded = Counter((_part(theirs), _part(ours)) for ours, theirs in conversion.loaded.items())
+    left = Counter((theirs.split(".")[0], why) for theirs, why in conversion.left.items())
+    for (theirs, ours), count in loaded.items():
+        table.add_row("loaded", theirs, ours, str(count))
+    for (theirs, why), count in sorted(left.items()):
+        table.add_row("left", theirs, why, str(count))
+    for ours, count in Counter(_part(name) for name in conversion.fresh).items():
+        table.add_row("fresh", "", ours, str(count))
+    out.print(table)
+
+
+def _part(name: str) -> str:
+    """The part that a tensor belongs to: its name's first words, and whether a block reads or thinks."""
+    words = [word for word in name.removeprefix("perceiver_vl.").split(".") if not word.isdigit()]
+    return ".".join(words[: 3 if "reads" in words or "thoughts" in words else 2])
 
 
 def _print_skipped(problems: "list[Problem]", most: int = 20) -> None:

@@ -2,46 +2,53 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers.utils import logging
 
 from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.errors import PerceiverVLError, UsageError
+from perceiver_vl.console import quiet
+from perceiver_vl.errors import PerceiverVLError, UsageError, first_line
 from perceiver_vl.files import sha256
-from perceiver_vl.model import PerceiverVLForRetrieval
+from perceiver_vl.model import PerceiverVLForRetrieval, PerceiverVLPreTrainedModel
 from perceiver_vl.processing import PerceiverVLProcessor
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZER = ("tokenizer.json",)
+_Model = TypeVar("_Model", bound=PerceiverVLPreTrainedModel)
 
 
 def load_retriever(
     model_folder: str | Path, device: str | torch.device | None = None
 ) -> tuple[PerceiverVLForRetrieval, PerceiverVLProcessor]:
-    """The retrieval model of a folder, in evaluation mode on `device` (None: a GPU if there is one), and its processor.
+    """The retrieval model of a folder, and its processor; see `load_folder`."""
+    return load_folder(PerceiverVLForRetrieval, "retrieval", model_folder, device)
 
-    Raises `UsageError` naming what the folder lacks or a device that is not here, `PerceiverVLError` if its files are
-    damaged.
+
+def load_folder(
+    kind: type[_Model], purpose: str, model_folder: str | Path, device: str | torch.device | None = None
+) -> tuple[_Model, PerceiverVLProcessor]:
+    """The model of a folder, in evaluation mode on `device` (None: a GPU if there is one), and its processor.
+
+    Raises `UsageError` naming what the folder lacks (weights that a model trained for `purpose` would have) or a device
+    that is not here, `PerceiverVLError` if its files are damaged.
     """
     folder = check_model_folder(model_folder)
     place = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         with quiet():
             processor = PerceiverVLProcessor.from_pretrained(folder)
-            model, loading = PerceiverVLForRetrieval.from_pretrained(folder, output_loading_info=True)
+            model, loading = kind.from_pretrained(folder, output_loading_info=True)
     except UsageError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise PerceiverVLError(f"{folder}: cannot be loaded ({_first_line(error)}), save the model again") from error
+        raise PerceiverVLError(f"{folder}: cannot be loaded ({first_line(error)}), save the model again") from error
     if missing := sorted(loading["missing_keys"]):
         raise UsageError(
-            f"{folder}: no weights for {missing[0]} and {len(missing) - 1} more, give a model trained for retrieval"
+            f"{folder}: no weights for {missing[0]} and {len(missing) - 1} more, give a model trained for {purpose}"
         )
     return model.eval().to(place), processor
 
@@ -57,7 +64,7 @@ def check_model_folder(model_folder: str | Path) -> Path:
     try:
         model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
-        raise UsageError(f"{config}: not a configuration ({_first_line(error)}), save the model again") from error
+        raise UsageError(f"{config}: not a configuration ({first_line(error)}), save the model again") from error
     if model_type != PerceiverVLConfig.model_type:
         raise UsageError(f"{config}: model_type={model_type!r}, need a model of type {PerceiverVLConfig.model_type!r}")
     for what, names in (("weights", _WEIGHTS), ("processor", _PROCESSOR), ("tokenizer", _TOKENIZER)):
@@ -77,26 +84,8 @@ def fingerprint(model_folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and load reports; errors are raised all the same."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _usable_device(device: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
-        raise UsageError(f"device={device}: cannot be used here ({_first_line(error)}), cpu always can") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"device={device}: cannot be used here ({first_line(error)}), cpu always can") from error

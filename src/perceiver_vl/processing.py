@@ -14,13 +14,13 @@ from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
-from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, BertTokenizer, ProcessorMixin
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, BertTokenizer, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
 from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.errors import UsageError
+from perceiver_vl.errors import UsageError, first_line
 from perceiver_vl.media import Frames, load_frames, resize_frame, sample_indices, to_rgb
 
 Path = str | os.PathLike[str]
@@ -291,6 +291,22 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 8000, max_length:
     return BertTokenizer(
         vocab=vocabulary, model_max_length=max_length, model_input_names=["input_ids", "attention_mask"]
     )
+
+
+def load_tokenizer(name: Path) -> Any:
+    """A tokenizer in the manner of BERT's from a folder or the hub.
+
+    Raises `UsageError` if it cannot be loaded, or has no mask or pad token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"tokenizer {name}: cannot be loaded ({first_line(error)}), name a folder or a hub model"
+        ) from error
+    if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
+        raise UsageError(f"tokenizer {name}: has no mask or pad token, name one in the manner of BERT's")
+    return tokenizer
 
 
 def register(config_class: type) -> None:

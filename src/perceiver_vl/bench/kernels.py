@@ -1,0 +1,159 @@
+"""What the same forward costs in other forms: attention written out, `scaled_dot_product_attention`, compiled; in
+float32 and in bfloat16.
+
+The runs are interleaved, so that a machine whose speed drifts slows all forms alike; the ratios are what to trust.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import profile
+
+from perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.console import Stages
+from perceiver_vl.model import PerceiverVLModel
+from perceiver_vl.tasks.record import command_line, machine, versions
+
+TEXT_TOKENS = 40
+FORMS = tuple((form, dtype) for dtype in ("float32", "bfloat16") for form in ("eager", "sdpa", "compiled"))
+
+
+@dataclass(frozen=True)
+class Form:
+    """One row: median milliseconds of a forward and their range, the most memory that it holds beside model and
+    inputs in MiB, and the largest difference of the latents from those of sdpa in float32.
+    """
+
+    form: str
+    dtype: str
+    milliseconds: float
+    fastest: float
+    slowest: float
+    peak_mib: float
+    difference: float
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """The rows, and what it takes to get them again."""
+
+    forms: list[Form]
+    frames: int
+    batch_size: int
+    runs: int
+    seed: int
+    command: str
+    machine: str
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def measure_kernels(
+    config: PerceiverVLConfig | None = None,
+    *,
+    frames: int = 8,
+    batch_size: int = 1,
+    runs: int = 5,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    forms: Sequence[tuple[str, str]] = FORMS,
+    progress: bool = False,
+) -> KernelReport:
+    """Encode the same random clips with 40 words in each of `forms`, at base size unless `config` says.
+
+    Compiling needs a C++ compiler (CPU) or Triton (GPU).
+    """
+    config = config or PerceiverVLConfig()
+    models = {dtype: _model(config, dtype, seed, device) for dtype in ("float32", "bfloat16")}
+    inputs = _inputs(config, frames, batch_size, seed, device)
+    forwards = [_forward(models[dtype], form) for form, dtype in forms]
+    seconds: list[list[float]] = [[] for _ in forms]
+    with Stages(progress) as stages:
+        advance = stages.stage("Compiling and measuring memory", len(forms))
+        latents, peaks = [], []
+        for forward in forwards:
+            latents.append(forward(inputs).float())
+            peaks.append(_peak(forward, inputs))
+            advance()
+        advance = stages.stage("Measuring time", runs * len(forms))
+        for _ in range(runs):
+            for number, forward in enumerate(forwards):
+                start = time.perf_counter()
+                forward(inputs)
+                _wait(device)
+                seconds[number].append(time.perf_counter() - start)
+                advance()
+    exact = _forward(models["float32"], "sdpa")(inputs)
+    rows = [
+        Form(
+            *forms[number],
+            1e3 * statistics.median(seconds[number]),
+            1e3 * min(seconds[number]),
+            1e3 * max(seconds[number]),
+            peaks[number],
+            (latents[number] - exact).abs().max().item(),
+        )
+        for number in range(len(forms))
+    ]
+    return KernelReport(rows, frames, batch_size, runs, seed, command_line(), machine(), versions())
+
+
+def _model(config: PerceiverVLConfig, dtype: str, seed: int, device: str | torch.device) -> PerceiverVLModel:
+    torch.manual_seed(seed)
+    return PerceiverVLModel(config).eval().to(device, getattr(torch, dtype))
+
+
+def _inputs(
+    config: PerceiverVLConfig, frames: int, batch_size: int, seed: int, device: str | torch.device
+) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    size = config.image_size
+    tokens = min(TEXT_TOKENS, config.max_text_length)
+    return {
+        "input_ids": torch.randint(config.vocab_size, (batch_size, tokens), generator=draw).to(device),
+        "pixel_values": torch.randn(batch_size, frames, config.num_channels, size, size, generator=draw).to(device),
+    }
+
+
+def _forward(model: PerceiverVLModel, form: str) -> Callable[[dict[str, Tensor]], Tensor]:
+    implementation = "eager" if form == "eager" else "sdpa"
+    compiled = torch.compile(model) if form == "compiled" else model
+
+    def forward(inputs: dict[str, Tensor]) -> Tensor:
+        if model.config._attn_implementation != implementation:
+            model.set_attn_implementation(implementation)
+        return compiled(**inputs).last_hidden_state
+
+    return forward
+
+
+def _wait(device: str | torch.device) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _peak(forward: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor]) -> float:
+    """MiB that a forward holds at once, beside its model and inputs: the running sum of what torch's allocator did."""
+    with tempfile.TemporaryDirectory() as folder:
+        with profile(profile_memory=True) as profiler:
+            forward(inputs)
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    held = peak = 0
+    for event in sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak / 2**20

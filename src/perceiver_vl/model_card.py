@@ -1,0 +1,190 @@
+"""The README of a model folder: what the model is, how to load it, what it was trained on and how well it does."""
+
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from safetensors import safe_open
+
+from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.files import write_text
+from perceiver_vl.model.flops import encoder_flops
+from perceiver_vl.pretrained_folder import check_model_folder
+from perceiver_vl.processing import PerceiverVLImageProcessor
+from perceiver_vl.recipe import Initialise, Recipe, Split
+from perceiver_vl.tasks.retrieval import RetrievalResult
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a class of models does, for people and for the hub, and the class and lines that show it."""
+
+    does: str
+    loads: str
+    snippet: str
+    pipeline_tag: str
+    tags: tuple[str, ...]
+
+
+_RETRIEVAL = _Kind(
+    "This model tells whether words belong to a clip or an image, in three streams: a dot product of two vectors\n"
+    "(multi), one cross-attention over two encodings (mixed), or a joint encoding (single).",
+    "PerceiverVLForRetrieval",
+    """\
+inputs = processor(text=["a red circle", "a blue star"], videos=[clip])
+with torch.inference_mode():
+    text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
+    vision = model.get_vision_features(inputs["pixel_values"], inputs["frame_mask"])
+print(text @ vision.T)""",
+    "feature-extraction",
+    ("video-retrieval", "image-retrieval"),
+)
+_ANSWERS = _Kind(
+    "This model answers questions about clips and images, from a fixed set of answers.",
+    "PerceiverVLForQuestionAnswering",
+    """\
+with torch.inference_mode():
+    logits = model(**processor(text="what colour is the circle?", videos=[clip])).logits
+print(model.config.id2label[logits.argmax(-1).item()])""",
+    "visual-question-answering",
+    ("video-question-answering",),
+)
+_CLASSES = _Kind(
+    "This model tells the class of an image or a clip.",
+    "PerceiverVLForImageClassification",
+    """\
+with torch.inference_mode():
+    logits = model(**processor(videos=[clip])).logits
+print(model.config.id2label[logits.argmax(-1).item()])""",
+    "image-classification",
+    ("video-classification",),
+)
+_LATENTS = _Kind(
+    "This model turns words, images and video into latents.",
+    "PerceiverVLModel",
+    """\
+with torch.inference_mode():
+    latents = model(**processor(text="a red circle", videos=[clip])).last_hidden_state
+print(latents.shape)""",
+    "feature-extraction",
+    (),
+)
+_KINDS = {
+    "PerceiverVLForPreTraining": _RETRIEVAL,
+    "PerceiverVLForRetrieval": _RETRIEVAL,
+    "PerceiverVLForQuestionAnswering": _ANSWERS,
+    "PerceiverVLForImageClassification": _CLASSES,
+}
+_DIRECTIONS = {"text_to_video": "Text-to-video retrieval", "video_to_text": "Video-to-text retrieval"}
+
+
+def write_model_card(
+    folder: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    steps: int | None = None,
+    retrieval: RetrievalResult | None = None,
+) -> Path:
+    """Write `README.md` into a model folder, in the place of one that is there, and return its path.
+
+    `recipe` and `steps`: how it was trained; `retrieval`: how it did on the validation clips of that recipe. What is
+    not given is left out, and so is the licence, which only the owner of the weights can give.
+    Raises `UsageError` for a folder without a whole model.
+    """
+    folder = check_model_folder(folder)
+    config = PerceiverVLConfig.from_pretrained(folder)
+    name, class_name = folder.resolve().name, (config.architectures or ["PerceiverVLModel"])[0]
+    kind = _KINDS.get(class_name, _LATENTS)
+    validation = recipe.data.validation if recipe else None
+    figures = _figures(retrieval, validation) if retrieval and validation else None
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=kind.pipeline_tag,
+        tags=["perceiver-vl", "video", "vision-language", *kind.tags],
+        metrics=["recall"] if figures else None,
+        model_name=name,
+        eval_results=figures,
+    )
+    num_frames = int(PerceiverVLImageProcessor.from_pretrained(folder).num_frames)
+    environment = Environment(
+        loader=PackageLoader("perceiver_vl", ""), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.get_template("model_card.md.jinja").render(
+        name=name,
+        kind=kind,
+        class_name=class_name,
+        config=config,
+        parameters=_parameters(folder),
+        num_frames=num_frames,
+        costs=_costs(config, num_frames),
+        recipe=recipe,
+        steps=steps,
+        start=_start(recipe.initialise) if recipe else "",
+        objectives={name: value for name, value in asdict(recipe.objectives).items() if value} if recipe else {},
+        describe=_describe,
+        retrieval=retrieval if figures else None,
+    )
+    card = folder / "README.md"
+    write_text(card, str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")))
+    return card
+
+
+def _parameters(folder: Path) -> int:
+    """How many numbers the weights hold, from the heads of their files."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            total += sum(prod(weights.get_slice(name).get_shape()) for name in weights.offset_keys())
+    return total
+
+
+def _costs(config: PerceiverVLConfig, num_frames: int) -> list[tuple[str, int]]:
+    """What it takes to encode a clip with all dials full, and with one turned down."""
+    budgets = [FULL_BUDGET]
+    if num_frames > 1:
+        budgets.append(ComputeBudget(frames=num_frames // 2))
+    if config.num_latents > 1:
+        budgets.append(ComputeBudget(latents=config.num_latents // 2))
+    if config.num_blocks > 1:
+        budgets.append(ComputeBudget(cross_attentions=1))
+    return [(str(budget), encoder_flops(config, num_frames, budget=budget)) for budget in budgets]
+
+
+def _start(initialise: Initialise) -> str:
+    """What the weights started from; of what lies on somebody's disk only the last name."""
+    given = {part: getattr(initialise, part) for part in ("model", "vision", "text")}
+    names = {part: Path(one).name if Path(one).exists() else one for part, one in given.items() if one}
+    return ", ".join(f"{part} `{name}`" for part, name in names.items()) or "random weights"
+
+
+def _describe(split: Split) -> str:
+    """Where clips are from, without the place of a folder on somebody's disk."""
+    part = f", split {split.split}" if split.split else ""
+    if split.world is not None:
+        world = split.world
+        return f"{world.clips} clips of perceiver-vl's generated world, {world.size} pixels, seed {world.seed}{part}"
+    assert split.folder is not None
+    return f"the folder `{split.folder.name}`{part}"
+
+
+def _figures(retrieval: RetrievalResult, split: Split) -> list[EvalResult]:
+    """Every recall, for the hub's model-index."""
+    dataset = "perceiver-vl-world" if split.folder is None else split.folder.name
+    return [
+        EvalResult(
+            task_type=f"{direction.replace('_', '-')}-retrieval",
+            task_name=task_name,
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=split.split,
+            metric_type=f"recall_at_{k}",
+            metric_name=f"R@{k} ({stream.stream})",
+            metric_value=round(getattr(getattr(stream, direction), f"r{k}"), 2),
+        )
+        for direction, task_name in _DIRECTIONS.items()
+        for stream in retrieval.streams
+        for k in (1, 5, 10)
+    ]

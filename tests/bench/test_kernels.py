@@ -1,0 +1,36 @@
+"""The bench of attention, compiling and data types, and of the dials, at a small size."""
+
+import json
+
+from perceiver_vl.bench.cost import SETTINGS, measure_cost
+from perceiver_vl.bench.kernels import FORMS, measure_kernels
+from tiny import tiny_config
+
+
+def test_the_forms_are_measured() -> None:
+    quick = [(form, dtype) for form, dtype in FORMS if form != "compiled"]  # compiling takes a minute
+    report = measure_kernels(tiny_config(), frames=3, batch_size=2, runs=2, forms=quick)
+    assert [(row.form, row.dtype) for row in report.forms] == quick
+    assert json.loads(json.dumps(report.to_dict()))["runs"] == 2
+    for row in report.forms:
+        assert 0 < row.fastest <= row.milliseconds <= row.slowest
+        assert row.peak_mib > 0
+        assert row.difference < (1e-5 if row.dtype == "float32" else 0.2)
+    eager, sdpa = (next(row for row in report.forms if row.form == form) for form in ("eager", "sdpa"))
+    assert sdpa.difference == 0 < eager.difference
+
+
+def test_more_input_holds_more_memory() -> None:
+    def peak(batch_size: int) -> float:
+        report = measure_kernels(tiny_config(), frames=3, batch_size=batch_size, runs=1, forms=(("eager", "float32"),))
+        return report.forms[0].peak_mib
+
+    assert peak(8) > 1.5 * peak(2)
+
+
+def test_every_setting_of_the_dials_is_measured() -> None:
+    config = tiny_config(num_latents=64, num_text_latents=64, max_frames=32, max_text_length=40)
+    report = measure_cost(config, runs=1)
+    assert [row.name for row in report.costs] == [setting.name for setting in SETTINGS]
+    flops = {row.name: row.gflops for row in report.costs}
+    assert flops["image + text, 1 read"] < flops["image + text"] < flops["8 frames + text"] < flops["32 frames + text"]

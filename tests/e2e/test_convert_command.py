@@ -1,0 +1,32 @@
+"""`perceiver-vl convert`, as typed."""
+
+from pathlib import Path
+
+import pytest
+from command_line import run_cli, run_program
+
+from perceiver_vl import PerceiverVLConfig
+from released_checkpoint import forty_words, released_state, save
+
+
+def test_convert(tmp_path: Path) -> None:
+    path, words = save(tmp_path / "a.ckpt", released_state(answers=7)), forty_words(tmp_path / "words")
+    options = ("--tokenizer", words, "--num-attention-heads", 4)
+    told = run_program("convert", path, tmp_path / "out", *options, "--num-frames", 2)
+    assert told.code == 0, told.err
+    assert "encoder.blocks.thoughts" in told.out
+    assert "a head that this model does not have" in told.out
+    assert PerceiverVLConfig.from_pretrained(tmp_path / "out").cross_attention_residual == "normed_queries"
+
+    answer = run_cli("convert", path, tmp_path / "vqa", *options, "--task", "question-answering", "--json").json()
+    assert answer["task"] == "question-answering"
+    assert answer["loaded"]["answer_head.classifier.weight"] == "vqa_classifier.4.weight"
+    assert "contrastive" not in str(answer["fresh"])
+
+
+@pytest.mark.parametrize("source", ["hf://murgelab/PerceiverVL/a.ckpt", "missing.ckpt"])
+def test_what_is_not_there(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said = run_cli("convert", source, tmp_path / "out")
+    assert source in said.error(1 if source.startswith("hf://") else 2)
+    assert not (tmp_path / "out").exists()
