@@ -14,7 +14,15 @@ from perceiver_vl.errors import MediaError, PerceiverVLError, UsageError
 if TYPE_CHECKING:
     from perceiver_vl.configuration import PerceiverVLConfig
     from perceiver_vl.media import load_frames
-    from perceiver_vl.model import PerceiverVLForPreTraining, PerceiverVLForRetrieval, PerceiverVLModel
+    from perceiver_vl.model import (
+        PerceiverVLForImageClassification,
+        PerceiverVLForPreTraining,
+        PerceiverVLForQuestionAnswering,
+        PerceiverVLForRetrieval,
+        PerceiverVLModel,
+    )
+    from perceiver_vl.model.pretrained import initialise_from
+    from perceiver_vl.pipelines import pipeline
     from perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor
 
 _HOME = {
@@ -22,9 +30,13 @@ _HOME = {
     "PerceiverVLModel": "perceiver_vl.model",
     "PerceiverVLForPreTraining": "perceiver_vl.model",
     "PerceiverVLForRetrieval": "perceiver_vl.model",
+    "PerceiverVLForQuestionAnswering": "perceiver_vl.model",
+    "PerceiverVLForImageClassification": "perceiver_vl.model",
     "PerceiverVLProcessor": "perceiver_vl.processing",
     "PerceiverVLImageProcessor": "perceiver_vl.processing",
+    "initialise_from": "perceiver_vl.model.pretrained",
     "load_frames": "perceiver_vl.media",
+    "pipeline": "perceiver_vl.pipelines",
 }
 
 __all__ = [
@@ -32,14 +44,18 @@ __all__ = [
     "MediaError",
     "PerceiverVLConfig",
     "PerceiverVLError",
+    "PerceiverVLForImageClassification",
     "PerceiverVLForPreTraining",
+    "PerceiverVLForQuestionAnswering",
     "PerceiverVLForRetrieval",
     "PerceiverVLImageProcessor",
     "PerceiverVLModel",
     "PerceiverVLProcessor",
     "UsageError",
     "__version__",
+    "initialise_from",
     "load_frames",
+    "pipeline",
 ]
 
 

@@ -1,0 +1,225 @@
+"""From files to results in one call: media found by words, and answers to questions about a clip.
+
+Shapes: Q queries, C clips and images, K of them on a shortlist, N latents, D width.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.data.folder import read_folder
+from perceiver_vl.errors import MediaError, PerceiverVLError, UsageError
+from perceiver_vl.media import load_frames
+from perceiver_vl.model import PerceiverVLForQuestionAnswering, PerceiverVLForRetrieval
+from perceiver_vl.model.encoder import InputArray
+from perceiver_vl.pretrained_folder import load_folder, load_retriever
+from perceiver_vl.processing import ClipLike, ImageLike, PerceiverVLProcessor
+from perceiver_vl.search.encode import DECODING_THREADS
+from perceiver_vl.tasks.retrieval import combined_scores
+
+Medium = ImageLike | ClipLike
+_CLIPS_AT_ONCE = 16
+_QUESTIONS_AT_ONCE = 64
+
+
+@overload
+def pipeline(
+    task: Literal["retrieval"], model: str | Path, device: str | torch.device | None = None
+) -> "RetrievalPipeline": ...
+@overload
+def pipeline(
+    task: Literal["question-answering"], model: str | Path, device: str | torch.device | None = None
+) -> "QuestionAnsweringPipeline": ...
+def pipeline(
+    task: str, model: str | Path, device: str | torch.device | None = None
+) -> "RetrievalPipeline | QuestionAnsweringPipeline":
+    """The model of a folder, ready to be called with files; see the two classes.
+
+    `device`: None for a GPU if there is one. Raises `UsageError` for another task, or a folder without such a model.
+    """
+    if task == "retrieval":
+        return RetrievalPipeline(*load_retriever(model, device))
+    if task == "question-answering":
+        return QuestionAnsweringPipeline(
+            *load_folder(PerceiverVLForQuestionAnswering, "question answering", model, device)
+        )
+    raise UsageError(f"task={task!r}: choose 'retrieval' or 'question-answering'")
+
+
+class RetrievalPipeline:
+    """Finds clips and images by words; what is searched more than once is better indexed (`perceiver_vl.search`)."""
+
+    def __init__(self, model: PerceiverVLForRetrieval, processor: PerceiverVLProcessor) -> None:
+        self.model, self.processor = model, processor
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        queries: str | Sequence[str],
+        media: str | Path | Sequence[Medium],
+        *,
+        top: int = 5,
+        rerank: bool = True,
+        shortlist: int = 100,
+        budget: ComputeBudget = FULL_BUDGET,
+    ) -> list[Any]:
+        """The `top` media for a query, best first; for several queries a list of such lists.
+
+        `media`: a folder, whose broken files are left out with a warning, or a list of paths, images, arrays and
+        tensors as `PerceiverVLProcessor` takes them. A result has its `file` (None if it came without one), its `index`
+        among the media, its `score`, the cosine `multi_score` and the matching logit `mixed_score`: the `shortlist`
+        media with the largest cosine are scored again by the mixed stream and ordered by `combined_scores`; without
+        `rerank` the cosine is the score, and `mixed_score` None.
+        Raises `UsageError` for numbers below 1 or nothing to search, `MediaError` for a broken file of a list.
+        """
+        if top < 1 or shortlist < 1:
+            raise UsageError(f"top={top}, shortlist={shortlist}: need at least 1 of each")
+        self.model.config.check_budget(budget)
+        words = self.processor(text=[queries] if isinstance(queries, str) else list(queries)).to(self.model.device)
+        text = self.model.encode_text(words["input_ids"], words["attention_mask"], budget)  # (Q,N,D)
+        listed = _listed(media)
+        indices, vision = self._encode(listed, budget, skip_broken=isinstance(media, str | Path))  # (C,N,D)
+        cosines = self.model.pool_text(text).float() @ self.model.pool_vision(vision).float().T  # (Q,C)
+        found = []
+        for query, multi in zip(text, cosines, strict=True):
+            near = multi.topk(min(max(top, shortlist), len(multi))).indices  # (K,)
+            mixed, scores = None, multi[near]
+            if rerank:
+                mixed = self.model.match(vision[near], query.expand(len(near), -1, -1)).float()
+                scores = combined_scores(self.model.logit_scale.float() * multi[near], mixed)
+            best = scores.argsort(descending=True, stable=True)[:top].tolist()
+            found.append(
+                [
+                    {
+                        "file": _file_name(listed[indices[near[place]]]),
+                        "index": indices[near[place]],
+                        "score": scores[place].item(),
+                        "multi_score": multi[near[place]].item(),
+                        "mixed_score": None if mixed is None else mixed[place].item(),
+                    }
+                    for place in best
+                ]
+            )
+        return found[0] if isinstance(queries, str) else found
+
+    def _encode(self, media: Sequence[Medium], budget: ComputeBudget, skip_broken: bool) -> tuple[list[int], Tensor]:
+        """The indices of the media that can be read, and their latents `(C,N,D)`."""
+        num_frames = _frames_of(self.processor, budget)
+        indices: list[int] = []
+        latents, broken = [], []
+
+        def decode(medium: Medium) -> Any:
+            try:
+                return _as_clip(medium, self.processor, num_frames)
+            except MediaError as error:
+                if not skip_broken:
+                    raise
+                return error
+
+        with ThreadPoolExecutor(DECODING_THREADS) as pool:
+            for start in range(0, len(media), _CLIPS_AT_ONCE):
+                decoded = dict(enumerate(pool.map(decode, media[start : start + _CLIPS_AT_ONCE]), start))
+                broken += [clip for clip in decoded.values() if isinstance(clip, MediaError)]
+                clips = {index: clip for index, clip in decoded.items() if not isinstance(clip, MediaError)}
+                if clips:
+                    inputs = self.processor(videos=list(clips.values()), num_frames=num_frames).to(self.model.device)
+                    latents.append(self.model.encode_vision(inputs["pixel_values"], inputs["frame_mask"], budget))
+                    indices += clips
+        if not latents:
+            raise PerceiverVLError(f"media: none of the {len(broken)} files can be read, the first: {broken[0]}")
+        if broken:
+            left_out = f"{len(broken)} of {len(media)} files cannot be read and are left out, the first: {broken[0]}"
+            warnings.warn(left_out, stacklevel=4)
+        return indices, torch.cat(latents)
+
+
+class QuestionAnsweringPipeline:
+    """Answers questions about a clip or an image, from the answers that the model knows (`config.id2label`)."""
+
+    def __init__(self, model: PerceiverVLForQuestionAnswering, processor: PerceiverVLProcessor) -> None:
+        self.model, self.processor = model, processor
+
+    @torch.inference_mode()
+    def __call__(
+        self, clip: Medium, questions: str | Sequence[str], *, top: int = 5, budget: ComputeBudget = FULL_BUDGET
+    ) -> list[Any]:
+        """The `top` likeliest answers to a question, each an `answer` and its probability `score`; for several
+        questions a list of such lists.
+
+        `clip`: a path, an image, an array or a tensor, as `PerceiverVLProcessor` takes them; it is decoded and embedded
+        once for all questions. Raises `UsageError` for values of a wrong type, `MediaError` for a file that cannot be
+        read.
+        """
+        if top < 1:
+            raise UsageError(f"top={top}: need at least 1")
+        self.model.config.check_budget(budget)
+        texts = [questions] if isinstance(questions, str) else list(questions)
+        num_frames = _frames_of(self.processor, budget)
+        frames = _as_clip(clip, self.processor, num_frames)
+        inputs = self.processor(text=texts, videos=[frames], num_frames=num_frames).to(self.model.device)
+        embed = self.model.perceiver_vl.embed
+        seen = embed(pixel_values=inputs["pixel_values"], frame_mask=inputs["frame_mask"], budget=budget)
+        answers = []
+        for start in range(0, len(texts), _QUESTIONS_AT_ONCE):
+            some = slice(start, start + _QUESTIONS_AT_ONCE)
+            asked = embed(inputs["input_ids"][some], inputs["attention_mask"][some])
+            logits = self.model.answer_inputs(_beside(seen, asked), budget)
+            answers += [self._likeliest(of_question, top) for of_question in logits.float()]
+        return answers[0] if isinstance(questions, str) else answers
+
+    def _likeliest(self, logits: Tensor, top: int) -> list[dict[str, Any]]:
+        config = self.model.config
+        each_by_itself = config.problem_type == "multi_label_classification"
+        scores, labels = (logits.sigmoid() if each_by_itself else logits.softmax(-1)).topk(min(top, len(logits)))
+        pairs = zip(labels.tolist(), scores.tolist(), strict=True)
+        return [{"answer": config.id2label[label], "score": score} for label, score in pairs]
+
+
+def _listed(media: Any) -> Sequence[Medium]:
+    """The files of a folder, or the media of a list, at least one."""
+    if isinstance(media, str | Path):
+        return [record.path for record in read_folder(media, need_text=False).records]
+    if not isinstance(media, Sequence | np.ndarray | Tensor):
+        raise UsageError(f"media of type {type(media).__name__}: need a folder, or a list of paths, images or arrays")
+    if len(media) == 0:
+        raise UsageError("media=[]: need at least one clip or image")
+    return media  # type: ignore[return-value]
+
+
+def _as_clip(medium: Any, processor: PerceiverVLProcessor, num_frames: int) -> Any:
+    """A medium as the processor takes clips: a file decoded, an image as its one frame."""
+    if isinstance(medium, str | os.PathLike):
+        size = processor.image_processor.size
+        return load_frames(medium, num_frames, size=(size.height, size.width))
+    if isinstance(medium, Image.Image):
+        return [medium]
+    if isinstance(medium, np.ndarray | Tensor) and medium.ndim == 3:
+        return medium[None]
+    return medium
+
+
+def _beside(vision: InputArray, text: InputArray) -> InputArray:
+    """The input array of one clip beside each of several texts."""
+    assert vision.vision is not None
+    assert vision.vision_mask is not None
+    many = len(text)
+    return InputArray(
+        vision.vision.expand(many, -1, -1), vision.vision_mask.expand(many, -1), text.text, text.text_mask
+    )
+
+
+def _frames_of(processor: PerceiverVLProcessor, budget: ComputeBudget) -> int:
+    return budget.frames or int(processor.image_processor.num_frames)
+
+
+def _file_name(medium: Medium) -> str | None:
+    return os.fspath(medium) if isinstance(medium, str | os.PathLike) else None
