@@ -1,5 +1,5 @@
 """The pages are true: every `bash` and `python` block in the README and docs runs, top to bottom, in a folder that has
-what the pages speak of: `my-videos`, `my-photos`, a model in `runs/world`, and the recipes.
+what the pages speak of: `my-videos`, `my-photos`, models in `runs`, the recipes, and weights of others in small.
 
 Training is shortened: to each `perceiver-vl train` the overrides of `SHORT` are added.
 """
@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from perceiver_vl.cli import main
+from perceiver_vl.convert import convert
 from perceiver_vl.data.world import write_world
 from perceiver_vl.recipe import read_recipe
 from perceiver_vl.training import train
+from released_checkpoint import forty_words, released_state, save
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,8 +47,20 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(json.dumps({"file": f"{number}.png", "captions": ["noise"], "split": "val"}))
     (photos / "captions.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (folder / "recipes").symlink_to(ROOT / "recipes")
+    save(folder / "authors.ckpt", released_state())
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 128}
+    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16)).save_pretrained(folder / "my-vit")
+    BertModel(BertConfig(**sizes, vocab_size=40)).save_pretrained(forty_words(folder / "my-bert"))
     overrides = [f"output={folder / 'runs' / 'world'}", "data.train.world.clips=16", "data.validation.world.clips=4"]
     train(read_recipe(ROOT / "recipes" / "world.yaml", [*overrides, *SHORT]), progress=False)
+    answers = released_state(hidden_size=32, depth=3, answers=5)
+    heads = {name: value for name, value in answers.items() if not name.startswith(("matching", "mlm_score"))}
+    convert(
+        save(folder / "vqa.ckpt", heads),
+        folder / "runs" / "answers",
+        tokenizer=str(folder / "my-bert"),
+        num_attention_heads=4,
+    )
     return folder
 
 

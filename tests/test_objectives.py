@@ -21,7 +21,7 @@ from perceiver_vl.objectives import (
 )
 from tiny import MASK_TOKEN, assert_same, differs, tiny_inputs, tiny_model
 
-EVERYTHING = Objectives(vtm=1, mlm=1, vtc=1, mixed_vtm=1, mixed_vtc=1, hard_negatives=True)
+EVERYTHING = Objectives(vtm=1, mlm=1, vtc=1, ttc=1, mixed_vtm=1, mixed_vtc=1, hard_negatives=True)
 FULL = ComputeBudget()
 
 
@@ -36,6 +36,8 @@ def tiny_batch(pairs: int = 4) -> PreTrainingBatch:
         **inputs,
         masked_input_ids=inputs["input_ids"].masked_fill(chosen, MASK_TOKEN),
         mlm_labels=inputs["input_ids"].masked_fill(~chosen, -100),
+        other_input_ids=inputs["input_ids"].flip(1)[:, :5],
+        other_attention_mask=torch.ones(pairs, 5, dtype=torch.long),
         vtm_donors=donors,
     )
 
@@ -212,7 +214,16 @@ def test_every_parameter_is_trained_by_the_objectives_together(changes: dict[str
             assert parameter.grad.abs().max() > 1e-9, name
 
 
-@pytest.mark.parametrize("name", ["vtm", "mlm", "vtc", "mixed_vtm", "mixed_vtc"])
+def test_the_contrast_of_captions_is_that_of_two_texts() -> None:
+    model, batch = tiny_model(), tiny_batch()
+    first = model.get_text_features(batch.input_ids, batch.attention_mask)
+    second = model.get_text_features(batch.other_input_ids, batch.other_attention_mask)
+    logits, own = model.logit_scale * first @ second.T, torch.arange(4)
+    by_hand = -(logits.log_softmax(1)[own, own].mean() + logits.log_softmax(0)[own, own].mean()) / 2
+    assert_same(ask(batch, Objectives(vtm=0, mlm=0, ttc=1))["ttc"], by_hand)
+
+
+@pytest.mark.parametrize("name", ["vtm", "mlm", "vtc", "ttc", "mixed_vtm", "mixed_vtc"])
 def test_the_budget_reaches_every_objective(name: str) -> None:
     weights = dict.fromkeys(("vtm", "mlm"), 0.0) | {name: 1.0}
     batch, objectives = tiny_batch(), Objectives(**weights)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import yaml
 
 from perceiver_vl import UsageError
 from perceiver_vl.objectives import Objectives
-from perceiver_vl.recipe import Data, Evaluation, Recipe, Split, Words, WorldSplit, read_recipe
+from perceiver_vl.recipe import Data, Evaluation, Initialise, Recipe, Split, Words, WorldSplit, read_recipe
 from tiny import tiny_recipe
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -37,7 +37,7 @@ def test_every_section_arrives_as_its_own_type(tmp_path: Path) -> None:
         "evaluation": {"streams": ["multi", "single"], "captions_per_clip": 1, "shortlist": 5, "batch_size": 8},
         "training": {"max_steps": 10, "learning_rate": 1e-3},
         "optimizer": "adam",
-        "initialise_from": "runs/zero",
+        "initialise": {"model": "runs/zero", "vision": "vit"},
     }
     assert read_recipe(write(tmp_path, values)) == Recipe(
         output=Path("runs/one"),
@@ -55,7 +55,7 @@ def test_every_section_arrives_as_its_own_type(tmp_path: Path) -> None:
         evaluation=Evaluation(streams=("multi", "single"), captions_per_clip=1, shortlist=5, batch_size=8),
         training={"max_steps": 10, "learning_rate": 1e-3},
         optimizer="adam",
-        initialise_from=Path("runs/zero"),
+        initialise=Initialise(model=Path("runs/zero"), vision="vit"),
     )
 
 
@@ -63,7 +63,7 @@ def test_what_is_left_out_is_the_papers_pair_on_random_frames(tmp_path: Path) ->
     recipe = read_recipe(write(tmp_path, {"output": "o", "data": {"train": {"world": {}}}}))
     assert (recipe.objectives.vtm, recipe.objectives.mlm, recipe.objectives.vtc) == (1.0, 1.0, 0.0)
     assert (recipe.data.num_frames, recipe.data.sampling, recipe.data.validation) == (8, "random", None)
-    assert (recipe.optimizer, recipe.initialise_from, recipe.training) == ("adamw", None, {})
+    assert (recipe.optimizer, recipe.initialise, recipe.training) == ("adamw", Initialise(), {})
 
 
 def test_an_empty_section_is_as_good_as_none(tmp_path: Path) -> None:

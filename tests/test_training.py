@@ -11,9 +11,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from perceiver_vl import PerceiverVLForPreTraining, PerceiverVLForRetrieval, PerceiverVLProcessor, UsageError
 from perceiver_vl.data.world import write_world
+from perceiver_vl.processing import train_tokenizer
 from perceiver_vl.recipe import Recipe, read_recipe
 from perceiver_vl.training import TrainingResult, train
 from tiny import tiny_recipe
@@ -233,7 +235,7 @@ def test_the_papers_adam_decays_weights_in_the_gradient(tmp_path: Path) -> None:
 def test_a_run_can_go_on_from_another_model(tmp_path: Path) -> None:
     run(tmp_path / "first")
     recipe = tiny_recipe(tmp_path / "second", training={"max_steps": 1, "learning_rate": 0.0})
-    recipe |= {"model": {"layer_drop": 0.0}, "initialise_from": str(tmp_path / "first")}
+    recipe |= {"model": {"layer_drop": 0.0}, "initialise": {"model": str(tmp_path / "first")}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
     assert_equal(weights(tmp_path / "second"), weights(tmp_path / "first"))
@@ -242,9 +244,61 @@ def test_a_run_can_go_on_from_another_model(tmp_path: Path) -> None:
         PerceiverVLProcessor.from_pretrained(tmp_path / name).tokenizer.get_vocab() for name in ("first", "second")
     ]
     assert words[0] == words[1]
-    with pytest.raises(UsageError, match=r"^initialise_from=[^\n]+does not fit[^\n]+$"):
+    with pytest.raises(UsageError, match=r"^initialise.model=[^\n]+does not fit[^\n]+$"):
         train(read_recipe(tmp_path / "recipe.yaml", ["model.hidden_size=32", f"output={tmp_path / 'third'}"]))
     assert not (tmp_path / "third").exists()
+
+
+def test_a_run_starts_from_a_vit_and_a_bert(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "intermediate_size": 64,
+    }
+    vit = ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8))
+    vit.save_pretrained(tmp_path / "vit")
+    tokenizer = train_tokenizer(["a circle moves left and a square moves right"] * 3, vocab_size=60)
+    bert = BertModel(BertConfig(**sizes, vocab_size=len(tokenizer)))
+    for saved in (bert, tokenizer):
+        saved.save_pretrained(tmp_path / "bert")
+    recipe = tiny_recipe(
+        tmp_path / "run",
+        initialise={"vision": str(tmp_path / "vit"), "text": str(tmp_path / "bert")},
+        training={"max_steps": 1, "learning_rate": 0.0},
+    )
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
+    found = weights(tmp_path / "run")
+    assert torch.equal(
+        found["perceiver_vl.encoder.blocks.2.thoughts.0.mlp.fc1.weight"], vit.state_dict()["layers.2.mlp.fc1.weight"]
+    )
+    words = "embeddings.word_embeddings.weight"
+    assert torch.equal(
+        found[f"perceiver_vl.embeddings.text.{words.removeprefix('embeddings.')}"], bert.state_dict()[words]
+    )
+    kept = PerceiverVLProcessor.from_pretrained(tmp_path / "run").tokenizer
+    assert kept.get_vocab() == tokenizer.get_vocab()
+
+    with pytest.raises(UsageError, match=r"^vision [^\n]+num_hidden_layers=3, but the model needs 6[^\n]+$"):
+        train(read_recipe(tmp_path / "recipe.yaml", ["model.self_attentions_per_block=2", f"output={tmp_path / 'no'}"]))
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("how", ["fresh", "interpolate"])
+def test_a_run_with_another_number_of_latents(tmp_path: Path, how: str) -> None:
+    run(tmp_path / "first", training={"max_steps": 1})
+    recipe = tiny_recipe(tmp_path / "second", training={"max_steps": 1, "learning_rate": 0.0})
+    recipe |= {"model": {"num_latents": 8}, "initialise": {"model": str(tmp_path / "first"), "latents": how}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    name = "perceiver_vl.encoder.latents"
+    assert (len(first[name]), len(second[name])) == (4, 8)
+    assert torch.equal(first[name][0], second[name][0]) == (how == "interpolate")
+    assert all(torch.equal(first[other], second[other]) for other in first if "encoder.latent" not in other)
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert (config["num_latents"], config["num_text_latents"]) == (8, 8)
 
 
 # --- What cannot work -----------------------------------------------------------------------------------------------
@@ -264,7 +318,7 @@ def test_a_run_can_go_on_from_another_model(tmp_path: Path) -> None:
         ({"data": {"num_frames": 5}}, "data.num_frames=5"),
         ({"data": {"train": {"folder": "nowhere"}}}, "nowhere"),
         ({"data": {"validation": {"split": "dev", "world": {"clips": 4, "size": 16}}}}, "split='dev'"),
-        ({"tokenizer": {"name": "./no-tokenizer"}}, "tokenizer.name=./no-tokenizer"),
+        ({"tokenizer": {"name": "./no-tokenizer"}}, "tokenizer ./no-tokenizer"),
         ({"tokenizer": {"vocab_size": 3}}, "vocab_size=3"),
         ({"training": {"load_best_model_at_end": True, "save_steps": 3}}, "load_best_model_at_end"),
     ],

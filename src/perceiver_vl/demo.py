@@ -22,7 +22,7 @@ from rich.table import Table
 from perceiver_vl.bench.plots import curves_svg, recall_against_latency_svg, write_picture
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.console import err
-from perceiver_vl.data.clips import FolderClips
+from perceiver_vl.data.clips import CachedClips, FolderClips
 from perceiver_vl.data.folder import Folder, read_folder
 from perceiver_vl.data.world import write_world
 from perceiver_vl.files import write_json, write_text
@@ -107,7 +107,7 @@ def run_demo(output: Path, seed: int = 0, overrides: tuple[str, ...] = ()) -> De
 
     test = read_folder(world, split="test")
     size = processor.image_processor.size
-    clips = FolderClips(test.records, (size["height"], size["width"]), cache=True)
+    clips = CachedClips(FolderClips(test.records, (size["height"], size["width"])))
     most = model.config.num_blocks
     for reads in (most, 1):
         budget = FULL_BUDGET if reads == most else ComputeBudget(cross_attentions=reads)
@@ -197,7 +197,7 @@ def _write_report(result: DemoResult, output: Path) -> None:
 
 
 def _loss_curves(log: Path) -> str:
-    names = {"loss_vtc": "VTC", "loss_mixed_vtc": "VTC, mixed", "loss_vtm": "VTM, single"}
+    names = {"loss_vtc": "VTC", "loss_mixed_vtc": "VTC, mixed", "loss_ttc": "TTC", "loss_vtm": "VTM, single"}
     return curves_svg(_series(log, names), x="step", y="loss", title="Training losses")
 
 

@@ -1,11 +1,11 @@
 """What pre-training and retrieval training ask of a model: (model, batch) → losses.
 
 VTM, does this text belong to this vision (paper 4.1); MLM, which words were masked (paper 4.1); VTC, which of the
-batch's
-texts belongs to which vision, by the multi-stream's dot product (ALBEF, Li et al. 2021: what the paper leaves out, so
-that its
-multi-stream has no objective of its own); VTM and VTC are also asked of the mixed stream: does this pair match by its
-cached encodings, and which of the batch's pairs match best (the in-batch softmax of Poly-encoders, Humeau et al. 2020).
+batch's texts belongs to which vision, by the multi-stream's dot product (ALBEF, Li et al. 2021: what the paper leaves
+out, so that its multi-stream has no objective of its own); TTC, the same between two captions of a clip (the contrast
+within a modality of TCL, Yang et al. 2022): words that tell clips apart are told apart before vision knows them. VTM
+and VTC are also asked of the mixed stream: does this pair match by its cached encodings, and which of the batch's pairs
+match best (the in-batch softmax of Poly-encoders, Humeau et al. 2020).
 Shapes: B batch, L text tokens, N latents, D width, E retrieval vector.
 """
 
@@ -22,6 +22,9 @@ from perceiver_vl.budget import ComputeBudget
 from perceiver_vl.errors import UsageError
 from perceiver_vl.model.perceiver_vl import PerceiverVLForPreTraining, masked_word_loss, matching_loss
 
+WEIGHTS = ("vtm", "mlm", "vtc", "ttc", "mixed_vtm", "mixed_vtc")
+"""The objectives that can be weighted, by name."""
+
 
 @dataclass(frozen=True)
 class Objectives:
@@ -34,6 +37,7 @@ class Objectives:
     vtm: float = 1.0
     mlm: float = 1.0
     vtc: float = 0.0
+    ttc: float = 0.0
     mixed_vtm: float = 0.0
     mixed_vtc: float = 0.0
     hard_negatives: bool = False
@@ -41,7 +45,7 @@ class Objectives:
     joint_share: float = 1.0
 
     def __post_init__(self) -> None:
-        weights = {name: getattr(self, name) for name in ("vtm", "mlm", "vtc", "mixed_vtm", "mixed_vtc")}
+        weights = {name: getattr(self, name) for name in WEIGHTS}
         for name, weight in weights.items():
             if weight < 0:
                 raise UsageError(f"objectives.{name}={weight}: a weight cannot be negative, 0 leaves the objective out")
@@ -58,6 +62,7 @@ class PreTrainingBatch:
 
     `input_ids (B,L)`, `attention_mask (B,L)`, `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)`;
     `masked_input_ids (B,L)` and `mlm_labels (B,L)` (-100 where nothing is predicted);
+    `other_input_ids (B,L)` and `other_attention_mask (B,L)`: another caption of each clip (the same if it has one);
     `vtm_donors (B,)`: whose vision each pair is shown (its own: a positive), exactly half others'.
     """
 
@@ -67,6 +72,8 @@ class PreTrainingBatch:
     frame_mask: Tensor
     masked_input_ids: Tensor
     mlm_labels: Tensor
+    other_input_ids: Tensor
+    other_attention_mask: Tensor
     vtm_donors: Tensor
 
     @classmethod
@@ -81,12 +88,15 @@ def pretraining_losses(
     """Every objective whose weight is not 0, by name, unweighted; vision is encoded once for all that can share it."""
     losses: dict[str, Tensor] = {}
     donors = batch.vtm_donors
-    if objectives.vtc or objectives.mixed_vtm or objectives.mixed_vtc or objectives.hard_negatives:
+    if any((objectives.vtc, objectives.ttc, objectives.mixed_vtm, objectives.mixed_vtc, objectives.hard_negatives)):
         vision_latents = model.encode_vision(batch.pixel_values, batch.frame_mask, budget)
         text_latents = model.encode_text(batch.input_ids, batch.attention_mask, budget)
         vision_features, text_features = model.pool_vision(vision_latents), model.pool_text(text_latents)
         if objectives.vtc:
             losses["vtc"] = contrastive_loss(vision_features, text_features, model.logit_scale)
+        if objectives.ttc:
+            others = model.get_text_features(batch.other_input_ids, batch.other_attention_mask, budget)
+            losses["ttc"] = contrastive_loss(others, text_features, model.logit_scale)
         if objectives.hard_negatives:
             similarities = model.logit_scale * text_features @ vision_features.T
             hard = draw_hard_negatives(similarities)
@@ -107,12 +117,12 @@ def pretraining_losses(
     return losses
 
 
-def contrastive_loss(vision_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
-    """VTC: symmetric cross-entropy over the batch's similarities, gathered across processes. `(B,E)`, `(B,E)`."""
-    own = own_places(vision_features)
-    vision_to_text = logit_scale * vision_features @ gathered(text_features).T
-    text_to_vision = logit_scale * text_features @ gathered(vision_features).T
-    return (F.cross_entropy(vision_to_text, own) + F.cross_entropy(text_to_vision, own)) / 2
+def contrastive_loss(features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+    """VTC, TTC: symmetric cross-entropy over the batch's similarities, gathered across processes. `(B,E)`, `(B,E)`."""
+    own = own_places(features)
+    to_text = logit_scale * features @ gathered(text_features).T
+    from_text = logit_scale * text_features @ gathered(features).T
+    return (F.cross_entropy(to_text, own) + F.cross_entropy(from_text, own)) / 2
 
 
 def gathered(mine: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from perceiver_vl.errors import UsageError
 from perceiver_vl.objectives import Objectives
 from perceiver_vl.tasks.retrieval import STREAMS
 
+PARTS = ("reads", "latents", "thoughts", "embeddings", "decoder", "heads", "all")
+
 
 @dataclass(frozen=True)
 class WorldSplit:
@@ -91,12 +93,56 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Initialise:
+    """What a model starts from instead of chance; what is left out starts fresh.
+
+    `model`: a whole Perceiver-VL, as `save_pretrained` or `convert` wrote it. `latents`: where the recipe asks for
+    another number of latents than it has, new ones (fresh) or its own interpolated. `vision`: a ViT or CLIP, `text`: a
+    BERT or CLIP (paper 4.2); folders or hub names.
+    """
+
+    model: Path | None = None
+    latents: Literal["fresh", "interpolate"] = "fresh"
+    vision: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some steps of a run in which only the parts named in `train` learn.
+
+    reads: the cross-attentions of the encoder; latents: with their positions; thoughts: the self-attentions, and the
+    encoder's last norm; embeddings: of words and pixels; decoder: with its queries; heads: whatever else there is; all.
+    The learning rate starts anew with each stage; `learning_rate` and `warmup_steps` are those of `training` if None.
+    """
+
+    steps: int
+    train: tuple[str, ...] = ("all",)
+    learning_rate: float | None = None
+    warmup_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UsageError(f"stages: steps={self.steps}: need at least 1")
+        if not self.train:
+            raise UsageError(f"stages: train=[]: name what learns, of {', '.join(PARTS)}")
+        for part in self.train:
+            if part not in PARTS:
+                raise UsageError(f"stages: train: unknown part {part!r}, choose from {', '.join(PARTS)}")
+        if self.learning_rate is not None and not self.learning_rate >= 0:
+            raise UsageError(f"stages: learning_rate={self.learning_rate}: need 0 or more")
+        if self.warmup_steps is not None and not 0 <= self.warmup_steps <= self.steps:
+            raise UsageError(f"stages: warmup_steps={self.warmup_steps}: need 0 to the stage's {self.steps} steps")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything a run needs.
 
     `model`: fields of `PerceiverVLConfig` (vocabulary and mask token come from the tokenizer), laid over those of
-    `initialise_from`, a model folder to go on from. `training`: fields of `transformers.TrainingArguments`.
-    `optimizer`: adamw, or the paper's adam (weight decay as L2).
+    `initialise.model`. `training`: fields of `transformers.TrainingArguments`.
+    `optimizer`: adamw, or the paper's adam (weight decay as L2). `stages`: what learns when, one stage after the other,
+    instead of `training.max_steps` or `training.num_train_epochs`; empty: everything, all the time.
     """
 
     output: Path
@@ -107,7 +153,18 @@ class Recipe:
     evaluation: Evaluation = field(default_factory=Evaluation)
     training: dict[str, Any] = field(default_factory=dict)
     optimizer: Literal["adamw", "adam"] = "adamw"
-    initialise_from: Path | None = None
+    initialise: Initialise = field(default_factory=Initialise)
+    stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        asks_decoder = any(getattr(self.objectives, name) for name in ("vtm", "mlm", "mixed_vtm", "mixed_vtc"))
+        if any(set(stage.train) == {"decoder"} for stage in self.stages) and not asks_decoder:
+            raise UsageError("stages: train=[decoder]: no objective asks the decoder, add one (vtm, mlm, mixed_vtm, …)")
+        for name in ("max_steps", "num_train_epochs"):
+            if self.stages and name in self.training:
+                raise UsageError(
+                    f"training.{name}={self.training[name]}: the stages say how long to train, leave one of them out"
+                )
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -14,24 +14,24 @@ import torch
 import torch.distributed as dist
 import yaml
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
-from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from perceiver_vl.budget import FULL_BUDGET
-from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.console import Stages
+from perceiver_vl.console import Stages, quiet
 from perceiver_vl.data.batching import EpochSampler, PreTrainingCollator, TrainingExamples
-from perceiver_vl.data.clips import ClipSource, FolderClips
-from perceiver_vl.data.folder import Problem, read_folder
-from perceiver_vl.data.world import World
+from perceiver_vl.data.clips import ClipSource
+from perceiver_vl.data.folder import Problem
 from perceiver_vl.errors import UsageError
 from perceiver_vl.files import write_json, write_text
 from perceiver_vl.model import PerceiverVLForPreTraining
+from perceiver_vl.model_card import write_model_card
 from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
-from perceiver_vl.pretrained_folder import check_model_folder, quiet
-from perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor, train_tokenizer
-from perceiver_vl.recipe import Data, Evaluation, Recipe, Split, Words
+from perceiver_vl.recipe import Evaluation, Recipe
+from perceiver_vl.stages import StageSwitch, stage_schedule
+from perceiver_vl.start import open_split, processor_and_config, starting_model
 from perceiver_vl.tasks.retrieval import RetrievalResult, evaluate_retrieval
 
 _TRAINING_DEFAULTS: dict[str, Any] = {
@@ -40,6 +40,7 @@ _TRAINING_DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_total_limit": 2,
     "dataloader_drop_last": True,
+    "ddp_find_unused_parameters": True,  # dropped reads, heads not asked, frozen parts; recomputing activations or not
     "dataloader_pin_memory": torch.cuda.is_available(),  # torch warns where there is nothing to pin for
 }
 _RECALLS = ("r1", "r5", "r10")
@@ -60,7 +61,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
     """Run a recipe; `resume` goes on from the last checkpoint of `recipe.output` and gives what one run would have.
 
     Writes to `recipe.output`: the model, processor and tokenizer (best by `metric_for_best_model` if the recipe asks
-    for `load_best_model_at_end`), `recipe.yaml`, `log.csv`, `metrics.json`, and `checkpoints/`.
+    for `load_best_model_at_end`), `README.md` (the model card), `recipe.yaml`, `log.csv`,
+    `metrics.json`, and `checkpoints/`.
     Raises `UsageError` for a recipe that cannot work, before anything is written.
     """
     output = recipe.output
@@ -69,14 +71,22 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
         raise UsageError(f"output={output}: holds a run already, add --resume to go on with it or name another output")
     arguments = training_arguments(recipe)
     asked = {name for name, weight in asdict(recipe.objectives).items() if weight}
-    if arguments.per_device_train_batch_size < 2 and asked & {"vtm", "vtc", "mixed_vtm", "mixed_vtc", "hard_negatives"}:
+    if arguments.per_device_train_batch_size < 2 and asked & {
+        "vtm",
+        "vtc",
+        "ttc",
+        "mixed_vtm",
+        "mixed_vtc",
+        "hard_negatives",
+    }:
         raise UsageError(
             f"training.per_device_train_batch_size={arguments.per_device_train_batch_size}: "
             "the objectives compare pairs, need at least 2"
         )
     _check_evaluation(recipe, arguments)
+    stage_schedule(recipe.stages, arguments)  # refuses, before anything is written, what the Trainer would stumble over
     data = recipe.data
-    processor, config = _processor_and_config(recipe, checkpoint)
+    processor, config = processor_and_config(recipe, checkpoint)
     size = processor.image_processor.size
     source, problems = open_split(data.train, (size["height"], size["width"]), data)
     validation = None
@@ -87,7 +97,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
         raise UsageError(
             f"training: a batch of {batch} clips, but there are {len(source)} to train on; make it smaller"
         )
-    model = _model(recipe, config, arguments.seed)
+    model = starting_model(recipe, config, arguments.seed, resumed=checkpoint is not None)
 
     first = arguments.process_index == 0
     if first:
@@ -108,6 +118,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
+    if recipe.stages:
+        trainer.add_callback(StageSwitch(recipe.stages))
     with ExitStack() as bars, quiet():
         if progress and first:
             trainer.add_callback(_Bar(bars))
@@ -121,6 +133,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
     result = TrainingResult(output, outcome.global_step, metrics["seconds"], retrieval, skipped)
     report = {**metrics, "retrieval": retrieval and retrieval.to_dict(), "skipped": [asdict(p) for p in skipped]}
     if first:
+        write_model_card(output, recipe=recipe, steps=outcome.global_step, retrieval=retrieval)
         write_json(output / "metrics.json", report)
     return result
 
@@ -144,6 +157,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         given = {name: typed[name] for name in recipe.training}
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             given["use_cpu"] = True  # otherwise accelerate starts the processes but never joins their gradients
+        if recipe.stages:
+            given["max_steps"] = sum(stage.steps for stage in recipe.stages)
         return TrainingArguments(output_dir=str(recipe.output / "checkpoints"), **(_TRAINING_DEFAULTS | given))
     except UsageError:
         raise
@@ -163,19 +178,6 @@ def _check_evaluation(recipe: Recipe, arguments: TrainingArguments) -> None:
         raise UsageError(f"training.metric_for_best_model={metric}: not measured, choose from {', '.join(measured)}")
 
 
-def open_split(split: Split, size: tuple[int, int], data: Data) -> tuple[ClipSource, list[Problem]]:
-    """The clips of one split of a recipe, at `size` (height, width), and the records that had to be left out."""
-    if split.world is not None:
-        world = split.world
-        kind = split.split or "train"
-        return World(kind, world.clips, world.seed, data.num_frames, world.size), []
-    assert split.folder is not None
-    folder = read_folder(
-        split.folder, split=split.split, metadata=split.metadata, columns=split.columns, strict=data.strict
-    )
-    return FolderClips(folder.records, size, cache=data.cache), folder.problems
-
-
 class RetrievalTrainer(Trainer):
     """The Trainer with our objectives as its loss and retrieval on the validation clips as its evaluation."""
 
@@ -188,6 +190,15 @@ class RetrievalTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return EpochSampler(len(self.train_dataset), self.train_dataset.seed)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """That of the recipe's stages, where it has some; else the Trainer's own."""
+        if not self.recipe.stages:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, stage_schedule(self.recipe.stages, self.args))
+        return self.lr_scheduler
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -338,79 +349,6 @@ class _Bar(TrainerCallback):
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bars.close()
-
-
-def _processor_and_config(recipe: Recipe, checkpoint: Path | None) -> tuple[PerceiverVLProcessor, PerceiverVLConfig]:
-    """The processor and configuration of a run: of the checkpoint, of the model it starts from, or new ones."""
-    start = checkpoint or recipe.initialise_from
-    if start is not None:
-        folder = check_model_folder(start)
-        config = PerceiverVLConfig.from_pretrained(folder)
-        if checkpoint is None:
-            config = PerceiverVLConfig.from_dict({**config.to_dict(), **recipe.model})
-        for name, value in recipe.model.items():
-            if value is not None and getattr(config, name, None) != value:
-                raise UsageError(
-                    f"model.{name}={value}: {folder} has {getattr(config, name, 'no such key')}, resume with that"
-                )
-        with quiet():
-            processor = PerceiverVLProcessor.from_pretrained(folder)
-    else:
-        for name in ("vocab_size", "mask_token_id", "pad_token_id"):
-            if name in recipe.model:
-                raise UsageError(
-                    f"model.{name}={recipe.model[name]}: comes from the tokenizer, see tokenizer in the recipe"
-                )
-        longest = recipe.model.get("max_text_length", PerceiverVLConfig.max_text_length)
-        tokenizer = _tokenizer(recipe.tokenizer, recipe.data, longest)
-        words = {
-            "vocab_size": len(tokenizer),
-            "mask_token_id": tokenizer.mask_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-        config = PerceiverVLConfig(**words, **recipe.model)
-        size = {"height": config.image_size, "width": config.image_size}
-        processor = PerceiverVLProcessor(
-            PerceiverVLImageProcessor(size=size, num_frames=recipe.data.num_frames), tokenizer
-        )
-    if recipe.data.num_frames > config.max_frames:
-        raise UsageError(
-            f"data.num_frames={recipe.data.num_frames}: more than model.max_frames={config.max_frames}, "
-            "the rows of the temporal table"
-        )
-    return processor, config
-
-
-def _tokenizer(words: Words, data: Data, longest: int) -> Any:
-    if words.name is None:
-        source, _ = open_split(data.train, (1, 1), data)
-        captions = (text for index in range(len(source)) for text in source.captions(index))
-        return train_tokenizer(captions, vocab_size=words.vocab_size, max_length=longest)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(words.name)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"tokenizer.name={words.name}: cannot be loaded ({first}), name a folder or a hub model"
-        ) from error
-    if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
-        raise UsageError(f"tokenizer.name={words.name}: has no mask or pad token, name one in the manner of BERT's")
-    tokenizer.model_max_length = longest
-    return tokenizer
-
-
-def _model(recipe: Recipe, config: PerceiverVLConfig, seed: int) -> PerceiverVLForPreTraining:
-    if recipe.initialise_from is None:
-        torch.manual_seed(seed)
-        return PerceiverVLForPreTraining(config)
-    try:
-        with quiet():
-            return PerceiverVLForPreTraining.from_pretrained(recipe.initialise_from, config=config)
-    except RuntimeError as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"initialise_from={recipe.initialise_from}: does not fit the recipe's model ({first})"
-        ) from error
 
 
 def _optimizer(

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from perceiver_vl import MediaError, PerceiverVLError
 from perceiver_vl.data.batching import EpochSampler, Example, PreTrainingCollator, TrainingExamples
-from perceiver_vl.data.clips import FolderClips, Frames
+from perceiver_vl.data.clips import CachedClips, FolderClips, Frames
 from perceiver_vl.data.folder import Problem, read_folder
 from perceiver_vl.data.world import World, write_world
 from tiny import tiny_processor
@@ -129,12 +129,14 @@ def test_when_all_clips_are_broken_that_is_said_at_once() -> None:
 def test_the_clips_of_a_folder_are_decoded_at_the_size_asked_for(tmp_path: Path) -> None:
     write_world(tmp_path, clips=3, num_frames=6, size=32)
     records = read_folder(tmp_path).records
-    plain, cached = (FolderClips(records, (16, 24), cache=cache) for cache in (False, True))
+    plain = FolderClips(records, (16, 24))
+    cached = CachedClips(plain)
     assert (len(plain), plain.name(0), plain.captions(0)) == (3, records[0].file_name, records[0].texts)
     assert plain.frames(0, 4).shape == (4, 16, 24, 3)
     assert np.array_equal(cached.frames(0, 4), plain.frames(0, 4))
     assert cached.frames(0, 4) is cached.frames(0, 4)
     assert cached.frames(0, 2).shape == (2, 16, 24, 3)
+    assert (len(cached), cached.name(1), cached.captions(1)) == (3, plain.name(1), plain.captions(1))
     drawn = [plain.frames(0, 2, np.random.default_rng(seed)) for seed in (0, 0, 1, 2, 3)]
     assert np.array_equal(drawn[0], drawn[1])
     assert len({frames.tobytes() for frames in drawn}) > 1
@@ -146,7 +148,8 @@ def test_the_clips_of_a_folder_are_decoded_at_the_size_asked_for(tmp_path: Path)
 def collate(number: int, probability: float = 0.15, seed: int = 0, text: str | None = None) -> dict[str, Any]:
     processor = tiny_processor(WORDS)
     examples = [
-        Example(np.full((1 + i % 3, 16, 16, 3), i, np.uint8), text or WORDS[i % 4], (seed, 0, i)) for i in range(number)
+        Example(np.full((1 + i % 3, 16, 16, 3), i, np.uint8), text or WORDS[i % 4], WORDS[(i + 1) % 4], (seed, 0, i))
+        for i in range(number)
     ]
     return PreTrainingCollator(processor, probability)(examples)
 
@@ -158,6 +161,22 @@ def test_a_batch_is_padded_and_masked_as_the_model_wants_it() -> None:
     shape = batch["input_ids"].shape
     assert batch["attention_mask"].shape == batch["masked_input_ids"].shape == batch["mlm_labels"].shape == shape
     assert batch["problems"] == []
+
+
+def test_the_other_captions_are_the_same_clips_others() -> None:
+    batch, tokenizer = collate(5), tiny_processor(WORDS).tokenizer
+    assert batch["other_input_ids"].shape == batch["other_attention_mask"].shape
+    assert tokenizer.batch_decode(batch["other_input_ids"], skip_special_tokens=True) == [
+        tokenizer.decode(tokenizer(WORDS[(i + 1) % 4])["input_ids"], skip_special_tokens=True) for i in range(5)
+    ]
+    drawn = TrainingExamples(World("train", 3, captions_per_clip=3, size=16), 1, "uniform", seed=0)
+    for item in range(30):
+        example = drawn[item]
+        captions = drawn.source.captions(item % 3)
+        assert example.text in captions
+        assert example.other_text in set(captions) - {example.text}
+    alone = TrainingExamples(World("train", 1, captions_per_clip=1, size=16), 1, "uniform", seed=0)[0]
+    assert alone.other_text == alone.text
 
 
 @pytest.mark.parametrize("number", [2, 4, 10])
@@ -174,7 +193,7 @@ def test_words_are_masked_as_in_bert() -> None:
     processor = tiny_processor(WORDS)
     text = " ".join(["circle", "square", "star", "red", "blue", "green"])
     batch = PreTrainingCollator(processor, 0.15)(
-        [Example(np.zeros((1, 16, 16, 3), np.uint8), text, (0, 0, index)) for index in range(4000)]
+        [Example(np.zeros((1, 16, 16, 3), np.uint8), text, text, (0, 0, index)) for index in range(4000)]
     )
     ids, masked, labels = batch["input_ids"], batch["masked_input_ids"], batch["mlm_labels"]
     chosen, words = labels != -100, ~torch.isin(ids, torch.tensor(processor.tokenizer.all_special_ids))
@@ -205,7 +224,7 @@ def test_special_tokens_are_never_masked_and_all_words_can_be() -> None:
 
 
 def test_masking_depends_on_the_example_alone() -> None:
-    examples = [Example(np.zeros((1, 16, 16, 3), np.uint8), WORDS[i % 4], (7, 1, i)) for i in range(8)]
+    examples = [Example(np.zeros((1, 16, 16, 3), np.uint8), WORDS[i % 4], WORDS[0], (7, 1, i)) for i in range(8)]
     collator = PreTrainingCollator(tiny_processor(WORDS), 0.5)
     whole, part = collator(examples), collator(examples[4:])
     length = part["mlm_labels"].shape[1]

@@ -96,8 +96,8 @@ def test_world_does_not_write_over_other_things(tmp_path: Path, own_world: Path)
         (["model.patch_size=5"], ["patch_size=5", "image_size=32"]),
         (["model.vocab_size=5"], ["model.vocab_size=5", "tokenizer"]),
         (["tokenizer.vocab_size=3"], ["vocab_size=3", "at least"]),
-        (["tokenizer.name={tmp}/none"], ["tokenizer.name={tmp}/none"]),
-        (["initialise_from={tmp}/none"], ["{tmp}/none", "no such folder"]),
+        (["tokenizer.name={tmp}/none"], ["tokenizer {tmp}/none"]),
+        (["initialise.model={tmp}/none"], ["{tmp}/none", "no such folder"]),
         (["objectives={vtm: 0, mlm: 0}"], ["objectives", "at least one"]),
         (["evaluation.streams=[mulit]"], ["mulit", "multi, mixed"]),
         (["evaluation.shortlist=0"], ["shortlist=0"]),
@@ -137,9 +137,9 @@ def test_recipe_that_is_not_one(text: str, part: str, tmp_path: Path) -> None:
     fails_naming(run_cli("train", path), 2, path, "cannot be read")
 
 
-def test_initialise_from_a_model_of_another_width(recipe: dict[str, Any], model: Path, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path / "recipe.yaml", {**recipe, "initialise_from": str(model), "model": {}})
-    fails_naming(run_cli("train", path, "model.hidden_size=64"), 2, f"initialise_from={model}", "does not fit")
+def test_initialise_with_a_model_of_another_width(recipe: dict[str, Any], model: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", {**recipe, "initialise": {"model": str(model)}, "model": {}})
+    fails_naming(run_cli("train", path, "model.hidden_size=64"), 2, f"initialise.model={model}", "does not fit")
 
 
 # Models

@@ -64,7 +64,7 @@ def best_first(scores: dict[str, float]) -> list[str]:
 def test_hits_are_in_the_order_of_a_direct_computation(model_folder: Path, indexed: tuple[Path, Path]) -> None:
     index, media = indexed
     multi, mixed = directly(model_folder, media)
-    total = F.log_softmax(torch.tensor(list(multi.values())), 0) + F.logsigmoid(torch.tensor(list(mixed.values())))
+    total = F.log_softmax(torch.tensor(list(multi.values())), 0) + F.log_softmax(torch.tensor(list(mixed.values())), 0)
     combined = dict(zip(multi, total.tolist(), strict=True))
     searcher = Searcher(index)
     for rerank, scores in [("none", multi), ("mixed", mixed), ("combined", combined)]:

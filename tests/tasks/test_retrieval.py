@@ -15,7 +15,14 @@ from perceiver_vl.data.clips import Frames
 from perceiver_vl.data.folder import Problem
 from perceiver_vl.data.world import World
 from perceiver_vl.model.flops import encoder_flops, pooling_flops
-from perceiver_vl.tasks.retrieval import Recall, RetrievalResult, combined_scores, evaluate_retrieval, recall_of
+from perceiver_vl.tasks.retrieval import (
+    STREAMS,
+    Recall,
+    RetrievalResult,
+    combined_scores,
+    evaluate_retrieval,
+    recall_of,
+)
 from tiny import differs, tiny_config, tiny_model, tiny_processor
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -197,8 +204,8 @@ def test_a_shortlist_of_one_is_the_multi_stream() -> None:
 
 def test_combined_scores_are_log_probabilities_of_both_streams() -> None:
     multi, matching = torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0.0, -2.0, 50.0])
-    chosen = multi.exp() / multi.exp().sum()
-    torch.testing.assert_close(combined_scores(multi, matching), chosen.log() + matching.sigmoid().log())
+    shares = [scores.exp() / scores.exp().sum() for scores in (multi, matching)]
+    torch.testing.assert_close(combined_scores(multi, matching), shares[0].log() + shares[1].log())
     assert combined_scores(multi, torch.tensor([0.0, -1000.0, 0.0])).isfinite().all()
 
 
@@ -260,6 +267,15 @@ def test_the_model_is_evaluated_without_draws_and_given_back_as_it_was(training:
     first, second = (evaluate_retrieval(model, WORLD_PROCESSOR, WORLD, streams=["mixed"]) for _ in range(2))
     assert model.training == training
     assert first.stream("mixed").text_to_video == second.stream("mixed").text_to_video
+
+
+def test_a_half_precision_model_ranks_much_as_it_did() -> None:
+    model = world_model().float()
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        result = evaluate_retrieval(model.to(dtype), WORLD_PROCESSOR, WORLD, streams=STREAMS, shortlist=3)
+        found[dtype] = {stream.stream: stream.text_to_video.mean_rank for stream in result.streams}
+    assert found[torch.bfloat16] == pytest.approx(found[torch.float32], abs=0.5)
 
 
 # --- What goes wrong ------------------------------------------------------------------------------------------------

@@ -22,12 +22,13 @@ _EXAMPLE_DRAWS, _MASKING_DRAWS = 0, 1
 
 @dataclass(frozen=True)
 class Example:
-    """One clip with one of its captions, as drawn for `key` = (seed, epoch, index); `problems`: files passed over
-    for it.
+    """One clip with one of its captions and another (the same if it has one), drawn for `key` = (seed, epoch, index);
+    `problems`: files passed over for it.
     """
 
     frames: Frames
     text: str
+    other_text: str
     key: tuple[int, int, int]
     problems: tuple[Problem, ...] = ()
 
@@ -51,7 +52,7 @@ class EpochSampler(Sampler[int]):
 
 
 class TrainingExamples(Dataset[Example]):
-    """A source's clips as training examples: sampled frames and a random caption; item epoch · n + index.
+    """A source's clips as training examples: sampled frames and random captions; item epoch · n + index.
 
     A clip that cannot be read is replaced by the next one and named in the example's `problems`; with `strict` it
     raises.
@@ -83,8 +84,10 @@ class TrainingExamples(Dataset[Example]):
                 problems.append(Problem(self.source.name(place), error.reason))
                 continue
             captions = self.source.captions(place)
-            text = captions[rng.integers(len(captions))]
-            return Example(frames, text, (self.seed, epoch, index), tuple(problems))
+            chosen = int(rng.integers(len(captions)))
+            others = [*captions[:chosen], *captions[chosen + 1 :]] or captions
+            other = others[rng.integers(len(others))]
+            return Example(frames, captions[chosen], other, (self.seed, epoch, index), tuple(problems))
         raise PerceiverVLError(f"none of the {len(self)} clips can be read, the first: {problems[0].reason}")
 
 
@@ -104,6 +107,7 @@ class PreTrainingCollator:
                 return_tensors="pt",
             )
         )
+        others = self.processor(text=[example.other_text for example in examples], return_tensors="pt")
         masked = [self._mask_words(ids, example.key) for ids, example in zip(batch["input_ids"], examples, strict=True)]
         donors = torch.arange(len(examples))
         donors[1::2] -= (
@@ -113,6 +117,8 @@ class PreTrainingCollator:
             **batch,
             "masked_input_ids": torch.stack([ids for ids, _ in masked]),
             "mlm_labels": torch.stack([labels for _, labels in masked]),
+            "other_input_ids": others["input_ids"],
+            "other_attention_mask": others["attention_mask"],
             "vtm_donors": donors,
             "problems": [problem for example in examples for problem in example.problems],
         }

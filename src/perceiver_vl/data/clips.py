@@ -31,15 +31,11 @@ class ClipSource(Protocol):
 
 
 class FolderClips:
-    """The records of a folder, decoded when asked for, at `size` (height, width).
+    """The records of a folder, decoded when asked for, at `size` (height, width)."""
 
-    `cache` keeps what was decoded (uniform sampling only) in memory: for small data that is read many times.
-    """
-
-    def __init__(self, records: Sequence[Record], size: tuple[int, int], cache: bool = False) -> None:
+    def __init__(self, records: Sequence[Record], size: tuple[int, int]) -> None:
         self.records = records
         self.size = size
-        self._cache: dict[tuple[int, int], Frames] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -53,13 +49,42 @@ class FolderClips:
         return self.records[index].texts
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
-        """Decode, or take from the cache."""
+        """Decode."""
         path = self.records[index].path
         if rng is not None:
             return load_frames(path, num_frames, sampling="random", rng=rng, size=self.size)
-        if self._cache is None:
-            return load_frames(path, num_frames, size=self.size)
+        return load_frames(path, num_frames, size=self.size)
+
+
+class CachedClips:
+    """Another source, whose captions and frames are kept in memory once they were asked for: for small data.
+
+    Frames that are sampled at random are new each time, and not kept.
+    """
+
+    def __init__(self, source: ClipSource) -> None:
+        self.source = source
+        self._frames: dict[tuple[int, int], Frames] = {}
+        self._captions: dict[int, tuple[str, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        """As the source calls it."""
+        return self.source.name(index)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The source's captions."""
+        if index not in self._captions:
+            self._captions[index] = self.source.captions(index)
+        return self._captions[index]
+
+    def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
+        """From memory, or from the source."""
+        if rng is not None:
+            return self.source.frames(index, num_frames, rng)
         key = (index, num_frames)
-        if key not in self._cache:
-            self._cache[key] = load_frames(path, num_frames, size=self.size)
-        return self._cache[key]
+        if key not in self._frames:
+            self._frames[key] = self.source.frames(index, num_frames)
+        return self._frames[key]

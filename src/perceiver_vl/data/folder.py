@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perceiver_vl.errors import PerceiverVLError, UsageError
+from perceiver_vl.errors import PerceiverVLError, UsageError, first_line
 from perceiver_vl.media import find_media
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -162,7 +162,7 @@ def _read_rows(table: Path) -> list[dict[str, Any]]:
             return parquet.read_table(table).to_pylist()
         text = table.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise UsageError(f"{table}: cannot be read as {table.suffix[1:]}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{table}: cannot be read as {table.suffix[1:]}: {first_line(error)}") from error
     rows: list[dict[str, Any]] = []
     if table.suffix == ".csv":
         try:

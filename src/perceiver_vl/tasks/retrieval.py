@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
@@ -89,11 +88,12 @@ class _Encoded:
 
 
 def combined_scores(multi: Tensor, matching: Tensor) -> Tensor:
-    """Scores of a shortlist: log-probability of each candidate by the multi-stream plus that of a match by the other.
+    """Scores of a shortlist: log-probability of each candidate by the multi-stream plus that by the other.
 
-    `multi`: scaled similarities (…,K); `matching`: logits of the mixed or single stream (…,K) → (…,K).
+    Both estimate how much likelier a clip is with this text than without (what contrast and matching learn), so their
+    product does. `multi`: scaled similarities (…,K); `matching`: logits of the mixed or single stream (…,K) → (…,K).
     """
-    return multi.log_softmax(-1) + F.logsigmoid(matching)
+    return multi.log_softmax(-1) + matching.log_softmax(-1)
 
 
 @torch.inference_mode()
@@ -261,7 +261,7 @@ def _encode(
             f"retrieval needs at least two clips that can be read, found {len(reader.readable)}{why}"
         )
     vision_latents = torch.cat(vision)
-    vision_features = model.pool_vision(vision_latents)
+    vision_features = model.pool_vision(vision_latents).float()
     clip_seconds = time.perf_counter() - start
 
     captions = [reader.source.captions(index)[:captions_per_clip] for index in reader.readable]
@@ -274,7 +274,7 @@ def _encode(
         text.append(model.encode_text(ids, mask, budget))
         advance(len(ids))
     text_latents = torch.cat(text)
-    text_features = model.pool_text(text_latents)
+    text_features = model.pool_text(text_latents).float()
     text_seconds = time.perf_counter() - start
     if not (vision_latents.isfinite().all() and text_latents.isfinite().all()):
         raise PerceiverVLError("the model's latents are not finite numbers, it cannot rank anything: train it again")
