@@ -23,7 +23,8 @@ from perceiver_vl.bench.plots import curves_svg, recall_against_latency_svg, wri
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.console import err
 from perceiver_vl.data.clips import CachedClips, FolderClips
-from perceiver_vl.data.folder import Folder, read_folder
+from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.records import Folder
 from perceiver_vl.data.world import write_world
 from perceiver_vl.files import write_json, write_text
 from perceiver_vl.media import load_frames

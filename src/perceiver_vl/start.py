@@ -8,7 +8,8 @@ import torch
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.console import quiet
 from perceiver_vl.data.clips import CachedClips, ClipSource, FolderClips
-from perceiver_vl.data.folder import Problem, read_folder
+from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.records import Problem
 from perceiver_vl.data.world import World
 from perceiver_vl.errors import UsageError, first_line
 from perceiver_vl.model import PerceiverVLForPreTraining

@@ -23,7 +23,7 @@ from perceiver_vl.budget import FULL_BUDGET
 from perceiver_vl.console import Stages, quiet
 from perceiver_vl.data.batching import EpochSampler, PreTrainingCollator, TrainingExamples
 from perceiver_vl.data.clips import ClipSource
-from perceiver_vl.data.folder import Problem
+from perceiver_vl.data.records import Problem
 from perceiver_vl.errors import UsageError
 from perceiver_vl.files import write_json, write_text
 from perceiver_vl.model import PerceiverVLForPreTraining

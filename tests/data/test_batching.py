@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from perceiver_vl import MediaError, PerceiverVLError
 from perceiver_vl.data.batching import EpochSampler, Example, PreTrainingCollator, TrainingExamples
 from perceiver_vl.data.clips import CachedClips, FolderClips, Frames
-from perceiver_vl.data.folder import Problem, read_folder
+from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.records import Problem
 from perceiver_vl.data.world import World, write_world
 from tiny import tiny_processor
 

@@ -10,7 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from perceiver_vl import PerceiverVLError, UsageError
-from perceiver_vl.data.folder import Folder, Record, read_folder
+from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.records import Folder, Record
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 ONE_LINE = r"^[^\n]+$"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, PerceiverVLForRetrieval, UsageError
 from perceiver_vl.data.clips import Frames
-from perceiver_vl.data.folder import Problem
+from perceiver_vl.data.records import Problem
 from perceiver_vl.data.world import World
 from perceiver_vl.model.flops import encoder_flops, pooling_flops
 from perceiver_vl.tasks.retrieval import (

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from perceiver_vl.data.clips import ClipSource, Frames
-from perceiver_vl.data.folder import Problem
+from perceiver_vl.data.records import Problem
 from perceiver_vl.errors import MediaError, PerceiverVLError
 from perceiver_vl.processing import PerceiverVLProcessor
 

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from perceiver_vl.data.folder import Record
+from perceiver_vl.data.records import Record
 from perceiver_vl.media import load_frames
 
 Frames = npt.NDArray[np.uint8]

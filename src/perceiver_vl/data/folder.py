@@ -6,43 +6,16 @@ import csv
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perceiver_vl.data.records import Folder, Problem, Record
 from perceiver_vl.errors import PerceiverVLError, UsageError, first_line
 from perceiver_vl.media import find_media
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 COLUMNS = ("file_name", "text", "split")
 _SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
-
-
-@dataclass(frozen=True)
-class Record:
-    """One clip or image: its name within the folder, where it lies, its captions (may be none) and its split."""
-
-    file_name: str
-    path: Path
-    texts: tuple[str, ...] = ()
-    split: str | None = None
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that was left out of a long job, and why."""
-
-    file_name: str
-    reason: str
-
-
-@dataclass
-class Folder:
-    """What a folder holds: the usable records in the order of the metadata, and what was left out."""
-
-    path: Path
-    records: list[Record]
-    problems: list[Problem] = field(default_factory=list)
 
 
 def read_folder(

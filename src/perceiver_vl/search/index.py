@@ -10,7 +10,8 @@ import torch
 
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.console import Stages
-from perceiver_vl.data.folder import Problem, Record, read_folder
+from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.records import Problem, Record
 from perceiver_vl.errors import PerceiverVLError, UsageError
 from perceiver_vl.media import decoder_version
 from perceiver_vl.model import PerceiverVLForRetrieval

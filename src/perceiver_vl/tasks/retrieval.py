@@ -17,7 +17,7 @@ from torch import Tensor
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.console import Stages
 from perceiver_vl.data.clips import ClipSource
-from perceiver_vl.data.folder import Problem
+from perceiver_vl.data.records import Problem
 from perceiver_vl.errors import MediaError, PerceiverVLError, UsageError
 from perceiver_vl.model import PerceiverVLForRetrieval
 from perceiver_vl.model.encoder import InputArray

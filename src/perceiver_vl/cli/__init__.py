@@ -1,0 +1,285 @@
+"""The command line: parse, call, print. Heavy imports happen inside the commands, so that help and mistakes are
+quick.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perceiver_vl.budget import ComputeBudget
+from perceiver_vl.cli import data as data_commands
+from perceiver_vl.cli.bench import bench_app
+from perceiver_vl.cli.options import (
+    BudgetOption,
+    ColumnsOption,
+    DeviceOption,
+    JsonOption,
+    MetadataOption,
+    ModelOption,
+    SplitOption,
+    StrictOption,
+    parse_columns,
+    require_extra,
+)
+from perceiver_vl.cli.show import print_conversion, print_hits, print_json, print_retrieval, print_skipped
+from perceiver_vl.console import err, out
+from perceiver_vl.errors import PerceiverVLError, UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Perceiver-VL: train, evaluate and search video, images and text with iterative latent attention.",
+)
+app.add_typer(bench_app, name="bench")
+app.command()(data_commands.world)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file; see recipes/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in training.max_steps=100.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint of the output folder.")
+    ] = False,
+    processes: Annotated[int, typer.Option(help="Processes on this machine; each takes its own batches.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model by a recipe; writes a folder that from_pretrained loads."""
+    require_extra("accelerate", "train")
+    require_extra("jsonargparse", "train")
+    from perceiver_vl.recipe import read_recipe
+
+    plan = read_recipe(recipe, overrides or ())
+    from perceiver_vl.parallel import beside_others, is_first_process
+    from perceiver_vl.training import train as run
+
+    command = ["train", str(recipe), *(overrides or ()), *(["--resume"] if resume else [])]
+    with beside_others(processes, command):
+        result = run(plan, resume=resume)
+    if not is_first_process():
+        return
+    if as_json:
+        retrieval = result.retrieval and result.retrieval.to_dict()
+        skipped = [vars(problem) for problem in result.skipped]
+        print_json({"output": str(result.output), "steps": result.steps, "retrieval": retrieval, "skipped": skipped})
+        return
+    if result.retrieval:
+        print_retrieval(result.retrieval)
+    print_skipped(result.skipped)
+    out.print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {result.output}")
+
+
+@app.command()
+def evaluate(
+    model: ModelOption,
+    data: Annotated[Path, typer.Option(help="Folder of media with metadata.")],
+    task: Annotated[str, typer.Option(help="What to evaluate: retrieval.")] = "retrieval",
+    split: SplitOption = None,
+    metadata: MetadataOption = None,
+    columns: ColumnsOption = "",
+    streams: Annotated[
+        str, typer.Option(help="Of multi, mixed, single, cascade, cascade-single.")
+    ] = "multi,mixed,cascade",
+    shortlist: Annotated[int, typer.Option(help="Candidates that a cascade re-ranks.")] = 20,
+    captions: Annotated[
+        int | None, typer.Option(help="Use the first so many captions of a clip (default: all).")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
+    budget: BudgetOption = "",
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    strict: StrictOption = False,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a model on a task by its official metric."""
+    if task != "retrieval":
+        raise UsageError(f"task={task}: unknown, choose from retrieval")
+    dials, names = ComputeBudget.parse(budget), parse_columns(columns)
+    from perceiver_vl.data.clips import FolderClips
+    from perceiver_vl.data.folder import read_folder
+    from perceiver_vl.pretrained_folder import load_retriever
+    from perceiver_vl.tasks.record import evaluation_record
+    from perceiver_vl.tasks.retrieval import evaluate_retrieval
+
+    retriever, processor = load_retriever(model, device)
+    folder = read_folder(data, split=split, metadata=metadata, columns=names, strict=strict)
+    size = processor.image_processor.size
+    source = FolderClips(folder.records, (size["height"], size["width"]))
+    result = evaluate_retrieval(
+        retriever,
+        processor,
+        source,
+        streams=[stream.strip() for stream in streams.split(",")],
+        num_frames=frames,
+        captions_per_clip=captions,
+        shortlist=shortlist,
+        budget=dials,
+        batch_size=batch_size,
+        strict=strict,
+        progress=True,
+    )
+    result.skipped[:0] = folder.problems
+    if not as_json:
+        print_retrieval(result)
+        print_skipped(result.skipped)
+        return
+    num_frames = dials.frames or frames or processor.image_processor.num_frames
+    record = evaluation_record(
+        model, processor, source, data=str(data), split=split, num_frames=num_frames, budget=dials
+    )
+    print_json({**result.to_dict(), "record": vars(record)})
+
+
+@app.command()
+def index(
+    model: ModelOption,
+    media: Annotated[Path, typer.Option(help="Folder of clips and images.")],
+    output: Annotated[Path, typer.Option("--out", help="Index folder, made or brought up to date.")],
+    metadata: MetadataOption = None,
+    columns: ColumnsOption = "",
+    split: SplitOption = None,
+    frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
+    budget: BudgetOption = "",
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    strict: StrictOption = False,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode every clip and image of a folder once; again: only what is new, changed or gone."""
+    dials, names = ComputeBudget.parse(budget), parse_columns(columns)
+    from perceiver_vl.search import build_index
+
+    report = build_index(
+        model,
+        media,
+        output,
+        budget=dials,
+        metadata=metadata,
+        columns=names,
+        split=split,
+        num_frames=frames,
+        batch_size=batch_size,
+        strict=strict,
+        progress=True,
+        device=device,
+    )
+    if as_json:
+        print_json(report.as_dict())
+        return
+    out.print(report.summary())
+    print_skipped(report.skipped)
+
+
+@app.command()
+def search(
+    index: Annotated[Path, typer.Option(help="Index folder.")],
+    queries: Annotated[list[str], typer.Argument(metavar="WORDS...", help="One or more queries, each in quotes.")],
+    top: Annotated[int, typer.Option(help="Clips to show.")] = 10,
+    shortlist: Annotated[int, typer.Option(help="Candidates that the mixed stream re-ranks.")] = 100,
+    rerank: Annotated[str, typer.Option(help="combined, mixed or none.")] = "combined",
+    html: Annotated[Path | None, typer.Option(help="Also write a page of filmstrips here.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Where the index's model is now, if it has moved.")] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find clips by words: shortlist by the multi-stream, re-rank by the mixed stream."""
+    from perceiver_vl.search import Searcher, write_page
+
+    searcher = Searcher(index, model, device)
+    results = [searcher.search(words, top=top, shortlist=shortlist, rerank=rerank) for words in queries]  # type: ignore[arg-type]
+    if html:
+        write_page(html, results)
+    if as_json:
+        print_json([result.as_dict() for result in results])
+        return
+    for result in results:
+        print_hits(result)
+    if html:
+        out.print(f"filmstrips: {html}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="The authors' .ckpt: a file, or hf://owner/name/file.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write, new or empty.")],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="pretraining, retrieval, question-answering or image-classification (default: what its heads are for)."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="Folder or hub name of the tokenizer that it was trained with.")
+    ] = "google-bert/bert-base-uncased",
+    num_attention_heads: Annotated[
+        int | None, typer.Option(help="Heads of every attention, which no shape tells (default: width / 64).")
+    ] = None,
+    num_frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames that the processor samples of a clip (default: 8, or fewer if it has fewer)."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn the authors' checkpoint into a folder that from_pretrained loads."""
+    from perceiver_vl.convert import convert as run
+
+    given = {} if num_attention_heads is None else {"num_attention_heads": num_attention_heads}
+    result = run(source, output, task=task, tokenizer=tokenizer, num_frames=num_frames, progress=True, **given)
+    if as_json:
+        print_json(
+            {"out": str(result.folder), "task": result.task, "parameters": result.parameters, **vars(result.conversion)}
+        )
+        return
+    print_conversion(result.conversion)
+    out.print(f"{result.task} model of {result.parameters / 1e6:.1f} M parameters: {result.folder}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--out", help="Folder for everything that the demo makes.")] = Path("demo"),
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """The whole story in minutes: make a world, train, evaluate three streams and the cascade, index, search,
+    report.
+    """
+    for module, extra in (("accelerate", "train"), ("jsonargparse", "train"), ("matplotlib", "report")):
+        require_extra(module, extra)
+    from perceiver_vl.demo import run_demo
+
+    result = run_demo(output, seed)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    out.print(result.table())
+    out.print(f"the page: {result.report}")
+
+
+def main() -> None:
+    """Entry point: errors are one line on standard error; exit code 2 for usage, 1 for failure."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while waiting slow a busy machine down
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes its own comings and goings,
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # and its process group that a machine has no name
+    try:
+        app()
+    except UsageError as error:
+        _fail(str(error), 2)
+    except PerceiverVLError as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except SystemExit as stop:  # typer makes a silent one of an interrupt
+        if stop.code == 130:
+            _fail("interrupted", 130)
+        raise
+
+
+def _fail(message: str, code: int) -> None:
+    err.print(f"error: {' '.join(message.split())}", markup=False)
+    sys.exit(code)

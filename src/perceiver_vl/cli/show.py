@@ -1,0 +1,103 @@
+"""Results as people read them, and as programs do."""
+
+import json
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.table import Table
+
+from perceiver_vl.console import err, out
+
+if TYPE_CHECKING:
+    from perceiver_vl.data.records import Problem
+    from perceiver_vl.model.released import Conversion
+    from perceiver_vl.search import SearchResult
+    from perceiver_vl.tasks.retrieval import RetrievalResult
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def print_retrieval(result: "RetrievalResult") -> None:
+    """Both directions of every stream, with its time and operations for one text query."""
+    title = f"{result.captions} captions, {result.clips} clips, budget {result.budget}, shortlist {result.shortlist}"
+    table = Table(title=title, collapse_padding=True, pad_edge=False)  # as narrow as a terminal of 80 columns
+    figures = "R@1", "R@5", "R@10", "median rank", "mean rank", "ms a query", "MFLOPs a query"
+    for column in ("stream", "query", *figures):
+        table.add_column(column, justify="right" if column in figures else "left", no_wrap=column == "stream")
+    for stream in result.streams:
+        cost = f"{1e3 * stream.seconds_per_query:.2f}", f"{stream.flops_per_query / 1e6:.1f}"
+        for query, recall, price in (
+            ("text", stream.text_to_video, cost),
+            ("video", stream.video_to_text, ("", "")),
+        ):
+            recalls = f"{recall.r1:.1f}", f"{recall.r5:.1f}", f"{recall.r10:.1f}"
+            ranks = f"{recall.median_rank:.1f}", f"{recall.mean_rank:.1f}"
+            name = stream.stream if price == cost else ""
+            table.add_row(name, query, *recalls, *ranks, *price)
+    out.print(table, soft_wrap=False)
+    chance = ", ".join(f"R@{k} {100 * min(1.0, k / result.clips):.1f}" for k in (1, 5, 10))
+    out.print(f"chance, text → video: {chance}")
+    flops = f"{result.flops_per_clip / 1e9:.3g} GFLOPs"
+    out.print(
+        f"encoding a clip once (multi, mixed, cascade): {1e3 * result.seconds_per_clip:.1f} ms with decoding, {flops}"
+    )
+
+
+def print_hits(result: "SearchResult") -> None:
+    table = Table(title=f"“{result.query}”", title_justify="left")
+    for column in ("", "file", "score", "cosine", "match", "seconds", "caption"):
+        justify: Literal["left", "right"] = "left" if column in ("file", "caption") else "right"
+        table.add_column(column, justify=justify, overflow="fold")  # a name that is cut short cannot be opened
+    for hit in result.hits:
+        match = "" if hit.mixed_score is None else f"{hit.mixed_score:.2f}"
+        duration = "" if hit.duration is None else f"{hit.duration:.1f}"
+        caption = hit.texts[0] if hit.texts else ""
+        table.add_row(
+            str(hit.rank), hit.file_name, f"{hit.score:.2f}", f"{hit.multi_score:.3f}", match, duration, caption
+        )
+    out.print(table, soft_wrap=False)
+    total = 1e3 * result.seconds["total"]
+    recall = f"recall of the shortlist against exact search {result.recall:.3f}"
+    out.print(f"{result.searched} clips searched in {total:.1f} ms ({result.method}, {recall})")
+
+
+def print_conversion(conversion: "Conversion") -> None:
+    """What was loaded, left and starts fresh, by parts instead of by tensors."""
+    table = Table(title="tensors")
+    for column in ("", "of the checkpoint", "in the model", "tensors"):
+        table.add_column(column, justify="right" if column == "tensors" else "left", overflow="fold")
+    loaded = Counter((_part(theirs), _part(ours)) for ours, theirs in conversion.loaded.items())
+    left = Counter((theirs.split(".")[0], why) for theirs, why in conversion.left.items())
+    for (theirs, ours), count in loaded.items():
+        table.add_row("loaded", theirs, ours, str(count))
+    for (theirs, why), count in sorted(left.items()):
+        table.add_row("left", theirs, why, str(count))
+    for ours, count in Counter(_part(name) for name in conversion.fresh).items():
+        table.add_row("fresh", "", ours, str(count))
+    out.print(table)
+
+
+def _part(name: str) -> str:
+    """The part that a tensor belongs to: its name's first words, and whether a block reads or thinks."""
+    words = [word for word in name.removeprefix("perceiver_vl.").split(".") if not word.isdigit()]
+    return ".".join(words[: 3 if "reads" in words or "thoughts" in words else 2])
+
+
+def print_skipped(problems: "list[Problem]", most: int = 20) -> None:
+    """Files that were left out, in a list at the end."""
+    if not problems:
+        return
+    err.print(f"skipped {len(problems)} files:", markup=False)
+    for problem in problems[:most]:
+        err.print(f"  {problem.file_name}: {problem.reason}", markup=False)
+    if len(problems) > most:
+        err.print(f"  … and {len(problems) - most} more (all of them with --json)", markup=False)
+
+
+def print_provenance(report: Any) -> None:
+    """What it takes to get the figures of a bench again."""
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    out.print(f"{report.command}; {report.runs} interleaved runs, seed {report.seed}; {report.machine}; {versions}")

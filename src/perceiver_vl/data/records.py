@@ -1,0 +1,50 @@
+"""What an example says: one type for folders, the benchmarks' own files, shards and the generated world."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Record:
+    """One clip or image and its words; what a data set does not have stays empty.
+
+    file_name: within the folder of the data set, with `/`; path: where it lies here.
+    texts: captions, or the statement about the media; any of several counts as right.
+    start, end: the seconds of the file that the record is about; None: its beginning, its end.
+    question; answers: one, or one of each annotator (VQAv2); choices: in their order.
+    label: the index of the right choice or of a class, or 1 and 0 for true and false.
+    second_file_name, second_path: the other picture of a pair (NLVR2).
+    example_id: the benchmark's own, for its submission file; kind: the benchmark's type of question.
+    """
+
+    file_name: str
+    path: Path
+    texts: tuple[str, ...] = ()
+    split: str | None = None
+    start: float | None = None
+    end: float | None = None
+    question: str | None = None
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    label: int | None = None
+    second_file_name: str | None = None
+    second_path: Path | None = None
+    example_id: str | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that was left out of a long job, and why."""
+
+    file_name: str
+    reason: str
+
+
+@dataclass
+class Folder:
+    """What a folder holds: the usable records in the order of their file, and what was left out."""
+
+    path: Path
+    records: list[Record]
+    problems: list[Problem] = field(default_factory=list)
