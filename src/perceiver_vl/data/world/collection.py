@@ -197,12 +197,16 @@ def _write_clip(out: Path, world: World, index: int) -> dict[str, Any]:
 
 
 def _encode(path: Path, frames: Pixels) -> None:
-    """Write frames (T, H, W, 3) as H.264 with full colour resolution; one thread, so that the bytes are repeatable."""
+    """Write frames (T, H, W, 3) as H.264 with full colour resolution.
+
+    One thread and no vector instructions, so that the bytes are repeatable: x264's lookahead otherwise decides by
+    memory that nobody has written, and differently on each kind of processor.
+    """
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(FRAMES_PER_SECOND))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv444p"
-        stream.options = {"crf": "14", "preset": "veryfast", "threads": "1"}
+        stream.options = {"crf": "14", "preset": "veryfast", "threads": "1", "x264-params": "asm=0"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
