@@ -82,7 +82,7 @@ def _tokenizer(recipe: Recipe, longest: int) -> Any:
     name = recipe.tokenizer.name or recipe.initialise.text
     if name is None:
         source, _ = open_split(recipe.data.train, (1, 1), recipe.data)
-        captions = (text for index in range(len(source)) for text in source.captions(index))
+        captions = (text for index in range(len(source)) for text in source.record(index).texts)
         return train_tokenizer(captions, vocab_size=recipe.tokenizer.vocab_size, max_length=longest)
     tokenizer = load_tokenizer(name)
     tokenizer.model_max_length = longest

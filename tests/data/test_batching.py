@@ -16,7 +16,7 @@ from perceiver_vl import MediaError, PerceiverVLError
 from perceiver_vl.data.batching import EpochSampler, Example, PreTrainingCollator, TrainingExamples
 from perceiver_vl.data.clips import CachedClips, FolderClips, Frames
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.records import Problem
+from perceiver_vl.data.records import Problem, Record
 from perceiver_vl.data.world import World, write_world
 from tiny import tiny_processor
 
@@ -32,15 +32,12 @@ class NumberedClips:
     def __len__(self) -> int:
         return self.clips
 
-    def name(self, index: int) -> str:
-        return f"{index}.mp4"
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return tuple(f"{words} {index}" for words in WORDS[:4])
+    def record(self, index: int) -> Record:
+        return Record(f"{index}.mp4", Path(f"{index}.mp4"), tuple(f"{words} {index}" for words in WORDS[:4]))
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         if index in self.broken:
-            raise MediaError(self.name(index), "damaged")
+            raise MediaError(f"{index}.mp4", "damaged")
         return np.full((num_frames, 16, 16, 3), index, np.uint8)
 
 
@@ -132,12 +129,12 @@ def test_the_clips_of_a_folder_are_decoded_at_the_size_asked_for(tmp_path: Path)
     records = read_folder(tmp_path).records
     plain = FolderClips(records, (16, 24))
     cached = CachedClips(plain)
-    assert (len(plain), plain.name(0), plain.captions(0)) == (3, records[0].file_name, records[0].texts)
+    assert (len(plain), plain.record(0)) == (3, records[0])
     assert plain.frames(0, 4).shape == (4, 16, 24, 3)
     assert np.array_equal(cached.frames(0, 4), plain.frames(0, 4))
     assert cached.frames(0, 4) is cached.frames(0, 4)
     assert cached.frames(0, 2).shape == (2, 16, 24, 3)
-    assert (len(cached), cached.name(1), cached.captions(1)) == (3, plain.name(1), plain.captions(1))
+    assert (len(cached), cached.record(1)) == (3, plain.record(1))
     drawn = [plain.frames(0, 2, np.random.default_rng(seed)) for seed in (0, 0, 1, 2, 3)]
     assert np.array_equal(drawn[0], drawn[1])
     assert len({frames.tobytes() for frames in drawn}) > 1
@@ -173,7 +170,7 @@ def test_the_other_captions_are_the_same_clips_others() -> None:
     drawn = TrainingExamples(World("train", 3, captions_per_clip=3, size=16), 1, "uniform", seed=0)
     for item in range(30):
         example = drawn[item]
-        captions = drawn.source.captions(item % 3)
+        captions = drawn.source.record(item % 3).texts
         assert example.text in captions
         assert example.other_text in set(captions) - {example.text}
     alone = TrainingExamples(World("train", 1, captions_per_clip=1, size=16), 1, "uniform", seed=0)[0]

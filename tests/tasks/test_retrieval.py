@@ -1,6 +1,7 @@
 """Retrieval: ranks and recalls against their definitions, and the streams against the model's own answers."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, PerceiverVLForRetrieval, UsageError
 from perceiver_vl.data.clips import Frames
-from perceiver_vl.data.records import Problem
+from perceiver_vl.data.records import Problem, Record
 from perceiver_vl.data.world import World
 from perceiver_vl.model.flops import encoder_flops, pooling_flops
 from perceiver_vl.tasks.retrieval import (
@@ -38,15 +39,13 @@ class LetteredClips:
     def __len__(self) -> int:
         return max(self.owners) + 1
 
-    def name(self, index: int) -> str:
-        return f"{index}.mp4"
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return tuple(LETTERS[caption] for caption, owner in enumerate(self.owners) if owner == index)
+    def record(self, index: int) -> Record:
+        letters = tuple(LETTERS[caption] for caption, owner in enumerate(self.owners) if owner == index)
+        return Record(f"{index}.mp4", Path(f"{index}.mp4"), letters)
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         if index in self.broken:
-            raise MediaError(self.name(index), "damaged")
+            raise MediaError(f"{index}.mp4", "damaged")
         return np.full((num_frames, 16, 16, 3), index, np.uint8)
 
 

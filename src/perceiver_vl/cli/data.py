@@ -1,4 +1,4 @@
-"""Commands that make and look after data: the generated world."""
+"""Commands that make and look after data: `world`, `prepare`, `data …`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,8 @@ import typer
 from perceiver_vl.cli.options import JsonOption
 from perceiver_vl.cli.show import print_json
 from perceiver_vl.console import out
+
+data_app = typer.Typer(no_args_is_help=True, help="Look after data sets.")
 
 
 def world(

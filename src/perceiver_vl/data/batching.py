@@ -81,9 +81,9 @@ class TrainingExamples(Dataset[Example]):
             except MediaError as error:
                 if self.strict:
                     raise
-                problems.append(Problem(self.source.name(place), error.reason))
+                problems.append(Problem(self.source.record(place).file_name, error.reason))
                 continue
-            captions = self.source.captions(place)
+            captions = self.source.record(place).texts
             chosen = int(rng.integers(len(captions)))
             others = [*captions[:chosen], *captions[chosen + 1 :]] or captions
             other = others[rng.integers(len(others))]

@@ -13,15 +13,12 @@ Frames = npt.NDArray[np.uint8]
 
 
 class ClipSource(Protocol):
-    """Clips with captions, by index."""
+    """Clips and what is said of them, by index."""
 
     def __len__(self) -> int: ...
 
-    def name(self, index: int) -> str:
-        """What to call clip `index` in a report."""
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """Its captions, at least one."""
+    def record(self, index: int) -> Record:
+        """What is known of clip `index`: its name, its words."""
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         """Up to `num_frames` frames `(T,H,W,3)`: the middles of equal segments, or (`rng`) a random one of each.
@@ -40,13 +37,9 @@ class FolderClips:
     def __len__(self) -> int:
         return len(self.records)
 
-    def name(self, index: int) -> str:
-        """The file name within the folder."""
-        return self.records[index].file_name
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """The captions of the metadata."""
-        return self.records[index].texts
+    def record(self, index: int) -> Record:
+        """As the metadata says."""
+        return self.records[index]
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         """Decode."""
@@ -57,7 +50,7 @@ class FolderClips:
 
 
 class CachedClips:
-    """Another source, whose captions and frames are kept in memory once they were asked for: for small data.
+    """Another source, whose records and frames are kept in memory once they were asked for: for small data.
 
     Frames that are sampled at random are new each time, and not kept.
     """
@@ -65,20 +58,16 @@ class CachedClips:
     def __init__(self, source: ClipSource) -> None:
         self.source = source
         self._frames: dict[tuple[int, int], Frames] = {}
-        self._captions: dict[int, tuple[str, ...]] = {}
+        self._records: dict[int, Record] = {}
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def name(self, index: int) -> str:
-        """As the source calls it."""
-        return self.source.name(index)
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """The source's captions."""
-        if index not in self._captions:
-            self._captions[index] = self.source.captions(index)
-        return self._captions[index]
+    def record(self, index: int) -> Record:
+        """From memory, or from the source."""
+        if index not in self._records:
+            self._records[index] = self.source.record(index)
+        return self._records[index]
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         """From memory, or from the source."""

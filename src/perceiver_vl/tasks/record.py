@@ -50,7 +50,8 @@ def evaluation_record(
     """The record of an evaluation of `model_folder` on `source` with uniformly sampled frames."""
     digest = hashlib.sha256()
     for index in range(len(source)):
-        digest.update("\0".join([source.name(index), *source.captions(index), "\n"]).encode())
+        record = source.record(index)
+        digest.update("\0".join([record.file_name, *record.texts, "\n"]).encode())
     size = processor.image_processor.size
     return EvaluationRecord(
         command=command_line(),

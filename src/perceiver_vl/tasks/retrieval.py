@@ -236,7 +236,7 @@ class _ClipReader:
         except MediaError as error:
             if self.strict:
                 raise
-            self.problems.append(Problem(self.source.name(index), error.reason))
+            self.problems.append(Problem(self.source.record(index).file_name, error.reason))
             return None
 
 
@@ -264,7 +264,7 @@ def _encode(
     vision_features = model.pool_vision(vision_latents).float()
     clip_seconds = time.perf_counter() - start
 
-    captions = [reader.source.captions(index)[:captions_per_clip] for index in reader.readable]
+    captions = [reader.source.record(index).texts[:captions_per_clip] for index in reader.readable]
     owner = torch.tensor([clip for clip, texts in enumerate(captions) for _ in texts], device=model.device)
     start = time.perf_counter()
     words = processor(text=[text for texts in captions for text in texts]).to(model.device)

@@ -13,6 +13,7 @@ import numpy as np
 from rich.progress import track
 
 from perceiver_vl.console import err
+from perceiver_vl.data.records import Record
 from perceiver_vl.data.world.captions import MOST_CAPTIONS, captions
 from perceiver_vl.data.world.render import Pixels, frame_times, render
 from perceiver_vl.data.world.scene import SPLITS, Description, Scene, draw_scene, generator
@@ -65,9 +66,10 @@ class World:
     def __len__(self) -> int:
         return self.clips
 
-    def name(self, index: int) -> str:
-        """What clip `index` is called in a report."""
-        return f"{self.split}-{index:06d}"
+    def record(self, index: int) -> Record:
+        """Clip `index` as a record; the file is the one that `write_world` would write."""
+        name = f"clips/{self.split}-{index:06d}.mp4"
+        return Record(name, Path(name), self.captions(index), self.split)
 
     def scene(self, index: int) -> Scene:
         """What is in clip `index` (0..len-1)."""
@@ -185,7 +187,7 @@ def _claim(out: Path, arguments: dict[str, Any]) -> None:
 
 def _write_clip(out: Path, world: World, index: int) -> dict[str, Any]:
     """Write the video of one clip unless it is there, and return its line of metadata."""
-    name = f"clips/{world.split}-{index:06d}.mp4"
+    name = world.record(index).file_name
     if not (out / name).exists():
         write_with(out / name, lambda path: _encode(path, world.frames(index)))
     return {
