@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
 
 from perceiver_vl import PerceiverVLForPreTraining, PerceiverVLForRetrieval, PerceiverVLProcessor, UsageError
 from perceiver_vl.data.world import write_world
@@ -283,6 +283,37 @@ def test_a_run_starts_from_a_vit_and_a_bert(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^vision [^\n]+num_hidden_layers=3, but the model needs 6[^\n]+$"):
         train(read_recipe(tmp_path / "recipe.yaml", ["model.self_attentions_per_block=2", f"output={tmp_path / 'no'}"]))
     assert not (tmp_path / "no").exists()
+
+
+def test_a_run_starts_from_a_clip_whose_tokenizer_has_no_mask_token(tmp_path: Path) -> None:
+    letters = "acdefghilmnoqrstuv"
+    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    tokenizer = CLIPTokenizer(vocab={word: number for number, word in enumerate(vocabulary)}, merges=[])
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "intermediate_size": 64,
+        "projection_dim": 16,
+    }
+    towers = {"text_config": sizes | {"vocab_size": len(tokenizer)}, "vision_config": sizes | {"image_size": 32}}
+    clip = CLIPModel(CLIPConfig(**towers, projection_dim=16))
+    for saved in (clip, tokenizer):
+        saved.save_pretrained(tmp_path / "clip")
+    recipe = tiny_recipe(
+        tmp_path / "run",
+        initialise={"vision": str(tmp_path / "clip"), "text": str(tmp_path / "clip")},
+        objectives={"vtm": 1, "mlm": 1},
+        training={"max_steps": 1, "learning_rate": 0.0},
+    )
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
+    words = weights(tmp_path / "run")["perceiver_vl.embeddings.text.word_embeddings.weight"]
+    theirs = clip.text_model.embeddings.token_embedding.weight
+    assert torch.equal(words, torch.cat([theirs, theirs.mean(0, keepdim=True)]))
+    kept = PerceiverVLProcessor.from_pretrained(tmp_path / "run").tokenizer
+    assert (kept.mask_token, kept.mask_token_id) == ("[MASK]", len(vocabulary))
+    assert kept("a circle").input_ids[:2] == [0, vocabulary.index("a</w>")]
 
 
 @pytest.mark.parametrize("how", ["fresh", "interpolate"])

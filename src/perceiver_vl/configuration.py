@@ -13,7 +13,7 @@ from perceiver_vl.errors import UsageError
 # Keys that transformers itself writes into a config.json or passes to a configuration, beside the declared fields.
 _KEYS_OF_TRANSFORMERS = frozenset(
     {"model_type", "num_labels", "torch_dtype", "name_or_path", "attn_implementation", "output_attentions", "auto_map"}
-    | {"use_cache"}  # the Trainer sets it, on every model
+    | {"use_cache", "bos_token_id", "eos_token_id"}  # the Trainer sets them, on every model
 )
 
 _Config = TypeVar("_Config", bound=PreTrainedConfig)

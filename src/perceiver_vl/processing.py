@@ -294,9 +294,9 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 8000, max_length:
 
 
 def load_tokenizer(name: Path) -> Any:
-    """A tokenizer in the manner of BERT's from a folder or the hub.
+    """A tokenizer from a folder or the hub; one without a mask token, as CLIP's, is given one behind all others.
 
-    Raises `UsageError` if it cannot be loaded, or has no mask or pad token.
+    Raises `UsageError` if it cannot be loaded, or has no pad token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -304,8 +304,10 @@ def load_tokenizer(name: Path) -> Any:
         raise UsageError(
             f"tokenizer {name}: cannot be loaded ({first_line(error)}), name a folder or a hub model"
         ) from error
-    if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
-        raise UsageError(f"tokenizer {name}: has no mask or pad token, name one in the manner of BERT's")
+    if tokenizer.pad_token_id is None:
+        raise UsageError(f"tokenizer {name}: has no pad token, name one in the manner of BERT's or CLIP's")
+    if tokenizer.mask_token_id is None:
+        tokenizer.add_special_tokens({"mask_token": "[MASK]"})
     return tokenizer
 
 

@@ -216,7 +216,7 @@ def _needs(role: _Role, theirs: Any, config: PerceiverVLConfig) -> Iterator[tupl
     yield "hidden_size", width, config.hidden_size, f"set hidden_size={width} or name another"
     if role == "text":
         words, positions = theirs.vocab_size, theirs.max_position_embeddings
-        yield "vocab_size", words, config.vocab_size, "use that source's own tokenizer"
+        yield "vocab_size", words + _added_words(theirs, config), config.vocab_size, "use that source's own tokenizer"
         enough = max(positions, config.max_text_length)
         yield "max_position_embeddings", positions, enough, f"set max_text_length={positions}"
         segments = getattr(theirs, "type_vocab_size", 0)
@@ -232,6 +232,11 @@ def _needs(role: _Role, theirs: Any, config: PerceiverVLConfig) -> Iterator[tupl
     yield "num_hidden_layers", depth, thoughts, remedy
     yield "num_channels", theirs.num_channels, 3, "name a source of colour images"
     yield "num_channels", 3, config.num_channels, "set num_channels=3"
+
+
+def _added_words(theirs: Any, config: PerceiverVLConfig) -> int:
+    """1 for a CLIP, whose tokenizer has no mask token, where ours has been given one (`processing.load_tokenizer`)."""
+    return int(theirs.model_type.startswith("clip") and config.vocab_size == theirs.vocab_size + 1)
 
 
 def _vision_places(source: _Source, config: PerceiverVLConfig, base: str) -> Iterator[_Place]:
@@ -268,7 +273,10 @@ def _text_places(source: _Source, config: PerceiverVLConfig, base: str) -> Itera
     else:
         word, position = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
         yield from _weight_and_bias(source, f"{text}.norm", "embeddings.LayerNorm")
-    yield _Place(f"{text}.word_embeddings.weight", word, source.tensor(word))
+    words, change = source.tensor(word), ""
+    if _added_words(source.config, config):
+        words, change = torch.cat([words, words.mean(0, keepdim=True)]), " + their mean for the mask token"
+    yield _Place(f"{text}.word_embeddings.weight", word, words, change)
     positions, change = source.tensor(position)[:rows].double(), f"[:{rows}]"
     if source.family == "bert" and config.type_vocab_size:
         yield _Place(f"{text}.segment_embeddings.weight", segment, source.tensor(segment))
