@@ -412,3 +412,14 @@ def test_a_small_model_learns_to_find_clips_it_has_never_seen(tmp_path: Path) ->
         found = result.stream(stream)
         assert min(found.text_to_video.r10, found.video_to_text.r10) > least
         assert max(found.text_to_video.median_rank, found.video_to_text.median_rank) < 20
+
+
+def test_the_encoder_of_a_run_is_compiled_if_the_recipe_says_so(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    for name, training in (("plain", {}), ("compiled", {"torch_compile": True, "torch_compile_backend": "aot_eager"})):
+        recipe = tiny_recipe(tmp_path / name, training=training | {"max_steps": 2})
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        torch._dynamo.utils.counters.clear()
+        train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
+        assert bool(torch._dynamo.utils.counters["stats"]["unique_graphs"]) == (name == "compiled")
+    assert_equal(weights(tmp_path / "compiled"), weights(tmp_path / "plain"), 1e-5)

@@ -43,6 +43,7 @@ _TRAINING_DEFAULTS: dict[str, Any] = {
     "ddp_find_unused_parameters": True,  # dropped reads, heads not asked, frozen parts; recomputing activations or not
     "dataloader_pin_memory": torch.cuda.is_available(),  # torch warns where there is nothing to pin for
 }
+_COMPILING = "torch_compile", "torch_compile_backend", "torch_compile_mode"
 _RECALLS = ("r1", "r5", "r10")
 
 
@@ -98,6 +99,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
             f"training: a batch of {batch} clips, but there are {len(source)} to train on; make it smaller"
         )
     model = starting_model(recipe, config, arguments.seed, resumed=checkpoint is not None)
+    _compile(model, recipe.training)
 
     first = arguments.process_index == 0
     if first:
@@ -154,7 +156,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         # `eval_strategy: no` is a false in YAML
         given = {k: "no" if v is False and k.endswith("_strategy") else v for k, v in recipe.training.items()}
         typed = parser.parse_object(given)
-        given = {name: typed[name] for name in recipe.training}
+        given = {name: typed[name] for name in recipe.training if name not in _COMPILING}
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             given["use_cpu"] = True  # otherwise accelerate starts the processes but never joins their gradients
         if recipe.stages:
@@ -164,6 +166,17 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         raise
     except Exception as error:  # jsonargparse and transformers raise many kinds for what somebody typed
         raise UsageError(f"training: {' '.join(str(error).split())}") from error
+
+
+def _compile(model: PerceiverVLForPreTraining, asked: dict[str, Any]) -> None:
+    """Compile the encoder, where nearly all the work is, if the recipe says so.
+
+    The Trainer would compile the model's forward, which the objectives go around.
+    """
+    compiling, backend, mode = (asked.get(name) for name in _COMPILING)
+    if compiling or backend or mode:
+        torch._dynamo.config.recompile_limit = 64  # one graph for each pattern of dropped reads in each stream
+        model.perceiver_vl.encoder.compile(backend=backend or "inductor", mode=mode)
 
 
 def _check_evaluation(recipe: Recipe, arguments: TrainingArguments) -> None:
