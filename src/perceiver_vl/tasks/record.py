@@ -86,8 +86,9 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> str:
-    """Processor, threads and accelerator."""
-    parts: list[Any] = [platform.machine(), f"{torch.get_num_threads()} threads"]
+    """Processor with its vector instructions, threads and accelerator."""
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    parts: list[Any] = [processor, f"{torch.get_num_threads()} threads"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return ", ".join(parts)
