@@ -245,3 +245,38 @@ def test_weights_and_shares_that_cannot_work_are_refused(make: Callable[[], Obje
     with pytest.raises(UsageError, match=r"^objectives[^\n]+$") as refused:
         make()
     assert named in str(refused.value)
+
+
+# --- Chunks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 9])
+def test_a_batch_in_chunks_has_the_losses_and_gradients_of_the_whole(chunk: int) -> None:
+    batch = tiny_batch(5)
+    found = []
+    for objectives in (EVERYTHING, replace(EVERYTHING, chunk=chunk)):
+        model = tiny_model(layer_drop=0.5).train()
+        model.seed_layer_drop(3)  # as in training: one draw for all forwards of a step
+        torch.manual_seed(1)  # of the hard negatives
+        losses = pretraining_losses(model, batch, objectives, FULL)
+        torch.stack(list(losses.values())).sum().backward()
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        found.append((losses, gradients))
+    for whole, chunked in zip(*found, strict=True):
+        assert whole.keys() == chunked.keys()
+        for name in whole:
+            assert_same(chunked[name], whole[name])
+
+
+def test_a_chunk_bounds_what_the_backward_pass_keeps() -> None:
+    kept = {}
+    for chunk in (None, 2):
+        model, batch = tiny_model(), tiny_batch(16)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
+        ):
+            losses = pretraining_losses(model, batch, replace(EVERYTHING, chunk=chunk), FULL)
+        kept[chunk] = sum(sizes)
+        torch.stack(list(losses.values())).sum().backward()
+    assert kept[2] < kept[None] / 3

@@ -10,6 +10,7 @@ Shapes: B batch, L text tokens, N latents, D width, E retrieval vector.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -17,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
+from torch.utils.checkpoint import checkpoint
 
 from perceiver_vl.budget import ComputeBudget
 from perceiver_vl.errors import UsageError
@@ -32,6 +34,8 @@ class Objectives:
 
     `hard_negatives`: VTM's negatives are drawn by contrastive similarity, likely ones first, instead of at random.
     `joint_share`: share of each batch that the objectives with a joint encoding (vtm, mlm) see; they cost most.
+    `chunk`: encode and match so many examples at a time, and again in the backward pass (GradCache, Gao et al. 2021):
+    the loss and gradients of the whole batch in the memory of a chunk, at a third more work.
     """
 
     vtm: float = 1.0
@@ -43,6 +47,7 @@ class Objectives:
     hard_negatives: bool = False
     mlm_probability: float = 0.15
     joint_share: float = 1.0
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in WEIGHTS}
@@ -54,6 +59,8 @@ class Objectives:
         for name in ("mlm_probability", "joint_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise UsageError(f"objectives.{name}={getattr(self, name)}: a share, above 0 and at most 1")
+        if self.chunk is not None and self.chunk < 1:
+            raise UsageError(f"objectives.chunk={self.chunk}: need at least one example at a time")
 
 
 @dataclass
@@ -87,16 +94,23 @@ def pretraining_losses(
 ) -> dict[str, Tensor]:
     """Every objective whose weight is not 0, by name, unweighted; vision is encoded once for all that can share it."""
     losses: dict[str, Tensor] = {}
-    donors = batch.vtm_donors
+    donors, chunk = batch.vtm_donors, objectives.chunk
+
+    def encode_vision(pixel_values: Tensor, frame_mask: Tensor) -> Tensor:
+        return model.encode_vision(pixel_values, frame_mask, budget)
+
+    def encode_text(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return model.encode_text(input_ids, attention_mask, budget)
+
     if any((objectives.vtc, objectives.ttc, objectives.mixed_vtm, objectives.mixed_vtc, objectives.hard_negatives)):
-        vision_latents = model.encode_vision(batch.pixel_values, batch.frame_mask, budget)
-        text_latents = model.encode_text(batch.input_ids, batch.attention_mask, budget)
+        vision_latents = in_chunks(encode_vision, chunk, batch.pixel_values, batch.frame_mask)
+        text_latents = in_chunks(encode_text, chunk, batch.input_ids, batch.attention_mask)
         vision_features, text_features = model.pool_vision(vision_latents), model.pool_text(text_latents)
         if objectives.vtc:
             losses["vtc"] = contrastive_loss(vision_features, text_features, model.logit_scale)
         if objectives.ttc:
-            others = model.get_text_features(batch.other_input_ids, batch.other_attention_mask, budget)
-            losses["ttc"] = contrastive_loss(others, text_features, model.logit_scale)
+            others = in_chunks(encode_text, chunk, batch.other_input_ids, batch.other_attention_mask)
+            losses["ttc"] = contrastive_loss(model.pool_text(others), text_features, model.logit_scale)
         if objectives.hard_negatives:
             similarities = model.logit_scale * text_features @ vision_features.T
             hard = draw_hard_negatives(similarities)
@@ -104,17 +118,27 @@ def pretraining_losses(
         else:
             hard = torch.arange(len(donors), device=donors.device).roll(1)
         if objectives.mixed_vtm:
-            losses["mixed_vtm"] = mixed_matching_loss(model, vision_latents, text_latents, hard)
-
+            losses["mixed_vtm"] = mixed_matching_loss(model, vision_latents, text_latents, hard, chunk)
         if objectives.mixed_vtc:
-            losses["mixed_vtc"] = mixed_contrastive_loss(model, vision_latents, text_latents)
+            losses["mixed_vtc"] = mixed_contrastive_loss(model, vision_latents, text_latents, chunk)
 
     shown = max(2, round(objectives.joint_share * len(donors)))
     if objectives.vtm:
-        losses["vtm"] = single_matching_loss(model, batch, donors, shown, budget)
+        losses["vtm"] = single_matching_loss(model, batch, donors, shown, budget, chunk)
     if objectives.mlm:
-        losses["mlm"] = joint_masked_word_loss(model, batch, shown, budget)
+        losses["mlm"] = joint_masked_word_loss(model, batch, shown, budget, chunk)
     return losses
+
+
+def in_chunks(compute: Callable[..., Tensor], chunk: int | None, *tensors: Tensor) -> Tensor:
+    """`compute(*tensors)` over the examples (dimension 0), `chunk` at a time; None: all at once.
+
+    Chunks keep their inputs and outputs alone, and are computed again, one after the other, in the backward pass.
+    """
+    if chunk is None or chunk >= len(tensors[0]):
+        return compute(*tensors)
+    parts = zip(*(tensor.split(chunk) for tensor in tensors), strict=True)
+    return torch.cat([checkpoint(compute, *part, use_reentrant=False) for part in parts])
 
 
 def contrastive_loss(features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
@@ -149,51 +173,65 @@ def draw_hard_negatives(similarities: Tensor) -> Tensor:
 
 
 def mixed_matching_loss(
-    model: PerceiverVLForPreTraining, vision_latents: Tensor, text_latents: Tensor, donors: Tensor
+    model: PerceiverVLForPreTraining,
+    vision_latents: Tensor,
+    text_latents: Tensor,
+    donors: Tensor,
+    chunk: int | None = None,
 ) -> Tensor:
     """VTM in the mixed stream: every pair once as it is, once with its donor's vision; the encodings are shared."""
     vision = torch.cat([vision_latents, vision_latents[donors]])
-    logits = model.match(vision, torch.cat([text_latents, text_latents]))
+    logits = in_chunks(model.match, chunk, vision, torch.cat([text_latents, text_latents]))
     labels = torch.cat([torch.ones(len(donors)), torch.zeros(len(donors))]).to(logits.device)
     return matching_loss(logits, labels)
 
 
-def mixed_contrastive_loss(model: PerceiverVLForPreTraining, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
+def mixed_contrastive_loss(
+    model: PerceiverVLForPreTraining, vision_latents: Tensor, text_latents: Tensor, chunk: int | None = None
+) -> Tensor:
     """VTC in the mixed stream: symmetric cross-entropy over the matching logits of this process's batch."""
-    logits = model.match_all(vision_latents, text_latents)
+    logits = in_chunks(lambda text: model.match_all(vision_latents, text), chunk, text_latents)
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def single_matching_loss(
-    model: PerceiverVLForPreTraining, batch: PreTrainingBatch, donors: Tensor, shown: int, budget: ComputeBudget
+    model: PerceiverVLForPreTraining,
+    batch: PreTrainingBatch,
+    donors: Tensor,
+    shown: int,
+    budget: ComputeBudget,
+    chunk: int | None = None,
 ) -> Tensor:
     """VTM as published: the text of the first `shown` pairs, unmasked, each with its donor's vision."""
     donors = donors[:shown]
-    logits = model.match_jointly(
-        batch.input_ids[:shown],
-        batch.attention_mask[:shown],
-        batch.pixel_values[donors],
-        batch.frame_mask[donors],
-        budget,
-    )
+
+    def match(input_ids: Tensor, attention_mask: Tensor, donors: Tensor) -> Tensor:
+        return model.match_jointly(
+            input_ids, attention_mask, batch.pixel_values[donors], batch.frame_mask[donors], budget
+        )
+
+    logits = in_chunks(match, chunk, batch.input_ids[:shown], batch.attention_mask[:shown], donors)
     return matching_loss(logits, donors == torch.arange(shown, device=donors.device))
 
 
 def joint_masked_word_loss(
-    model: PerceiverVLForPreTraining, batch: PreTrainingBatch, shown: int, budget: ComputeBudget
+    model: PerceiverVLForPreTraining,
+    batch: PreTrainingBatch,
+    shown: int,
+    budget: ComputeBudget,
+    chunk: int | None = None,
 ) -> Tensor:
     """MLM on the first `shown` pairs, all matched, vision intact; the vocabulary is scored where words are missing
     only.
     """
     labels = batch.mlm_labels[:shown]
     is_masked = labels != -100
-    encoded = model.perceiver_vl(
-        batch.masked_input_ids[:shown],
-        batch.attention_mask[:shown],
-        batch.pixel_values[:shown],
-        batch.frame_mask[:shown],
-        budget,
-    )
-    answers = model.decode_masked_words(encoded.last_hidden_state, is_masked)
+
+    def answer(ids: Tensor, mask: Tensor, pixel_values: Tensor, frame_mask: Tensor, is_masked: Tensor) -> Tensor:
+        encoded = model.perceiver_vl(ids, mask, pixel_values, frame_mask, budget)
+        return model.decode_masked_words(encoded.last_hidden_state, is_masked)
+
+    vision = batch.pixel_values[:shown], batch.frame_mask[:shown]
+    answers = in_chunks(answer, chunk, batch.masked_input_ids[:shown], batch.attention_mask[:shown], *vision, is_masked)
     return masked_word_loss(model.mlm_head(answers[is_masked]), labels[is_masked])
