@@ -10,8 +10,9 @@ import pyarrow.parquet
 import pytest
 
 from perceiver_vl import PerceiverVLError, UsageError
+from perceiver_vl.cli.options import parse_columns
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.records import Folder, Record
+from perceiver_vl.data.records import Folder, Problem, Record
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 ONE_LINE = r"^[^\n]+$"
@@ -113,9 +114,152 @@ def test_a_line_may_hold_separators_within_a_string_and_a_byte_order_mark(folder
 
 def test_without_metadata_every_media_file_is_a_record(folder: Path) -> None:
     (folder / "notes.txt").write_text("no media")
-    found = read_folder(folder, need_text=False)
+    found = read_folder(folder, need=None)
     assert texts(found) == {"a.mp4": (), "b.mp4": (), "pictures/c.jpg": ()}
     assert all(record.split is None and record.path.is_file() for record in found.records)
+
+
+# --- Questions, choices, labels, times ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+def test_every_field_of_a_record_has_a_column(folder: Path, write: Callable[..., None]) -> None:
+    row = {
+        "file_name": "./a.mp4",
+        "second_file_name": "b.mp4",
+        "text": "one",
+        "question": "which?",
+        "answers": ["x", "z"],
+    }
+    row |= {"choices": ["x", "y"], "label": 1, "start": 1.5, "end": 75, "split": "test", "id": 17, "kind": "action"}
+    write(folder, row)
+    record = Record(
+        *("a.mp4", folder / "a.mp4", ("one",), "test", 1.5, 75.0, "which?", ("x", "z"), ("x", "y"), 1),
+        *("b.mp4", folder / "b.mp4", "17", "action"),
+    )
+    assert read_folder(folder, need=None).records == [record]
+
+
+def test_columns_of_any_name_and_choices_in_columns_of_their_own(folder: Path) -> None:
+    (folder / "metadata.csv").write_text(
+        "clip;q;opt0;opt1;opt2;right;from;to\na.mp4;who?;he;she;;she;0:01;1:02.5\nb.mp4;why?;a;b;c;2;;00:00:03\n"
+    )
+    columns = {"file_name": "clip", "question": "q", "choices": "opt", "label": "right", "start": "from", "end": "to"}
+    first, second = read_folder(folder, need="question", columns=columns).records
+    assert (first.choices, first.label, first.start, first.end) == (("he", "she"), 1, 1.0, 62.5)
+    assert (second.choices, second.label, second.start, second.end) == (("a", "b", "c"), 2, None, 3.0)
+
+
+def test_a_column_that_means_something_else_is_ignored(folder: Path) -> None:
+    (folder / "metadata.csv").write_text(",file_name,text,start,a0,a1\n5,a.mp4,one,600,x,y\n6,a.mp4,two,600,x,y\n")
+    columns = {"start": "", "choices": "", "kind": ""}
+    assert read_folder(folder, columns=columns).records == [Record("a.mp4", folder / "a.mp4", ("one", "two"))]
+    assert parse_columns("start=, choices=,kind=") == columns
+
+
+@pytest.mark.parametrize("names", [("choice_0", "choice_1"), ("a0", "a1"), ("option1", "option2")])
+def test_choices_in_columns_of_the_usual_names(folder: Path, names: tuple[str, str]) -> None:
+    write_csv(folder, {"file_name": "a.mp4", "question": "who?", names[1]: "she", names[0]: "he", "answer": "She"})
+    (record,) = read_folder(folder, need="label").records
+    assert (record.choices, record.label, record.answers) == (("he", "she"), 1, ("She",))
+
+
+def test_csv_cells_may_hold_lists(folder: Path) -> None:
+    (folder / "metadata.csv").write_text(
+        'file_name, text, choices, answers\na.mp4, "[""one"", ""two""]", "[1, 2]", "[""1"", ""1"", ""2""]"\n'
+        "b.mp4, [music] a dog [barks],,\n"
+    )
+    first, second = read_folder(folder).records
+    assert (first.texts, first.choices, first.answers) == (("one", "two"), ("1", "2"), ("1", "1", "2"))
+    assert (second.texts, second.choices, second.answers) == (("[music] a dog [barks]",), (), ())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_csv_as_spreadsheets_write_it(folder: Path, encoding: str, separator: str) -> None:
+    text = "file_name,text\r\na.mp4,ein Hündchen\r\n".replace(",", separator)
+    (folder / "metadata.csv").write_bytes(text.encode(encoding))
+    assert texts(read_folder(folder)) == {"a.mp4": ("ein Hündchen",)}
+
+
+def test_a_json_array_is_as_good_as_lines(folder: Path) -> None:
+    (folder / "metadata.jsonl").write_text(json.dumps([{"file_name": "a.mp4", "text": "one"}], indent=2))
+    assert texts(read_folder(folder)) == {"a.mp4": ("one",)}
+
+
+def test_questions_stay_apart_and_captions_of_other_seconds_too(folder: Path) -> None:
+    write_jsonl(
+        folder,
+        {"file_name": "a.mp4", "text": "one", "start": 0, "end": 5},
+        {"file_name": "a.mp4", "question": "why?", "answer": "so"},
+        {"file_name": "a.mp4", "text": "two", "start": 5},
+        {"file_name": "a.mp4", "question": "why?", "answer": "so"},
+        {"file_name": "a.mp4", "text": "three", "start": "0:00", "end": "0:05"},
+        {"file_name": "a.mp4", "text": "the statement is false", "label": False},
+        {"file_name": "a.mp4", "text": "the statement is true", "label": True},
+    )
+    records = read_folder(folder, need=None).records
+    assert [record.texts for record in records[:4]] == [("one", "three"), (), ("two",), ()]
+    assert [record.label for record in records[4:]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "indices", "classes"),
+    [
+        (["dog", "cat", "dog"], [1, 0, 1], ("cat", "dog")),
+        (["2", "0", "2.0"], [2, 0, 2], ()),
+        (["true", "False", "1"], [1, 0, 1], ()),
+        (["7", "cat", "7"], [0, 1, 0], ("7", "cat")),
+    ],
+)
+def test_labels_are_indices_truth_or_names(
+    folder: Path, labels: list[str], indices: list[int], classes: tuple[str, ...]
+) -> None:
+    names = ["a.mp4", "b.mp4", "pictures/c.jpg"]
+    write_csv(folder, *({"file_name": name, "label": label} for name, label in zip(names, labels, strict=True)))
+    found = read_folder(folder, need="label")
+    assert [record.label for record in found.records] == indices
+    assert found.classes == classes
+
+
+def test_classes_are_those_of_all_splits_or_those_given(folder: Path) -> None:
+    rows = [("a.mp4", "cat", "train"), ("b.mp4", "ant", "train"), ("pictures/c.jpg", "cat", "test")]
+    write_csv(folder, *({"file_name": name, "label": label, "split": split} for name, label, split in rows))
+    found = read_folder(folder, need="label", split="test")
+    assert (found.records[0].label, found.classes) == (1, ("ant", "cat"))
+    found = read_folder(folder, need="label", classes=["dog", "bee", "cat"])
+    assert (found.records[0].label, found.classes) == (2, ("dog", "bee", "cat"))
+    assert [problem.file_name for problem in found.problems] == ["b.mp4"]
+
+
+def test_a_label_below_0_is_none(folder: Path) -> None:
+    write_jsonl(folder, {"file_name": "a.mp4", "label": -1}, {"file_name": "b.mp4", "label": 1})
+    found = read_folder(folder, need="label")
+    assert [record.label for record in found.records] == [1]
+    assert found.problems == [Problem("a.mp4", "no label")]
+
+
+def test_folders_of_classes_need_no_metadata(tmp_path: Path) -> None:
+    for name in ("train/dog/1.jpg", "train/cat/2.jpg", "val/dog/3.mp4", "val/4.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = read_folder(tmp_path, need="label")
+    assert found.classes == ("cat", "dog")
+    seen = [(record.file_name, record.label, record.split) for record in found.records]
+    assert seen == [
+        ("train/cat/2.jpg", 0, "train"),
+        ("train/dog/1.jpg", 1, "train"),
+        ("val/dog/3.mp4", 1, "validation"),
+    ]
+    assert found.problems == [Problem("val/4.jpg", "in no folder of a class")]
+    assert [record.label for record in read_folder(tmp_path, need="label", split="dev").records] == [1]
+    with pytest.raises(UsageError, match=r"split=test: not in [^\n]+ train, val"):
+        read_folder(tmp_path, need="label", split="test")
+    found = read_folder(tmp_path / "train", need="label")
+    assert [(record.file_name, record.label, record.split) for record in found.records] == [
+        ("cat/2.jpg", 0, None),
+        ("dog/1.jpg", 1, None),
+    ]
 
 
 # --- What is left out, and why --------------------------------------------------------------------------------------
@@ -128,7 +272,7 @@ def test_missing_files_and_missing_captions_are_left_out_and_named(folder: Path)
     assert texts(found) == {"a.mp4": ("one",), "pictures/c.jpg": ("three",)}
     assert [problem.file_name for problem in found.problems] == ["gone.mp4", "b.mp4"]
     assert all(problem.reason for problem in found.problems)
-    assert "b.mp4" in texts(read_folder(folder, need_text=False))
+    assert "b.mp4" in texts(read_folder(folder, need=None))
 
 
 @pytest.mark.parametrize(("name", "text"), [("gone.mp4", "two"), ("b.mp4", "")])
@@ -145,6 +289,103 @@ def test_a_folder_with_nothing_usable_is_an_error_that_says_why(folder: Path) ->
         read_folder(folder)
 
 
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"start": 5, "end": "0:05"}, "row 2: start=5, end=5: need a start before the end"),
+        ({"start": -1}, "row 2: start=-1, need seconds from the beginning"),
+        ({"end": "soon"}, "row 2: end='soon', need seconds or mm:ss"),
+        ({"choices": ["x", "y"], "label": 2}, "row 2: label=2: not among the 2 choices x, y"),
+        ({"choices": ["x", "y"], "label": "z"}, "row 2: label='z': not among the 2 choices x, y"),
+        ({"choices": ["x", "y"], "answer": "z"}, "row 2: answer='z': not among the choices x, y"),
+        ({"choices": ["1", "0"], "label": "1"}, "row 2: label='1': an index and the text of another choice"),
+        ({"choices": "x or y"}, "row 2: choices='x or y', need a list"),
+        ({"question": ["why?"]}, "row 2: question=['why?'], need a string"),
+    ],
+)
+def test_a_row_that_cannot_be_is_left_out_and_named(folder: Path, row: dict[str, Any], reason: str) -> None:
+    write_jsonl(folder, {"file_name": "a.mp4", "text": "one"}, {"file_name": "b.mp4", "text": "two", **row})
+    found = read_folder(folder)
+    assert texts(found) == {"a.mp4": ("one",)}
+    assert [problem.file_name for problem in found.problems] == ["b.mp4"]
+    assert found.problems[0].reason.startswith(reason)
+    with pytest.raises(PerceiverVLError, match=r"b\.mp4"):
+        read_folder(folder, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("pictures\\c.jpg", "but pictures/c.jpg is"),
+        ("videos/a.mp4", "but a.mp4 is"),
+        ("c.jpg", "but pictures/c.jpg is"),
+        ("pictures/c", "but c.jpg is: write names with their ending"),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_told_the_right_one(folder: Path, name: str, hint: str) -> None:
+    write_jsonl(folder, {"file_name": name, "text": "one"})
+    with pytest.raises(PerceiverVLError, match=ONE_LINE) as refused:
+        read_folder(folder)
+    assert hint in str(refused.value)
+
+
+@pytest.mark.parametrize("column", ["file_name", "second_file_name"])
+@pytest.mark.parametrize(
+    "name", ["../a.mp4", "x/../../a.mp4", "..\\a.mp4", "/etc/passwd", "C:\\a.mp4", "//server/a.mp4"]
+)
+def test_names_that_leave_the_folder_are_refused(folder: Path, name: str, column: str) -> None:
+    (folder.parent / "a.mp4").touch()
+    write_jsonl(folder, {"file_name": "b.mp4", "text": "one"}, {"file_name": "a.mp4", "text": "one"} | {column: name})
+    with pytest.raises(UsageError, match=r"^[^\n]+metadata.jsonl row 2: [^\n]+$") as refused:
+        read_folder(folder, need=None)
+    assert name in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0.mp4", "\ud800.mp4", ".", "pictures"])
+def test_names_that_no_file_can_have_are_missing(folder: Path, name: str) -> None:
+    rows = [{"file_name": "a.mp4", "text": "one"}, {"file_name": name, "text": "two"}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = read_folder(folder)
+    assert texts(found) == {"a.mp4": ("one",)}
+    assert len(found.problems) == 1
+
+
+def test_a_missing_file_of_many_records_is_one_problem(folder: Path) -> None:
+    rows = [{"file_name": "gone.mp4", "question": str(number)} for number in range(5)]
+    write_jsonl(folder, {"file_name": "a.mp4", "question": "why?"}, *rows)
+    found = read_folder(folder, need="question")
+    assert len(found.records) == 1
+    assert [problem.file_name for problem in found.problems] == ["gone.mp4"]
+
+
+def test_records_for_something_else_are_no_problems(folder: Path) -> None:
+    write_jsonl(
+        folder,
+        {"file_name": "a.mp4", "text": "one"},
+        {"file_name": "a.mp4", "question": "why?", "answer": "so"},
+        {"file_name": "b.mp4", "question": "who?", "answer": "me"},
+    )
+    assert [record.question for record in read_folder(folder, need="question").records] == ["why?", "who?"]
+    told = read_folder(folder)
+    assert texts(told) == {"a.mp4": ("one",)}
+    assert told.problems == []
+    assert len(told.notes) == 1
+    assert told.notes[0].startswith("2 records without a caption")
+    assert len(read_folder(folder, need=None).records) == 3
+
+
+def test_what_is_unusual_but_no_mistake_is_noted(folder: Path) -> None:
+    write_jsonl(
+        folder,
+        {"file_name": "a.mp4", "question": "why?", "choices": ["x", "y"], "split": "holdout"},
+        {"file_name": "b.mp4", "question": "why?", "choices": ["x", "y", "z"], "split": "train"},
+    )
+    notes = read_folder(folder, need="question").notes
+    assert len(notes) == 2
+    assert "holdout" in notes[0]
+    assert "2 to 3" in notes[1]
+
+
 # --- Errors ---------------------------------------------------------------------------------------------------------
 
 BAD_METADATA = [
@@ -153,10 +394,22 @@ BAD_METADATA = [
     ("metadata.jsonl", '{"file_name": "a.mp4", "text": "x"}\n["b.mp4"]\n', "line 2: a list"),
     ("metadata.jsonl", '{"file": "a.mp4", "text": "x"}\n', "no column 'file_name' but file, text"),
     ("metadata.jsonl", '{"file_name": "a.mp4", "text": "x"}\n{"text": "y"}\n', "row 2: file_name=None"),
+    ("metadata.jsonl", '[{"file_name": "a.mp4", "text": "x"}, 7]', "row 2: a int"),
+    ("metadata.jsonl", '[{"file_name": "a.mp4", "text": "x"}', "not a JSON array"),
     ("metadata.jsonl", '{"file_name": "a.mp4", "text": 7}\n', "row 1: text=7"),
     ("metadata.jsonl", '{"file_name": "a.mp4", "text": ["x", 7]}\n', "row 1: text="),
     ("metadata.csv", "file_name,text\na.mp4,a man, walking\n", "row 1: more values than columns"),
-    ("metadata.csv", "file;text\na.mp4;one\n", "no column 'file_name'"),
+    (
+        "metadata.csv",
+        "file;text\na.mp4;one\n",
+        "no column 'file_name' but file, text; map it with columns file_name=file",
+    ),
+    (
+        "metadata.csv",
+        "file_name,Caption\na.mp4,one\n",
+        "no column 'text' but Caption, file_name; map it with columns text=",
+    ),
+    ("metadata.csv", "file_name,text\na.mp4,\"['one' 'two']\"\n", "write it as JSON"),
     ("metadata.parquet", "no parquet", "cannot be read as parquet"),
 ]
 
@@ -170,9 +423,9 @@ def test_bad_metadata_is_one_line_that_says_where(folder: Path, name: str, conte
     assert named in str(refused.value)
 
 
-def test_bytes_that_are_no_text_are_refused(folder: Path) -> None:
-    (folder / "metadata.csv").write_bytes(b"file_name,text\na.mp4,\xff\xfe\n")
-    with pytest.raises(UsageError, match=r"^[^\n]+metadata.csv: cannot be read as csv[^\n]+$"):
+def test_bytes_that_are_not_utf_8_are_refused_by_their_line(folder: Path) -> None:
+    (folder / "metadata.csv").write_bytes("file_name,text\na.mp4,one\nb.mp4,Hündchen\n".encode("cp1252"))
+    with pytest.raises(UsageError, match=r"^[^\n]+metadata.csv: cannot be read as csv: line 3 is not UTF-8[^\n]+$"):
         read_folder(folder)
 
 
@@ -182,7 +435,11 @@ def test_bytes_that_are_no_text_are_refused(folder: Path) -> None:
         ({"split": "holdout"}, "split=holdout"),
         ({"metadata": "list.csv"}, "metadata=list.csv"),
         ({"columns": {"file_name": "path"}}, "file_name=path"),
+        ({"columns": {"file_name": "file_nam"}}, "did you mean file_name?"),
         ({"columns": {"caption": "text"}}, "caption=text"),
+        ({"columns": {"quesion": "text"}}, "did you mean question?"),
+        ({"need": "question"}, "no column 'question'"),
+        ({"need": "captions"}, "need='captions'"),
     ],
 )
 def test_what_was_asked_for_and_is_not_there_is_named(folder: Path, arguments: dict[str, Any], named: str) -> None:
@@ -198,10 +455,18 @@ def test_folders_that_cannot_be_read_without_more_are_refused(folder: Path) -> N
     with pytest.raises(UsageError, match=r"no metadata\.jsonl"):
         read_folder(folder)
     with pytest.raises(UsageError, match="split=train"):
-        read_folder(folder, need_text=False, split="train")
+        read_folder(folder, need=None, split="train")
+    with pytest.raises(UsageError, match=r"no metadata\.jsonl[^\n]+folder for each class"):
+        read_folder(folder / "pictures", need="label")
+    (folder / "captions.csv").touch()
+    with pytest.raises(UsageError, match=r"but captions.csv; name it with metadata=captions.csv"):
+        read_folder(folder)
+    (folder / "captions.csv").rename(folder / "pictures" / "metadata.csv")
+    with pytest.raises(UsageError, match=r"but pictures has one; give [^\n]+pictures as the folder"):
+        read_folder(folder)
     (folder / "empty").mkdir()
     with pytest.raises(UsageError, match="no video or image files"):
-        read_folder(folder / "empty", need_text=False)
+        read_folder(folder / "empty", need=None)
 
 
 # --- Real manifests -------------------------------------------------------------------------------------------------

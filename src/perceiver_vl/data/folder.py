@@ -1,21 +1,29 @@
-"""A folder of one's own: media files and `metadata.jsonl|csv|parquet` beside them (the videofolder/imagefolder
-convention).
+"""A folder of one's own: media files and `metadata.jsonl|csv|parquet` beside them, or a folder for each class (the
+videofolder/imagefolder convention of Hugging Face `datasets`).
 """
 
-import csv
-import io
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
+from perceiver_vl.data.fields import (
+    SPLITS,
+    Columns,
+    RowError,
+    class_names,
+    find_columns,
+    row_to_record,
+    split_name,
+)
+from perceiver_vl.data.metadata import METADATA_NAMES, find_metadata, metadata_elsewhere, read_rows
 from perceiver_vl.data.records import Folder, Problem, Record
-from perceiver_vl.errors import PerceiverVLError, UsageError, first_line
+from perceiver_vl.errors import PerceiverVLError, UsageError
 from perceiver_vl.media import find_media
 
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-COLUMNS = ("file_name", "text", "split")
-_SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
+Need = Literal["text", "question", "label"]
+_WORDS = {"text": "caption", "question": "question", "label": "label"}
 
 
 def read_folder(
@@ -24,136 +32,236 @@ def read_folder(
     split: str | None = None,
     metadata: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
-    need_text: bool = True,
+    need: Need | None = "text",
+    classes: Sequence[str] = (),
     strict: bool = False,
 ) -> Folder:
-    """Read the records of `folder`; rows of one file are merged, so that a clip has all its captions.
+    """Read the records of `folder`: one for each row, but rows that only say what a clip shows are merged.
 
-    `split` keeps one split (`val`, `valid` and `dev` mean `validation`). `metadata` names another metadata file,
-    within the
-    folder or anywhere. `columns` maps our names to the file's, as in `{"file_name": "file", "text": "captions"}`.
-    Without metadata every media file of the folder is a record; `need_text` then is an error.
-    Files that are missing and clips without a caption (with `need_text`) become problems; `strict` raises at the first.
+    Columns: `file_name` (within the folder); `text` (a caption, or a list); `question`, `answer` or `answers`,
+    `choices` (a list, in CSV as JSON, or columns `choice_0`, `choice_1`, … or `a0`, `a1`, …; not all rows need
+    have as many); `label` (an index from 0, or among choices the text of one, or the name of a class, or true or
+    false; below 0: not known); `start`, `end` (seconds, or `mm:ss`); `split` (`val`, `valid` and `dev` mean
+    `validation`); `second_file_name`; `id`; `kind`. An answer among choices is their label.
 
-    Raises `UsageError` for a folder, metadata file, column or split that is not there, `PerceiverVLError` if nothing
-    is left.
+    `split` keeps one split. `metadata` names another metadata file, within the folder or anywhere. `columns` maps our
+    names to the file's, as in `{"file_name": "file", "text": "captions"}`; "" ignores a column that means something
+    else (as `start` does where it is that of the film from which a clip was cut).
+    `need` is what a record is for; those without it become problems, or if they are for something else, are left out.
+    Without metadata every media file of the folder is a record, which is an error if text or questions are needed;
+    if labels are, the name of the folder that a file lies in is its class, below folders of splits if there are any.
+    `classes` gives the names of classes in their order (those of a model); without it they are those found, sorted.
+    Files that are missing and values that cannot be become problems too; `strict` raises at the first.
+
+    Raises `UsageError` for a folder, metadata file, column or split that is not there, and for names that lead out of
+    the folder, `PerceiverVLError` if nothing is left.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder, give one that holds media files")
-    table = _find_metadata(folder, metadata)
-    if table is None:
-        if need_text:
-            raise UsageError(
-                f"{folder}: no {', '.join(METADATA_NAMES)} with captions, write one or name it with metadata="
-            )
-        if split is not None:
-            raise UsageError(f"split={split}: {folder} has no metadata that could say so, leave the split out")
-        found = [Record(path.relative_to(folder).as_posix(), path) for path in find_media(folder)]
-        if not found:
-            raise UsageError(f"{folder}: no video or image files in it, give a folder that holds some")
-        return Folder(folder, found)
-
-    merged = _merge_rows(table, dict(columns or {}))
-    known = sorted({record_split for _, record_split in merged if record_split})
-    if split is not None:
-        wanted = _SPLIT_NAMES.get(split, split)
-        merged = {key: texts for key, texts in merged.items() if key[1] == wanted}
-        if not merged:
-            raise UsageError(f"split={split}: not in {table.name}, which has {', '.join(known) or 'no split column'}")
-
-    result = Folder(folder, [])
-    for (file_name, record_split), texts in merged.items():
-        path = folder / file_name
-        texts = tuple(text for text in texts if text.strip())
-        if not path.is_file():
-            reason = "named in the metadata but not there"
-        elif need_text and not texts:
-            reason = "no caption"
-        else:
-            result.records.append(Record(file_name, path, texts, record_split))
-            continue
-        if strict:
-            raise PerceiverVLError(f"{path}: {reason}; mend {table.name}, or leave out strict to skip such files")
-        result.problems.append(Problem(file_name, reason))
+    if need is not None and need not in _WORDS:
+        raise UsageError(f"need={need!r}: choose from {', '.join(_WORDS)} or None")
+    table = find_metadata(folder, metadata)
+    result = Folder(folder, [], classes=tuple(classes))
+    if table is not None:
+        found = _from_table(result, table, split, dict(columns or {}), need)
+    elif need == "label":
+        found = _from_class_folders(result, split)
+    else:
+        found = _all_media(result, split, need)
+    for record in _usable(found, result, need):
+        result.records.append(record)
+        if strict and result.problems:
+            break
+    if strict and result.problems:
+        first = result.problems[0]
+        where = f"; mend {table.name}, or leave out strict to skip such files" if table else ""
+        raise PerceiverVLError(f"{folder / first.file_name}: {first.reason}{where}")
     if not result.records:
-        first = result.problems[0] if result.problems else Problem(table.name, "it has no rows")
-        raise PerceiverVLError(
-            f"{table}: no usable record of {len(merged)}, the first: {first.file_name}: {first.reason}"
-        )
+        raise PerceiverVLError(f"{table or folder}: no usable record{_why(result)}")
     return result
 
 
-def _find_metadata(folder: Path, metadata: str | Path | None) -> Path | None:
-    if metadata is None:
-        return next((folder / name for name in METADATA_NAMES if (folder / name).is_file()), None)
-    for candidate in (folder / metadata, Path(metadata)):
-        if candidate.is_file():
-            return candidate
-    raise UsageError(f"metadata={metadata}: no such file in {folder}")
+def _why(result: Folder) -> str:
+    if result.problems:
+        first = result.problems[0]
+        return f" of {len(result.problems)}, the first: {first.file_name}: {first.reason}"
+    return f": {result.notes[-1]}" if result.notes else ": it has no rows"
 
 
-def _merge_rows(table: Path, columns: dict[str, str]) -> dict[tuple[str, str | None], tuple[str, ...]]:
-    """(file name, split) → captions, in order of first appearance."""
-    for name in columns:
-        if name not in COLUMNS:
-            raise UsageError(f"columns {name}={columns[name]}: unknown name, choose from {', '.join(COLUMNS)}")
-    rows = _read_rows(table)
-    present = set(rows[0]) if rows else set()
-    for name, column in columns.items():
-        if column not in present:
-            raise UsageError(f"columns {name}={column}: {table.name} has {', '.join(sorted(present)) or 'no columns'}")
-    file_column = columns.get("file_name", "file_name")
-    if rows and file_column not in present:
-        raise UsageError(
-            f"{table}: no column {file_column!r} but {', '.join(sorted(present))}; map it with columns file_name=NAME"
-        )
-    text_column, split_column = columns.get("text", "text"), columns.get("split", "split")
-    merged: dict[tuple[str, str | None], tuple[str, ...]] = {}
-    for number, row in enumerate(rows, start=1):
-        file_name, texts, split = row.get(file_column), row.get(text_column), row.get(split_column)
-        if not isinstance(file_name, str) or not file_name:
-            raise UsageError(f"{table} row {number}: {file_column}={file_name!r}, need a file name")
-        if texts is None:
-            texts = []
-        elif isinstance(texts, str):
-            texts = [texts]
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise UsageError(f"{table} row {number}: {text_column}={texts!r}, need a string or a list of strings")
-        if split is not None and not isinstance(split, str):
-            raise UsageError(f"{table} row {number}: {split_column}={split!r}, need the name of a split")
-        key = (file_name, _SPLIT_NAMES.get(split, split) if split else None)
-        merged[key] = merged.get(key, ()) + tuple(texts)
-    return merged
-
-
-def _read_rows(table: Path) -> list[dict[str, Any]]:
-    try:
-        if table.suffix == ".parquet":
-            import pyarrow.parquet as parquet
-
-            return parquet.read_table(table).to_pylist()
-        text = table.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{table}: cannot be read as {table.suffix[1:]}: {first_line(error)}") from error
-    rows: list[dict[str, Any]] = []
-    if table.suffix == ".csv":
-        try:
-            rows += csv.DictReader(io.StringIO(text, newline=""))
-        except csv.Error as error:
-            raise UsageError(f"{table}: cannot be read as csv: {error}") from error
-        for number, row in enumerate(rows, start=1):
-            if None in row:
-                raise UsageError(f"{table} row {number}: more values than columns, put texts with commas in quotes")
-        return rows
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also cut at U+2028 within a string
-        if not line.strip():
+def _usable(found: Iterable[Record], result: Folder, need: Need | None) -> Iterator[Record]:
+    """The records whose files are there, with paths, and which have what is needed; the others become problems."""
+    paths: dict[str, Path | None] = {}  # one look at the disk for each file, however many records it has
+    elsewhere = 0
+    for record in found:
+        if need is not None and not _has(record, need):
+            if _has(record, "text") or _has(record, "question") or _has(record, "label"):
+                elsewhere += 1
+            else:
+                result.problems.append(Problem(record.file_name, f"no {_WORDS[need]}"))
             continue
+        names = [name for name in (record.file_name, record.second_file_name) if name is not None]
+        for name in names:
+            if name not in paths:
+                path = os.path.join(result.path, name)  # noqa: PTH118 (there may be a million of them)
+                paths[name] = Path(path) if os.path.isfile(path) else None  # noqa: PTH113
+                if paths[name] is None:
+                    hint = "" if result.problems else _where_it_may_be(result.path, name)
+                    result.problems.append(Problem(name, f"named in the metadata but not there{hint}"))
+        there = [place for name in names if (place := paths[name]) is not None]
+        if len(there) == len(names):
+            yield replace(record, path=there[0], second_path=there[1] if there[1:] else None)
+    if elsewhere:
+        result.notes.append(f"{elsewhere} records without a {_WORDS[need or 'text']} are for something else, left out")
+
+
+def _has(record: Record, need: Need) -> bool:
+    if need == "label":
+        return record.label is not None
+    return bool(record.texts) if need == "text" else record.question is not None
+
+
+def _where_it_may_be(folder: Path, name: str) -> str:
+    """What else the name of a missing file may mean, after the mistakes that people make."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    others = ["/".join(parts)] + ["/".join(parts[1:])] * (len(parts) > 1)
+    below = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    others += [f"{parent}/{others[0]}" for parent in below[:100]]
+    for other in others:
+        if os.path.isfile(folder / other):  # noqa: PTH113 (which takes names that no file can have)
+            return f", but {other} is: write names from {folder} on, with /"
+    parent, stem = (folder / others[0]).parent, (folder / others[0]).name
+    if os.path.isdir(parent) and not Path(stem).suffix:  # noqa: PTH112
+        ended = next((path.name for path in sorted(parent.iterdir()) if path.stem == stem), None)
+        if ended:
+            return f", but {ended} is: write names with their ending"
+    return ""
+
+
+# With metadata
+
+
+def _from_table(
+    result: Folder, table: Path, split: str | None, mapped: dict[str, str], need: Need | None
+) -> list[Record]:
+    """The records of a table, without their paths, in order of first appearance; captions of one clip joined."""
+    rows = read_rows(table)
+    present = list(dict.fromkeys(name for row in rows for name in row))
+    if not rows and not mapped:
+        return []
+    columns = find_columns(table, present, mapped, need)
+    result.classes = result.classes or class_names(_class_labels(rows, columns))
+    wanted = None if split is None else split_name(split)
+    records: dict[Any, list[Record]] = {}
+    splits: dict[str, None] = {}
+    for number, row in enumerate(rows, start=1):
+        where = f"{table} row {number}"
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{table} line {number}: not JSON ({error.msg}), need one object a line") from error
-        if not isinstance(row, dict):
-            raise UsageError(f"{table} line {number}: a {type(row).__name__}, need one object a line")
-        rows.append(row)
-    return rows
+            if isinstance(named := columns.value(row, "split"), str):
+                splits.setdefault(split_name(named))
+                if wanted is not None and split_name(named) != wanted:
+                    continue
+            elif wanted is not None:
+                continue
+            record = row_to_record(row, columns, result.classes)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
+        except RowError as error:
+            file_name = columns.value(row, "file_name")
+            if not isinstance(file_name, str):
+                raise UsageError(f"{where}: {error}") from error
+            result.problems.append(Problem(file_name, f"row {number}: {error}"))
+            continue
+        records.setdefault(_clip(record) or number, []).append(record)
+    if wanted is not None and not records and not result.problems:
+        has = f"which has {', '.join(sorted(splits))}" if splits else "which has no split column"
+        raise UsageError(f"split={split}: not in {table.name}, {has}")
+    joined = [_join(of_one) for of_one in records.values()]
+    result.notes += _notes(table, splits, joined)
+    return joined
+
+
+def _class_labels(rows: Iterable[Mapping[str, Any]], columns: Columns) -> Iterator[Any]:
+    """The labels that are not among choices."""
+    for row in rows:
+        label = columns.value(row, "label")
+        if label is not None and not columns.choices and columns.value(row, "choices") is None:
+            yield label
+
+
+def _clip(record: Record) -> tuple[Any, ...] | None:
+    """What the records to be joined with this one have in common; None for one that says more than what is shown."""
+    if record.question is not None or record.answers or record.choices or record.label is not None:
+        return None
+    return record.file_name, record.second_file_name, record.start, record.end, record.split
+
+
+def _join(records: list[Record]) -> Record:
+    """One record with the captions of all."""
+    if len(records) == 1:
+        return records[0]
+    return replace(records[0], texts=tuple(text for record in records for text in record.texts))
+
+
+def _notes(table: Path, splits: Iterable[str], records: Iterable[Record]) -> Iterator[str]:
+    unusual = sorted(set(splits) - set(SPLITS))
+    if unusual:
+        yield f"{table.name}: splits of other names than {', '.join(SPLITS)}: {', '.join(unusual[:10])}"
+    counts = {len(record.choices) for record in records if record.choices}
+    if len(counts) > 1:
+        yield f"{table.name}: not all rows have as many choices, they have {min(counts)} to {max(counts)}"
+
+
+# Without metadata
+
+
+def _all_media(result: Folder, split: str | None, need: Need | None) -> list[Record]:
+    folder = result.path
+    if need is not None:
+        other = metadata_elsewhere(folder) or f"with {_WORDS[need]}s, write one or name it with metadata="
+        raise UsageError(f"{folder}: no {', '.join(METADATA_NAMES)} {other}")
+    if split is not None:
+        raise UsageError(f"split={split}: {folder} has no metadata that could say so, leave the split out")
+    return [Record(name, Path(name)) for name in _media_names(folder)]
+
+
+def _media_names(folder: Path) -> list[str]:
+    names = [path.relative_to(folder).as_posix() for path in find_media(folder)]
+    if not names:
+        raise UsageError(f"{folder}: no video or image files in it, give a folder that holds some")
+    return names
+
+
+def _from_class_folders(result: Folder, split: str | None) -> list[Record]:
+    """A record for each media file, labelled by the folder that it lies in: `cat/1.jpg`, or `train/cat/1.jpg`."""
+    folder = result.path
+    names = _media_names(folder)
+    tops = {name.partition("/")[0] for name in names if "/" in name}
+    has_splits = bool(tops) and all(split_name(top) in SPLITS for top in tops)
+    if split is not None and not has_splits:
+        raise UsageError(f"split={split}: {folder} has neither metadata nor folders of splits, leave the split out")
+    records: list[tuple[Record, str]] = []
+    for name in names:
+        top, *inner = name.split("/")
+        of_class = inner[:-1] if has_splits else [top, *inner][:-1]
+        if not of_class:
+            result.problems.append(Problem(name, "in no folder of a class"))
+            continue
+        records.append((Record(name, Path(name), split=split_name(top) if has_splits else None), of_class[-1]))
+    if not records:
+        other = metadata_elsewhere(folder) or "and no folder for each class, as in cat/1.jpg"
+        raise UsageError(f"{folder}: no {', '.join(METADATA_NAMES)} {other}")
+    result.classes = result.classes or tuple(sorted({name for _, name in records}))
+    places = {name: index for index, name in enumerate(result.classes)}
+    wanted = None if split is None else split_name(split)
+    labelled = []
+    for record, name in records:
+        if wanted is not None and record.split != wanted:
+            continue
+        if name in places:
+            labelled.append(replace(record, label=places[name]))
+        else:
+            result.problems.append(Problem(record.file_name, f"{name}: not one of the {len(places)} classes"))
+    if wanted is not None and not labelled:
+        raise UsageError(f"split={split}: not in {folder}, which has {', '.join(sorted(tops))}")
+    return labelled

@@ -43,8 +43,14 @@ class Problem:
 
 @dataclass
 class Folder:
-    """What a folder holds: the usable records in the order of their file, and what was left out."""
+    """What a folder holds: the usable records in the order of their file, and what was left out.
+
+    classes: the names that the labels are indices of, where the labels are names. notes: what is no mistake, but
+    better known, a line each.
+    """
 
     path: Path
     records: list[Record]
     problems: list[Problem] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
