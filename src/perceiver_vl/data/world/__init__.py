@@ -1,11 +1,16 @@
 """The generated world: short clips of coloured shapes whose truth is known, to train and test on in minutes.
 
-`scene` says what is in a clip and where, `captions` says it in words, `render` draws it,
-`collection` serves it from memory and writes it to disk as a folder of videos.
+Captions: `scene` says what is in a clip and where, `captions` says it in words, `render` draws it, `collection` serves
+it from memory. Questions: `acts` are what a thing can do, `stage` is where things stand, `references` say which thing
+is meant; `questions`, `statements` and `long` draw what to ask together with what it is about; `tasks` serves these.
+`writing` puts either on disk, `official` in the layouts of the benchmarks.
 """
 
+from perceiver_vl.data.world.acts import ACTS, EVENTS, Actor, Doing
 from perceiver_vl.data.world.captions import caption, captions
-from perceiver_vl.data.world.collection import World, write_world
+from perceiver_vl.data.world.collection import World
+from perceiver_vl.data.world.long import WHEN, LongClip
+from perceiver_vl.data.world.questions import QUESTIONS, Question
 from perceiver_vl.data.world.render import frame_times, render
 from perceiver_vl.data.world.scene import (
     COLOURS,
@@ -21,24 +26,51 @@ from perceiver_vl.data.world.scene import (
     draw_scene,
     split_of,
 )
+from perceiver_vl.data.world.stage import GENERALISATION, HELD_OUT, PLACES, RELATIONS, TASK_SPLITS, USUAL, Stage
+from perceiver_vl.data.world.statements import Pair
+from perceiver_vl.data.world.tasks import LONG_SPLITS, TASKS, LongWorld, PairWorld, QuestionWorld, open_world, splits_of
+from perceiver_vl.data.world.writing import write_world
 
 __all__ = [
+    "ACTS",
     "COLOURS",
+    "EVENTS",
+    "GENERALISATION",
+    "HELD_OUT",
+    "LONG_SPLITS",
     "MOTIONS",
+    "PLACES",
+    "QUESTIONS",
+    "RELATIONS",
     "SHAPES",
     "SIZES",
     "SPLITS",
+    "TASKS",
+    "TASK_SPLITS",
+    "USUAL",
+    "WHEN",
+    "Actor",
     "Background",
     "Description",
+    "Doing",
+    "LongClip",
+    "LongWorld",
+    "Pair",
+    "PairWorld",
     "Pose",
+    "Question",
+    "QuestionWorld",
     "Scene",
+    "Stage",
     "Thing",
     "World",
     "caption",
     "captions",
     "draw_scene",
     "frame_times",
+    "open_world",
     "render",
     "split_of",
+    "splits_of",
     "write_world",
 ]

@@ -182,7 +182,7 @@ def draw_scene(seed: int, split: str, index: int, singles: float = 0.25) -> Scen
         descriptions = _describe(rng, single)
     regions = _regions(rng, descriptions)
     things = tuple(_place(rng, *pair) for pair in zip(descriptions, regions, strict=True))
-    return Scene(_draw_background(rng), things, noise=int(rng.integers(2**31)))
+    return Scene(draw_background(rng), things, noise=int(rng.integers(2**31)))
 
 
 def _describe(rng: np.random.Generator, single: bool) -> tuple[Description, ...]:
@@ -238,7 +238,8 @@ def _place(rng: np.random.Generator, description: Description, region: Region) -
     )
 
 
-def _draw_background(rng: np.random.Generator) -> Background:
+def draw_background(rng: np.random.Generator) -> Background:
+    """Any kind, in any of the muted colours."""
     kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
     return Background(
         kind=kind,
