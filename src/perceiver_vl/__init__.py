@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from perceiver_vl.media import load_frames
     from perceiver_vl.model import (
         PerceiverVLForImageClassification,
+        PerceiverVLForImagesAndTextClassification,
+        PerceiverVLForMultipleChoice,
         PerceiverVLForPreTraining,
         PerceiverVLForQuestionAnswering,
         PerceiverVLForRetrieval,
@@ -31,6 +33,8 @@ _HOME = {
     "PerceiverVLForPreTraining": "perceiver_vl.model",
     "PerceiverVLForRetrieval": "perceiver_vl.model",
     "PerceiverVLForQuestionAnswering": "perceiver_vl.model",
+    "PerceiverVLForMultipleChoice": "perceiver_vl.model",
+    "PerceiverVLForImagesAndTextClassification": "perceiver_vl.model",
     "PerceiverVLForImageClassification": "perceiver_vl.model",
     "PerceiverVLProcessor": "perceiver_vl.processing",
     "PerceiverVLImageProcessor": "perceiver_vl.processing",
@@ -45,6 +49,8 @@ __all__ = [
     "PerceiverVLConfig",
     "PerceiverVLError",
     "PerceiverVLForImageClassification",
+    "PerceiverVLForImagesAndTextClassification",
+    "PerceiverVLForMultipleChoice",
     "PerceiverVLForPreTraining",
     "PerceiverVLForQuestionAnswering",
     "PerceiverVLForRetrieval",

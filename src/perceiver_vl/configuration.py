@@ -108,6 +108,8 @@ class PerceiverVLConfig(PreTrainedConfig):
             self.projection_dim = self.hidden_size
         self._check_values()
         super().__post_init__(**kwargs)
+        if self.id2label and not getattr(self, "label2id", None):  # transformers derives it only where both are missing
+            self.label2id = {name: label for label, name in self.id2label.items()}
 
     def _check_values(self) -> None:
         at_least_one = (

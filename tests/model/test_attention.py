@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from perceiver_vl.model.attention import Attention, AttentionBlock, fourier_features, merge_summaries
+from perceiver_vl.model.attention import Attention, AttentionBlock, fourier_features
+from perceiver_vl.model.summaries import merge_summaries
 from tiny import assert_same, differs
 
 
@@ -114,3 +115,51 @@ def test_fourier_features_tell_positions_apart(length: int) -> None:
     assert features.isfinite().all()
     distances = torch.cdist(features, features) + torch.eye(length)
     assert distances.min() > 1e-2
+
+
+# --- Few queries ----------------------------------------------------------------------------------------------------
+
+
+def projected(attention: Attention, *arguments: Tensor) -> tuple[Tensor, int]:
+    """The result, and how many keys were made for it."""
+    made = []
+    hook = attention.k_proj.register_forward_hook(lambda _, __, keys: made.append(keys.shape[1]))
+    found = attention(*arguments)
+    hook.remove()
+    return found, sum(made)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@given(queries=st.integers(1, 3), inputs=st.integers(1, 40), seed=st.integers(0, 99), grad=st.booleans())
+def test_few_queries_make_no_keys_and_find_the_same(
+    implementation: str, queries: int, inputs: int, seed: int, grad: bool
+) -> None:
+    torch.manual_seed(seed)
+    attention = Attention(12, 3, input_size=10, qk_size=6, v_size=9, implementation=implementation).double()
+    q, x = torch.randn(2, queries, 12).double(), torch.randn(2, inputs, 10).double()
+    mask = torch.rand(2, inputs) > 0.3
+    mask[1] = False
+    with torch.set_grad_enabled(grad):
+        wanted, made = projected(attention.train(), q, x, mask)
+        assert made == inputs
+        found, made = projected(attention.eval(), q, x, mask)
+    assert_same(found, wanted)
+    cheaper = 2 * queries * 10 * (15 + 6 * inputs) <= inputs * 15 * (10 + queries)
+    assert made == (0 if cheaper else inputs)
+
+
+def test_a_projection_that_does_more_is_not_gone_round() -> None:
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    torch.manual_seed(0)
+    attention = Attention(12, 3).double().eval()
+    plain = attention.k_proj
+    q, x = torch.randn(2, 1, 12).double(), torch.randn(2, 30, 12).double()
+    assert projected(attention, q, x)[1] == 0
+    attention.k_proj = Doubled(12, 12).double()
+    attention.k_proj.load_state_dict(plain.state_dict())
+    found, made = projected(attention, q, x)
+    assert made == 30
+    assert_same(found, attention.train()(q, x))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from perceiver_vl import PerceiverVLModel
+from perceiver_vl import PerceiverVLForRetrieval, PerceiverVLModel
 from tiny import assert_same, tiny_inputs, tiny_model
 
 
@@ -53,6 +53,16 @@ def test_the_whole_model_is_one_graph(aggregation: str) -> None:
         for _ in range(2):
             assert_same(compiled(**inputs).last_hidden_state, wanted, 1e-12)
     assert graphs.count == 1
+
+
+def test_matching_is_one_graph_though_its_query_meets_the_latents_in_their_own_space() -> None:
+    model, graphs = tiny_model(PerceiverVLForRetrieval, num_blocks=1), Graphs()
+    vision, text = torch.randn(3, 6, 16).double(), torch.randn(3, 4, 16).double()
+    compiled = torch.compile(model.match, fullgraph=True, backend=graphs)
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        with mode:
+            assert_same(compiled(vision, text), model.match(vision, text), 1e-12)
+    assert graphs.count == 2  # with a gradient and without
 
 
 def test_the_encoder_in_training_is_one_graph_a_pattern_of_layer_drop() -> None:

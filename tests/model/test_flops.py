@@ -114,3 +114,11 @@ def test_a_block_counts_a_multiply_add_as_two() -> None:
     config = PerceiverVLConfig()
     d, n, m = 768, 128, 185
     assert block_flops(config, n, m) == 2 * (2 * d * d * n + 2 * d * d * m + 2 * n * m * d + 8 * d * d * n)
+
+
+def test_few_queries_pay_nothing_for_keys_and_values() -> None:
+    config = PerceiverVLConfig()
+    d, heads, r = 768, 12, 4
+    assert block_flops(config, 1, 256) == 2 * (4 * d * d + 2 * heads * 256 * d + 2 * r * d * d)
+    assert block_flops(config, 64, 256) == 2 * (2 * d * d * (64 + 256) + 2 * 64 * 256 * d + 2 * r * d * d * 64)
+    assert matching_flops(config, 256) < 0.1 * 2 * (2 * d * d * 256)

@@ -17,6 +17,8 @@ from perceiver_vl import (
     ComputeBudget,
     PerceiverVLConfig,
     PerceiverVLForImageClassification,
+    PerceiverVLForImagesAndTextClassification,
+    PerceiverVLForMultipleChoice,
     PerceiverVLForPreTraining,
     PerceiverVLForQuestionAnswering,
     PerceiverVLForRetrieval,
@@ -34,6 +36,8 @@ KINDS = [
     PerceiverVLForRetrieval,
     PerceiverVLForPreTraining,
     PerceiverVLForQuestionAnswering,
+    PerceiverVLForMultipleChoice,
+    PerceiverVLForImagesAndTextClassification,
     PerceiverVLForImageClassification,
 ]
 AUTO_CLASSES = {
@@ -41,6 +45,7 @@ AUTO_CLASSES = {
     "AutoModelForPreTraining": PerceiverVLForPreTraining,
     "AutoModelForVisualQuestionAnswering": PerceiverVLForQuestionAnswering,
     "AutoModelForImageClassification": PerceiverVLForImageClassification,
+    "AutoModelForMultipleChoice": PerceiverVLForMultipleChoice,
 }
 
 Kind = type[PerceiverVLPreTrainedModel]
@@ -54,6 +59,12 @@ def inputs_of(kind: Kind, padded: bool = False, **shape: int) -> dict[str, Tenso
         inputs["frame_mask"][1, -1:] = 0
     if kind is PerceiverVLForImageClassification:
         return {name: inputs[name] for name in ("pixel_values", "frame_mask")}
+    if kind is PerceiverVLForMultipleChoice:
+        words = {name: torch.stack([inputs[name], inputs[name].flip(1)], 1) for name in ("input_ids", "attention_mask")}
+        return inputs | words
+    if kind is PerceiverVLForImagesAndTextClassification:
+        pairs = {name: torch.stack([inputs[name], inputs[name].flip(0)], 1) for name in ("pixel_values", "frame_mask")}
+        return inputs | pairs
     return inputs
 
 
@@ -133,6 +144,22 @@ def test_pre_trained_weights_start_the_models_that_answer(tmp_path: Path) -> Non
         latents = pretrained.perceiver_vl(**inputs).last_hidden_state
         assert_same(model.perceiver_vl(**inputs).last_hidden_state, latents)
         assert_same(model.decoder(latents[:, :1], latents), pretrained.decoder(latents[:, :1], latents))
+
+
+def test_pre_trained_weights_start_the_models_that_choose_and_that_compare(tmp_path: Path) -> None:
+    pretrained = tiny_model()
+    pretrained.save_pretrained(tmp_path)
+    _, report = PerceiverVLForMultipleChoice.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]  # choosing is matching
+    assert not report["unexpected_keys"]
+    model, report = PerceiverVLForImagesAndTextClassification.from_pretrained(
+        tmp_path, dtype=torch.float64, output_loading_info=True
+    )
+    assert {name.split(".")[0] for name in report["missing_keys"]} == {"answer_queries", "answer_head"}
+    assert not report["unexpected_keys"]
+    inputs = tiny_inputs()
+    wanted = pretrained.perceiver_vl(**inputs).last_hidden_state
+    assert_same(model.perceiver_vl(**inputs).last_hidden_state, wanted)
 
 
 def test_the_image_classification_pipeline_of_transformers_takes_the_folder(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForMultipleChoice,
     AutoModelForPreTraining,
     AutoModelForVisualQuestionAnswering,
 )
@@ -16,6 +17,8 @@ from perceiver_vl.model.answering import (
     PerceiverVLForImageClassification,
     PerceiverVLForQuestionAnswering,
 )
+from perceiver_vl.model.choosing import PerceiverVLForMultipleChoice
+from perceiver_vl.model.pairs import PerceiverVLForImagesAndTextClassification
 from perceiver_vl.model.perceiver_vl import (
     PerceiverVLForPreTraining,
     PerceiverVLForPreTrainingOutput,
@@ -31,12 +34,15 @@ for auto_class, model_class in (
     (AutoModelForPreTraining, PerceiverVLForPreTraining),
     (AutoModelForVisualQuestionAnswering, PerceiverVLForQuestionAnswering),
     (AutoModelForImageClassification, PerceiverVLForImageClassification),
+    (AutoModelForMultipleChoice, PerceiverVLForMultipleChoice),
 ):
     auto_class.register(PerceiverVLConfig, model_class, exist_ok=True)
 
 __all__ = [
     "PerceiverVLAnswerOutput",
     "PerceiverVLForImageClassification",
+    "PerceiverVLForImagesAndTextClassification",
+    "PerceiverVLForMultipleChoice",
     "PerceiverVLForPreTraining",
     "PerceiverVLForPreTrainingOutput",
     "PerceiverVLForQuestionAnswering",

@@ -1,6 +1,6 @@
-"""Heads that answer from a fixed set: questions about clips and images, and classes (paper 4.3).
+"""Heads that answer from a fixed set, or with a number: questions about clips and images, and classes (paper 4.3).
 
-Shapes: B batch, T frames, L text tokens, N latents, D width.
+Shapes: B batch, T frames, L text tokens, M inputs, N latents, D width.
 """
 
 from dataclasses import dataclass
@@ -40,6 +40,16 @@ class AnswerHead(nn.Module):
         return self.classifier(F.gelu(self.norm(self.expand(torch.tanh(self.dense(answer))))))
 
 
+def beside(vision: InputArray, rows: Tensor, text: InputArray) -> InputArray:
+    """The input array of each text `(B,M_t,D)` and its clip: the row `rows (B,)` int64 of `vision (V,M_v,D)`.
+
+    So a clip that several texts ask about is decoded and embedded once.
+    """
+    assert vision.vision is not None
+    assert vision.vision_mask is not None
+    return InputArray(vision.vision[rows], vision.vision_mask[rows], text.text, text.text_mask)
+
+
 class _AnsweringModel(PerceiverVLPreTrainedModel):
     """Latents → one vector, by a learned query through the decoder or by their mean → one logit a label."""
 
@@ -63,10 +73,17 @@ class _AnsweringModel(PerceiverVLPreTrainedModel):
             return self.answer_head(latents.mean(1))
         return self.answer_head(self.decoder(self.answer_query(len(latents)), latents)[:, 0])
 
+    def _output(self, latents: Tensor, labels: Tensor | None) -> PerceiverVLAnswerOutput:
+        logits = self._answer(latents)
+        loss = None if labels is None else answer_loss(logits, labels, self.config.problem_type)
+        return PerceiverVLAnswerOutput(loss=loss, logits=logits)
+
 
 class PerceiverVLForQuestionAnswering(_AnsweringModel):
     """Open-ended questions over a set of answers (`config.num_labels`, named by `config.id2label`).
 
+    With `config.problem_type="regression"` and one label it answers with a number: TGIF-QA's repetition count, which
+    the benchmark's own code trains by squared error and rounds.
     The released code has no decoder here (`answers_from="mean_latents"`); the paper's query for this task is in its
     appendix, ours is one learned vector, as for VTM.
     """
@@ -83,12 +100,12 @@ class PerceiverVLForQuestionAnswering(_AnsweringModel):
     ) -> PerceiverVLAnswerOutput:
         """Question `input_ids (B,L)` and clip `pixel_values (B,T,3,H,W)` → `logits (B,num_labels)`.
 
-        `labels`: the right answers, int64 `(B,)` (cross-entropy), or scores in [0, 1] of every answer, float
-        `(B,num_labels)` (binary cross-entropy summed over the answers, as for VQAv2's soft targets).
+        `labels`: the right answers, int64 `(B,)` (cross-entropy; -100 for one that has no label), or scores in [0, 1]
+        of every answer, float `(B,num_labels)` (binary cross-entropy summed over the answers, as for VQAv2's soft
+        targets); with `problem_type="regression"` the numbers `(B,)` (squared error).
         """
         latents = self.perceiver_vl(input_ids, attention_mask, pixel_values, frame_mask, budget).last_hidden_state
-        logits = self._answer(latents)
-        return PerceiverVLAnswerOutput(loss=None if labels is None else answer_loss(logits, labels), logits=logits)
+        return self._output(latents, labels)
 
 
 class PerceiverVLForImageClassification(_AnsweringModel):
@@ -104,14 +121,19 @@ class PerceiverVLForImageClassification(_AnsweringModel):
     ) -> PerceiverVLAnswerOutput:
         """`pixel_values (B,T,3,H,W)` → `logits (B,num_labels)`; `labels` as for question answering."""
         latents = self.perceiver_vl(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget).last_hidden_state
-        logits = self._answer(latents)
-        return PerceiverVLAnswerOutput(loss=None if labels is None else answer_loss(logits, labels), logits=logits)
+        return self._output(latents, labels)
 
 
-def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy for one right answer each, int64 `(B,)`; for soft scores `(B,num_labels)` binary cross-entropy,
-    summed over the answers and averaged over the batch. `logits (B,num_labels)`.
+def answer_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:
+    """What `logits (B,num_labels)` miss of `labels`.
+
+    One right answer each, int64 `(B,)`: mean cross-entropy over those that have one (a label of -100 says: none), 0 if
+    none has. Soft scores `(B,num_labels)`: binary cross-entropy, summed over the answers and averaged over the batch.
+    Numbers `(B,)` with `problem_type="regression"` (and one label): mean squared error.
     """
+    if problem_type == "regression":
+        return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
     if labels.is_floating_point():
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)) * logits.shape[-1]
-    return F.cross_entropy(logits, labels)
+    total = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+    return total / (labels != -100).sum().clamp(min=1)

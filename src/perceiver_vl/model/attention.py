@@ -3,7 +3,6 @@
 Shapes: B batch, N latents (or Q queries), M inputs (or N latents), D width, H heads.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,23 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-
-@dataclass(frozen=True)
-class AttentionSummary:
-    """All that a set of inputs can ever contribute to given queries: per head what they answer, and how loudly.
-
-    `output (…,H,Q,D/H)`: softmax-weighted values; `logsumexp (…,H,Q)`: of the attention scores.
-    """
-
-    output: Tensor
-    logsumexp: Tensor
-
-
-def merge_summaries(first: AttentionSummary, second: AttentionSummary) -> AttentionSummary:
-    """The summary of two disjoint sets of inputs together, exactly; leading dimensions broadcast."""
-    share = torch.sigmoid(first.logsumexp - second.logsumexp)[..., None]
-    output = share * first.output + (1 - share) * second.output
-    return AttentionSummary(output, torch.logaddexp(first.logsumexp, second.logsumexp))
+from perceiver_vl.model.summaries import AttentionSummary, KeysValues, attend
 
 
 class Attention(nn.Module):
@@ -61,6 +44,8 @@ class Attention(nn.Module):
         """Attend with `queries (B,N,D)` over `inputs (B,M,D)`; `input_mask (B,M)` bool, True where attended →
         `(B,N,D)`. A query that may attend to nothing finds zeros.
         """
+        if self._absorbs(queries.shape[1], inputs.shape[1]):
+            return self.finish(self.summarise(queries, inputs, input_mask), queries.dtype)
         v = self._split_heads(self.v_proj(inputs))
         if self.implementation == "eager":
             attended = self.weights(queries, inputs, input_mask) @ v  # (B,H,N,D/H)
@@ -72,27 +57,88 @@ class Attention(nn.Module):
 
     def weights(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> Tensor:
         """How much each query attends to each input, arguments as of `forward` → `(B,H,N,M)`, each row sums to 1."""
-        scores = self._scores(queries, inputs)
+        q, k = self._split_heads(self.q_proj(queries)), self._split_heads(self.k_proj(inputs))
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B,H,N,M)
         if input_mask is None:
             return scores.softmax(-1)
         masked = ~input_mask[:, None, None, :]
         return scores.masked_fill(masked, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(masked, 0.0)
 
-    def summarise(self, queries: Tensor, inputs: Tensor) -> AttentionSummary:
-        """What `queries (B or 1,Q,D)` find in `inputs (B,M,D)`, to be merged with what they find elsewhere."""
-        scores = self._scores(queries, inputs)
-        return AttentionSummary(scores.softmax(-1) @ self._split_heads(self.v_proj(inputs)), scores.logsumexp(-1))
+    def summarise(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> AttentionSummary:
+        """What `queries (B or 1,N,D)` find in `inputs (B,M,D)`, to be merged with what they find elsewhere."""
+        q = self.project_queries(queries)
+        if self._absorbs(queries.shape[1], inputs.shape[1]):
+            return self._summarise_absorbed(q, inputs, input_mask)
+        return self.attend(q, self.keys_values(inputs, input_mask))
 
-    def finish(self, summary: AttentionSummary) -> Tensor:
-        """Summary of all inputs → `(…,Q,D)`, as `forward` would have given."""
-        return self.out_proj(summary.output.transpose(-3, -2).flatten(-2))
+    def finish(self, summary: AttentionSummary, dtype: torch.dtype) -> Tensor:
+        """Summary of all inputs → `(…,N,D)`, as `forward` would have given, in `dtype`."""
+        return self.out_proj(summary.output.to(dtype).transpose(-3, -2).flatten(-2))
 
-    def _scores(self, queries: Tensor, inputs: Tensor) -> Tensor:
-        q, k = self._split_heads(self.q_proj(queries)), self._split_heads(self.k_proj(inputs))
-        return q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B,H,Q,M)
+    def project_queries(self, queries: Tensor) -> Tensor:
+        """`queries (B,N,D)` → `(B,H,N,D/H)`."""
+        return self._split_heads(self.q_proj(queries))
+
+    def keys_values(self, inputs: Tensor, input_mask: Tensor | None = None) -> KeysValues:
+        """`inputs (B,M,D)`, `input_mask (B,M)` → what this attention will ever need of them."""
+        return KeysValues(self._split_heads(self.k_proj(inputs)), self._split_heads(self.v_proj(inputs)), input_mask)
+
+    def attend(self, q: Tensor, inputs: KeysValues) -> AttentionSummary:
+        """What projected queries `q (B,H,N,D/H)` find in `inputs`; their batch sizes may differ as in
+        `summaries.attend`.
+        """
+        return attend(q, inputs, eager=self.implementation == "eager")
+
+    def _absorbs(self, queries: int, inputs: int) -> bool:
+        """Whether so few queries are better met in the inputs' own space: `Wq q · Wk x = (Wkᵀ Wq q) · x`.
+
+        Not in training, whose arithmetic stays as it is; nor where a projection is more than its weight (an adapter).
+        """
+        width, own = self.k_proj.in_features, self.k_proj.out_features + self.v_proj.out_features
+        if self.training or not absorbing_pays(queries, inputs, width, own, self.num_heads):
+            return False
+        return _is_its_weight(self.k_proj) and _is_its_weight(self.v_proj)
+
+    def _summarise_absorbed(self, q: Tensor, inputs: Tensor, input_mask: Tensor | None) -> AttentionSummary:
+        """As `attend(q, keys_values(inputs))`, with keys and values never made: the inputs are both."""
+        key_weight, key_bias = self._of_heads(self.k_proj)
+        value_weight, value_bias = self._of_heads(self.v_proj)
+        in_their_space = torch.einsum("bhqd,hdi->bhqi", q, key_weight)
+        found = attend(
+            in_their_space.flatten(1, 2)[:, None],  # all heads' queries meet the same inputs
+            KeysValues(inputs[:, None], inputs[:, None], input_mask),
+            scale=q.shape[-1] ** -0.5,
+            eager=self.implementation == "eager",
+        )
+        output = found.output[:, 0].unflatten(1, (self.num_heads, -1))  # (B,H,N,D)
+        logsumexp = found.logsumexp[:, 0].unflatten(1, (self.num_heads, -1))
+        # Weights sum to 1, so the bias of the values comes through whole, unless there was nothing to attend to
+        output = torch.einsum("bhqi,hdi->bhqd", output, value_weight)
+        output = output + value_bias * logsumexp.isfinite()[..., None]
+        return AttentionSummary(output, logsumexp + (q * key_bias).sum(-1) * q.shape[-1] ** -0.5)
+
+    def _of_heads(self, projection: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Weight `(H,D/H,D)` and bias `(H,1,D/H)` of each head."""
+        weight = projection.weight.unflatten(0, (self.num_heads, -1))
+        return weight, projection.bias.unflatten(0, (self.num_heads, 1, -1))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B,·,D) → (B,H,·,D/H)
+
+
+def absorbing_pays(queries: int, inputs: int, width: int, own: int, num_heads: int) -> bool:
+    """Whether scores and sums over inputs of full `width` take at most half the operations that their keys and values,
+    `own` wide together, would take. Above that the two run about as fast, as so wide heads are further from the peak.
+    """
+    projected = inputs * own * (width + queries)
+    absorbed = queries * width * (own + 2 * num_heads * inputs)
+    return 2 * absorbed <= projected
+
+
+def _is_its_weight(projection: nn.Linear) -> bool:
+    """Whether a projection is the product with its weight and no more: no adapter, not quantised, not offloaded."""
+    weight = projection.weight
+    return type(projection) is nn.Linear and type(weight) is nn.Parameter and not weight.is_meta
 
 
 class MLP(nn.Module):
@@ -156,13 +202,25 @@ class AttentionBlock(GradientCheckpointingLayer):
         attended = self.attention(normed, self.input_norm(inputs), input_mask)
         return self._add(self._kept(latents, normed), attended)
 
-    def summarise(self, queries: Tensor, inputs: Tensor) -> AttentionSummary:
+    def summarise(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> AttentionSummary:
         """What the block's attention finds in `inputs (B,M,D)`, for `queries (B or 1,Q,D)`."""
-        return self.attention.summarise(self.norm1(queries), self.input_norm(inputs))
+        return self.attention.summarise(self.norm1(queries), self.input_norm(inputs), input_mask)
+
+    def project_queries(self, queries: Tensor) -> Tensor:
+        """`queries (B,Q,D)` → those of the block's attention, `(B,H,Q,D/H)`."""
+        return self.attention.project_queries(self.norm1(queries))
+
+    def keys_values(self, inputs: Tensor, input_mask: Tensor | None = None) -> KeysValues:
+        """All that the block will ever need of `inputs (B,M,D)`."""
+        return self.attention.keys_values(self.input_norm(inputs), input_mask)
+
+    def attend(self, queries: Tensor, inputs: KeysValues) -> AttentionSummary:
+        """What projected queries `(B,H,Q,D/H)` find in `inputs`, as `summarise` would."""
+        return self.attention.attend(queries, inputs)
 
     def finish(self, queries: Tensor, summary: AttentionSummary) -> Tensor:
         """The block's output `(…,Q,D)` for `queries (…,Q,D)`, from the summary of all that they read."""
-        return self._add(self._kept(queries, self.norm1(queries)), self.attention.finish(summary))
+        return self._add(self._kept(queries, self.norm1(queries)), self.attention.finish(summary, queries.dtype))
 
     def _kept(self, queries: Tensor, normed: Tensor) -> Tensor:
         if self.residual == "queries":

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.model.encoder import read_block
+from perceiver_vl.model.summaries import AttentionSummary
 
 
 class PerceiverVLDecoder(nn.Module):
@@ -23,6 +24,10 @@ class PerceiverVLDecoder(nn.Module):
         apart.
         """
         return self.norm(self.block(queries, latents))
+
+    def finish(self, queries: Tensor, summary: AttentionSummary) -> Tensor:
+        """What `forward` gives, from the summary of all latents: `queries (…,Q,D)` → `(…,Q,D)`."""
+        return self.norm(self.block.finish(queries, summary))
 
 
 class ClassQuery(nn.Module):

@@ -65,6 +65,11 @@ class VisionEmbeddings(nn.Module):
         frames, most = pixel_values.shape[1], len(self.temporal_embeddings)
         if frames > most:
             raise UsageError(f"clip of {frames} frames: more than max_frames={most}, sample fewer")
+        is_clip = (frame_mask.sum(1) > 1)[:, None, None]
+        return self.place_frames(pixel_values, frame_mask, self.temporal_embeddings[:frames] * is_clip)
+
+    def place_frames(self, pixel_values: Tensor, frame_mask: Tensor, temporal: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for any frames of a clip, given their rows of time `temporal (T,D)` or `(B,T,D)`."""
         height, width = pixel_values.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise UsageError(f"frames of {height}x{width} pixels: need multiples of patch_size={self.patch_size}")
@@ -76,8 +81,7 @@ class VisionEmbeddings(nn.Module):
             patches = torch.cat([class_tokens, patches], dim=1)
         tokens = patches.unflatten(0, pixel_values.shape[:2])  # (B,T,P,D)
 
-        is_clip = (frame_mask.sum(1) > 1)[:, None, None, None]
-        tokens = tokens + self.temporal_embeddings[:frames, None] * is_clip
+        tokens = tokens + temporal[..., None, :]
         token_mask = frame_mask[:, :, None].expand(tokens.shape[:3])
         return tokens.flatten(1, 2), token_mask.flatten(1, 2)
 
@@ -124,9 +128,18 @@ class InputEmbeddings(nn.Module):
         if frame_mask is None:
             frame_mask = torch.ones(pixel_values.shape[:2], device=pixel_values.device)
         frame_mask = frame_mask.bool()
-        if self.zero_frames_are_padding and pixel_values.shape[1] > 1:
-            frame_mask = frame_mask & (pixel_values.mean(dim=(2, 3, 4)) != 0)
+        if pixel_values.shape[1] > 1:
+            frame_mask = self.real_frames(pixel_values, frame_mask)
         tokens, token_mask = self.vision(pixel_values, frame_mask)
+        return self._finish(tokens, modality=0), token_mask
+
+    def real_frames(self, pixel_values: Tensor, frame_mask: Tensor) -> Tensor:
+        """The bool mask `(B,T)`, less the frames of a clip whose pixels average to 0 where those are padding."""
+        return frame_mask & (pixel_values.mean(dim=(2, 3, 4)) != 0) if self.zero_frames_are_padding else frame_mask
+
+    def embed_frames(self, pixel_values: Tensor, frame_mask: Tensor, temporal: Tensor) -> tuple[Tensor, Tensor]:
+        """Some frames of clips, arguments as of `VisionEmbeddings.place_frames` → tokens, bool mask."""
+        tokens, token_mask = self.vision.place_frames(pixel_values, frame_mask, temporal)
         return self._finish(tokens, modality=0), token_mask
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,8 @@ Shapes: B batch, M inputs, N latents, D width, k blocks, l self-attentions a blo
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +13,21 @@ from torch import Tensor, nn
 
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.model.attention import AttentionBlock, fourier_features
+from perceiver_vl.model.caching import Reading, VisionCache
 
 
 @dataclass
 class InputArray:
-    """What the latents read: vision `(B,M_v,D)`, text `(B,M_t,D)`, or both, with bool masks `(B,M)` True where real."""
+    """What the latents read: vision `(B,M_v,D)`, text `(B,M_t,D)`, or both, with bool masks `(B,M)` True where real.
+
+    `vision_cache` stands for the vision that it was made of; B texts are then about V clips, B/V of them about each.
+    """
 
     vision: Tensor | None = None
     vision_mask: Tensor | None = None
     text: Tensor | None = None
     text_mask: Tensor | None = None
+    vision_cache: VisionCache | None = None
 
     @property
     def joined(self) -> tuple[Tensor, Tensor]:
@@ -30,22 +36,28 @@ class InputArray:
         masks = [mask for mask in (self.vision_mask, self.text_mask) if mask is not None]
         return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
 
-    def by_read(self, reads: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """What each of a block's reads attends to, array and mask; a modality that is not there is left out."""
+    def by_block(self, reads: tuple[str, ...], num_blocks: int) -> list[dict[str, Reading]]:
+        """The reads of each block, and what they attend to; a modality that is not there is left out."""
+        if self.vision_cache is not None:
+            return [self.vision_cache.readings(reads, k, self.text, self.text_mask) for k in range(num_blocks)]
         if reads == ("joint",):
-            return {"joint": self.joined}
+            return [{"joint": partial(_read, *self.joined)}] * num_blocks
         parts = (("vision", self.vision, self.vision_mask), ("text", self.text, self.text_mask))
-        return {read: (tokens, mask) for read, tokens, mask in parts if tokens is not None}
+        return [{read: partial(_read, tokens, mask) for read, tokens, mask in parts if tokens is not None}] * num_blocks
 
     @property
     def is_text_only(self) -> bool:
         """Whether this is the input of the text stream."""
-        return self.vision is None
+        return self.vision is None and self.vision_cache is None
 
     def __len__(self) -> int:
         """The batch size B."""
-        part = self.text if self.vision is None else self.vision
+        part = next((part for part in (self.text, self.vision, self.vision_cache) if part is not None), None)
         return 0 if part is None else len(part)
+
+
+def _read(tokens: Tensor, mask: Tensor | None, block: AttentionBlock, latents: Tensor) -> Tensor:
+    return block(latents, tokens, mask)
 
 
 class EncoderBlock(nn.Module):
@@ -63,25 +75,25 @@ class EncoderBlock(nn.Module):
         self.reads = nn.ModuleDict({modality: read_block(config) for modality in modalities})
         self.thoughts = nn.ModuleList(thought_block(config) for _ in range(config.self_attentions_per_block))
 
-    def forward(
-        self, latents: Tensor, inputs: dict[str, tuple[Tensor, Tensor | None]], keep: dict[str, bool]
-    ) -> Tensor:
-        """`latents (B,N,D)` → `(B,N,D)`; `inputs` of each read as `InputArray.by_read` gives them, `keep` says which
-        reads run.
+    def forward(self, latents: Tensor, readings: dict[str, Reading], keep: dict[str, bool]) -> Tensor:
+        """`latents (B,N,D)` → `(B,N,D)`; `readings` of the block as `InputArray.by_block` gives them, `keep` says which
+        run.
         """
         if self.aggregation == "joint":
-            latents = self._read("joint", latents, inputs, keep)
+            latents = self._read("joint", latents, readings, keep)
             return self._think(latents, self.thoughts)
         first = (len(self.thoughts) + 1) // 2 if self.aggregation == "separate_plus" else 0
-        latents = self._read("vision", latents, inputs, keep)
+        latents = self._read("vision", latents, readings, keep)
         latents = self._think(latents, self.thoughts[:first])
-        latents = self._read("text", latents, inputs, keep)
+        latents = self._read("text", latents, readings, keep)
         return self._think(latents, self.thoughts[first:])
 
-    def _read(
-        self, read: str, latents: Tensor, inputs: dict[str, tuple[Tensor, Tensor | None]], keep: dict[str, bool]
-    ) -> Tensor:
-        return self.reads[read](latents, *inputs[read]) if keep[read] and read in inputs else latents
+    def read_of(self, read: str) -> AttentionBlock:
+        """The cross-attention of the read of this name."""
+        return cast(AttentionBlock, self.reads[read])
+
+    def _read(self, read: str, latents: Tensor, readings: dict[str, Reading], keep: dict[str, bool]) -> Tensor:
+        return readings[read](self.read_of(read), latents) if keep[read] and read in readings else latents
 
     def _think(self, latents: Tensor, thoughts: nn.ModuleList) -> Tensor:
         for thought in thoughts:
@@ -112,12 +124,23 @@ class PerceiverVLEncoder(nn.Module):
 
     def forward(self, inputs: InputArray, num_latents: int, reads: list[dict[str, bool]]) -> Tensor:
         """Read `inputs` with the first `num_latents` latents → `(B,N,D)`; `reads` is what `reads_to_run` says."""
-        latents = self.latents if self.latent_positions is None else self.latents + self.latent_positions
-        latents = latents[:num_latents].expand(len(inputs), -1, -1)
-        arrays = inputs.by_read(self.reads)
-        for block, keep in zip(self.blocks, reads, strict=True):
-            latents = block(latents, arrays, keep)
+        latents = self.first_latents(num_latents)
+        if inputs.vision_cache is None:
+            latents = latents.expand(len(inputs), -1, -1)
+        readings = inputs.by_block(self.reads, len(self.blocks))
+        for block, reading, keep in zip(self.blocks, readings, reads, strict=True):
+            latents = block(latents, reading, keep)
         return self.norm(latents)
+
+    def first_latents(self, num_latents: int) -> Tensor:
+        """The latents that read first, the same for every input, `(1,N,D)`."""
+        latents = self.latents if self.latent_positions is None else self.latents + self.latent_positions
+        return latents[None, :num_latents]
+
+    @property
+    def vision_reads(self) -> list[AttentionBlock]:
+        """The read that vision comes in by, of each block."""
+        return [cast(EncoderBlock, block).read_of(self.reads[0]) for block in self.blocks]
 
     @torch.no_grad()
     def resize_latents(self, num_latents: int) -> None:

@@ -7,13 +7,20 @@ Shapes: M inputs, N latents, Q queries, D width, k blocks, l self-attentions a b
 
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.model.attention import absorbing_pays
 
 
 def block_flops(config: PerceiverVLConfig, queries: int, inputs: int) -> int:
-    """One transformer block in which `queries` tokens read `inputs` tokens (self-attention: the same number)."""
-    d, r = config.hidden_size, config.intermediate_ratio
+    """One transformer block in which `queries` tokens read `inputs` tokens (self-attention: the same number).
+
+    Few queries (the decoder's) are met in the inputs' own space: no keys and values are made (`Attention.summarise`).
+    """
+    d, r, heads = config.hidden_size, config.intermediate_ratio, config.num_attention_heads
     projections = 2 * d * d * queries + 2 * d * d * inputs  # q and out on one side, k and v on the other
     attention = 2 * queries * inputs * d
+    if absorbing_pays(queries, inputs, d, 2 * d, heads):
+        projections = 4 * d * d * queries
+        attention *= heads
     mlp = 2 * r * d * d * queries
     return 2 * (projections + attention + mlp)
 

@@ -18,13 +18,16 @@ from transformers.utils import ModelOutput
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.errors import UsageError
-from perceiver_vl.model.attention import Attention, AttentionSummary, fourier_features, merge_summaries
+from perceiver_vl.model.attention import Attention, fourier_features
+from perceiver_vl.model.caching import VisionCache
+from perceiver_vl.model.clips import ReadsClipsOnce, vision_mark
 from perceiver_vl.model.decoder import ClassQuery, MaskedWordQueries, PerceiverVLDecoder
 from perceiver_vl.model.embeddings import InputEmbeddings, VisionEmbeddings
 from perceiver_vl.model.encoder import InputArray, PerceiverVLEncoder
+from perceiver_vl.model.summaries import AttentionSummary, merge_summaries, unpack
 
 
-class PerceiverVLPreTrainedModel(PreTrainedModel):
+class PerceiverVLPreTrainedModel(ReadsClipsOnce, PreTrainedModel):
     """Initialisation, saving and loading, shared by all models."""
 
     config_class = PerceiverVLConfig
@@ -134,13 +137,16 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         pixel_values: Tensor | None = None,
         frame_mask: Tensor | None = None,
         budget: ComputeBudget = FULL_BUDGET,
+        vision_cache: VisionCache | None = None,
     ) -> InputArray:
         """The input array of what is given, vision and text apart: the part of the work that no latent takes part
-        in.
+        in. `vision_cache` takes the place of `pixel_values`.
         """
-        if input_ids is None and pixel_values is None:
+        if input_ids is None and pixel_values is None and vision_cache is None:
             raise UsageError("nothing to encode: give input_ids, pixel_values or both")
-        inputs = InputArray()
+        if pixel_values is not None and vision_cache is not None:
+            raise UsageError("pixel_values and vision_cache: give one, the cache is of a clip already")
+        inputs = InputArray(vision_cache=vision_cache)
         if pixel_values is not None:
             if budget.frames is not None:
                 pixel_values, frame_mask = sample_frames(pixel_values, frame_mask, budget.frames)
@@ -150,7 +156,10 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         return inputs
 
     def read(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> Tensor:
-        """Input array → latents `(B,N,D)`, at the budget's number of latents and reads."""
+        """Input array → latents `(B,N,D)`, at the budget's number of latents and reads (those of the cache, if any)."""
+        if inputs.vision_cache is not None:
+            texts = None if inputs.text is None else len(inputs.text)
+            budget = inputs.vision_cache.budget_for(budget, vision_mark(self), texts)
         self.config.check_budget(budget)
         if inputs.is_text_only:
             num_latents = budget.text_latents or self.config.num_text_latents
@@ -167,15 +176,19 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         frame_mask: Tensor | None = None,
         budget: ComputeBudget | None = None,
         return_dict: bool | None = None,
+        vision_cache: VisionCache | None = None,
     ) -> BaseModelOutput:
         """`input_ids (B,L)`, `attention_mask (B,L)`, `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` → latents
         `(B,N,D)`.
 
         Masks are 1 where real and 0 where padded; a mask left out means that nothing is padded. Either modality may be
-        left out. Raises `UsageError` for a budget that the model does not have.
+        left out. `vision_cache` (`cache_vision`, `long_vision`) takes the place of `pixel_values`; of B texts, those
+        about the same clip are next to each other. Raises `UsageError` for a budget that the model does not have, and
+        a cache of other weights or another budget.
         """
         budget = budget or FULL_BUDGET
-        latents = self.read(self.embed(input_ids, attention_mask, pixel_values, frame_mask, budget), budget)
+        inputs = self.embed(input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache)
+        latents = self.read(inputs, budget)
         return BaseModelOutput(last_hidden_state=latents)
 
 
@@ -306,19 +319,32 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         """Mixed-stream: `(B,N_V,D)` and `(B,N_T,D)`, encoded apart → matching logits `(B,)`."""
         return self._matching_logits(torch.cat([vision_latents, text_latents], dim=1))
 
-    def match_all(self, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
-        """Mixed-stream scores of all pairs: `(C,N_V,D)`, `(Q,N_T,D)` → matching logits `(Q,C)`, as `match` gives them.
+    def match_summary(self, latents: Tensor) -> Tensor:
+        """All that latents of either side `(B,N,D)` can contribute to a mixed-stream match → `(B,D+H)`, to be stored.
 
-        The query is the same for every pair, so each side's latents are summarised once and a pair only merges
-        summaries.
+        The query is the same for every pair, so what it finds on one side does not depend on the other.
         """
+        return self.decoder.block.summarise(self.vtm_query(1), latents).pack()[:, 0]
+
+    def match_from_summaries(self, vision: Tensor, text: Tensor) -> Tensor:
+        """Mixed-stream from `match_summary` of both sides, `(…,D+H)` → matching logits `(…)`, as of `match`.
+
+        Leading dimensions broadcast: `(B,·)` with `(B,·)` are B pairs, `(C,·)` with `(Q,1,·)` all `(Q,C)`.
+        """
+        vision_found, text_found = (
+            unpack(side[..., None, :], self.config.num_attention_heads) for side in (vision, text)
+        )
+        return self._merged_logits(self.vtm_query(1), vision_found, text_found)
+
+    def match_all(self, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
+        """Mixed-stream scores of all pairs: `(C,N_V,D)`, `(Q,N_T,D)` → matching logits `(Q,C)`, as of `match`."""
         block, query = self.decoder.block, self.vtm_query(1)
         vision, text = block.summarise(query, vision_latents), block.summarise(query, text_latents)
-        pairs = merge_summaries(
-            AttentionSummary(vision.output[None], vision.logsumexp[None]),
-            AttentionSummary(text.output[:, None], text.logsumexp[:, None]),
-        )
-        return self.vtm_head(self.decoder.norm(block.finish(query, pairs))[..., 0, :])
+        text = AttentionSummary(text.output[:, None], text.logsumexp[:, None])
+        return self._merged_logits(query, vision, text)
+
+    def _merged_logits(self, query: Tensor, vision: AttentionSummary, text: AttentionSummary) -> Tensor:
+        return self.vtm_head(self.decoder.finish(query, merge_summaries(vision, text))[..., 0, :])
 
     def match_jointly(
         self,
@@ -327,9 +353,14 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         pixel_values: Tensor | None = None,
         frame_mask: Tensor | None = None,
         budget: ComputeBudget | None = None,
+        vision_cache: VisionCache | None = None,
     ) -> Tensor:
-        """Single-stream: text and vision in one input array → matching logits `(B,)`."""
-        encoded = self.perceiver_vl(input_ids, attention_mask, pixel_values, frame_mask, budget)
+        """Single-stream: text and vision in one input array → matching logits `(B,)`; `vision_cache` as of
+        `PerceiverVLModel.forward`.
+        """
+        encoded = self.perceiver_vl(
+            input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache=vision_cache
+        )
         return self._matching_logits(encoded.last_hidden_state)
 
     def match_inputs(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> Tensor:
