@@ -290,6 +290,14 @@ def test_broken_clips_are_skipped_and_listed() -> None:
         evaluate([0, 1, 2, 3], scores, broken={2}, streams=["multi"], strict=True)
 
 
+def test_too_many_broken_clips_stop_the_evaluation() -> None:
+    owners, broken = list(range(24)), {1, 5, 9}
+    with pytest.raises(PerceiverVLError, match=r"^3 of 24 clips cannot be read[^\n]+max_broken=0.1[^\n]+mp4: damaged$"):
+        evaluate(owners, torch.eye(24), broken=broken, streams=["multi"])
+    allowed = evaluate(owners, torch.eye(24), broken=broken, streams=["multi"], max_broken=0.125)
+    assert (allowed.clips, len(allowed.skipped), allowed.damaged) == (21, 3, [])
+
+
 def test_fewer_than_two_clips_are_no_retrieval() -> None:
     with pytest.raises(PerceiverVLError, match=r"^[^\n]+at least two clips[^\n]+found 1[^\n]+damaged$"):
         evaluate([0, 1, 2], torch.eye(3), broken={0, 2})

@@ -1,9 +1,10 @@
 """The circumstances of a figure: what must be the same for it to come out again."""
 
 import hashlib
+import json
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import transformers
 from perceiver_vl import __version__
 from perceiver_vl.budget import ComputeBudget
 from perceiver_vl.data.clips import ClipSource
+from perceiver_vl.data.prepared import describe_prepared
 from perceiver_vl.media import decoder_version
 from perceiver_vl.pretrained_folder import fingerprint
 from perceiver_vl.processing import PerceiverVLProcessor
@@ -20,12 +22,16 @@ from perceiver_vl.processing import PerceiverVLProcessor
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """Saved with every metric. `split_hash`: SHA-256 over the names and captions evaluated, in order."""
+    """Saved with every metric. `split_hash`: SHA-256 over the records evaluated, in order.
+
+    `prepared`: how the media were prepared, and the hash of what that gave; None for raw media.
+    """
 
     command: str
     model: str
     model_hash: str
     data: str
+    prepared: str | None
     split: str | None
     split_hash: str
     frames: int
@@ -50,14 +56,16 @@ def evaluation_record(
     """The record of an evaluation of `model_folder` on `source` with uniformly sampled frames."""
     digest = hashlib.sha256()
     for index in range(len(source)):
-        record = source.record(index)
-        digest.update("\0".join([record.file_name, *record.texts, "\n"]).encode())
+        words = asdict(source.record(index))
+        del words["path"], words["second_path"]  # which differ from machine to machine
+        digest.update(f"{json.dumps(words, ensure_ascii=False)}\n".encode())
     size = processor.image_processor.size
     return EvaluationRecord(
         command=command_line(),
         model=str(model_folder),
         model_hash=fingerprint(model_folder),
         data=data,
+        prepared=describe_prepared(data),
         split=split,
         split_hash=digest.hexdigest(),
         frames=num_frames,

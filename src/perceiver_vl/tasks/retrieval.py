@@ -16,7 +16,8 @@ from torch import Tensor
 
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.console import Stages
-from perceiver_vl.data.clips import ClipSource
+from perceiver_vl.data.broken import MAX_BROKEN, check_broken
+from perceiver_vl.data.clips import ClipSource, is_damaged
 from perceiver_vl.data.records import Problem
 from perceiver_vl.errors import MediaError, PerceiverVLError, UsageError
 from perceiver_vl.model import PerceiverVLForRetrieval
@@ -54,7 +55,10 @@ class StreamResult:
 
 @dataclass
 class RetrievalResult:
-    """All streams on the same clips and captions. `flops_per_clip`: encoding a clip once (multi, mixed and cascade)."""
+    """All streams on the same clips and captions. `flops_per_clip`: encoding a clip once (multi, mixed and cascade).
+
+    skipped: what could not be read; damaged: files that lacked frames and were used all the same.
+    """
 
     clips: int
     captions: int
@@ -64,6 +68,7 @@ class RetrievalResult:
     flops_per_clip: float
     streams: list[StreamResult]
     skipped: list[Problem] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
     def stream(self, name: str) -> StreamResult:
         """The result of one stream."""
@@ -109,6 +114,7 @@ def evaluate_retrieval(
     budget: ComputeBudget = FULL_BUDGET,
     batch_size: int = 32,
     strict: bool = False,
+    max_broken: float = MAX_BROKEN,
     progress: bool = False,
 ) -> RetrievalResult:
     """Rank all clips of `source` for each caption, and all captions for each clip.
@@ -116,7 +122,8 @@ def evaluate_retrieval(
     Every caption is a query; a clip's best-ranked caption counts in the other direction, as the benchmarks do.
     `captions_per_clip` keeps the first captions only (None: all). `shortlist`: candidates that a cascade re-ranks.
     Clips that cannot be read are left out, and listed in `skipped`; `strict` raises `MediaError` at the first.
-    Raises `UsageError` for an unknown stream and `PerceiverVLError` if fewer than two clips are left.
+    Raises `UsageError` for an unknown stream and `PerceiverVLError` if fewer than two clips are left, or more than the
+    share `max_broken` cannot be read.
     """
     streams = tuple(streams)
     _check_request(streams, num_frames, captions_per_clip, shortlist, batch_size)
@@ -128,7 +135,7 @@ def evaluate_retrieval(
     try:
         model.eval()
         with Stages(progress) as bar:
-            reader = _ClipReader(processor, source, num_frames, batch_size, model.device, strict)
+            reader = _ClipReader(processor, source, num_frames, batch_size, model.device, strict, max_broken)
             encoded, clip_seconds, text_seconds = _encode(model, processor, reader, captions_per_clip, budget, bar)
             clips, queries = len(encoded.vision_features), len(encoded.owner)
             scorer = _Scorer(model, encoded, reader, min(shortlist, clips), budget, bar)
@@ -157,6 +164,7 @@ def evaluate_retrieval(
         flops_per_clip=float(encoder_flops(model.config, num_frames, budget=budget) + pooling_flops(model.config)),
         streams=results,
         skipped=reader.problems,
+        damaged=[source.record(index).file_name for index in reader.readable if is_damaged(source, index)],
     )
 
 
@@ -205,9 +213,10 @@ class _ClipReader:
         batch_size: int,
         device: torch.device,
         strict: bool,
+        max_broken: float,
     ) -> None:
         self.processor, self.source, self.num_frames, self.batch_size = processor, source, num_frames, batch_size
-        self.device, self.strict = device, strict
+        self.device, self.strict, self.max_broken = device, strict, max_broken
         self.readable = list(range(len(source)))
         self.problems: list[Problem] = []
 
@@ -216,6 +225,7 @@ class _ClipReader:
         starts = range(0, len(self.readable), self.batch_size)
         batches = [self.readable[start : start + self.batch_size] for start in starts]
         failed: set[int] = set()
+        tried = len(self.source) - len(self.readable)
         with ThreadPoolExecutor(2) as pool:
             ahead = [pool.submit(self._load, index) for index in batches[0]] if batches else []
             for number, batch in enumerate(batches):
@@ -224,11 +234,17 @@ class _ClipReader:
                     ahead = [pool.submit(self._load, index) for index in batches[number + 1]]
                 good = [(index, frames) for index, frames in zip(batch, loaded, strict=True) if frames is not None]
                 failed |= set(batch) - {index for index, _ in good}
+                tried += len(batch)
+                self._check_broken(tried)
                 if good:
                     inputs = self.processor(videos=[frames for _, frames in good], num_frames=self.num_frames)
                     inputs = inputs.to(self.device)
                     yield [index for index, _ in good], inputs["pixel_values"], inputs["frame_mask"]
         self.readable = [index for index in self.readable if index not in failed]
+
+    def _check_broken(self, tried: int) -> None:
+        first = self.problems[0] if self.problems else None
+        check_broken(len(self.problems), tried, len(self.source), self.max_broken, first)
 
     def _load(self, index: int) -> Any:
         try:
@@ -345,7 +361,7 @@ class _Scorer:
         return scores
 
     def _single(self, wanted: Tensor) -> Tensor:
-        """The same by joint encoding; each clip is embedded once and met by all the texts that want it."""
+        """The same by joint encoding; each clip is embedded and projected once for all the texts that want it."""
         model, encoded = self.model, self.encoded
         scores = torch.full(wanted.shape, -torch.inf, device=wanted.device)
         words = model.perceiver_vl.embed(encoded.input_ids, encoded.attention_mask)
@@ -354,21 +370,17 @@ class _Scorer:
         place = {index: column for column, index in enumerate(self.reader.readable)}
         advance = self.bar.stage("Single stream: encoding pairs", int(wanted.sum()))
         for indices, pixel_values, frame_mask in self.reader.read():
-            vision = model.perceiver_vl.embed(pixel_values=pixel_values, frame_mask=frame_mask, budget=self.budget)
-            assert vision.vision is not None
-            assert vision.vision_mask is not None
-            tokens = vision.vision.shape[1] + words.text.shape[1]
+            tokens = pixel_values.shape[1] * model.config.tokens_per_frame + words.text.shape[1]
             pairs_at_once = max(1, _PAIR_BYTES // (tokens * model.config.hidden_size * 4))
             for row, index in enumerate(indices):
                 clip = place[index]
-                for texts in wanted[:, clip].nonzero().squeeze(1).split(pairs_at_once):
-                    pair = InputArray(
-                        vision.vision[row].expand(len(texts), -1, -1),
-                        vision.vision_mask[row].expand(len(texts), -1),
-                        words.text[texts],
-                        words.text_mask[texts],
-                    )
-                    scores[texts, clip] = model.match_inputs(pair, self.budget).float()
+                asking = wanted[:, clip].nonzero().squeeze(1)
+                if not len(asking):
+                    continue
+                cache = model.cache_vision(pixel_values[row : row + 1], frame_mask[row : row + 1], self.budget)
+                for texts in asking.split(pairs_at_once):
+                    pairs = InputArray(text=words.text[texts], text_mask=words.text_mask[texts], vision_cache=cache)
+                    scores[texts, clip] = model.match_inputs(pairs, self.budget).float()
                     advance(len(texts))
         return scores
 
