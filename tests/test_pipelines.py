@@ -268,11 +268,68 @@ def test_what_cannot_be_answered_is_refused(ask: QuestionAnsweringPipeline, clip
         ask(clips / "photograph.png", [])
 
 
+def test_only_some_of_the_answers_are_asked_for(ask: QuestionAnsweringPipeline, clips: Path) -> None:
+    clip = sorted(clips.glob("*.mp4"))[0]
+    everything = {one["answer"]: one["score"] for one in ask(clip, QUESTIONS[0])}
+    some = {one["answer"]: one["score"] for one in ask(clip, QUESTIONS[0], choices=["no", "blue"])}
+    both = everything["no"] + everything["blue"]
+    assert some == pytest.approx({name: everything[name] / both for name in ("no", "blue")}, abs=1e-5)
+    with pytest.raises(UsageError, match="choice 'green': not one of the 4 answers"):
+        ask(clip, QUESTIONS[0], choices=["red", "green"])
+
+
+def test_a_model_that_counts_says_a_number(clips: Path, tmp_path: Path) -> None:
+    save(PerceiverVLForQuestionAnswering, tmp_path, problem_type="regression", num_labels=1)
+    ask = perceiver_vl.pipeline("question-answering", tmp_path, device="cpu")
+    clip = sorted(clips.glob("*.mp4"))[0]
+    (answer,) = ask(clip, QUESTIONS[0])
+    number = ask.model(**ask.processor(text=QUESTIONS[0], videos=[clip])).logits.item()
+    assert answer["score"] == pytest.approx(number, abs=1e-5)
+    assert answer["answer"] == str(min(max(round(number), 1), 10))
+
+
+def test_a_question_is_about_some_seconds_of_a_clip(ask: QuestionAnsweringPipeline, clips: Path) -> None:
+    clip = sorted(clips.glob("*.mp4"))[0]
+    whole, part = ask(clip, QUESTIONS[0]), ask(clip, QUESTIONS[0], start=0.25, end=0.5)
+    assert [one["score"] for one in whole] != pytest.approx([one["score"] for one in part], abs=1e-5)
+    size = (16, 16)
+    frames = load_frames(clip, 4, start=0.25, end=0.5, size=size)
+    assert ask(frames, QUESTIONS[0])[0]["score"] == pytest.approx(part[0]["score"], abs=1e-5)
+    with pytest.raises(UsageError, match="seconds of a file, but a ndarray was given"):
+        ask(frames, QUESTIONS[0], start=1.0)
+
+
+# Multiple choice
+
+
+@pytest.mark.parametrize("question", [None, "what does the circle do"])
+def test_the_choices_are_the_models(retrieval_model: Path, clips: Path, question: str | None) -> None:
+    choose = perceiver_vl.pipeline("multiple-choice", retrieval_model, device="cpu")  # any model that matches can
+    clip = sorted(clips.glob("*.mp4"))[0]
+    found = choose(clip, QUERIES, question)
+    pixels = choose.processor(videos=[clip])
+    if question is None:
+        words = choose.processor(text=QUERIES)
+    else:
+        words = choose.processor.tokenizer(
+            [question] * 3, QUERIES, padding=True, truncation=True, max_length=8, return_tensors="pt"
+        )
+    logits = choose.model(words["input_ids"][None], words["attention_mask"][None], **pixels).logits[0]
+    wanted = dict(zip(QUERIES, logits.softmax(-1).tolist(), strict=True))
+    assert {one["answer"]: one["score"] for one in found} == pytest.approx(wanted, abs=1e-5)
+    assert [one["score"] for one in found] == sorted((one["score"] for one in found), reverse=True)
+    for too_few in ("a red circle", ["a red circle"]):
+        with pytest.raises(UsageError, match="need a list of at least two"):
+            choose(clip, too_few, question)
+
+
 # Which model
 
 
 def test_a_pipeline_needs_a_model_of_its_task(retrieval_model: Path, answering_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^task='translation': choose 'retrieval' or 'question-answering'$"):
+    with pytest.raises(
+        UsageError, match=r"^task='translation': choose 'retrieval', 'question-answering' or 'multiple-choice'$"
+    ):
         perceiver_vl.pipeline("translation", retrieval_model)  # type: ignore[call-overload]
     with pytest.raises(UsageError, match="give a model trained for question answering"):
         perceiver_vl.pipeline("question-answering", retrieval_model)

@@ -1,4 +1,4 @@
-"""From files to results in one call: media found by words, and answers to questions about a clip.
+"""From files to results in one call: media found by words, questions about a clip answered, choices made.
 
 Shapes: Q queries, C clips and images, K of them on a shortlist, N latents, D width.
 """
@@ -17,13 +17,21 @@ from torch import Tensor
 
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.records import Record
 from perceiver_vl.errors import MediaError, PerceiverVLError, UsageError
 from perceiver_vl.media import load_frames
-from perceiver_vl.model import PerceiverVLForQuestionAnswering, PerceiverVLForRetrieval
+from perceiver_vl.model import (
+    PerceiverVLForMultipleChoice,
+    PerceiverVLForQuestionAnswering,
+    PerceiverVLForRetrieval,
+)
+from perceiver_vl.model.answering import beside
 from perceiver_vl.model.encoder import InputArray
 from perceiver_vl.pretrained_folder import load_folder, load_retriever
 from perceiver_vl.processing import ClipLike, ImageLike, PerceiverVLProcessor
 from perceiver_vl.search.encode import DECODING_THREADS
+from perceiver_vl.tasks.metrics import probabilities, rounded_count
+from perceiver_vl.tasks.multiple_choice import choice_words
 from perceiver_vl.tasks.retrieval import combined_scores
 
 Medium = ImageLike | ClipLike
@@ -39,10 +47,14 @@ def pipeline(
 def pipeline(
     task: Literal["question-answering"], model: str | Path, device: str | torch.device | None = None
 ) -> "QuestionAnsweringPipeline": ...
+@overload
+def pipeline(
+    task: Literal["multiple-choice"], model: str | Path, device: str | torch.device | None = None
+) -> "MultipleChoicePipeline": ...
 def pipeline(
     task: str, model: str | Path, device: str | torch.device | None = None
-) -> "RetrievalPipeline | QuestionAnsweringPipeline":
-    """The model of a folder, ready to be called with files; see the two classes.
+) -> "RetrievalPipeline | QuestionAnsweringPipeline | MultipleChoicePipeline":
+    """The model of a folder, ready to be called with files; see the three classes.
 
     `device`: None for a GPU if there is one. Raises `UsageError` for another task, or a folder without such a model.
     """
@@ -52,7 +64,9 @@ def pipeline(
         return QuestionAnsweringPipeline(
             *load_folder(PerceiverVLForQuestionAnswering, "question answering", model, device)
         )
-    raise UsageError(f"task={task!r}: choose 'retrieval' or 'question-answering'")
+    if task == "multiple-choice":
+        return MultipleChoicePipeline(*load_folder(PerceiverVLForMultipleChoice, "matching", model, device))
+    raise UsageError(f"task={task!r}: choose 'retrieval', 'question-answering' or 'multiple-choice'")
 
 
 class RetrievalPipeline:
@@ -150,44 +164,115 @@ class QuestionAnsweringPipeline:
 
     @torch.inference_mode()
     def __call__(
-        self, clip: Medium, questions: str | Sequence[str], *, top: int = 5, budget: ComputeBudget = FULL_BUDGET
+        self,
+        clip: Medium,
+        questions: str | Sequence[str],
+        *,
+        choices: Sequence[str] | None = None,
+        top: int = 5,
+        start: float | None = None,
+        end: float | None = None,
+        budget: ComputeBudget = FULL_BUDGET,
     ) -> list[Any]:
         """The `top` likeliest answers to a question, each an `answer` and its probability `score`; for several
-        questions a list of such lists.
+        questions a list of such lists. A model that counts gives one answer, with the number before it was rounded.
 
         `clip`: a path, an image, an array or a tensor, as `PerceiverVLProcessor` takes them; it is decoded and embedded
-        once for all questions. Raises `UsageError` for values of a wrong type, `MediaError` for a file that cannot be
-        read.
+        once for all questions; `start`, `end`: only these seconds of a file. `choices`: only these of its answers.
+        Raises `UsageError` for values of a wrong type or choices that it does not know, `MediaError` for a file that
+        cannot be read.
         """
         if top < 1:
             raise UsageError(f"top={top}: need at least 1")
         self.model.config.check_budget(budget)
+        labels = self._labels(choices)
         texts = [questions] if isinstance(questions, str) else list(questions)
-        num_frames = _frames_of(self.processor, budget)
-        frames = _as_clip(clip, self.processor, num_frames)
-        inputs = self.processor(text=texts, videos=[frames], num_frames=num_frames).to(self.model.device)
-        embed = self.model.perceiver_vl.embed
-        seen = embed(pixel_values=inputs["pixel_values"], frame_mask=inputs["frame_mask"], budget=budget)
+        seen = _embedded(self, clip, budget, start, end)
+        words = self.processor(text=texts).to(self.model.device)
         answers = []
-        for start in range(0, len(texts), _QUESTIONS_AT_ONCE):
-            some = slice(start, start + _QUESTIONS_AT_ONCE)
-            asked = embed(inputs["input_ids"][some], inputs["attention_mask"][some])
-            logits = self.model.answer_inputs(_beside(seen, asked), budget)
-            answers += [self._likeliest(of_question, top) for of_question in logits.float()]
+        for first in range(0, len(texts), _QUESTIONS_AT_ONCE):
+            some = slice(first, first + _QUESTIONS_AT_ONCE)
+            asked = self.model.perceiver_vl.embed(words["input_ids"][some], words["attention_mask"][some])
+            rows = torch.zeros(len(asked), dtype=torch.long, device=self.model.device)
+            logits = self.model.answer_inputs(beside(seen, rows, asked), budget)
+            answers += [self._likeliest(of_question, labels, top) for of_question in logits.float().cpu()]
         return answers[0] if isinstance(questions, str) else answers
 
-    def _likeliest(self, logits: Tensor, top: int) -> list[dict[str, Any]]:
+    def _labels(self, choices: Sequence[str] | None) -> list[int]:
+        """The numbers of the answers that may be given."""
         config = self.model.config
+        if choices is None or config.problem_type == "regression":
+            return list(range(config.num_labels))
+        for choice in choices:
+            if choice not in config.label2id:
+                raise UsageError(f"choice {choice!r}: not one of the {config.num_labels} answers of this model")
+        return [config.label2id[choice] for choice in choices]
+
+    def _likeliest(self, logits: Tensor, labels: list[int], top: int) -> list[dict[str, Any]]:
+        config = self.model.config
+        if config.problem_type == "regression":
+            return [{"answer": str(rounded_count(logits.item())), "score": logits.item()}]
         each_by_itself = config.problem_type == "multi_label_classification"
-        scores, labels = (logits.sigmoid() if each_by_itself else logits.softmax(-1)).topk(min(top, len(logits)))
-        pairs = zip(labels.tolist(), scores.tolist(), strict=True)
-        return [{"answer": config.id2label[label], "score": score} for label, score in pairs]
+        scores, places = probabilities(logits[labels], each_by_itself).topk(min(top, len(labels)))
+        pairs = zip(places.tolist(), scores.tolist(), strict=True)
+        return [{"answer": config.id2label[labels[place]], "score": score} for place, score in pairs]
+
+
+class MultipleChoicePipeline:
+    """Says which of several texts is true of a clip or an image; any model that matches text and vision can."""
+
+    def __init__(self, model: PerceiverVLForMultipleChoice, processor: PerceiverVLProcessor) -> None:
+        self.model, self.processor = model, processor
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        clip: Medium,
+        choices: Sequence[str],
+        question: str | None = None,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        budget: ComputeBudget = FULL_BUDGET,
+    ) -> list[dict[str, Any]]:
+        """The choices, likeliest first: each an `answer` and its probability `score` among them.
+
+        `question`: what they answer; None: they are captions. `clip`, `start`, `end`: as for questions.
+        Raises `UsageError` for fewer than two choices, `MediaError` for a file that cannot be read.
+        """
+        if isinstance(choices, str) or len(choices) < 2:
+            raise UsageError(f"choices={choices!r}: need a list of at least two")
+        self.model.config.check_budget(budget)
+        seen = _embedded(self, clip, budget, start, end)
+        asked = Record("", Path(), question=question, choices=tuple(choices))
+        words = {name: value.to(self.model.device) for name, value in choice_words([asked], self.processor).items()}
+        rows = torch.zeros(1, dtype=torch.long, device=self.model.device)
+        logits = self.model.choose(seen, rows, **words, budget=budget)[0]
+        scores, places = logits.float().softmax(-1).sort(descending=True, stable=True)
+        pairs = zip(places.tolist(), scores.tolist(), strict=True)
+        return [{"answer": choices[place], "score": score} for place, score in pairs]
+
+
+def _embedded(
+    asker: QuestionAnsweringPipeline | MultipleChoicePipeline,
+    clip: Medium,
+    budget: ComputeBudget,
+    start: float | None,
+    end: float | None,
+) -> InputArray:
+    """The input array of one clip."""
+    num_frames = _frames_of(asker.processor, budget)
+    frames = _as_clip(clip, asker.processor, num_frames, start, end)
+    inputs = asker.processor(videos=[frames], num_frames=num_frames).to(asker.model.device)
+    return asker.model.perceiver_vl.embed(
+        pixel_values=inputs["pixel_values"], frame_mask=inputs["frame_mask"], budget=budget
+    )
 
 
 def _listed(media: Any) -> Sequence[Medium]:
     """The files of a folder, or the media of a list, at least one."""
     if isinstance(media, str | Path):
-        return [record.path for record in read_folder(media, need_text=False).records]
+        return list(dict.fromkeys(record.path for record in read_folder(media, need=None).records))
     if not isinstance(media, Sequence | np.ndarray | Tensor):
         raise UsageError(f"media of type {type(media).__name__}: need a folder, or a list of paths, images or arrays")
     if len(media) == 0:
@@ -195,26 +280,24 @@ def _listed(media: Any) -> Sequence[Medium]:
     return media  # type: ignore[return-value]
 
 
-def _as_clip(medium: Any, processor: PerceiverVLProcessor, num_frames: int) -> Any:
+def _as_clip(
+    medium: Any,
+    processor: PerceiverVLProcessor,
+    num_frames: int,
+    start: float | None = None,
+    end: float | None = None,
+) -> Any:
     """A medium as the processor takes clips: a file decoded, an image as its one frame."""
     if isinstance(medium, str | os.PathLike):
         size = processor.image_processor.size
-        return load_frames(medium, num_frames, size=(size.height, size.width))
+        return load_frames(medium, num_frames, size=(size.height, size.width), start=start, end=end)
+    if start is not None or end is not None:
+        raise UsageError(f"start={start}, end={end}: seconds of a file, but a {type(medium).__name__} was given")
     if isinstance(medium, Image.Image):
         return [medium]
     if isinstance(medium, np.ndarray | Tensor) and medium.ndim == 3:
         return medium[None]
     return medium
-
-
-def _beside(vision: InputArray, text: InputArray) -> InputArray:
-    """The input array of one clip beside each of several texts."""
-    assert vision.vision is not None
-    assert vision.vision_mask is not None
-    many = len(text)
-    return InputArray(
-        vision.vision.expand(many, -1, -1), vision.vision_mask.expand(many, -1), text.text, text.text_mask
-    )
 
 
 def _frames_of(processor: PerceiverVLProcessor, budget: ComputeBudget) -> int:

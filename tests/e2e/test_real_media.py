@@ -59,7 +59,7 @@ def test_a_folder_of_odd_and_damaged_files(model: Path, tmp_path: Path) -> None:
     rows = lines(folder / "manifest.jsonl")
     unreadable = {row["file"] for row in rows if row["readable"] is False}
     described = "--metadata", "manifest.jsonl", "--columns", "file_name=file,text=what"
-    words = "index", "--model", model, "--media", folder, *described, "--out", tmp_path / "index"
+    words = "index", "--model", model, "--media", folder, *described, "--out", tmp_path / "index", "--max-broken", 0.2
     report = run_cli(*words, "--json").json()
     assert {problem["file_name"] for problem in report["skipped"]} == unreadable
     assert all(problem["reason"] and "\n" not in problem["reason"] for problem in report["skipped"])

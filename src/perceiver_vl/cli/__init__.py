@@ -11,12 +11,15 @@ import typer
 
 from perceiver_vl.budget import ComputeBudget
 from perceiver_vl.cli import data as data_commands
+from perceiver_vl.cli.ask import ask
 from perceiver_vl.cli.bench import bench_app
+from perceiver_vl.cli.evaluate import evaluate
 from perceiver_vl.cli.options import (
     BudgetOption,
     ColumnsOption,
     DeviceOption,
     JsonOption,
+    MaxBrokenOption,
     MetadataOption,
     ModelOption,
     SplitOption,
@@ -24,7 +27,14 @@ from perceiver_vl.cli.options import (
     parse_columns,
     require_extra,
 )
-from perceiver_vl.cli.show import print_conversion, print_hits, print_json, print_retrieval, print_skipped
+from perceiver_vl.cli.show import (
+    print_conversion,
+    print_damaged,
+    print_hits,
+    print_json,
+    print_retrieval,
+    print_skipped,
+)
 from perceiver_vl.console import err, out
 from perceiver_vl.errors import PerceiverVLError, UsageError
 
@@ -35,7 +45,11 @@ app = typer.Typer(
     help="Perceiver-VL: train, evaluate and search video, images and text with iterative latent attention.",
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(data_commands.data_app, name="data")
+app.command()(evaluate)
+app.command()(ask)
 app.command()(data_commands.world)
+app.command()(data_commands.prepare)
 
 
 @app.command()
@@ -64,74 +78,14 @@ def train(
         return
     if as_json:
         retrieval = result.retrieval and result.retrieval.to_dict()
-        skipped = [vars(problem) for problem in result.skipped]
-        print_json({"output": str(result.output), "steps": result.steps, "retrieval": retrieval, "skipped": skipped})
+        plain = {"output": str(result.output), "steps": result.steps, "retrieval": retrieval}
+        print_json({**plain, "skipped": [vars(problem) for problem in result.skipped], "damaged": result.damaged})
         return
     if result.retrieval:
         print_retrieval(result.retrieval)
     print_skipped(result.skipped)
+    print_damaged(result.damaged)
     out.print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {result.output}")
-
-
-@app.command()
-def evaluate(
-    model: ModelOption,
-    data: Annotated[Path, typer.Option(help="Folder of media with metadata.")],
-    task: Annotated[str, typer.Option(help="What to evaluate: retrieval.")] = "retrieval",
-    split: SplitOption = None,
-    metadata: MetadataOption = None,
-    columns: ColumnsOption = "",
-    streams: Annotated[
-        str, typer.Option(help="Of multi, mixed, single, cascade, cascade-single.")
-    ] = "multi,mixed,cascade",
-    shortlist: Annotated[int, typer.Option(help="Candidates that a cascade re-ranks.")] = 20,
-    captions: Annotated[
-        int | None, typer.Option(help="Use the first so many captions of a clip (default: all).")
-    ] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
-    budget: BudgetOption = "",
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    strict: StrictOption = False,
-    device: DeviceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Score a model on a task by its official metric."""
-    if task != "retrieval":
-        raise UsageError(f"task={task}: unknown, choose from retrieval")
-    dials, names = ComputeBudget.parse(budget), parse_columns(columns)
-    from perceiver_vl.data.clips import FolderClips
-    from perceiver_vl.data.folder import read_folder
-    from perceiver_vl.pretrained_folder import load_retriever
-    from perceiver_vl.tasks.record import evaluation_record
-    from perceiver_vl.tasks.retrieval import evaluate_retrieval
-
-    retriever, processor = load_retriever(model, device)
-    folder = read_folder(data, split=split, metadata=metadata, columns=names, strict=strict)
-    size = processor.image_processor.size
-    source = FolderClips(folder.records, (size["height"], size["width"]))
-    result = evaluate_retrieval(
-        retriever,
-        processor,
-        source,
-        streams=[stream.strip() for stream in streams.split(",")],
-        num_frames=frames,
-        captions_per_clip=captions,
-        shortlist=shortlist,
-        budget=dials,
-        batch_size=batch_size,
-        strict=strict,
-        progress=True,
-    )
-    result.skipped[:0] = folder.problems
-    if not as_json:
-        print_retrieval(result)
-        print_skipped(result.skipped)
-        return
-    num_frames = dials.frames or frames or processor.image_processor.num_frames
-    record = evaluation_record(
-        model, processor, source, data=str(data), split=split, num_frames=num_frames, budget=dials
-    )
-    print_json({**result.to_dict(), "record": vars(record)})
 
 
 @app.command()
@@ -146,6 +100,7 @@ def index(
     budget: BudgetOption = "",
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     strict: StrictOption = False,
+    max_broken: MaxBrokenOption = 0.1,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -164,6 +119,7 @@ def index(
         num_frames=frames,
         batch_size=batch_size,
         strict=strict,
+        max_broken=max_broken,
         progress=True,
         device=device,
     )
@@ -172,6 +128,7 @@ def index(
         return
     out.print(report.summary())
     print_skipped(report.skipped)
+    print_damaged(report.damaged)
 
 
 @app.command()
@@ -236,6 +193,32 @@ def convert(
         return
     print_conversion(result.conversion)
     out.print(f"{result.task} model of {result.parameters / 1e6:.1f} M parameters: {result.folder}")
+
+
+@app.command()
+def export(
+    model: ModelOption,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, new or empty.")],
+    format: Annotated[str, typer.Option(help="onnx, or torch (exported programs, .pt2).")] = "onnx",
+    budget: BudgetOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a model as graphs that run without this package, for any batch, number of frames and length of text."""
+    if format == "onnx":
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            require_extra(module, "export")
+    dials = ComputeBudget.parse(budget)
+    from perceiver_vl.export import export as run
+
+    result = run(model, output, format=format, budget=dials, progress=True)  # type: ignore[arg-type]
+    if as_json:
+        print_json({"out": str(result.folder), "format": result.format, "parts": [vars(part) for part in result.parts]})
+        return
+    for part in result.parts:
+        given, found = ", ".join(part.inputs), ", ".join(part.outputs)
+        out.print(
+            f"{result.folder / part.file}: {given} → {found}; differs from the model by {part.max_difference:.1e}"
+        )
 
 
 @app.command()

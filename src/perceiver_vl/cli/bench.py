@@ -1,40 +1,163 @@
 """`perceiver-vl bench …`: cost and accuracy, measured."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 
-from perceiver_vl.cli.options import JsonOption
+from perceiver_vl.cli.options import JsonOption, require_extra
 from perceiver_vl.cli.show import print_json, print_provenance
 from perceiver_vl.console import out
+from perceiver_vl.errors import UsageError
+
+if TYPE_CHECKING:
+    from perceiver_vl.bench.tables import Section
+
+QuickOption = Annotated[bool, typer.Option("--quick", help="Once, and only what takes seconds.")]
+SeedOption = Annotated[int, typer.Option(help="Of weights and inputs.")]
+BenchDeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, …")]
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure cost and accuracy.")
 
 
 @bench_app.command()
 def cost(
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each setting.")] = 5,
-    seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    frames: Annotated[str, typer.Option(help="Frames of a clip, one number or more.")] = "1,8,16,32,64,128",
+    sizes: Annotated[str, typer.Option(help="Pixels a side of 8 frames, multiples of 32.")] = "320,384,448,512,576",
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips at once, each with 40 words.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each setting.")] = 3,
+    most_seconds: Annotated[
+        float, typer.Option(min=0.0, help="Count a setting that would take longer a run, without running it.")
+    ] = 10.0,
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    device: BenchDeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Operations and seconds of encoding at several settings of the dials, at base size with random weights."""
+    """A clip and 40 words, ours beside ViLT, TimeSformer, CLIP and Perceiver IO: operations, seconds, memory."""
+    numbers, pixels = _numbers("frames", frames), _numbers("sizes", sizes)
+    if quick:
+        runs, most_seconds = 1, min(most_seconds, 2.0)
     from perceiver_vl.bench.cost import measure_cost
+    from perceiver_vl.bench.tables import cost_sections
 
-    report = measure_cost(runs=runs, seed=seed, device=device, progress=True)
+    report = measure_cost(
+        frames=numbers,
+        sizes=pixels,
+        batch_size=batch_size,
+        runs=runs,
+        most_seconds=most_seconds,
+        seed=seed,
+        device=device,
+        progress=True,
+    )
     if as_json:
         print_json(report.to_dict())
         return
-    table = Table(title=f"encoding one example, base size, {report.parameters / 1e6:.1f} M parameters")
-    for column in ("input", "GFLOPs", "ms (median)", "fastest", "slowest", "relative"):
-        table.add_column(column, justify="left" if column == "input" else "right")
-    reference = report.costs[0].milliseconds
-    for row in report.costs:
-        times = (f"{value:.0f}" for value in (row.milliseconds, row.fastest, row.slowest))
-        table.add_row(row.name, f"{row.gflops:.1f}", *times, f"{row.milliseconds / reference:.2f}")
-    out.print(table)
+    for section in cost_sections(report):
+        _print_section(section)
+    for sentence in report.crossovers:
+        out.print(sentence, soft_wrap=False)
     print_provenance(report)
+
+
+@bench_app.command()
+def length(
+    minutes: Annotated[str, typer.Option(help="Minutes of video, a frame a second.")] = "1,5,20,60",
+    chunk_frames: Annotated[int, typer.Option(min=1, help="Frames read at a time.")] = 32,
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each video.")] = 1,
+    most_seconds: Annotated[
+        float, typer.Option(min=0.0, help="Leave out a video that would take longer a run.")
+    ] = 180.0,
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    device: BenchDeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Seconds and memory of minutes of video: chunk by chunk, and all frames at once where they fit."""
+    numbers = _numbers("minutes", minutes)
+    from perceiver_vl.bench.length import measure_length
+    from perceiver_vl.bench.tables import length_section
+
+    report = measure_length(
+        minutes=numbers,
+        chunk_frames=chunk_frames,
+        runs=runs,
+        most_seconds=min(most_seconds, 10.0) if quick else most_seconds,
+        seed=seed,
+        device=device,
+        progress=True,
+    )
+    if as_json:
+        print_json(report.to_dict())
+        return
+    _print_section(length_section(report))
+    print_provenance(report)
+
+
+@bench_app.command()
+def ask(
+    frames: Annotated[str, typer.Option(help="Frames of a clip, one number or more.")] = "8,32,64,256",
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each question.")] = 3,
+    seed: SeedOption = 0,
+    device: BenchDeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """The second question about a clip over the first: what a cached clip saves."""
+    numbers = _numbers("frames", frames)
+    from perceiver_vl.bench.questions import measure_questions
+    from perceiver_vl.bench.tables import questions_section
+
+    report = measure_questions(frames=numbers, runs=runs, seed=seed, device=device, progress=True)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    _print_section(questions_section(report))
+    print_provenance(report)
+
+
+@bench_app.command()
+def rerank(
+    candidates: Annotated[int, typer.Option(min=1, help="Clips of the shortlist.")] = 1000,
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each way.")] = 5,
+    seed: SeedOption = 0,
+    device: BenchDeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Re-rank a shortlist for a query: from stored summaries, beside the decoder over the clips' latents."""
+    from perceiver_vl.bench.reranking import measure_reranking
+    from perceiver_vl.bench.tables import reranking_section
+
+    report = measure_reranking(candidates=candidates, runs=runs, seed=seed, device=device, progress=True)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    _print_section(reranking_section(report))
+    print_provenance(report)
+
+
+@bench_app.command(name="all")
+def all_benches(
+    output: Annotated[Path, typer.Option("--out", help="Folder for bench.html and bench.json.")],
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each setting.")] = 3,
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    device: BenchDeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """cost, length, ask and rerank in one run: a page of tables and figures, and the figures as JSON."""
+    require_extra("matplotlib", "report")
+    from perceiver_vl.bench.page import run_benches
+
+    report = run_benches(output, quick=quick, runs=runs, seed=seed, device=device, progress=True)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    for sentence in report.cost.crossovers:
+        out.print(sentence, soft_wrap=False)
+    out.print(f"{output / 'bench.html'}, {output / 'bench.json'}")
 
 
 @bench_app.command()
@@ -63,3 +186,56 @@ def kernels(
         table.add_row(row.form, row.dtype, *times, relative, f"{row.peak_mib:.0f}", f"{row.difference:.1e}")
     out.print(table)
     print_provenance(report)
+
+
+@bench_app.command()
+def decoding(
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each decoder.")] = 3,
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Clips a second a core, sampled and resized: ours, PyAV, and OpenCV, decord and torchcodec where installed."""
+    from perceiver_vl.bench.decoding import OURS, measure_decoding
+
+    report = measure_decoding(runs=runs, seed=seed, progress=True)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    size = "×".join(str(side) for side in report.size)
+    table = Table(title=f"clips of {report.seconds:g} s and 30 frames a second, decoded and resized to {size}")
+    for column in ("codec", "height", "frames", "decoder", "clips/s/core", "ms", "fastest", "slowest", "ratio", "diff"):
+        table.add_column(column, justify="left" if column in ("codec", "decoder") else "right", no_wrap=True)
+    ours = {(row.codec, row.height, row.frames): row for row in report.rows if row.decoder == OURS}
+    for row in report.rows:
+        setting = row.codec, row.height, row.frames
+        times = (f"{value:.0f}" for value in (row.milliseconds, row.fastest, row.slowest))
+        relative = f"{row.milliseconds / ours[setting].milliseconds:.2f}"
+        names = map(str, setting) if row.decoder == OURS else ("", "", "")
+        table.add_row(*names, row.decoder, f"{row.clips_per_second:.2f}", *times, relative, f"{row.difference:.1f}")
+    out.print(table)
+    for name, reason in report.absent.items():
+        out.print(f"not measured: {name} ({reason})", markup=False)
+    print_provenance(report)
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    """`8,16,32` → the numbers."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"{name}={text}: need whole numbers, as in 8,16,32")
+    return [int(part) for part in parts]
+
+
+def _print_section(section: "Section") -> None:
+    """A table of a bench, at most 80 columns wide, and its notes."""
+    table = Table(
+        title=section.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False
+    )
+    for number, column in enumerate(section.columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in section.rows:
+        table.add_row(*row)
+    out.print(table, soft_wrap=False)
+    for note in section.notes:
+        out.print(note, style="dim", markup=False, soft_wrap=False)
+    out.print()

@@ -18,7 +18,13 @@ MetadataOption = Annotated[Path | None, typer.Option(help="Metadata file, if it 
 ColumnsOption = Annotated[
     str, typer.Option(help="Names of the metadata's columns, as in file_name=file,text=captions,split=split.")
 ]
+BenchmarkOption = Annotated[
+    str | None, typer.Option(help="Read the folder as the official files of this benchmark; see data list.")
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at the first broken file instead of skipping it.")]
+MaxBrokenOption = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Stop when more than this share of the files cannot be read.")
+]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, … (default: the GPU if there is one).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -32,7 +38,7 @@ def parse_columns(text: str) -> dict[str, str]:
     columns = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, column = part.partition("=")
-        if not (name and equals and column):
-            raise UsageError(f"columns {part!r}: need name=column, as in file_name=file")
+        if not (name and equals):
+            raise UsageError(f"columns {part!r}: need name=column, as in file_name=file (or name= to ignore one)")
         columns[name] = column
     return columns

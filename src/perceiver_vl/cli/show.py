@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from perceiver_vl.data.records import Problem
     from perceiver_vl.model.released import Conversion
     from perceiver_vl.search import SearchResult
+    from perceiver_vl.tasks.evaluation import TaskResult
     from perceiver_vl.tasks.retrieval import RetrievalResult
 
 
@@ -44,6 +45,24 @@ def print_retrieval(result: "RetrievalResult") -> None:
     out.print(
         f"encoding a clip once (multi, mixed, cascade): {1e3 * result.seconds_per_clip:.1f} ms with decoding, {flops}"
     )
+
+
+def print_task(result: "TaskResult") -> None:
+    """Every metric, and the first one by kind of question."""
+    asked = f"{result.labelled} of {result.examples} examples say what is right"
+    out.print(f"{result.task}: {asked}, {result.num_frames} frames, budget {result.budget}")
+    if result.metrics:
+        table = Table("metric", "kind", pad_edge=False)
+        for column in ("examples", "score"):
+            table.add_column(column, justify="right")
+        for name, score in result.metrics.items():
+            table.add_row(name, "", str(result.labelled), f"{score:.2f}")
+        first = next(iter(result.metrics))
+        for kind, of_kind in result.by_kind.items() if len(result.by_kind) > 1 else ():
+            table.add_row(first, kind, str(of_kind.examples), f"{of_kind.score:.2f}")
+        out.print(table, soft_wrap=False)
+    left_out = f", {result.left_out} left out" if result.left_out else ""
+    out.print(f"{1e3 * result.seconds_per_example:.1f} ms an example with decoding{left_out}")
 
 
 def print_hits(result: "SearchResult") -> None:
@@ -95,6 +114,13 @@ def print_skipped(problems: "list[Problem]", most: int = 20) -> None:
         err.print(f"  {problem.file_name}: {problem.reason}", markup=False)
     if len(problems) > most:
         err.print(f"  … and {len(problems) - most} more (all of them with --json)", markup=False)
+
+
+def print_damaged(names: list[str]) -> None:
+    """How many files lacked frames, and the first of them."""
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        err.print(f"damaged, used as far as they go: {', '.join(names[:3])}{more}", markup=False)
 
 
 def print_provenance(report: Any) -> None:

@@ -1,0 +1,73 @@
+"""`perceiver-vl ask`: questions about one clip or image."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from perceiver_vl.budget import ComputeBudget
+from perceiver_vl.cli.options import BudgetOption, DeviceOption, JsonOption, ModelOption
+from perceiver_vl.cli.show import print_json
+from perceiver_vl.console import out
+from perceiver_vl.errors import UsageError
+
+
+def ask(
+    model: ModelOption,
+    clip: Annotated[Path, typer.Argument(help="A video or an image.")],
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTIONS...", help="One or more, each in quotes.")],
+    choices: Annotated[
+        str | None,
+        typer.Option(help="Answers to choose from, as in 'red|blue|neither'; any matching model can choose."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Answers to show.")] = 5,
+    start: Annotated[float | None, typer.Option(min=0, help="Look from this second on.")] = None,
+    end: Annotated[float | None, typer.Option(min=0, help="Look up to this second.")] = None,
+    budget: BudgetOption = "",
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer questions about a clip or an image, with probabilities."""
+    dials = ComputeBudget.parse(budget)
+    given = _choices(choices)
+    for question in questions:
+        if not question.strip():
+            raise UsageError("question '': say what to ask, in quotes")
+    from perceiver_vl import pipeline
+    from perceiver_vl.configuration import PerceiverVLConfig
+    from perceiver_vl.pretrained_folder import check_model_folder
+
+    seconds: dict[str, Any] = {"start": start, "end": end, "budget": dials}
+    kinds = PerceiverVLConfig.from_pretrained(check_model_folder(model)).architectures or []
+    if "PerceiverVLForQuestionAnswering" in kinds:
+        answering = pipeline("question-answering", model, device)
+        answers = answering(str(clip), questions, choices=given, top=top, **seconds)
+    elif given is None:
+        raise UsageError(f"{model}: has no answers of its own, give some to choose from: --choices 'yes|no'")
+    else:
+        choosing = pipeline("multiple-choice", model, device)
+        answers = [choosing(str(clip), given, question, **seconds)[:top] for question in questions]
+    results = [{"question": question, "answers": found} for question, found in zip(questions, answers, strict=True)]
+    if as_json:
+        print_json(results)
+        return
+    for result in results:
+        _print_answers(result)
+
+
+def _choices(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    choices = [choice.strip() for choice in text.split("|")]
+    if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
+        raise UsageError(f"choices {text!r}: need at least two different answers, as in 'red|blue|neither'")
+    return choices
+
+
+def _print_answers(result: dict[str, Any]) -> None:
+    out.print(result["question"], markup=False)
+    table = Table.grid("probability", "answer", padding=(0, 2))
+    for answer in result["answers"]:
+        table.add_row(f"{answer['score']:6.3f}", answer["answer"])
+    out.print(table)
