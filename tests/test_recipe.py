@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from perceiver_vl import UsageError
+from perceiver_vl.data.augment import Augmentation
 from perceiver_vl.objectives import Objectives
 from perceiver_vl.recipe import Data, Evaluation, Initialise, Recipe, Split, Words, WorldSplit, read_recipe
 from tiny import tiny_recipe
@@ -42,7 +43,7 @@ def test_every_section_arrives_as_its_own_type(tmp_path: Path) -> None:
     assert read_recipe(write(tmp_path, values)) == Recipe(
         output=Path("runs/one"),
         data=Data(
-            train=Split(folder=Path("clips"), split="train", metadata=Path("list.csv"), columns={"text": "caption"}),
+            train=(Split(folder=Path("clips"), split="train", metadata=Path("list.csv"), columns={"text": "caption"}),),
             validation=Split(world=WorldSplit(clips=32, seed=3, size=48), split="validation"),
             num_frames=4,
             sampling="uniform",
@@ -66,6 +67,34 @@ def test_what_is_left_out_is_the_papers_pair_on_random_frames(tmp_path: Path) ->
     assert (recipe.optimizer, recipe.initialise, recipe.training) == ("adamw", Initialise(), {})
 
 
+def test_a_mixture_is_a_list_of_sources_with_weights(tmp_path: Path) -> None:
+    sources = [
+        {"benchmark": "msrvtt", "folder": "msrvtt", "split": "train", "weight": 1},
+        {"shards": "s3://bucket/web", "weight": 2.5},
+        {"world": {}, "weight": 1},
+    ]
+    data = {"train": sources, "augmentation": {"crop": 0.5, "flip": True, "randaugment": [2, 9]}, "bucket": 50}
+    path = write(tmp_path, {"output": "o", "data": {**data, "max_broken": 0.05}})
+    found = read_recipe(path).data
+    assert found == Data(
+        train=(
+            Split(folder=Path("msrvtt"), benchmark="msrvtt", split="train", weight=1.0),
+            Split(shards="s3://bucket/web", weight=2.5),
+            Split(world=WorldSplit(), weight=1.0),
+        ),
+        augmentation=Augmentation(0.5, True, (2, 9)),
+        bucket=50,
+        max_broken=0.05,
+    )
+    changed = read_recipe(path, ["data.train.1.weight=3", "data.train.2.world.clips=9"]).data.train
+    assert (changed[1].weight, changed[2].world) == (3.0, WorldSplit(clips=9))
+    for override in ("data.train.3.weight=1", "data.train.one.weight=1"):
+        with pytest.raises(UsageError, match=rf"^override {override[:-2]}: [^\n]+ is no place in a list of 3"):
+            read_recipe(path, [override])
+    alone = read_recipe(write(tmp_path, {"output": "o", "data": {"train": sources[0]}}))
+    assert alone.data.train == found.train[:1]
+
+
 def test_an_empty_section_is_as_good_as_none(tmp_path: Path) -> None:
     recipe = read_recipe(write(tmp_path, "output: o\ndata: {train: {world: {}}}\ntraining:\nmodel:\n"))
     assert (recipe.training, recipe.model) == ({}, {})
@@ -77,7 +106,7 @@ def test_overrides_change_what_they_name_and_nothing_else(tmp_path: Path) -> Non
     overrides = ["training.max_steps=7", "data.train.world.clips=9", "objectives.vtc=2", "optimizer=adam"]
     after = read_recipe(path, overrides)
     assert after.training == before.training | {"max_steps": 7}
-    assert after.data.train.world == WorldSplit(clips=9, size=16)
+    assert after.data.train[0].world == WorldSplit(clips=9, size=16)
     assert (after.objectives.vtc, after.optimizer) == (2.0, "adam")
     assert (after.model, after.output, after.data.num_frames) == (before.model, before.output, before.data.num_frames)
     assert read_recipe(path, ["evaluation.streams=[multi]"]).evaluation.streams == ("multi",)
@@ -96,6 +125,19 @@ def test_overrides_change_what_they_name_and_nothing_else(tmp_path: Path) -> Non
         ("data.num_frames=two", "two"),
         ("data.sampling=all", "all"),
         ("data.cache=true", "data.cache=true"),
+        ("data.bucket=-1", "data.bucket=-1"),
+        ("data.max_broken=1.5", "data.max_broken=1.5"),
+        ("data.augmentation.crop=0", "data.augmentation.crop=0"),
+        ("data.augmentation.randaugment=[2, 40]", "randaugment=[2, 40]"),
+        ("data.augmentation.mirror=true", "mirror"),
+        ("data.train=[]", "data.train=[]"),
+        ("data.train=[{folder: a, weight: 1}, {folder: b}]", "data.train[1]"),
+        ("data.train=[{folder: a}, {foldr: b}]", "data.train[1]: Option 'foldr'"),
+        ("data.train=[3]", "data.train[0]: a int"),
+        ("data.train={folder: a, weight: 0}", "weight=0"),
+        ("data.train={benchmark: msrvtt}", "one of them"),
+        ("data.train={benchmark: msrvtt, shards: a}", "benchmark=msrvtt"),
+        ("data.train={shards: a, metadata: b}", "metadata"),
         ("optimizer=sgd", "sgd"),
         ("objectives.vtm=-1", "objectives.vtm=-1"),
         ("data.train.folder=clips", "folder or a world"),

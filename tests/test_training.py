@@ -6,14 +6,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
 
-from perceiver_vl import PerceiverVLForPreTraining, PerceiverVLForRetrieval, PerceiverVLProcessor, UsageError
+from perceiver_vl import (
+    MediaError,
+    PerceiverVLError,
+    PerceiverVLForPreTraining,
+    PerceiverVLForRetrieval,
+    PerceiverVLProcessor,
+    UsageError,
+)
+from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.shards import write_shards
 from perceiver_vl.data.world import write_world
 from perceiver_vl.processing import train_tokenizer
 from perceiver_vl.recipe import Recipe, read_recipe
@@ -80,6 +91,8 @@ def test_a_run_writes_what_it_promises(tmp_path: Path) -> None:
 
     lines = [line for line in log_of(output) if line["loss"]]
     assert [int(line["step"]) for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(0 <= float(line["data_wait"]) <= 1 for line in lines)
+    assert any(float(line["data_wait"]) > 0 for line in lines)
     for line in lines:
         parts = [float(line[f"loss_{name}"]) for name in EVERYTHING if name != "hard_negatives"]
         assert float(line["loss"]) == pytest.approx(sum(parts), abs=1e-3)
@@ -112,7 +125,65 @@ def test_a_broken_file_is_passed_over_and_reported(tmp_path: Path) -> None:
     ]
     assert result.retrieval is not None
     assert result.retrieval.clips == 2
-    assert len(json.loads((tmp_path / "run" / "metrics.json").read_text())["skipped"]) == 2
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())["skipped"]
+    assert written == skipped_of(tmp_path / "run") == [vars(problem) for problem in result.skipped]
+
+
+def skipped_of(output: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (output / "skipped.jsonl").read_text().splitlines()]
+
+
+def spoilt_world(folder: Path, broken: int, clips: int = 32) -> list[str]:
+    """A world of `clips` training clips, the first `broken` of which cannot be read; their names."""
+    write_world(folder, clips=clips + 2, num_frames=2, size=16, held_out=1)
+    names = [f"clips/train-{number:06d}.mp4" for number in range(broken)]
+    for name in names:
+        (folder / name).write_bytes(b"no video")
+    return names
+
+
+def test_too_many_broken_files_stop_a_run_early_in_one_line(tmp_path: Path) -> None:
+    names = spoilt_world(tmp_path / "world", broken=24)
+    data = {"train": {"folder": str(tmp_path / "world"), "split": "train"}}
+    with pytest.raises(PerceiverVLError, match=r"^\d+ of \d+ clips cannot be read[^\n]+max_broken=0.1[^\n]+$") as stop:
+        run(tmp_path / "run", data=data)
+    assert not isinstance(stop.value, UsageError)
+    listed = skipped_of(tmp_path / "run")
+    assert {problem["file_name"] for problem in listed} <= set(names)
+    assert len(listed) >= 10
+    assert all(problem["reason"].startswith("not a media file") for problem in listed)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+    allowed = run(tmp_path / "allowed", data={**data, "max_broken": 0.75})
+    assert {problem.file_name for problem in allowed.skipped} == set(names)
+    assert [vars(problem) for problem in allowed.skipped] == skipped_of(tmp_path / "allowed")
+
+
+def test_what_a_list_names_in_vain_counts_before_the_run(tmp_path: Path) -> None:
+    for name in spoilt_world(tmp_path / "world", broken=8):
+        (tmp_path / "world" / name).unlink()
+    data = {"train": {"folder": str(tmp_path / "world"), "split": "train"}}
+    with pytest.raises(PerceiverVLError, match=r"^8 of 32 clips cannot be read[^\n]+train-000000\.mp4: [^\n]+$"):
+        run(tmp_path / "run", data=data)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_strict_stops_at_a_broken_file_in_one_line_from_any_process(tmp_path: Path, workers: int) -> None:
+    spoilt_world(tmp_path / "world", broken=32)
+    data = {"train": {"folder": str(tmp_path / "world"), "split": "train"}, "strict": True}
+    with pytest.raises(MediaError, match=r"^[^\n]+train-0000\d\d\.mp4: not a media file[^\n]+$"):
+        run(tmp_path / "run", data=data, training={"dataloader_num_workers": workers})
+
+
+def test_a_resumed_run_still_knows_what_it_could_not_read_before(tmp_path: Path) -> None:
+    names = spoilt_world(tmp_path / "world", broken=2, clips=12)
+    data = {"train": {"folder": str(tmp_path / "world"), "split": "train"}}
+    whole = run(tmp_path / "run", data=data)
+    assert [problem.file_name for problem in whole.skipped] == names
+    (tmp_path / "run" / "metrics.json").unlink()
+    resumed = run(tmp_path / "run", resume=True, data=data)  # of a checkpoint at its end: nothing is read any more
+    assert (resumed.steps, resumed.skipped) == (6, whole.skipped)
 
 
 def test_the_best_model_is_the_one_that_is_kept(tmp_path: Path) -> None:
@@ -163,6 +234,54 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path) -> N
         assert [line["loss_mlm"] for line in log_of(output)] == [line["loss_mlm"] for line in log]
 
 
+def mixed_data(folder: Path) -> dict[str, Any]:
+    """Videos of a folder, pictures of a folder and the world, augmented and in buckets."""
+    write_world(folder / "clips", clips=14, num_frames=4, size=16, held_out=1)
+    (folder / "pictures").mkdir()
+    lines = []
+    for number in range(9):
+        name = f"{number}.png"
+        Image.fromarray(np.full((20, 20, 3), 20 * number, np.uint8)).save(folder / "pictures" / name)
+        lines.append(json.dumps({"file_name": name, "text": [f"a plain picture of grey {number}", "a picture"]}))
+    (folder / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
+    sources = [
+        {"folder": str(folder / "clips"), "split": "train", "weight": 1},
+        {"folder": str(folder / "pictures"), "weight": 2},
+        {"world": {"clips": 10, "size": 16}, "weight": 1},
+    ]
+    return {"train": sources, "bucket": 2, "augmentation": {"crop": 0.5, "flip": True, "randaugment": [1, 9]}}
+
+
+def test_a_mixture_is_trained_on_and_resumed_bit_for_bit_with_any_number_of_workers(tmp_path: Path) -> None:
+    """An epoch is seven batches; it is resumed in the middle of the first and of the second."""
+    data = mixed_data(tmp_path)
+    how = {"max_steps": 10, "save_steps": 3, "learning_rate": 0.01}
+    output = tmp_path / "run"
+    run(output, data=data, training=how)
+    whole, log = weights(output), [line["loss"] for line in log_of(output)]
+    assert read_recipe(output / "recipe.yaml") == recipe_of(output, data=data, training=how)
+    assert "the folder `pictures`; 10 clips of" in (output / "README.md").read_text()
+    for left, workers in (("checkpoint-3", 1), ("checkpoint-9", 0)):
+        for path in (output / "checkpoints").iterdir():
+            if path.name != left:
+                shutil.rmtree(path)
+        run(output, resume=True, data=data, training={**how, "dataloader_num_workers": workers})
+        assert_equal(weights(output), whole)
+        assert [line["loss"] for line in log_of(output)] == log
+
+
+def test_shards_are_trained_on_and_resumed_bit_for_bit(tmp_path: Path) -> None:
+    write_world(tmp_path / "world", clips=26, num_frames=2, size=16, held_out=1)
+    write_shards(read_folder(tmp_path / "world"), tmp_path / "shards", samples_per_shard=5, workers=1)
+    data = {"train": {"shards": str(tmp_path / "shards"), "split": "train"}}
+    output = tmp_path / "run"
+    run(output, data=data, training={"max_steps": 9, "save_steps": 4, "learning_rate": 0.01})
+    whole = weights(output)
+    shutil.rmtree(output / "checkpoints" / "checkpoint-9")
+    run(output, resume=True, data=data, training={"max_steps": 9, "save_steps": 4, "learning_rate": 0.01})
+    assert_equal(weights(output), whole)
+
+
 def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     output = tmp_path / "run"
     run(output, training={"learning_rate": 0.01})
@@ -206,6 +325,11 @@ def test_two_processes_train_as_one_on_both_their_batches(two_processes: Path, t
     run(tmp_path / "run", objectives={"vtm": 1, "mlm": 0, "vtc": 1}, training=training)
     assert_equal(weights(tmp_path / "run"), weights(two_processes / "run"), tolerance=1e-5)
     assert [line["step"] for line in log_of(two_processes / "run") if line["loss"]] == list("123456")
+
+
+def test_two_processes_resume_in_the_middle_of_a_later_epoch(two_processes: Path) -> None:
+    assert_equal(weights(two_processes / "run"), load_file(two_processes / "uninterrupted.safetensors"))
+    assert (two_processes / "run" / "checkpoints" / "checkpoint-6").is_dir()
 
 
 def test_mixed_precision_reaches_the_objectives(tmp_path: Path) -> None:
@@ -348,6 +472,10 @@ def test_a_run_with_another_number_of_latents(tmp_path: Path, how: str) -> None:
         ({"model": {"vocab_size": 100}}, "model.vocab_size=100"),
         ({"data": {"num_frames": 5}}, "data.num_frames=5"),
         ({"data": {"train": {"folder": "nowhere"}}}, "nowhere"),
+        (
+            {"data": {"train": [{"world": {"clips": 24, "size": 16}}, {"world": {"clips": 3, "size": 16}}]}},
+            "data.train[1]",
+        ),
         ({"data": {"validation": {"split": "dev", "world": {"clips": 4, "size": 16}}}}, "split='dev'"),
         ({"tokenizer": {"name": "./no-tokenizer"}}, "tokenizer ./no-tokenizer"),
         ({"tokenizer": {"vocab_size": 3}}, "vocab_size=3"),

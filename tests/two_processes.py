@@ -1,8 +1,9 @@
-"""Run by `torch.distributed.run` in two processes: the contrastive loss of halves of a batch, then a training run.
+"""Run by `torch.distributed.run` in two processes: a training run, its end again after a resume, contrastive losses.
 
-Usage: two_processes.py FOLDER, where FOLDER/recipe.yaml is the run.
+Usage: two_processes.py FOLDER, where FOLDER/recipe.yaml is the run of six steps, two epochs.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,9 +16,16 @@ from perceiver_vl.recipe import read_recipe
 from perceiver_vl.training import train
 
 folder = Path(sys.argv[1])
-train(read_recipe(folder / "recipe.yaml"), progress=False)
+recipe = read_recipe(folder / "recipe.yaml")
+train(recipe, progress=False)
 
 rank = dist.get_rank()
+if rank == 0:
+    shutil.copy(recipe.output / "model.safetensors", folder / "uninterrupted.safetensors")
+    shutil.rmtree(recipe.output / "checkpoints" / "checkpoint-6")
+dist.barrier()
+train(recipe, resume=True, progress=False)
+
 draw = torch.Generator().manual_seed(rank)
 vision, text = (torch.randn(3, 7, generator=draw, dtype=torch.float64, requires_grad=True) for _ in range(2))
 scale = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)

@@ -166,13 +166,16 @@ def _describe(split: Split) -> str:
     if split.world is not None:
         world = split.world
         return f"{world.clips} clips of perceiver-vl's generated world, {world.size} pixels, seed {world.seed}{part}"
+    if split.shards is not None:
+        return f"the shards `{Path(split.shards).name}`{part}"
     assert split.folder is not None
-    return f"the folder `{split.folder.name}`{part}"
+    return f"{split.benchmark or 'the folder'} `{split.folder.name}`{part}"
 
 
 def _figures(retrieval: RetrievalResult, split: Split) -> list[EvalResult]:
     """Every recall, for the hub's model-index."""
-    dataset = "perceiver-vl-world" if split.folder is None else split.folder.name
+    place = split.folder or split.shards
+    dataset = split.benchmark or (Path(place).name if place else "perceiver-vl-world")
     return [
         EvalResult(
             task_type=f"{direction.replace('_', '-')}-retrieval",

@@ -4,14 +4,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
+from perceiver_vl.data.augment import Augmentation
+from perceiver_vl.data.broken import MAX_BROKEN, check_share
 from perceiver_vl.errors import UsageError
 from perceiver_vl.objectives import Objectives
 from perceiver_vl.tasks.retrieval import STREAMS
 
+Parsed = TypeVar("Parsed")
 PARTS = ("reads", "latents", "thoughts", "embeddings", "decoder", "heads", "all")
 
 
@@ -26,9 +29,13 @@ class WorldSplit:
 
 @dataclass(frozen=True)
 class Split:
-    """Where one split's clips are: a `folder` with metadata, or the generated `world`; give one of them.
+    """Where one split's clips are: a `folder`, `shards` or the generated `world`; give one of them.
 
-    `metadata`, `columns`: for files that do not follow the folder convention (see `data.folder.read_folder`).
+    benchmark: which public benchmark's official files the folder holds (`data.benchmarks`).
+    metadata, columns: for files that do not follow the folder convention (see `data.folder.read_folder`).
+    shards: a folder or URL that `data shard` wrote.
+    weight: how often batches of this source come, beside the other sources' weights; None, for all of them: as many
+    batches as it has clips.
     """
 
     folder: Path | None = None
@@ -36,29 +43,52 @@ class Split:
     metadata: Path | None = None
     columns: dict[str, str] = field(default_factory=dict)
     world: WorldSplit | None = None
+    benchmark: str | None = None
+    shards: str | None = None
+    weight: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.folder is None) == (self.world is None):
-            raise UsageError("data: give a folder or a world for each split, one of them")
+        if sum(value is not None for value in (self.folder, self.world, self.shards)) != 1:
+            raise UsageError("data: give a folder or a world or shards for each split, one of them")
+        if self.benchmark is not None and (self.folder is None or self.metadata is not None or self.columns):
+            raise UsageError(f"data: benchmark={self.benchmark}: needs the folder it lies in, no metadata or columns")
+        if self.folder is None and (self.metadata is not None or self.columns):
+            raise UsageError("data: metadata and columns are those of a folder, leave them out")
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise UsageError(f"data: weight={self.weight:g}: need more than 0, or leave the source out")
 
 
 @dataclass(frozen=True)
 class Data:
     """What is trained on, what is validated on (None: nothing), and how clips are sampled.
 
+    train: one source, or several (a list in YAML), mixed by their weights. `augmentation`: of training clips.
+    `bucket`: sort the captions of so many batches at a time by length, so that less is padded; 0: do not.
     `cache`: keep decoded frames in memory (uniform sampling only). `strict`: stop at the first broken file.
+    `max_broken`: stop when more than this share of the clips cannot be read.
     """
 
-    train: Split
+    train: tuple[Split, ...]
     validation: Split | None = None
     num_frames: int = 8
     sampling: Literal["uniform", "random"] = "random"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    bucket: int = 0
     cache: bool = False
     strict: bool = False
+    max_broken: float = MAX_BROKEN
 
     def __post_init__(self) -> None:
+        if not self.train:
+            raise UsageError("data.train=[]: give at least one source")
+        weighted = [source.weight is not None for source in self.train]
+        if any(weighted) and not all(weighted):
+            raise UsageError(f"data.train[{weighted.index(False)}]: no weight, give one to every source or to none")
         if self.num_frames < 1:
             raise UsageError(f"data.num_frames={self.num_frames}: need at least one frame")
+        if self.bucket < 0:
+            raise UsageError(f"data.bucket={self.bucket}: need a number of batches, or 0")
+        check_share(self.max_broken, "data.max_broken")
         if self.cache and self.sampling == "random":
             raise UsageError(
                 "data.cache=true: random sampling takes new frames each time, set sampling=uniform or no cache"
@@ -168,12 +198,10 @@ class Recipe:
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe; `overrides` are `dotted.key=value`, as in `training.max_steps=100`.
+    """Read a recipe; `overrides` are `dotted.key=value`, as in `training.max_steps=100` or, `stages.0.steps=9`.
 
     Raises `UsageError` for a file that cannot be read, an unknown key or a value of the wrong type.
     """
-    from jsonargparse import ArgumentParser
-
     path = Path(path)
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -193,16 +221,29 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         except yaml.YAMLError as error:
             raise UsageError(f"override {override}: not a YAML value ({_one_line(error)})") from error
 
+    data, where = values.get("data"), f"recipe {path}"
+    if isinstance(data, dict) and isinstance(train := data.get("train"), dict | list):
+        sources = train if isinstance(train, list) else [train]
+        names = [f"data.train[{number}]" for number in range(len(sources))] if train is sources else ["data.train"]
+        parsed = [_parse(Split, one, f"{where}: {name}") for one, name in zip(sources, names, strict=True)]
+        values["data"] = {**data, "train": parsed}
+    return _parse(Recipe, values, where)
+
+
+def _parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
+    """A dataclass from what YAML holds; raises `UsageError`, which says where, for what does not fit it."""
+    from jsonargparse import ArgumentParser
+
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: a {type(values).__name__}, need a mapping")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe, as_positional=False)
+    parser.add_class_arguments(kind, as_positional=False)
     try:
-        namespace = parser.parse_object(values)
-        recipe = parser.instantiate_classes(namespace)
-        return Recipe(**vars(recipe))
+        return kind(**vars(parser.instantiate_classes(parser.parse_object(values))))
     except UsageError:
         raise
     except Exception as error:  # jsonargparse raises its own kinds, and what our dataclasses raise inside them
-        raise UsageError(f"recipe {path}: {_one_line(error)}") from error
+        raise UsageError(f"{where}: {_one_line(error)}") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -214,12 +255,19 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[e
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
+    at: Any = values
     for parent in parents:
-        below = values.get(parent)
-        if not isinstance(below, dict):
-            below = values[parent] = {}
-        values = below
-    values[last] = value
+        below = at[_place(at, parent, dotted)] if isinstance(at, list) else at.get(parent)
+        if not isinstance(below, dict | list):
+            below = at[parent] = {}
+        at = below
+    at[_place(at, last, dotted) if isinstance(at, list) else last] = value
+
+
+def _place(values: list[Any], word: str, dotted: str) -> int:
+    if not (word.isdecimal() and int(word) < len(values)):
+        raise UsageError(f"override {dotted}: {word} is no place in a list of {len(values)}, counted from 0")
+    return int(word)
 
 
 def _one_line(error: Exception) -> str:

@@ -7,9 +7,11 @@ import torch
 
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.console import quiet
+from perceiver_vl.data.broken import check_listed
 from perceiver_vl.data.clips import CachedClips, ClipSource, FolderClips
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.records import Problem
+from perceiver_vl.data.mixture import Mixture
+from perceiver_vl.data.records import Folder, Problem
 from perceiver_vl.data.world import World
 from perceiver_vl.errors import UsageError, first_line
 from perceiver_vl.model import PerceiverVLForPreTraining
@@ -20,19 +22,47 @@ from perceiver_vl.recipe import Data, Recipe, Split
 
 
 def open_split(split: Split, size: tuple[int, int], data: Data) -> tuple[ClipSource, list[Problem]]:
-    """The clips of one split of a recipe, at `size` (height, width), and the records that had to be left out."""
+    """The clips of one split of a recipe, at `size` (height, width), and the records that had to be left out.
+
+    Raises `PerceiverVLError` where these are more than `data.max_broken` allows.
+    """
     source: ClipSource
     problems: list[Problem] = []
     if split.world is not None:
         world = split.world
         source = World(split.split or "train", world.clips, world.seed, data.num_frames, world.size)
+    elif split.shards is not None:
+        from perceiver_vl.data.shards import ShardedClips
+
+        source = ShardedClips(split.shards, size, split.split)
     else:
-        assert split.folder is not None
-        folder = read_folder(
-            split.folder, split=split.split, metadata=split.metadata, columns=split.columns, strict=data.strict
-        )
+        folder = _read(split, data.strict)
+        check_listed(folder.problems, len(folder.records), data.max_broken)
         source, problems = FolderClips(folder.records, size), folder.problems
     return CachedClips(source) if data.cache else source, problems
+
+
+def open_training(data: Data, size: tuple[int, int]) -> tuple[Mixture, list[Problem]]:
+    """The clips that a recipe trains on, decoded for frames of `size`, and the records that had to be left out."""
+    opened = [open_split(split, data.augmentation.decoding_size(size), data) for split in data.train]
+    return Mixture([source for source, _ in opened]), [problem for _, problems in opened for problem in problems]
+
+
+def _read(split: Split, strict: bool) -> Folder:
+    """The records of a folder that have captions."""
+    assert split.folder is not None
+    name = split.split
+    if split.benchmark is None:
+        return read_folder(split.folder, split=name, metadata=split.metadata, columns=split.columns, strict=strict)
+    from perceiver_vl.data.benchmarks import read_benchmark
+
+    folder = read_benchmark(split.benchmark, split.folder, split=name, strict=strict)
+    told = [record for record in folder.records if record.texts]
+    if not told:
+        raise UsageError(f"data: benchmark={split.benchmark}: has no captions to train or rank by, choose another")
+    folder.problems += [Problem(record.file_name, "no caption") for record in folder.records if not record.texts]
+    folder.records = told
+    return folder
 
 
 def processor_and_config(recipe: Recipe, checkpoint: Path | None) -> tuple[PerceiverVLProcessor, PerceiverVLConfig]:
@@ -81,7 +111,7 @@ def _tokenizer(recipe: Recipe, longest: int) -> Any:
     """The tokenizer by name, or of the text model that the run starts from, or one trained on the captions."""
     name = recipe.tokenizer.name or recipe.initialise.text
     if name is None:
-        source, _ = open_split(recipe.data.train, (1, 1), recipe.data)
+        source, _ = open_training(recipe.data, (1, 1))
         captions = (text for index in range(len(source)) for text in source.record(index).texts)
         return train_tokenizer(captions, vocab_size=recipe.tokenizer.vocab_size, max_length=longest)
     tokenizer = load_tokenizer(name)

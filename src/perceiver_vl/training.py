@@ -1,10 +1,9 @@
 """Recipe → Trainer → checkpoints → a `from_pretrained` folder."""
 
-import csv
 import dataclasses
-import io
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -16,22 +15,26 @@ import yaml
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from perceiver_vl.budget import FULL_BUDGET
-from perceiver_vl.console import Stages, quiet
-from perceiver_vl.data.batching import EpochSampler, PreTrainingCollator, TrainingExamples
+from perceiver_vl.callbacks import AtSaves, EpochOrder, LogFile, ProgressBar, StepSeed
+from perceiver_vl.console import quiet
+from perceiver_vl.data.augment import Augmentation
+from perceiver_vl.data.batching import PreTrainingCollator, TrainingExamples
+from perceiver_vl.data.broken import Tried, check_broken, read_skipped, write_skipped
 from perceiver_vl.data.clips import ClipSource
+from perceiver_vl.data.mixture import pools_of, sampler_of
 from perceiver_vl.data.records import Problem
-from perceiver_vl.errors import UsageError
+from perceiver_vl.errors import PerceiverVLError, UsageError
 from perceiver_vl.files import write_json, write_text
 from perceiver_vl.model import PerceiverVLForPreTraining
 from perceiver_vl.model_card import write_model_card
 from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
 from perceiver_vl.recipe import Evaluation, Recipe
 from perceiver_vl.stages import StageSwitch, stage_schedule
-from perceiver_vl.start import open_split, processor_and_config, starting_model
+from perceiver_vl.start import open_split, open_training, processor_and_config, starting_model
 from perceiver_vl.tasks.retrieval import RetrievalResult, evaluate_retrieval
 
 _TRAINING_DEFAULTS: dict[str, Any] = {
@@ -45,17 +48,22 @@ _TRAINING_DEFAULTS: dict[str, Any] = {
 }
 _COMPILING = "torch_compile", "torch_compile_backend", "torch_compile_mode"
 _RECALLS = ("r1", "r5", "r10")
+SKIPPED = "skipped.jsonl"
 
 
 @dataclasses.dataclass
 class TrainingResult:
-    """Where the model went, its last validation, and what could not be read on the way."""
+    """Where the model went, its last validation, and what could not be read on the way.
+
+    damaged: files that lacked frames and were used all the same.
+    """
 
     output: Path
     steps: int
     seconds: float
     retrieval: RetrievalResult | None
     skipped: list[Problem]
+    damaged: list[str]
 
 
 def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> TrainingResult:
@@ -63,8 +71,9 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
 
     Writes to `recipe.output`: the model, processor and tokenizer (best by `metric_for_best_model` if the recipe asks
     for `load_best_model_at_end`), `README.md` (the model card), `recipe.yaml`, `log.csv`,
-    `metrics.json`, and `checkpoints/`.
-    Raises `UsageError` for a recipe that cannot work, before anything is written.
+    `metrics.json`, `skipped.jsonl` (what was left out, and why), and `checkpoints/`.
+    Raises `UsageError` for a recipe that cannot work, before anything is written; `MediaError` at a broken file with
+    `data.strict`, `PerceiverVLError` when there are more than `data.max_broken`.
     """
     output = recipe.output
     checkpoint = _last_checkpoint(output)
@@ -88,16 +97,15 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
     stage_schedule(recipe.stages, arguments)  # refuses, before anything is written, what the Trainer would stumble over
     data = recipe.data
     processor, config = processor_and_config(recipe, checkpoint)
-    size = processor.image_processor.size
-    source, problems = open_split(data.train, (size["height"], size["width"]), data)
+    size = processor.image_processor.size["height"], processor.image_processor.size["width"]
+    source, problems = open_training(data, size)
     validation = None
     if data.validation is not None:
-        validation, more = open_split(data.validation, (size["height"], size["width"]), data)
+        validation, more = open_split(data.validation, size, data)
         problems += more
-    if arguments.dataloader_drop_last and len(source) < (batch := arguments.train_batch_size * arguments.world_size):
-        raise UsageError(
-            f"training: a batch of {batch} clips, but there are {len(source)} to train on; make it smaller"
-        )
+    batch = arguments.train_batch_size * arguments.world_size
+    pools, few = pools_of(source, [split.weight for split in data.train], batch)
+    problems += few
     model = starting_model(recipe, config, arguments.seed, resumed=checkpoint is not None)
     _compile(model, recipe.training)
 
@@ -105,35 +113,50 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
     if first:
         write_text(output / "recipe.yaml", yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False))
     data_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    examples = TrainingExamples(source, data.num_frames, data.sampling, data_seed, data.strict)
+    examples = TrainingExamples(
+        source,
+        data.num_frames,
+        data.sampling,
+        data_seed,
+        data.strict,
+        pools=[pool.clips for pool in pools],
+        augmentation=None if data.augmentation == Augmentation() else data.augmentation,
+        size=size,
+    )
+    sampler = sampler_of(source, pools, batch, data_seed, data.bucket, data.num_frames)
+    before = read_skipped(output / SKIPPED) if checkpoint else []
     trainer = RetrievalTrainer(
         recipe,
         validation,
+        sampler,
+        {*problems, *before},
         model=model,
         args=arguments,
         train_dataset=examples,
         eval_dataset=validation,
         data_collator=PreTrainingCollator(processor, recipe.objectives.mlm_probability),
         processing_class=processor,
-        callbacks=[_StepSeed(), _LogFile(output / "log.csv")],
+        callbacks=[StepSeed(), EpochOrder(sampler), LogFile(output / "log.csv")],
         optimizer_cls_and_kwargs=_optimizer(recipe, arguments),
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
+    trainer.add_callback(AtSaves(trainer.write_skipped))
     if recipe.stages:
         trainer.add_callback(StageSwitch(recipe.stages))
     with ExitStack() as bars, quiet():
         if progress and first:
-            trainer.add_callback(_Bar(bars))
+            trainer.add_callback(ProgressBar(bars))
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model(str(output))
         if first:
             (output / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says the same
         retrieval = trainer.validate() if validation is not None else None
-        skipped = problems + trainer.all_problems()
+        skipped, damaged = trainer.write_skipped()
     metrics = {"steps": outcome.global_step, "seconds": outcome.metrics["train_runtime"]}
-    result = TrainingResult(output, outcome.global_step, metrics["seconds"], retrieval, skipped)
-    report = {**metrics, "retrieval": retrieval and retrieval.to_dict(), "skipped": [asdict(p) for p in skipped]}
+    result = TrainingResult(output, outcome.global_step, metrics["seconds"], retrieval, skipped, damaged)
+    report = {**metrics, "retrieval": retrieval and retrieval.to_dict()}
+    report |= {"skipped": [asdict(problem) for problem in skipped], "damaged": damaged}
     if first:
         write_model_card(output, recipe=recipe, steps=outcome.global_step, retrieval=retrieval)
         write_json(output / "metrics.json", report)
@@ -194,15 +217,66 @@ def _check_evaluation(recipe: Recipe, arguments: TrainingArguments) -> None:
 class RetrievalTrainer(Trainer):
     """The Trainer with our objectives as its loss and retrieval on the validation clips as its evaluation."""
 
-    def __init__(self, recipe: Recipe, validation: ClipSource | None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        validation: ClipSource | None,
+        sampler: Sampler[int],
+        known: set[Problem],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.recipe, self.validation = recipe, validation
-        self.problems: set[Problem] = set()
+        self.recipe, self.validation, self.sampler, self.known = recipe, validation, sampler, known
+        self.tried = Tried(len(self.train_dataset))
         self.loss_is_scaled_for_ga = False  # ours is the mean of each batch
         self._recent: dict[str, list[Tensor]] = {}
+        self._fetches, self._waited, self._evaluated, self._since = 0, 0.0, 0.0, time.perf_counter()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return EpochSampler(len(self.train_dataset), self.train_dataset.seed)
+        return self.sampler
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The batches of a step; notes how long they took, and what could not be read."""
+        start = time.perf_counter()
+        if not self._fetches:
+            self._since = start
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._waited += time.perf_counter() - start
+        for batch in batches:
+            if "error" in batch:
+                raise batch["error"]
+            self.tried.add(batch)
+        self._fetches += 1
+        if self._fetches.bit_count() == 1 or self._fetches % 100 == 0:  # early, then rarely: all processes take part
+            self._check_broken()
+        return batches, items
+
+    def _check_broken(self) -> None:
+        first = next(iter(self.tried.problems), None)
+        found = self._of_all((*self.tried.counts(), first))
+        broken, tried = (sum(one[place] for one in found) for place in (0, 1))
+        first = next((one[2] for one in found if one[2]), None)
+        try:
+            check_broken(broken, tried, len(self.train_dataset), self.recipe.data.max_broken, first)
+        except PerceiverVLError:
+            self.write_skipped()
+            raise
+
+    def _of_all(self, mine: Any) -> list[Any]:
+        """What each process has."""
+        found = [mine] * self.args.world_size
+        if self.args.world_size > 1:
+            dist.all_gather_object(found, mine)
+        return found
+
+    def write_skipped(self) -> tuple[list[Problem], list[str]]:
+        """Write what all processes could not read, → it, and the files that lacked frames; by name."""
+        found = self._of_all((self.tried.problems, self.tried.damaged))
+        problems = self.known.union(*(problems for problems, _ in found))
+        skipped = sorted(problems, key=lambda problem: (problem.file_name, problem.reason))
+        if self.args.process_index == 0:
+            write_skipped(self.recipe.output / SKIPPED, skipped)
+        return skipped, sorted(set().union(*(damaged for _, damaged in found)))
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -217,7 +291,6 @@ class RetrievalTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The weighted sum of the recipe's objectives."""
-        self.problems.update(inputs.pop("problems"))
         objectives = self.recipe.objectives
         with self.accelerator.autocast():  # it wraps the model's own forward alone, which the objectives go around
             losses = _through_forward(
@@ -230,26 +303,24 @@ class RetrievalTrainer(Trainer):
         return torch.stack([getattr(objectives, name) * loss for name, loss in losses.items()]).sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each objective's own mean since the last log."""
+        """Add each objective's own mean since the last log, and the share of that time spent waiting for data."""
         if "loss" in logs:
             logs |= {f"loss_{name}": torch.stack(values).mean().item() for name, values in self._recent.items()}
             self._recent.clear()
+            now = time.perf_counter()
+            logs["data_wait"] = round(self._waited / max(now - self._since - self._evaluated, self._waited, 1e-9), 4)
+            self._waited, self._evaluated, self._since = 0.0, 0.0, now
         super().log(logs, start_time)
-
-    def all_problems(self) -> list[Problem]:
-        """What could not be read, by this process and the others, by name."""
-        found = [self.problems]
-        if self.args.world_size > 1:
-            found = [set() for _ in range(self.args.world_size)]
-            dist.all_gather_object(found, self.problems)
-        return sorted(set().union(*found), key=lambda problem: problem.file_name)
 
     def validate(self) -> RetrievalResult:
         """Retrieval on the validation clips, as the recipe's `evaluation` says; the first process does it for all."""
+        start = time.perf_counter()
         result = [self._retrieve() if self.args.process_index == 0 else None]
         if self.args.world_size > 1:
             dist.broadcast_object_list(result, src=0)
         assert result[0] is not None
+        self.known.update(result[0].skipped)
+        self._evaluated += time.perf_counter() - start
         return result[0]
 
     def _retrieve(self) -> RetrievalResult:
@@ -265,12 +336,12 @@ class RetrievalTrainer(Trainer):
             shortlist=how.shortlist,
             batch_size=how.batch_size,
             strict=self.recipe.data.strict,
+            max_broken=self.recipe.data.max_broken,
         )
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """R@1, R@5 and R@10 of every stream, as `eval_multi_r1` (text to video) and `eval_multi_v2t_r1`."""
         result = self.validate()
-        self.problems.update(result.skipped)
         metrics = {}
         for stream in result.streams:
             name = f"{metric_key_prefix}_{stream.stream.replace('-', '_')}"
@@ -303,65 +374,6 @@ def _through_forward(
         return wrapper()
     finally:
         model.forward = forward  # type: ignore[method-assign]
-
-
-class _StepSeed(TrainerCallback):
-    """LayerDrop is drawn from the step: the same on all processes, for all forwards of a step, and after a resume."""
-
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        kwargs["model"].seed_layer_drop(args.seed * 1_000_003 + state.global_step)
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        kwargs["model"].seed_layer_drop(None)
-
-
-class _LogFile(TrainerCallback):
-    """The whole log as CSV, written anew at each evaluation, save and at the end (a resume brings the old lines
-    along).
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def _write(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        columns = list(dict.fromkeys(key for line in state.log_history for key in line))
-        columns.sort(key=lambda key: (key not in ("step", "epoch"), key.startswith("eval_")))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(state.log_history)
-        write_text(self.path, text.getvalue())
-
-    on_save = on_evaluate = on_train_end = _write
-
-
-class _Bar(TrainerCallback):
-    """A progress bar with the last losses and the last validation; `bars` closes it, whatever ends the training."""
-
-    def __init__(self, bars: ExitStack) -> None:
-        self.bars = bars
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        stages = self.bars.enter_context(Stages(state.is_world_process_zero))
-        self.advance = stages.stage("Training", state.max_steps, done=state.global_step)
-        self.losses = self.recalls = ""
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.advance()
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs = kwargs["logs"]
-        if "loss" in logs:
-            self.losses = " ".join(f"{name.removeprefix('loss_')} {logs[name]:.2f}" for name in logs if "loss" in name)
-        recalls = [f"{name[5:-3]} {logs[name]:.0f}" for name in logs if name.endswith("_r1") and "v2t" not in name]
-        if recalls:
-            self.recalls = f", R@1 {' '.join(recalls)}"
-        self.advance(0, self.losses + self.recalls)
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.bars.close()
 
 
 def _optimizer(

@@ -238,3 +238,12 @@ def test_the_problems_of_all_examples_are_handed_on() -> None:
     examples = TrainingExamples(NumberedClips(4, broken={1, 3}), 2, "uniform", seed=0)
     batch = PreTrainingCollator(tiny_processor(WORDS), 0.15)([examples[item] for item in range(4)])
     assert batch["problems"] == [Problem("1.mp4", "damaged"), Problem("3.mp4", "damaged")]
+    assert (batch["tried"], batch["failed"], batch["damaged"]) == ([0, 1, 2, 2, 3, 0], [1, 3], [])
+
+
+def test_an_error_goes_through_a_worker_as_it_is() -> None:
+    examples = TrainingExamples(NumberedClips(4, broken={1}), 2, "uniform", seed=0, strict=True)
+    collator = PreTrainingCollator(tiny_processor(WORDS), 0.15)
+    (batch,) = DataLoader(examples, batch_size=4, num_workers=1, collate_fn=collator)
+    assert isinstance(batch["error"], MediaError)
+    assert str(batch["error"]) == "1.mp4: damaged"

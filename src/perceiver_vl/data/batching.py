@@ -3,27 +3,31 @@
 A resumed run therefore sees exactly the batches that the uninterrupted one would have seen, with any number of workers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from perceiver_vl.data.clips import ClipSource, Frames
+from perceiver_vl.data.augment import Augmentation, augment
+from perceiver_vl.data.clips import ClipSource, Frames, is_damaged
 from perceiver_vl.data.records import Problem
 from perceiver_vl.errors import MediaError, PerceiverVLError
 from perceiver_vl.processing import PerceiverVLProcessor
 
-_EXAMPLE_DRAWS, _MASKING_DRAWS = 0, 1
+_CAPTION_DRAWS, _MASKING_DRAWS, _FRAME_DRAWS, _AUGMENTATION_DRAWS = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
 class Example:
-    """One clip with one of its captions and another (the same if it has one), drawn for `key` = (seed, epoch, index);
-    `problems`: files passed over for it.
+    """One clip with one of its captions and another (the same if it has one), drawn for `key` = (seed, epoch, index).
+
+    problems: files passed over for it. tried: the clips that were to be read for it, the last of which was.
+    damaged: its file, if frames are missing.
     """
 
     frames: Frames
@@ -31,6 +35,16 @@ class Example:
     other_text: str
     key: tuple[int, int, int]
     problems: tuple[Problem, ...] = ()
+    tried: tuple[int, ...] = ()
+    damaged: str | None = None
+
+
+def drawn_captions(captions: Sequence[str], key: tuple[int, int, int]) -> tuple[str, str]:
+    """One of a clip's captions and another (the same if it has one), for (seed, epoch, index)."""
+    rng = np.random.default_rng([*key, _CAPTION_DRAWS])
+    chosen = int(rng.integers(len(captions)))
+    others = [*captions[:chosen], *captions[chosen + 1 :]] or captions
+    return captions[chosen], others[int(rng.integers(len(others)))]
 
 
 class EpochSampler(Sampler[int]):
@@ -55,7 +69,8 @@ class TrainingExamples(Dataset[Example]):
     """A source's clips as training examples: sampled frames and random captions; item epoch · n + index.
 
     A clip that cannot be read is replaced by the next one and named in the example's `problems`; with `strict` it
-    raises.
+    raises. `pools`: the places of clips that may stand in for each other, ascending; None: all may. Where
+    `augmentation` crops, it gives frames of `size` (height, width).
     """
 
     def __init__(
@@ -65,40 +80,69 @@ class TrainingExamples(Dataset[Example]):
         sampling: Literal["uniform", "random"],
         seed: int,
         strict: bool = False,
+        *,
+        pools: Sequence[npt.NDArray[np.int64]] | None = None,
+        augmentation: Augmentation | None = None,
+        size: tuple[int, int] = (0, 0),
     ) -> None:
         self.source, self.num_frames, self.sampling, self.seed, self.strict = source, num_frames, sampling, seed, strict
+        self.pools = [np.arange(len(source))] if pools is None else pools
+        self.augmentation, self.size = augmentation, size
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, item: int) -> Example:
         epoch, index = divmod(item, len(self))
-        rng = np.random.default_rng([self.seed, epoch, index, _EXAMPLE_DRAWS])
+        key = self.seed, epoch, index
         problems: list[Problem] = []
-        for place in [*range(index, len(self)), *range(index)]:
+        tried: list[int] = []
+        for place in self._from(index):
+            tried.append(place)
+            rng = np.random.default_rng([*key, _FRAME_DRAWS]) if self.sampling == "random" else None
             try:
-                frames = self.source.frames(place, self.num_frames, rng if self.sampling == "random" else None)
+                frames = self.source.frames(place, self.num_frames, rng)
             except MediaError as error:
                 if self.strict:
                     raise
                 problems.append(Problem(self.source.record(place).file_name, error.reason))
                 continue
-            captions = self.source.record(place).texts
-            chosen = int(rng.integers(len(captions)))
-            others = [*captions[:chosen], *captions[chosen + 1 :]] or captions
-            other = others[rng.integers(len(others))]
-            return Example(frames, captions[chosen], other, (self.seed, epoch, index), tuple(problems))
-        raise PerceiverVLError(f"none of the {len(self)} clips can be read, the first: {problems[0].reason}")
+            record = self.source.record(place)
+            if self.augmentation is not None:
+                words = *record.texts, record.question or "", *record.answers, *record.choices
+                rng = np.random.default_rng([*key, _AUGMENTATION_DRAWS])
+                frames = augment(frames, words, self.augmentation, self.size, rng)
+            damaged = record.file_name if is_damaged(self.source, place) else None
+            return Example(frames, *drawn_captions(record.texts, key), key, tuple(problems), tuple(tried), damaged)
+        raise PerceiverVLError(f"none of the {len(tried)} clips can be read, the first: {problems[0].reason}")
+
+    def __getitems__(self, items: list[int]) -> list[Example] | PerceiverVLError:
+        """What a data loader asks for. An error is handed on: raised in a worker process, it ends as a stack trace."""
+        try:
+            return [self[item] for item in items]
+        except PerceiverVLError as error:
+            return error
+
+    def _from(self, index: int) -> Iterator[int]:
+        """Clip `index`, and those of its pool that come after it, round to the one before it."""
+        for pool in self.pools:
+            place = int(np.searchsorted(pool, index))
+            if place < len(pool) and pool[place] == index:
+                yield from (int(pool[other % len(pool)]) for other in range(place, place + len(pool)))
 
 
 class PreTrainingCollator:
-    """Examples → the fields of `objectives.PreTrainingBatch`, and `problems`, as a dictionary."""
+    """Examples → the fields of `objectives.PreTrainingBatch`, and what came of reading them, as a dictionary."""
 
     def __init__(self, processor: PerceiverVLProcessor, mlm_probability: float) -> None:
         self.processor, self.mlm_probability = processor, mlm_probability
 
-    def __call__(self, examples: list[Example]) -> dict[str, Any]:
-        """`B` examples → tensors as `PreTrainingBatch` says; `problems`: a list."""
+    def __call__(self, examples: list[Example] | PerceiverVLError) -> dict[str, Any]:
+        """`B` examples → tensors as `PreTrainingBatch` says; lists: `problems`, `damaged` and, of clips by
+        their places, `tried` and `failed`. An error → `error` alone.
+        """
+        if isinstance(examples, PerceiverVLError):
+            return {"error": examples}
         batch = dict(
             self.processor(
                 text=[example.text for example in examples],
@@ -121,6 +165,9 @@ class PreTrainingCollator:
             "other_attention_mask": others["attention_mask"],
             "vtm_donors": donors,
             "problems": [problem for example in examples for problem in example.problems],
+            "tried": [place for example in examples for place in example.tried],
+            "failed": [place for example in examples for place in example.tried[:-1]],
+            "damaged": [example.damaged for example in examples if example.damaged is not None],
         }
 
     def _mask_words(self, ids: Tensor, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

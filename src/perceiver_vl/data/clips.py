@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import av
 import numpy as np
 import numpy.typing as npt
 
 from perceiver_vl.data.records import Record
-from perceiver_vl.media import load_frames
+from perceiver_vl.media import IMAGE_EXTENSIONS, Sampling, load_clip
 
 Frames = npt.NDArray[np.uint8]
+_IMAGES = IMAGE_EXTENSIONS - {".gif"}  # most of those move
 
 
 class ClipSource(Protocol):
@@ -27,12 +29,27 @@ class ClipSource(Protocol):
         """
 
 
+def is_image(record: Record) -> bool:
+    """Whether a record is about a picture, by the ending of its file."""
+    return record.path.suffix.lower() in _IMAGES
+
+
+def is_damaged(source: ClipSource, index: int) -> bool:
+    """Whether clip `index` lacked frames when the source decoded it; of some sources nobody knows."""
+    asked = getattr(source, "is_damaged", None)  # of sources that hold others
+    return bool(asked(index)) if asked else index in getattr(source, "damaged", ())
+
+
 class FolderClips:
-    """The records of a folder, decoded when asked for, at `size` (height, width)."""
+    """The records of a folder, decoded when asked for, at `size` (height, width).
+
+    damaged: clips whose files lacked frames when they were decoded.
+    """
 
     def __init__(self, records: Sequence[Record], size: tuple[int, int]) -> None:
         self.records = records
         self.size = size
+        self.damaged: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -43,10 +60,28 @@ class FolderClips:
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         """Decode."""
-        path = self.records[index].path
-        if rng is not None:
-            return load_frames(path, num_frames, sampling="random", rng=rng, size=self.size)
-        return load_frames(path, num_frames, size=self.size)
+        record = self.records[index]
+        sampling: Sampling = "uniform" if rng is None else "random"
+        clip = load_clip(
+            record.path, num_frames, sampling=sampling, rng=rng, size=self.size, start=record.start, end=record.end
+        )
+        if clip.lost:
+            self.damaged.add(index)
+        return clip.frames
+
+    def frame_count(self, index: int) -> int | None:
+        """About how many frames there are to sample from, as the head of the file says; None where it does not."""
+        record = self.records[index]
+        try:
+            with av.open(str(record.path)) as container:
+                stream = container.streams.video[0]
+                frames, rate = stream.frames, stream.average_rate
+        except Exception:  # whatever it is, decoding will say it
+            return None
+        if not (frames and rate):
+            return frames or None
+        begin, end = record.start or 0.0, frames / rate if record.end is None else min(record.end, frames / rate)
+        return max(1, round((end - begin) * rate))
 
 
 class CachedClips:
@@ -59,6 +94,10 @@ class CachedClips:
         self.source = source
         self._frames: dict[tuple[int, int], Frames] = {}
         self._records: dict[int, Record] = {}
+
+    def is_damaged(self, index: int) -> bool:
+        """As the source knows."""
+        return is_damaged(self.source, index)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -1,0 +1,92 @@
+"""What happens beside the steps of a training run: seeds, the log as a file, a progress bar."""
+
+import csv
+import io
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from perceiver_vl.console import Stages
+from perceiver_vl.files import write_text
+
+
+class StepSeed(TrainerCallback):
+    """LayerDrop is drawn from the step: the same on all processes, for all forwards of a step, and after a resume."""
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        kwargs["model"].seed_layer_drop(args.seed * 1_000_003 + state.global_step)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        kwargs["model"].seed_layer_drop(None)
+
+
+class EpochOrder(TrainerCallback):
+    """Tells the sampler the epoch: in several processes the Trainer does not reach it after a resume."""
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class AtSaves(TrainerCallback):
+    """Calls a function, in all processes, whenever a checkpoint is written."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.function = function
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.function()
+
+
+class LogFile(TrainerCallback):
+    """The whole log as CSV, written anew at each evaluation, save and at the end (a resume brings the old lines
+    along).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _write(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        columns = list(dict.fromkeys(key for line in state.log_history for key in line))
+        columns.sort(key=lambda key: (key not in ("step", "epoch"), key.startswith("eval_")))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(state.log_history)
+        write_text(self.path, text.getvalue())
+
+    on_save = on_evaluate = on_train_end = _write
+
+
+class ProgressBar(TrainerCallback):
+    """A progress bar with the last losses and the last validation; `bars` closes it, whatever ends the training."""
+
+    def __init__(self, bars: ExitStack) -> None:
+        self.bars = bars
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        stages = self.bars.enter_context(Stages(state.is_world_process_zero))
+        self.advance = stages.stage("Training", state.max_steps, done=state.global_step)
+        self.losses = self.recalls = ""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.advance()
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
+        if "loss" in logs:
+            self.losses = " ".join(f"{name.removeprefix('loss_')} {logs[name]:.2f}" for name in logs if "loss" in name)
+        recalls = [f"{name[5:-3]} {logs[name]:.0f}" for name in logs if name.endswith("_r1") and "v2t" not in name]
+        if recalls:
+            self.recalls = f", R@1 {' '.join(recalls)}"
+        self.advance(0, self.losses + self.recalls)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.bars.close()
