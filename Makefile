@@ -18,8 +18,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/perceiver-vl bench cost
-	$(BIN)/perceiver-vl bench kernels
+	$(BIN)/perceiver-vl bench all --out bench
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

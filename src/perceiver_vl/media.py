@@ -5,26 +5,44 @@ exactly; then only the stretches from a keyframe to a wanted frame are decoded. 
 through Pillow. The first bytes of the file decide which of the two, its name does not.
 """
 
-import itertools
+import contextlib
 import os
-import stat
-import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import av
 import numpy as np
 import numpy.typing as npt
 import PIL
-from av.video.reformatter import VideoReformatter
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from perceiver_vl.errors import MediaError, UsageError
-from perceiver_vl.video import MAX_FRAME_PIXELS, VideoFile, check_pixels
+from perceiver_vl.pictures import Picture, is_picture, to_rgb
+from perceiver_vl.rendering import Frames
+from perceiver_vl.resizing import resize_frame
+from perceiver_vl.sampling import Indices, Request, Sampling, Taken, check_request, sample_indices
+from perceiver_vl.source import MAX_CLIP_BYTES, MAX_PICTURE_PIXELS, Source, open_source
+from perceiver_vl.video import VideoFile
 
-Frames = npt.NDArray[np.uint8]
-Sampling = Literal["uniform", "random"]
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "VIDEO_EXTENSIONS",
+    "Clip",
+    "Frames",
+    "MediaError",
+    "Sampling",
+    "decoder_version",
+    "find_media",
+    "frame_times",
+    "is_media",
+    "load_clip",
+    "load_frames",
+    "resize_frame",
+    "sample_indices",
+    "stream_clip",
+    "to_rgb",
+]
 
 VIDEO_EXTENSIONS = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
@@ -32,23 +50,23 @@ VIDEO_EXTENSIONS = frozenset(
 IMAGE_EXTENSIONS = frozenset(".avif .bmp .gif .jpeg .jpg .png .tif .tiff .webp".split())  # noqa: SIM905
 
 
-_ANIMATED_FORMATS = frozenset({"GIF", "WEBP", "PNG", "AVIF"})  # several pages in others (TIFF, MPO) are not a clip
-_PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-
-
 @dataclass(frozen=True)
 class Clip:
     """Sampled frames of a video or a picture.
 
-    frames: (T, H, W, 3) uint8 RGB. timestamps: (T,) float64 seconds from the first frame of the stream.
+    frames: (T, H, W, 3) uint8 RGB. timestamps: (T,) float64, the seconds from the first frame of the stream at which
+    each of them is first shown, exactly as the file has it.
     duration: seconds from the first frame to the end of the last; None where nothing tells, as for a picture.
-    lost: decoding broke off or met damage, so that frames are missing.
+    lost: the file breaks off or was found damaged, whether or not frames that were asked for lie there.
+    missing: how many of those could not be decoded; for each the next that could stands in, with its own time, or if
+    there is none before the next one asked for, T is smaller.
     """
 
     frames: Frames
     timestamps: npt.NDArray[np.float64]
     duration: float | None
     lost: bool
+    missing: int = 0
 
 
 def is_media(path: str | os.PathLike[str]) -> bool:
@@ -70,113 +88,153 @@ def decoder_version() -> str:
     return f"PyAV {av.__version__} (FFmpeg {av.ffmpeg_version_info}), Pillow {PIL.__version__}"
 
 
-def sample_indices(total: int, num_frames: int, rng: np.random.Generator | None = None) -> list[int]:
-    """Indices of the frames to take from `total`: one from each of `num_frames` equal segments.
+def frame_times(
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None
+) -> tuple[npt.NDArray[np.float64], float | None]:
+    """When every frame is first shown (seconds from the first, increasing), and the duration as in `Clip`.
 
-    The middle of the segment, or with `rng` any frame of it. All frames once if there are no more than `num_frames`.
+    A video is not decoded for it, only read. A damaged animation has no more times than frames that decode.
+
+    Raises MediaError if the file cannot be read.
     """
-    if total <= num_frames:
-        return list(range(total))
-    edges = [i * total // num_frames for i in range(num_frames + 1)]
-    segments = itertools.pairwise(edges)
-    if rng is None:
-        return [(first + after) // 2 for first, after in segments]
-    return [int(rng.integers(first, after)) for first, after in segments]
-
-
-def resize_frame(frame: Frames, size: tuple[int, int]) -> Frames:
-    """(H, W, 3) uint8 → (*size, 3) uint8, squashed: antialiased bicubic, the one filter used everywhere."""
-    if frame.shape[:2] == size:
-        return frame
-    return np.asarray(Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    opened = open_source(source, name)
+    with _as_media_error(opened), contextlib.closing(_open(opened)) as medium:
+        return medium.times, medium.duration
 
 
 def load_frames(
-    path: str | os.PathLike[str],
+    source: str | os.PathLike[str] | bytes,
     num_frames: int,
     *,
     sampling: Sampling = "uniform",
     rng: np.random.Generator | None = None,
     size: tuple[int, int] | None = None,
+    start: float | None = None,
+    end: float | None = None,
 ) -> Frames:
     """The frames of `load_clip`, which see: (T, H, W, 3) uint8 RGB."""
-    return load_clip(path, num_frames, sampling=sampling, rng=rng, size=size).frames
+    return load_clip(source, num_frames, sampling=sampling, rng=rng, size=size, start=start, end=end).frames
 
 
 def load_clip(
-    path: str | os.PathLike[str],
-    num_frames: int,
+    source: str | os.PathLike[str] | bytes,
+    num_frames: int | None = None,
     *,
     sampling: Sampling = "uniform",
+    fps: float | None = None,
+    timestamps: Sequence[float] | None = None,
     rng: np.random.Generator | None = None,
     size: tuple[int, int] | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    name: str | None = None,
 ) -> Clip:
-    """Decode at most `num_frames` frames of a video, an animation or a picture (T = 1), upright and in RGB.
+    """Decode some frames of a video, an animation or a picture (T = 1), upright and in RGB.
 
-    sampling: "uniform" takes the middle of each of `num_frames` equal segments of the frames, "random" any frame of
-    each segment, drawn from `rng`. A clip with fewer frames gives each of them once.
-    size: (H, W) that every frame is squashed to as it is decoded; without it, the stored size with square pixels.
-    A damaged file gives the frames that could be decoded, with `lost`.
+    source: a path, or the bytes of a whole file, which messages then call `name`.
+    Which frames, one of: `num_frames`, at most so many: sampling "uniform" takes the middle of each of that many equal
+    segments of the frames, "random" any frame of each segment, drawn from `rng`; a clip with fewer frames gives each
+    once. `fps`: the frame on screen at each tick of a clock of that rate, again and again where it stays longer.
+    `timestamps`: the frame on screen at each of these seconds, in the order given (of time, if any is lost).
+    start, end: seconds from the first frame. Only frames on screen in [start, end) count; the clock of `fps` starts at
+    `start`. An `end` after the end of the clip is its end.
+    size: (H, W) that every frame is squashed to as it is decoded, with `resize_frame`; without it, the stored size with
+    square pixels. Of interlaced frames the upper field is taken, HDR (PQ, HLG) is tone-mapped to BT.709 with the curve
+    of BT.2390, transparency is laid on white, CMYK and 16-bit pictures become RGB of 8 bits.
+    A damaged file gives the frames that could be decoded; `Clip.lost` and `Clip.missing` tell.
 
-    Raises MediaError if no frame can be read, UsageError for arguments that cannot work.
+    Raises MediaError if no frame can be read, at times that the clip does not have, and for a file beyond the limits of
+    `perceiver_vl.source`; UsageError for arguments that cannot work.
     """
-    _check_arguments(num_frames, sampling, rng, size)
-    rng = rng if sampling == "random" else None
+    order = None
+    if timestamps is not None:
+        timestamps, order = _in_order(timestamps)
+    request = _request(num_frames, sampling, fps, timestamps, rng, size, start, end)
+    opened = open_source(source, name)
+    (clip,) = _guarded(opened, request, size, chunk=None)
+    if order is None or len(clip.frames) < len(order):
+        return clip
+    back = np.argsort(order, kind="stable")
+    return Clip(clip.frames[back], clip.timestamps[back], clip.duration, clip.lost, clip.missing)
+
+
+def stream_clip(
+    source: str | os.PathLike[str] | bytes,
+    num_frames: int | None = None,
+    *,
+    chunk: int = 64,
+    sampling: Sampling = "uniform",
+    fps: float | None = None,
+    timestamps: Sequence[float] | None = None,
+    rng: np.random.Generator | None = None,
+    size: tuple[int, int] | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    name: str | None = None,
+) -> Iterator[Clip]:
+    """The frames of `load_clip` with the same arguments, in clips of at most `chunk` frames, each decoded once.
+
+    For clips of hours: never more than `chunk` frames are held, and a few that the decoder needs. `timestamps` must
+    increase. `missing` counts the frames of a chunk, `lost` is what was noticed so far.
+
+    Raises as `load_clip`: UsageError at once, MediaError when the first clip is asked for.
+    """
+    if chunk < 1:
+        raise UsageError(f"chunk={chunk}: need at least one frame")
+    request = _request(num_frames, sampling, fps, timestamps, rng, size, start, end)
+    if timestamps is not None and any(np.diff(timestamps) < 0):
+        raise UsageError("timestamps: must increase, to be decoded in one go")
+    return _guarded(open_source(source, name), request, size, chunk)
+
+
+def _in_order(timestamps: Sequence[float]) -> tuple[Sequence[float], npt.NDArray[np.int64]]:
+    order = np.argsort(np.asarray(timestamps, np.float64), kind="stable")
+    return [timestamps[i] for i in order], order
+
+
+def _request(
+    num_frames: int | None,
+    sampling: Sampling,
+    fps: float | None,
+    timestamps: Sequence[float] | None,
+    rng: np.random.Generator | None,
+    size: tuple[int, int] | None,
+    start: float | None,
+    end: float | None,
+) -> Request:
+    if size is not None and (len(size) != 2 or min(size) < 1 or size[0] * size[1] > MAX_PICTURE_PIXELS):
+        raise UsageError(f"size={size}: need (height, width) of at least 1 and at most {MAX_PICTURE_PIXELS} pixels")
+    request = Request(num_frames, rng if sampling == "random" else None, fps, timestamps, start, end)
+    check_request(sampling, request)
+    return request
+
+
+def _guarded(source: Source, request: Request, size: tuple[int, int] | None, chunk: int | None) -> Iterator[Clip]:
+    with _as_media_error(source), contextlib.closing(_open(source)) as medium:
+        yield from _clips(medium, request, size, chunk)
+
+
+@contextlib.contextmanager
+def _as_media_error(source: Source) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a `MediaError`."""
     try:
-        return _load(Path(path), num_frames, rng, size)
+        yield
     except MediaError:
         raise
     except Exception as error:  # the decoders raise whatever a damaged file leads them to
-        raise MediaError(path, _reason(error)) from error
+        raise MediaError(source.name, _reason(error)) from error
 
 
-def _check_arguments(
-    num_frames: int, sampling: str, rng: np.random.Generator | None, size: tuple[int, int] | None
-) -> None:
-    if num_frames < 1:
-        raise UsageError(f"num_frames={num_frames}: need at least one frame")
-    if sampling not in ("uniform", "random"):
-        raise UsageError(f"sampling={sampling!r}: choose 'uniform' or 'random'")
-    if sampling == "random" and rng is None:
-        raise UsageError("sampling='random': needs rng, a numpy Generator made from an explicit seed")
-    if size is not None and (len(size) != 2 or min(size) < 1 or size[0] * size[1] > MAX_FRAME_PIXELS):
-        raise UsageError(f"size={size}: need (height, width) of at least 1 and at most {MAX_FRAME_PIXELS} pixels")
-
-
-def _load(path: Path, num_frames: int, rng: np.random.Generator | None, size: tuple[int, int] | None) -> Clip:
-    head = _first_bytes(path)
-    if _is_picture(head):
-        return _load_picture(path, num_frames, rng, size)
+def _open(source: Source) -> VideoFile | Picture:
+    if is_picture(source.head):
+        return Picture(source)
     try:
-        return _load_video(path, num_frames, rng, size)
-    except av.error.InvalidDataError as error:
+        return VideoFile(source)
+    except (av.error.InvalidDataError, av.error.ArgumentError) as error:  # not of a known format, or not an allowed one
         try:
-            return _load_picture(path, num_frames, rng, size)  # the rarer picture formats, known only to Pillow
+            return Picture(source)  # the rarer picture formats, known only to Pillow
         except UnidentifiedImageError:
-            raise MediaError(path, _unreadable(head)) from error
-
-
-def _first_bytes(path: Path) -> bytes:
-    try:
-        info = path.stat()
-    except FileNotFoundError:
-        raise MediaError(path, "no such file") from None
-    if stat.S_ISDIR(info.st_mode):
-        raise MediaError(path, "is a folder, not a media file")
-    if not stat.S_ISREG(info.st_mode):  # reading from a pipe or a device could wait for ever
-        raise MediaError(path, "not a regular file")
-    if info.st_size == 0:
-        raise MediaError(path, "empty file (0 bytes)")
-    with path.open("rb") as file:
-        return file.read(16)
-
-
-def _is_picture(head: bytes) -> bool:
-    return (
-        head.startswith(_PICTURE_STARTS)
-        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-        or head[4:12] in (b"ftypavif", b"ftypavis")
-    )
+            raise MediaError(source.name, _unreadable(source.head)) from error
 
 
 def _unreadable(head: bytes) -> str:
@@ -189,114 +247,59 @@ def _reason(error: Exception) -> str:
     detail = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if "truncated" in detail:
         return "truncated: the end of the file is missing"
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
     if isinstance(error, OSError) and error.strerror and not isinstance(error, av.error.FFmpegError):
         return detail[0].lower() + detail[1:]
     return f"damaged: cannot be decoded ({detail})"
 
 
-def _clip(path: Path, taken: list[tuple[float, Frames]], duration: float | None, lost: bool) -> Clip:
-    if not taken:
-        raise MediaError(path, "no frame can be decoded: truncated or damaged")
-    return Clip(np.stack([frame for _, frame in taken]), np.array([time for time, _ in taken]), duration, lost)
+def _clips(
+    medium: VideoFile | Picture, request: Request, size: tuple[int, int] | None, chunk: int | None
+) -> Iterator[Clip]:
+    """The frames wanted, in clips of `chunk`, or in one."""
+    wanted = request.indices(medium)
+    if chunk is not None:
+        _ = medium.duration  # plays an animation through, so that its first clip can tell
+    chunk = chunk or len(wanted)
+    frames: Frames | None = None
+    seconds: list[float] = []
+    missing, lost = 0, False
+    for place, taken in enumerate(_taken(medium, wanted, size)):
+        if taken is not None:
+            if frames is not None and len(seconds) == chunk:
+                yield Clip(frames, np.array(seconds), medium.duration, lost or medium.damaged, missing)
+                frames, seconds, missing = None, [], 0
+            if frames is None:
+                frames = _room(medium.name, min(chunk, len(wanted) - place), taken.frame)
+            frames[len(seconds)] = taken.frame
+            seconds.append(taken.seconds)
+        if taken is None or not taken.exact:
+            missing, lost = missing + 1, True
+    if frames is None:
+        raise MediaError(medium.name, "no frame can be decoded: truncated or damaged")
+    yield Clip(frames[: len(seconds)], np.array(seconds), medium.duration, lost or medium.damaged, missing)
 
 
-# Pictures and animations
+def _taken(medium: VideoFile | Picture, wanted: Indices, size: tuple[int, int] | None) -> Iterator[Taken | None]:
+    """For each of the indices, which do not decrease: its frame, or None if it is lost."""
+    indices, repeats = (values.tolist() for values in np.unique(wanted, return_counts=True))
+    reading = medium.read(indices, size)
+    taken = next(reading, None)
+    for index, times in zip(indices, repeats, strict=True):
+        if taken is None or taken.wanted != index:
+            yield from [None] * times
+        else:
+            yield from [taken] * times
+            taken = next(reading, None)
 
 
-def _load_picture(path: Path, num_frames: int, rng: np.random.Generator | None, size: tuple[int, int] | None) -> Clip:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about odd metadata; what matters is raised
-        try:
-            image = Image.open(path)
-        except Image.DecompressionBombError as error:
-            raise MediaError(path, f"more pixels than the {MAX_FRAME_PIXELS} allowed") from error
-        with image:
-            check_pixels(path, *image.size)
-            if image.format in _ANIMATED_FORMATS and getattr(image, "is_animated", False):
-                return _load_animation(path, image, num_frames, rng, size)
-            frame = to_rgb(image)
-    return _clip(path, [(0.0, frame if size is None else resize_frame(frame, size))], None, lost=False)
-
-
-def _load_animation(
-    path: Path, image: Any, num_frames: int, rng: np.random.Generator | None, size: tuple[int, int] | None
-) -> Clip:
-    first = int(getattr(image, "default_image", False))  # a picture shown only by viewers that cannot animate
-    wanted = {first + index for index in sample_indices(image.n_frames - first, num_frames, rng)}
-    taken: list[tuple[float, Frames]] = []
-    time, lost = 0.0, False
-    for index in range(first, image.n_frames):
-        try:
-            image.seek(index)
-            image.load()
-        except Exception:
-            lost = True
-            break
-        if index in wanted or index == first:
-            frame = to_rgb(image)
-            taken.append((time, frame if size is None else resize_frame(frame, size)))
-        time += (image.info.get("duration") or 100.0) / 1000  # browsers show a frame without a duration for 100 ms
-    if first not in wanted and len(taken) > 1:
-        taken.pop(0)  # it was kept only in case nothing else could be decoded
-    return _clip(path, taken, time, lost)
-
-
-def to_rgb(image: Image.Image) -> Frames:
-    """A Pillow image → (H, W, 3) uint8: EXIF orientation applied, transparency on white, 16 bits scaled to 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_to_8_bits(np.asarray(image)))
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.asarray(image.convert("RGB"))
-
-
-def _to_8_bits(values: npt.NDArray[Any]) -> Frames:
-    """Gray values of 16 or 32 bits, or floats in 0..1, scaled to 0..255."""
-    if values.dtype.kind == "f":
-        full = 1.0 if values.max(initial=0) <= 1 else 255.0
-    else:
-        full = 65535.0 if values.max(initial=0) <= 65535 else 2.0**31 - 1
-    scaled: npt.NDArray[Any] = np.nan_to_num(values.astype(np.float32)) * np.float32(255 / full)
-    return scaled.clip(0, 255).round().astype(np.uint8)
-
-
-# Videos
-
-
-def _load_video(path: Path, num_frames: int, rng: np.random.Generator | None, size: tuple[int, int] | None) -> Clip:
-    with VideoFile(path) as video:
-        wanted = [video.frame_times[i] for i in sample_indices(len(video.frame_times), num_frames, rng)]
-        render = _Renderer(path, video.pixel_aspect, size)
-        origin, unit = video.frame_times[0], video.time_unit
-        taken = [((time - origin) * unit, render(frame)) for time, frame in video.decode(wanted)]
-        if not taken and video.last_decoded is not None:  # damage took every wanted frame, but not every frame
-            time, frame = video.last_decoded
-            taken = [((time - origin) * unit, render(frame))]
-        return _clip(path, taken, video.duration, video.lost)
-
-
-class _Renderer:
-    """A decoded frame → (H, W, 3) uint8: RGB, upright, with square pixels or of the size asked for."""
-
-    def __init__(self, path: Path, pixel_aspect: float, size: tuple[int, int] | None):
-        self._path, self._pixel_aspect, self._size = path, pixel_aspect, size
-        self._reformatter = VideoReformatter()  # one for all frames: making its tables costs more than using them
-
-    def __call__(self, frame: Any) -> Frames:
-        check_pixels(self._path, frame.width, frame.height)
-        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        turns = round(frame.rotation / 90) % 4
-        upright: Frames = np.ascontiguousarray(np.rot90(rgb, turns))
-        if self._size is None:
-            self._size = self._square_size(upright.shape[:2], turns)
-        return resize_frame(upright, self._size)
-
-    def _square_size(self, upright: tuple[int, int], turns: int) -> tuple[int, int]:
-        """The size with square pixels: the stretched side grows, so that nothing is lost."""
-        height, width = upright
-        aspect = self._pixel_aspect if turns % 2 == 0 else 1 / self._pixel_aspect
-        size = (height, round(width * aspect)) if aspect >= 1 else (round(height / aspect), width)
-        check_pixels(self._path, size[1], size[0])
-        return size
+def _room(name: Path, count: int, frame: Frames) -> Frames:
+    if count * frame.nbytes > MAX_CLIP_BYTES:
+        height, width, _ = frame.shape
+        raise MediaError(
+            name,
+            f"{count} frames of {height}x{width} take more than the {MAX_CLIP_BYTES} bytes allowed: "
+            "give a smaller size, ask for fewer, or use stream_clip",
+        )
+    return np.empty((count, *frame.shape), np.uint8)

@@ -1,129 +1,155 @@
 """One video file: the times of all its frames, found without decoding, and the decoding of a few of them."""
 
 import contextlib
+import io
 import itertools
+import math
 import os
 import sys
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
+from av.video.frame import PictureType
 
 from perceiver_vl.errors import MediaError
+from perceiver_vl.rendering import Renderer
+from perceiver_vl.sampling import Seconds, Taken
+from perceiver_vl.source import MAX_FRAMES, MAX_VIDEO_PIXELS, PixelCount, Source, check_pixels
 
-MAX_FRAME_PIXELS = 100_000_000  # a frame that claims more is refused before it is decoded
 KEPT_PACKET_BYTES = 16 << 20  # a video stream up to this size is read from disk once, a larger one twice
 SINGLE_THREAD_PIXELS = 640 * 480  # below this, starting decoder threads costs more than they save
 SKIP_GAP = 8  # packets that must lie between two wanted frames for starting anew at a keyframe to pay
-_TEXT_FORMATS = frozenset({"concat", "dash", "hls", "tty"})  # FFmpeg would follow lists, and draw any text
+MOST_ROUNDING = 0.0005  # seconds: half the unit of Matroska, whose times are whole milliseconds
+_NO_TIME = -(1 << 63)
 
-
-def check_pixels(path: Path, width: int, height: int) -> None:
-    """Raise `MediaError` for frames of more than `MAX_FRAME_PIXELS`."""
-    if width * height > MAX_FRAME_PIXELS:
-        raise MediaError(path, f"frames of {width}x{height} pixels are more than the {MAX_FRAME_PIXELS} allowed")
+# The containers of video, and of sound so that it can be named. Not those that are text or lists of other files, which
+# FFmpeg would follow (concat, hls, dash), or draw (tty), nor pictures
+_FORMATS = (
+    "aac amr amv apng asf avi av1 avs bink caf cavsvideo cdxl dirac dnxhd dv film_cpk flac flv gxf h261 h263 h264 hevc "
+    "ivf live_flv lmlm4 m4v matroska mjpeg mov mp3 mpeg mpegts mpegvideo mtv mv mvi mxf nsv nut obu ogg r3d rm roq smk "
+    "smush swf thp vc1 vivo vvc wav wtv xmv yuv4mpegpipe"
+).replace(" ", ",")
+_INTRA = (PictureType.I, PictureType.SI, PictureType.BI, PictureType.NONE)  # none where the codec does not tell
 
 
 class VideoFile:
     """An open video: when its frames are shown, and the decoding of some of them.
 
-    Times are integers in units of `time_unit` seconds: presentation times, or where a file has none, frame numbers.
+    times: (count,) seconds from the first frame, increasing. duration: seconds. damaged: packets or the decoder have
+    shown so far that parts of the file are missing or wrong.
+    Inside, times are integers in units of `_unit` seconds: presentation times, or where a file has none, frame numbers.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, source: Source):
+        self.name = source.name
+        self.damaged = False
+        self._source = source
         self._open()
-        self.lost = False
-        self.last_decoded: tuple[int, Any] | None = None
-        self._scan()
+        try:
+            self._scan()
+        except BaseException:
+            self.close()
+            raise
         self._reading, self._position = self._packets(), sys.maxsize  # nothing is left to read
         self._begun = False  # whether the decoder has seen the first packet
+        self._count_pixels = PixelCount(source)
 
-    def __enter__(self) -> "VideoFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Let go of the file."""
         self._container.close()
 
     def _open(self) -> None:
-        # "file:" and the whitelist keep FFmpeg on this machine, whatever the name or the content looks like
+        # "file:" and the whitelists keep FFmpeg in this one file, whatever its name or its content looks like
+        in_memory = self._source.data is not None
         self._container: Any = av.open(
-            f"file:{self._path}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
+            io.BytesIO(self._source.data) if self._source.data is not None else f"file:{self.name}",
+            options={"protocol_whitelist": "" if in_memory else "file", "format_whitelist": _FORMATS},
+            metadata_errors="replace",
         )
-        if self._container.format.name in _TEXT_FORMATS:
+        try:
+            self._stream = self._best_stream()
+        except BaseException:
             self._container.close()
-            raise MediaError(self._path, "not a media file but a text or a list of files")
-        videos = [s for s in self._container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not videos:
-            only = " (audio only)" if self._container.streams.audio else ""
-            self._container.close()
-            raise MediaError(self._path, "no video stream" + only)
-        best = self._container.streams.best("video")
-        self._stream = best if best in videos else videos[0]
+            raise
         codec = self._stream.codec_context
-        if codec is None:
-            self._container.close()
-            raise MediaError(self._path, "no decoder for its video stream")
-        check_pixels(self._path, codec.width, codec.height)
         codec.thread_count = 1 if codec.width * codec.height <= SINGLE_THREAD_PIXELS else min(4, os.cpu_count() or 1)
         codec.thread_type = "AUTO"
-        self.pixel_aspect = float(self._stream.sample_aspect_ratio or 1) or 1.0
+        codec.options = {"max_pixels": str(MAX_VIDEO_PIXELS)}  # for frames that grow later
+
+    def _best_stream(self) -> Any:
+        streams = self._container.streams
+        videos = [s for s in streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not videos:
+            raise MediaError(self.name, "no video stream" + (" (audio only)" if streams.audio else ""))
+        best = streams.best("video")
+        stream = best if best in videos else videos[0]
+        if stream.codec_context is None:
+            raise MediaError(self.name, "no decoder for its video stream")
+        check_pixels(self.name, stream.codec_context.width, stream.codec_context.height, MAX_VIDEO_PIXELS)
+        return stream
 
     def _scan(self) -> None:
         """Read all packets without decoding them; keep them if together they are small."""
         kept: list[Any] = []
         kept_bytes = 0
-        times: list[int | None] = []  # of each packet
-        shown: list[int | None] = []
-        keyframes: list[int] = []
+        times, keyframes, hidden = array("q"), array("q"), array("q")  # a time, and places, of packets
         last = (0, 0)  # time and duration of the last frame shown
         first = None
         for packet in self._packets():
             first = first or packet
             if packet.is_keyframe:
                 keyframes.append(len(times))
-            if not packet.is_discard:  # what an edit list cuts off is decoded but not shown
-                shown.append(packet.pts)
+            if packet.is_discard:  # what an edit list cuts off is decoded but not shown
+                hidden.append(len(times))
+            else:
                 last = max(last, (packet.pts or 0, packet.duration or 0))
-            times.append(packet.pts)
-            self.lost |= packet.is_corrupt
+            times.append(_NO_TIME if packet.pts is None else packet.pts)
+            if len(times) > MAX_FRAMES:
+                raise MediaError(self.name, f"more frames than the {MAX_FRAMES} allowed")
+            self.damaged |= packet.is_corrupt
             kept_bytes += packet.size
             if kept_bytes <= KEPT_PACKET_BYTES:
                 kept.append(packet)
             else:
                 kept.clear()
-        if not shown:
-            raise MediaError(self._path, "no frames: truncated or damaged")
-        self.lost |= len(times) < len(self._stream.index_entries)  # the index tells of packets that are not there
+        if len(hidden) == len(times):
+            raise MediaError(self.name, "no frames: truncated or damaged")
+        self.damaged |= len(times) < len(self._stream.index_entries)  # the index tells of packets that are not there
         self._kept, self._first = kept, first
-        self._set_times(times, shown, keyframes, last[1])
+        self._set_times(np.asarray(times), np.asarray(keyframes), np.asarray(hidden), last[1])
 
-    def _set_times(
-        self, times: list[int | None], shown: list[int | None], keyframes: list[int], last_duration: int
-    ) -> None:
+    def _set_times(self, times: Any, keyframes: Any, hidden: Any, last_duration: int) -> None:
         rate = float(self._stream.average_rate or 25)
-        self._timed = None not in times
+        self._timed = bool((times != _NO_TIME).all())
         if self._timed:
-            self.time_unit = float(self._stream.time_base)
-            self.frame_times = sorted({time for time in shown if time is not None})
-            self._place_of = {time: place for place, time in enumerate(times) if time is not None}
-            self._keyframes = sorted((time, place) for place in keyframes if (time := times[place]) is not None)
-            end = self.frame_times[-1] + (last_duration or 1 / (rate * self.time_unit))
+            self._unit = float(self._stream.time_base)
+            self._times = np.unique(np.delete(times, hidden))
+            order = np.argsort(times, kind="stable")
+            self._places = order[np.searchsorted(times, self._times, sorter=order)]  # of the packet of each frame
+            in_time = np.argsort(times[keyframes], kind="stable")
+            self._keyframes, self._key_times = keyframes[in_time], times[keyframes][in_time]
+            end = int(self._times[-1]) + (last_duration or 1 / (rate * self._unit))
+            self.rounding = min(self._unit / 2, MOST_ROUNDING)
         else:
-            self.time_unit = 1 / rate
-            self.frame_times = list(range(len(shown)))
-            self._place_of, self._keyframes = {}, []
-            end = len(shown)
-        self.duration = (end - self.frame_times[0]) * self.time_unit
+            self._unit = 1 / rate
+            self._times = self._places = np.arange(len(times) - len(hidden))
+            self._keyframes = self._key_times = np.zeros(0, np.int64)
+            end = len(self._times)
+            self.rounding = MOST_ROUNDING
+        self.count = len(self._times)
+        self.times: Seconds = np.subtract(self._times, self._times[0], dtype=np.float64) * self._unit
+        self.duration = (end - int(self._times[0])) * self._unit
 
     def _packets(self) -> Iterator[Any]:
         """The packets of the stream from the current position on; damage ends them."""
         try:
             yield from (packet for packet in self._container.demux(self._stream) if packet.size)
         except av.error.FFmpegError:
-            self.lost = True
+            self.damaged = True
 
     def _packets_from(self, place: int) -> Iterator[Any]:
         """The packets from the one at `place` on, with a decoder that has forgotten what came before.
@@ -150,39 +176,65 @@ class VideoFile:
             if self._position > place:
                 yield packet
 
-    def _stretches(self, wanted: list[int]) -> list[tuple[int, list[int]]]:
-        """(place of a keyframe, wanted times to decode from there), so that little else is decoded."""
-        stretches: list[tuple[int, list[int]]] = []
-        for time in wanted:
-            before = bisect_right(self._keyframes, time, key=lambda keyframe: keyframe[0])
-            place = self._keyframes[before - 1][1] if before else 0
-            if stretches and place - self._place_of.get(stretches[-1][1][-1], place) < SKIP_GAP:
-                stretches[-1][1].append(time)
-            else:
-                stretches.append((place, [time]))
-        return stretches
+    def read(self, wanted: list[int], size: tuple[int, int] | None) -> Iterator[Taken]:
+        """The frames at the increasing indices `wanted`, as far as they can be decoded.
 
-    def decode(self, wanted: list[int]) -> Iterator[tuple[int, Any]]:
-        """(time, frame) at each wanted time; the next one before the following wanted time stands in for a lost one."""
-        ends = dict(itertools.pairwise(wanted))
-        for place, times in self._stretches(wanted):
-            pending = iter(times)
+        The next frame before the following wanted one stands in for one that is lost, with its own time; if none can
+        be had at all, the last that was decoded.
+        """
+        render = Renderer(self._source, float(self._stream.sample_aspect_ratio or 1) or 1.0, size)
+        origin, found = int(self._times[0]), False
+        self._last: tuple[int, Any] | None = None
+        for index, time, frame in self._decode(wanted):
+            found = True
+            yield Taken(index, (time - origin) * self._unit, render(frame), time == self._times[index])
+        if not found and self._last is not None:
+            time, frame = self._last
+            yield Taken(wanted[0], (time - origin) * self._unit, render(frame), exact=False)
+
+    def _decode(self, wanted: list[int]) -> Iterator[tuple[int, int, Any]]:
+        ends = {index: int(self._times[following]) for index, following in itertools.pairwise(wanted)}
+        for place, since, indices in self._stretches(wanted):
+            pending = iter(indices)
             due: int | None = next(pending)
-            for time, frame in self._decode_from(place, set(times)):
-                while due is not None and time >= ends.get(due, time + 1):
-                    self.lost = True
+            for time, frame in self._decode_from(place, since, {int(self._times[index]) for index in indices}):
+                while due is not None and time >= ends.get(due, math.inf):
+                    due = next(pending, None)
+                if due is not None and time >= self._times[due]:
+                    yield due, time, frame
                     due = next(pending, None)
                 if due is None:
                     break
-                if time >= due:
-                    self.lost |= time > due
-                    yield time, frame
-                    due = next(pending, None)
-                    if due is None:
-                        break
-            self.lost |= due is not None
 
-    def _decode_from(self, place: int, wanted: set[int]) -> Iterator[tuple[int, Any]]:
+    def _stretches(self, wanted: list[int]) -> Iterator[tuple[int, int, list[int]]]:
+        """(place and time of a keyframe, indices to decode from there), so that little else is decoded."""
+        start, stretch = (0, 0), list[int]()
+        for index in wanted:
+            before = bisect_right(self._key_times, self._times[index]) - 1
+            key = (int(self._keyframes[before]), int(self._key_times[before])) if before >= 0 else (0, 0)
+            if stretch and key[0] - self._places[stretch[-1]] < SKIP_GAP:
+                stretch.append(index)
+                continue
+            if stretch:
+                yield *start, stretch
+            start, stretch = key, [index]
+        if stretch:
+            yield *start, stretch
+
+    def _decode_from(self, place: int, since: int, wanted: set[int]) -> Iterator[tuple[int, Any]]:
+        """(time, frame) of every frame from a keyframe on, or from the first packet if that is none after all."""
+        sure = place == 0
+        for time, frame in self._decode_packets(place, wanted):
+            if not sure and time >= since:
+                if time > since or frame.pict_type not in _INTRA:
+                    break
+                sure = True
+            yield time, frame
+        if not sure:  # as where a stream refreshes bit by bit, and has no frame that stands for itself
+            self._keyframes, self._key_times = self._keyframes[:0], self._key_times[:0]
+            yield from self._decode_packets(0, wanted)
+
+    def _decode_packets(self, place: int, wanted: set[int]) -> Iterator[tuple[int, Any]]:
         packets = self._packets_from(place)
         codec = self._stream.codec_context
         count = itertools.count()
@@ -190,13 +242,15 @@ class VideoFile:
         for packet in itertools.chain(packets, [None]):
             if skips and packet is not None:  # frames that no other frame needs are not worth decoding
                 codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            self._count_pixels.spend(codec.width * codec.height)
             try:
                 frames = codec.decode(packet)
             except av.error.FFmpegError:
-                self.lost = True
+                self.damaged = True
                 continue
             for frame in frames:
+                self.damaged |= frame.is_corrupt
                 time = frame.pts if self._timed else next(count)
                 if time is not None:
-                    self.last_decoded = (time, frame)
+                    self._last = time, frame
                     yield time, frame

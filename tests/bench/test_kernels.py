@@ -1,8 +1,7 @@
-"""The bench of attention, compiling and data types, and of the dials, at a small size."""
+"""The bench of attention, compiling and data types, at a small size."""
 
 import json
 
-from perceiver_vl.bench.cost import SETTINGS, measure_cost
 from perceiver_vl.bench.kernels import FORMS, measure_kernels
 from tiny import tiny_config
 
@@ -26,11 +25,3 @@ def test_more_input_holds_more_memory() -> None:
         return report.forms[0].peak_mib
 
     assert peak(8) > 1.5 * peak(2)
-
-
-def test_every_setting_of_the_dials_is_measured() -> None:
-    config = tiny_config(num_latents=64, num_text_latents=64, max_frames=32, max_text_length=40)
-    report = measure_cost(config, runs=1)
-    assert [row.name for row in report.costs] == [setting.name for setting in SETTINGS]
-    flops = {row.name: row.gflops for row in report.costs}
-    assert flops["image + text, 1 read"] < flops["image + text"] < flops["8 frames + text"] < flops["32 frames + text"]

@@ -149,6 +149,50 @@ def test_broken_files_are_skipped_reported_and_remembered_until_they_change(
     assert counts(build_index(model_folder, media, tmp_path / "index")) == (1, 8, 0, 1, 9)
 
 
+def test_too_many_broken_files_stop_a_run_and_keep_what_was_encoded(
+    model_folder: Path, media: Path, tmp_path: Path
+) -> None:
+    for number in range(16):
+        (media / f"z{number}.mp4").write_bytes(b"not a video")
+    index = tmp_path / "index"
+    for encoded in (8, 8):  # again: what is known to be broken counts still
+        with pytest.raises(PerceiverVLError, match=r"16 of 24 clips cannot be read[^\n]+max_broken=0.5") as stop:
+            build_index(model_folder, media, index, max_broken=0.5, batch_size=1)
+        one_line(stop)
+        assert len(vectors(index)) == encoded
+    assert counts(build_index(model_folder, media, index, max_broken=0.7)) == (0, 8, 0, 16, 8)
+    with pytest.raises(PerceiverVLError, match="cannot be read"):
+        build_index(model_folder, media, tmp_path / "other", batch_size=1)
+    assert set(vectors(index)) == {name for name in vectors(index) if not name.startswith("z")}
+
+
+def test_files_that_are_gone_in_numbers_do_not_empty_the_index(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    lines = [{"file_name": f"clip{number}.mp4"} for number in range(4)]
+    lines += [{"file_name": f"{number}.mp4"} for number in range(18)]
+    for number in range(18):
+        (media / f"{number}.mp4").write_bytes((media / "clip0.mp4").read_bytes())
+    (media / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    build_index(model_folder, media, tmp_path / "index")
+    for number in range(18):
+        (media / f"{number}.mp4").unlink()
+    with pytest.raises(PerceiverVLError, match=r"^18 of 22 clips cannot be read"):
+        build_index(model_folder, media, tmp_path / "index")
+    assert len(vectors(tmp_path / "index")) == 22
+
+
+def test_the_skipped_files_lie_beside_the_index(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    (media / "a_broken.mp4").write_bytes(b"not a video")
+    names = ["clip0.mp4", "gone.mp4", "a_broken.mp4"]
+    (media / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": name}) for name in names))
+    report = build_index(model_folder, media, tmp_path / "index")
+    lines = [json.loads(line) for line in (tmp_path / "index" / "skipped.jsonl").read_text().splitlines()]
+    assert [(line["file_name"], line["reason"]) for line in lines] == [
+        (problem.file_name, problem.reason) for problem in report.skipped
+    ]
+    assert [line["file_name"] for line in lines] == ["gone.mp4", "a_broken.mp4"]
+    assert report.damaged == []
+
+
 def test_a_clip_that_breaks_leaves_the_index(model_folder: Path, media: Path, tmp_path: Path) -> None:
     build_index(model_folder, media, tmp_path / "index")
     (media / "clip0.mp4").write_bytes(b"spoilt")

@@ -1,52 +1,70 @@
-"""What encoding costs at several settings of the dials: operations by formula, seconds measured, side by side.
+"""What a clip and 40 words cost, ours beside others of the same width and depth: operations, seconds, memory.
 
-The runs are interleaved, so that a machine whose speed drifts slows all settings alike; the ratios are what to trust.
+Operations are counted on the built model; a setting that would take too long or too much memory is counted and not
+run, and says so. The runs are interleaved (`measuring.take_turns`); the ratios are what to trust.
 """
 
-import statistics
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.bench.crossovers import crossovers
+from perceiver_vl.bench.measuring import MatrixProduct, Timing, available_mib, count, count_and_hold, take_turns
+from perceiver_vl.bench.peers import PEERS, build_peer
+from perceiver_vl.bench.settings import FRAMES, OURS, PATCHES, WORDS, Entry, Published, Setting, entries, full_budget
+from perceiver_vl.bench.streams import StreamCosts, measure_streams
+from perceiver_vl.budget import ComputeBudget
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.console import Stages
+from perceiver_vl.errors import UsageError
 from perceiver_vl.model import PerceiverVLForRetrieval
-from perceiver_vl.model.flops import encoder_flops
+from perceiver_vl.model.flops import encoder_flops, matching_flops
 from perceiver_vl.tasks.record import command_line, machine, versions
 
-TEXT_TOKENS = 40
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One row: what goes in (frames 0: text alone; text_tokens 0: vision alone) and the dials."""
-
-    name: str
-    frames: int
-    text_tokens: int
-    budget: ComputeBudget = FULL_BUDGET
+MOST_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations of one example (a multiply-add is two), the median of the measured milliseconds and their range."""
+    """One line. Operations are of one example, times and memory of a batch.
 
-    name: str
+    `milliseconds`: median, with the range; `peak_mib`: held at once beside model and inputs; `share_of_peak`: the rate
+    in units of a matrix product's beside it; `ratio`: the time in units of ours at the same frames, size and words.
+    `skipped`: why it was counted and not run; the measured values are None then.
+    """
+
+    part: str
+    label: str
+    model: str
+    frames: int
+    image_size: int
+    words: int
+    latents: int | None
+    reads: int | None
     gflops: float
-    milliseconds: float
-    fastest: float
-    slowest: float
+    milliseconds: float | None
+    fastest: float | None
+    slowest: float | None
+    peak_mib: float | None
+    share_of_peak: float | None
+    ratio: float | None
+    skipped: str | None
+    published: Published
 
 
 @dataclass(frozen=True)
 class CostReport:
-    """The rows, and what it takes to get them again."""
+    """The lines, the streams, who wins where, and what it takes to get them again."""
 
-    parameters: int
     costs: list[Cost]
+    streams: StreamCosts
+    crossovers: list[str]
+    parameters: dict[str, int]
+    matrix_product_gflops: float
+    batch_size: int
     runs: int
     seed: int
     command: str
@@ -57,64 +75,196 @@ class CostReport:
         """For JSON."""
         return asdict(self)
 
+    def part(self, name: str) -> list[Cost]:
+        """The lines of one part: frames, sizes, tables, latents, reads or words."""
+        return [cost for cost in self.costs if cost.part == name]
 
-SETTINGS = (
-    Setting("image + text", 1, TEXT_TOKENS),
-    Setting("image + text, 64 latents", 1, TEXT_TOKENS, ComputeBudget(latents=64)),
-    Setting("image + text, 1 read", 1, TEXT_TOKENS, ComputeBudget(cross_attentions=1)),
-    Setting("8 frames + text", 8, TEXT_TOKENS),
-    Setting("8 frames + text, 64 latents", 8, TEXT_TOKENS, ComputeBudget(latents=64)),
-    Setting("8 frames + text, 1 read", 8, TEXT_TOKENS, ComputeBudget(cross_attentions=1)),
-    Setting("32 frames + text", 32, TEXT_TOKENS),
-    Setting("8 frames", 8, 0),
-    Setting("text", 0, TEXT_TOKENS),
-    Setting("text, 16 latents", 0, TEXT_TOKENS, ComputeBudget(text_latents=16)),
-)
+
+@dataclass
+class _Measured:
+    gflops: float
+    peak_mib: float | None = None
+    timing: Timing | None = None
+    share_of_peak: float | None = None
+    skipped: str | None = None
 
 
 @torch.inference_mode()
 def measure_cost(
     config: PerceiverVLConfig | None = None,
     *,
-    runs: int = 5,
+    frames: Sequence[int] = FRAMES,
+    sizes: Sequence[int] | None = None,
+    batch_size: int = 1,
+    runs: int = 3,
+    most_seconds: float = MOST_SECONDS,
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> CostReport:
-    """Encode one random example at each of `SETTINGS`, with random weights, at base size unless `config` says."""
+    """Measure all of `settings.entries` with random weights, at base size unless `config` says.
+
+    `sizes`: of frames, in pixels; None: 10 to 18 patches a side. A setting that would take more than `most_seconds` a
+    run at the matrix product's rate is counted only. Raises `UsageError` for a number of frames below 1, or a size
+    that the patches do not divide.
+    """
     config = config or PerceiverVLConfig()
-    torch.manual_seed(seed)
-    model = PerceiverVLForRetrieval(config).eval().to(device)
-    size = config.image_size
-    inputs = {}
-    for setting in SETTINGS:
-        given: dict[str, torch.Tensor] = {}
-        if setting.frames:
-            given["pixel_values"] = torch.randn(1, setting.frames, config.num_channels, size, size, device=device)
-        if setting.text_tokens:
-            given["input_ids"] = torch.randint(config.vocab_size, (1, setting.text_tokens), device=device)
-        inputs[setting.name] = given
-    seconds: dict[str, list[float]] = {setting.name: [] for setting in SETTINGS}
+    sizes = [number * config.patch_size for number in PATCHES] if sizes is None else sizes
+    for number in frames:
+        if number < 1:
+            raise UsageError(f"frames={number}: need at least one frame")
+    for size in sizes:
+        if size < 1 or size % config.patch_size:
+            raise UsageError(f"size={size}: need multiples of patch_size={config.patch_size}")
+    listed = entries(config, frames, sizes)
     with Stages(progress) as stages:
-        advance = stages.stage("Measuring", (runs + 1) * len(SETTINGS))
-        for run in range(runs + 1):
-            for setting in SETTINGS:
-                start = time.perf_counter()
-                model.perceiver_vl(**inputs[setting.name], budget=setting.budget)
-                if torch.device(device).type == "cuda":
-                    torch.cuda.synchronize()
-                if run:  # the first round warms up
-                    seconds[setting.name].append(time.perf_counter() - start)
-                advance()
-    costs = [
-        Cost(
-            setting.name,
-            encoder_flops(config, setting.frames, setting.text_tokens, setting.budget) / 1e9,
-            1e3 * statistics.median(seconds[setting.name]),
-            1e3 * min(seconds[setting.name]),
-            1e3 * max(seconds[setting.name]),
-        )
-        for setting in SETTINGS
-    ]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return CostReport(parameters, costs, runs, seed, command_line(), machine(), versions())
+        models = _Models(config, listed, batch_size, seed, device)
+        product = MatrixProduct(2 * config.hidden_size, device)
+        measured = _count_all(models, listed, product, most_seconds, stages)
+        timed = [setting for setting, found in measured.items() if found.skipped is None]
+        advance = stages.stage("Measuring time", runs * len(timed))
+        turns = take_turns([models.call(setting) for setting in timed], runs, product, advance)
+        for setting, timing in zip(timed, turns.timings, strict=True):
+            found = measured[setting]
+            found.timing, found.share_of_peak = timing, turns.share_of_peak(timing, batch_size * found.gflops)
+        full = full_budget(config)
+        costs = [_cost(entry, measured, full) for entry in listed]
+        streams = measure_streams(models.ours, config, runs=runs, product=product, seed=seed, stages=stages)
+        parameters = models.parameters()
+        compared = crossovers(costs, models.count_at, Setting(OURS, 1, config.image_size, WORDS, full))
+    circumstances = command_line(), machine(), versions()
+    return CostReport(
+        costs, streams, compared, parameters, turns.product_gflops, batch_size, runs, seed, *circumstances
+    )
+
+
+class _Models:
+    """Ours and the others, each built when it is first run, and their inputs."""
+
+    def __init__(
+        self,
+        config: PerceiverVLConfig,
+        listed: Iterable[Entry],
+        batch_size: int,
+        seed: int,
+        device: str | torch.device,
+    ) -> None:
+        settings = [entry.setting for entry in listed]
+        most = {"num_latents": 2 * config.num_latents, "num_text_latents": config.num_latents}  # Figure 5's last point
+        most["max_frames"] = max(setting.frames for setting in settings)
+        most["max_text_length"] = max(WORDS, config.max_text_length)
+        self.config = PerceiverVLConfig.from_dict(config.to_dict() | most)
+        self.peers_config = PerceiverVLConfig.from_dict(config.to_dict() | most | {"num_latents": config.num_latents})
+        self.batch_size, self.seed, self.device = batch_size, seed, device
+        torch.manual_seed(seed)
+        self.ours = PerceiverVLForRetrieval(self.config).eval().to(device)
+        self.peers: dict[str, nn.Module] = {}
+        self.shells = {peer.name: build_peer(peer, self.peers_config, "meta") for peer in PEERS}
+        draw = torch.Generator().manual_seed(seed)
+        self.words = torch.randint(config.vocab_size, (batch_size, WORDS), generator=draw).to(device)
+        self.clips: dict[int, Tensor] = {}
+        self.draw = draw
+
+    def call(self, setting: Setting) -> Callable[[], object]:
+        """The forward of a setting, to be run and timed."""
+        words = self.words[:, : setting.words] if setting.words else None
+        pixels = self._pixels(setting) if setting.frames else None
+        if setting.model == OURS:
+            return lambda: _ours(self.ours, words, pixels, setting.budget)
+        if setting.model not in self.peers:
+            torch.manual_seed(self.seed)
+            peer = next(peer for peer in PEERS if peer.name == setting.model)
+            self.peers[peer.name] = build_peer(peer, self.peers_config, self.device)
+        model = self.peers[setting.model]
+        return lambda: model(input_ids=words, pixel_values=pixels)
+
+    def count_at(self, setting: Setting) -> float:
+        """GFLOPs of one example without running it: ours by the formulas, the others' counted on the meta device."""
+        if setting.model == OURS:
+            sized = PerceiverVLConfig.from_dict(self.config.to_dict() | {"image_size": setting.image_size})
+            flops = encoder_flops(sized, setting.frames, setting.words, setting.budget)
+            if setting.frames and setting.words:
+                flops += matching_flops(self.config, setting.budget.latents or self.config.num_latents)
+            return flops / 1e9
+        size = setting.image_size
+        shape = (1, setting.frames, self.config.num_channels, size, size)
+        pixels = torch.empty(shape, device="meta") if setting.frames else None
+        words = torch.empty(1, setting.words, dtype=torch.long, device="meta") if setting.words else None
+        return count(lambda: self.shells[setting.model](input_ids=words, pixel_values=pixels)) / 1e9
+
+    def parameters(self) -> dict[str, int]:
+        """Of each model, by name."""
+        models = {OURS: self.ours, **self.shells}
+        return {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}
+
+    def _pixels(self, setting: Setting) -> Tensor:
+        """The first frames of a clip of that size, which is as long as any setting has asked for."""
+        size = setting.image_size
+        known = self.clips.get(size)
+        if known is None or known.shape[1] < setting.frames:
+            shape = (self.batch_size, setting.frames, self.config.num_channels, size, size)
+            self.clips[size] = known = torch.randn(shape, generator=self.draw).to(self.device)
+        return known[:, : setting.frames]
+
+
+def _ours(model: PerceiverVLForRetrieval, words: Tensor | None, pixels: Tensor | None, budget: ComputeBudget) -> Tensor:
+    """To the matching logit, or to the latents of one side."""
+    if words is None:
+        assert pixels is not None
+        return model.encode_vision(pixels, budget=budget)
+    if pixels is None:
+        return model.encode_text(words, budget=budget)
+    return model.match_jointly(words, pixel_values=pixels, budget=budget)
+
+
+def _count_all(
+    models: _Models, listed: Sequence[Entry], product: MatrixProduct, most_seconds: float, stages: Stages
+) -> dict[Setting, _Measured]:
+    """Run each setting once, counting; smaller ones first, as their memory says what the larger ones will need."""
+    settings = sorted(dict.fromkeys(entry.setting for entry in listed), key=lambda setting: setting.pixels)
+    advance = stages.stage("Counting operations and memory", len(settings))
+    rate = product.gflops / min(product.seconds() for _ in range(3))
+    held: dict[tuple[str, ComputeBudget], tuple[int, float]] = {}
+    measured = {}
+    for setting in settings:
+        gflops = models.count_at(setting)
+        seconds = models.batch_size * gflops / rate
+        pixels, mib = held.get((setting.model, setting.budget), (0, 0.0))
+        needed = mib * setting.pixels / pixels if pixels else 0.0
+        if seconds > most_seconds:
+            measured[setting] = _Measured(gflops, skipped=f"about {seconds:.0f} s a run or more")
+        elif needed > available_mib(models.device):
+            measured[setting] = _Measured(gflops, skipped=f"about {needed / 1024:.1f} GiB would be needed")
+        else:
+            flops, mib = count_and_hold(models.call(setting))
+            measured[setting] = _Measured(flops / models.batch_size / 1e9, mib)
+            held[setting.model, setting.budget] = setting.pixels, mib
+        advance()
+    return measured
+
+
+def _cost(entry: Entry, measured: dict[Setting, _Measured], full: ComputeBudget) -> Cost:
+    setting = entry.setting
+    found, timing = measured[setting], measured[setting].timing
+    reference = measured.get(replace(setting, model=OURS, budget=full))
+    is_ours = setting.model == OURS
+    latents = setting.budget.latents if setting.frames else setting.budget.text_latents
+    return Cost(
+        entry.part,
+        entry.label,
+        setting.model,
+        setting.frames,
+        setting.image_size,
+        setting.words,
+        latents if is_ours else None,
+        setting.budget.cross_attentions if is_ours else None,
+        found.gflops,
+        timing.milliseconds if timing else None,
+        timing.fastest if timing else None,
+        timing.slowest if timing else None,
+        found.peak_mib,
+        found.share_of_peak,
+        timing.milliseconds / reference.timing.milliseconds if timing and reference and reference.timing else None,
+        found.skipped,
+        entry.published,
+    )

@@ -28,12 +28,29 @@ _STYLE = {
 
 def curves_svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str) -> str:
     """Lines by name, each (xs, ys) → SVG text."""
+    return _lines_svg(series, x=x, y=y, title=title)
+
+
+def points_svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str) -> str:
+    """Measured points by name, each (xs, ys), joined; both axes logarithmic → SVG text."""
+    return _lines_svg(series, x=x, y=y, title=title, marker="o", markersize=3, scale="log")
+
+
+def _lines_svg(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    x: str,
+    y: str,
+    title: str,
+    scale: str = "linear",
+    **drawn: Any,
+) -> str:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 3.2), layout="constrained")
         axes = figure.add_subplot()
         for name, (xs, ys) in series.items():
-            axes.plot(xs, ys, label=name, linewidth=1.4)
-        axes.set(xlabel=x, ylabel=y, title=title)
+            axes.plot(xs, ys, label=name, linewidth=1.4, **drawn)
+        axes.set(xlabel=x, ylabel=y, title=title, xscale=scale, yscale=scale)
         axes.legend(frameon=False)
         return _svg(figure)
 

@@ -40,10 +40,11 @@ class ClipEncoder:
         self._size = (size.height, size.width)
 
     def encode(
-        self, clips: Sequence[Clip], broken: dict[str, SkippedFile], strict: bool
+        self, clips: Sequence[Clip], broken: dict[str, SkippedFile], damaged: list[str], strict: bool
     ) -> Iterator[EncodedClip | None]:
         """Each clip encoded, in order; None for a file that cannot be decoded, which is added to `broken`.
 
+        A file that lacks frames is encoded and added to `damaged`.
         With `strict` such a file raises its `MediaError`, once the clips before it are encoded.
         """
         batch: list[tuple[Clip, Decoded]] = []
@@ -55,6 +56,8 @@ class ClipEncoder:
                 broken[clip.file_name] = SkippedFile(clip.file_name, clip.size, clip.mtime_ns, decoded.reason)
                 yield None
                 continue
+            if decoded.lost:
+                damaged.append(clip.file_name)
             batch.append((replace(clip, duration=decoded.duration), decoded))
             if len(batch) == self._batch_size:
                 yield from self._encode_batch(batch)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.console import Stages
+from perceiver_vl.data.broken import MAX_BROKEN, check_broken, check_listed
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Problem, Record
 from perceiver_vl.errors import PerceiverVLError, UsageError
@@ -27,13 +29,17 @@ PART_SECONDS = 30.0
 
 @dataclass
 class IndexReport:
-    """What a run did: clips `encoded` (new or changed), `removed` (gone from the folder), `total` (can be searched)."""
+    """What a run did: clips `encoded` (new or changed), `removed` (gone from the folder), `total` (can be searched).
+
+    skipped: what could not be read; damaged: of those encoded, files that lacked frames.
+    """
 
     index: str
     encoded: int = 0
     unchanged: int = 0
     removed: int = 0
     skipped: list[Problem] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
     total: int = 0
     seconds: float = 0.0
 
@@ -61,6 +67,7 @@ def build_index(
     batch_size: int = 16,
     part_clips: int = PART_CLIPS,
     strict: bool = False,
+    max_broken: float = MAX_BROKEN,
     progress: bool = False,
     device: str | torch.device | None = None,
 ) -> IndexReport:
@@ -71,14 +78,16 @@ def build_index(
     Files that cannot be decoded are skipped and reported, and not tried again before they change; with `strict` the
     first one raises. Whatever ends a run, at most the last `part_clips` clips (or 30 s of work) must be encoded again.
 
-    Raises `UsageError` for folders or settings that do not fit each other, `MediaError` with `strict`.
+    Raises `UsageError` for folders or settings that do not fit each other, `MediaError` with `strict`,
+    `PerceiverVLError` when more than the share `max_broken` of the files cannot be read.
     """
     started = time.perf_counter()
     if batch_size < 1 or part_clips < 1:
         raise UsageError(f"batch_size={batch_size}, part_clips={part_clips}: need at least 1 of each")
     model, processor = load_retriever(model_folder, device)
     model.config.check_budget(budget)
-    folder = read_folder(media, split=split, metadata=metadata, columns=columns, need_text=False, strict=strict)
+    folder = read_folder(media, split=split, metadata=metadata, columns=columns, need=None, strict=strict)
+    check_listed(folder.problems, len(folder.records), max_broken)
     index = Path(out).resolve()
     report = IndexReport(str(out), skipped=list(folder.problems))
     settings = _settings(model, processor, Path(model_folder), folder.path, budget, num_frames)
@@ -91,13 +100,17 @@ def build_index(
         report.unchanged = len(unchanged)
         report.removed = sum(name not in found for name in stored)
         todo = [clip for name, clip in found.items() if name not in unchanged and name not in broken]
-        encoded = ClipEncoder(model, processor, settings, budget, batch_size).encode(todo, broken, strict)
+        encoder = ClipEncoder(model, processor, settings, budget, batch_size)
+        encoded = _until_too_many(
+            encoder.encode(todo, broken, report.damaged, strict), broken, len(found) - len(todo), len(found), max_broken
+        )
         try:
             for part in _in_parts(_with_progress(encoded, len(todo), progress), part_clips):
                 store.write_part(index, part)
                 report.encoded += len(part)
         finally:
-            store.write_skipped(index, broken.values())
+            listed = (SkippedFile(problem.file_name, 0, 0, problem.reason) for problem in report.skipped)
+            store.write_skipped(index, [*listed, *broken.values()])
     report.skipped += [Problem(one.file_name, one.reason) for one in broken.values()]
     report.total = report.unchanged + report.encoded
     report.seconds = time.perf_counter() - started
@@ -186,6 +199,17 @@ def _open_or_create(index: Path, settings: IndexSettings, found: Mapping[str, Cl
     if (now := replace(settings, decoders=decoders)) != before:
         store.write_settings(index, now)
     return stored
+
+
+def _until_too_many(
+    encoded: Iterator[EncodedClip | None], broken: Mapping[str, SkippedFile], known: int, total: int, most: float
+) -> Iterator[EncodedClip | None]:
+    """What comes of the `total` files beyond the `known` ones, until too many of all are `broken`."""
+    for tried, one in enumerate(chain([None], encoded), start=known):
+        first = next((Problem(file.file_name, file.reason) for file in broken.values()), None)
+        check_broken(len(broken), tried, total, most, first)
+        if tried > known:
+            yield one
 
 
 def _in_parts(encoded: Iterator[EncodedClip | None], part_clips: int) -> Iterator[list[EncodedClip]]:

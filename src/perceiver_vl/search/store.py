@@ -1,4 +1,4 @@
-"""The index on disk: `index.json`, `skipped.json`, and parts in Parquet that are written once, whole, or not at all.
+"""The index on disk: `index.json`, `skipped.jsonl`, and parts in Parquet that are written once, whole, or not at all.
 
 A part holds some hundred clips. Its columns: what tells whether the file changed, what is shown, `vector` (E float32,
 the multi-stream) and `latents` (N × D float16, row-major, the mixed stream). Latents are one fixed-size binary value a
@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from json import JSONDecodeError, loads
+from json import JSONDecodeError, dumps, loads
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import pyarrow.parquet as parquet
 from filelock import FileLock, Timeout
 
 from perceiver_vl.errors import PerceiverVLError, UsageError
-from perceiver_vl.files import write_json, write_with
+from perceiver_vl.files import write_json, write_text, write_with
 
 FORMAT = 1
 ROW_GROUP_BYTES = 1 << 20
@@ -105,9 +105,10 @@ def part_paths(index: Path) -> list[Path]:
 
 def read_skipped(index: Path) -> list[SkippedFile]:
     """The files that could not be decoded."""
-    path = index / "skipped.json"
+    path = index / "skipped.jsonl"
     try:
-        return [SkippedFile(**line) for line in loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        return [SkippedFile(**loads(line)) for line in lines if line]
     except (JSONDecodeError, TypeError) as error:
         raise PerceiverVLError(f"{path}: damaged ({type(error).__name__}), delete it and index again") from error
 
@@ -215,8 +216,9 @@ def write_settings(index: Path, settings: IndexSettings) -> None:
 
 
 def write_skipped(index: Path, skipped: Iterable[SkippedFile]) -> None:
-    """Write `skipped.json`."""
-    write_json(index / "skipped.json", [asdict(one) for one in skipped])
+    """Write `skipped.jsonl`, an object a line."""
+    lines = (f"{dumps(asdict(one), ensure_ascii=False)}\n" for one in skipped)
+    write_text(index / "skipped.jsonl", "".join(lines))
 
 
 def write_part(index: Path, encoded: Sequence[EncodedClip]) -> None:

@@ -1,0 +1,164 @@
+"""How a call is measured: its operations counted, its memory summed, its time taken in turns with the others.
+
+The turns are why the ratios can be trusted: a machine whose speed drifts slows all calls alike. Before each call a
+matrix product is timed, which says how fast the machine was at that moment.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+MEMORY_IN_USE = 0.8  # of what is available, the most that a setting may need
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median milliseconds of the runs and their range; `against_product`: how often a matrix product, timed before
+    each run, fits into the run (median).
+    """
+
+    milliseconds: float
+    fastest: float
+    slowest: float
+    against_product: float
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The timings, one a call, and the rate of the matrix products in between, in GFLOP/s (median)."""
+
+    timings: list[Timing]
+    product_gflops: float
+    product_size: float  # GFLOPs of one
+
+    def share_of_peak(self, timing: Timing, gflops: float) -> float:
+        """The rate of a call of `gflops`, in units of the matrix product's beside it."""
+        return gflops / (timing.against_product * self.product_size)
+
+
+class MatrixProduct:
+    """A square product in float32: the most that the machine's matrix routines do."""
+
+    def __init__(self, side: int, device: str | torch.device) -> None:
+        self.factors = torch.randn(2, side, side, device=device)
+        self.device = device
+        self.gflops = 2 * side**3 / 1e9
+
+    def seconds(self) -> float:
+        """Of one product, now."""
+        return timed(lambda: self.factors[0] @ self.factors[1], self.device)
+
+
+def timed(call: Callable[[], object], device: str | torch.device = "cpu") -> float:
+    """Seconds that `call` takes."""
+    wait(device)
+    start = time.perf_counter()
+    call()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def take_turns(
+    calls: Sequence[Callable[[], object]],
+    runs: int,
+    product: MatrixProduct,
+    advance: Callable[[], object],
+) -> Turns:
+    """Time every call once a round, `runs` rounds, each after a matrix product; `advance` is told of each call."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    products: list[list[float]] = [[] for _ in calls]
+    product.seconds()
+    for _ in range(runs):
+        for number, call in enumerate(calls):
+            products[number].append(product.seconds())
+            seconds[number].append(timed(call, product.device))
+            advance()
+    timings = [
+        Timing(
+            1e3 * statistics.median(one),
+            1e3 * min(one),
+            1e3 * max(one),
+            statistics.median(run / other for run, other in zip(one, beside, strict=True)),
+        )
+        for one, beside in zip(seconds, products, strict=True)
+    ]
+    rates = [product.gflops / second for beside in products for second in beside]
+    return Turns(timings, statistics.median(rates) if rates else 0.0, product.gflops)
+
+
+def count_and_hold(call: Callable[[], object]) -> tuple[int, float]:
+    """Operations of one call (a multiply-add is two), and MiB that it holds at once beside what was there before."""
+    with (
+        FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU) as counter,
+        profile(profile_memory=True) as profiler,
+    ):
+        call()
+    return counter.get_total_flops(), _peak(profiler)
+
+
+def count(call: Callable[[], object]) -> int:
+    """Operations of one call; on the meta device without the memory or the time of them."""
+    with FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def held(call: Callable[[], object]) -> float:
+    """MiB that one call holds at once, beside what was there before: the running sum of what torch's allocator did."""
+    with profile(profile_memory=True) as profiler:
+        call()
+    return _peak(profiler)
+
+
+def available_mib(device: str | torch.device = "cpu") -> float:
+    """Memory that a call may need here: most of what is free."""
+    if torch.device(device).type == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = next((1024 * int(line.split()[1]) for line in _meminfo() if line.startswith("MemAvailable")), pages)
+    return MEMORY_IN_USE * free / 2**20
+
+
+def wait(device: str | torch.device) -> None:
+    """Until the device has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _meminfo() -> list[str]:
+    """Empty where the system does not tell, as outside Linux."""
+    path = Path("/proc/meminfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _peak(profiler: Any) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    held = peak = 0
+    for event in sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+def _fused_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """Given shapes of what goes in."""
+    return sdpa_flop_count(query, key, value)
+
+
+# torch counts the fused attentions of GPUs only
+_FUSED_ON_CPU: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_flops}

@@ -1,0 +1,104 @@
+"""Re-ranking a shortlist for one query: from D + H stored numbers a clip, beside the decoder over its latents.
+
+Both give the mixed stream's logits. The query is encoded beforehand, as it is for the shortlist.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceiver_vl.bench.measuring import MatrixProduct, take_turns
+from perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.console import Stages
+from perceiver_vl.errors import UsageError
+from perceiver_vl.model import PerceiverVLForRetrieval
+from perceiver_vl.tasks.record import command_line, machine, versions
+
+CANDIDATES = 1000
+BATCH = 64  # clips whose latents the decoder reads at once
+
+
+@dataclass(frozen=True)
+class RerankingReport:
+    """Milliseconds (median) of one query in both ways and their ratio `speedup`; the largest difference of the logits,
+    and the logits' standard deviation to measure it by; bytes of one clip, as stored in float32, and their ratio.
+    """
+
+    candidates: int
+    latents: int
+    decoder_ms: float
+    summaries_ms: float
+    speedup: float
+    max_difference: float
+    logits_std: float
+    decoder_bytes: int
+    summary_bytes: int
+    bytes_ratio: float
+    runs: int
+    seed: int
+    command: str
+    machine: str
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def measure_reranking(
+    config: PerceiverVLConfig | None = None,
+    *,
+    candidates: int = CANDIDATES,
+    runs: int = 5,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> RerankingReport:
+    """Score random candidates for a random query in both ways, with random weights, at base size unless `config` says.
+
+    Raises `UsageError` for fewer than one candidate.
+    """
+    if candidates < 1:
+        raise UsageError(f"candidates={candidates}: need at least 1")
+    config = config or PerceiverVLConfig()
+    torch.manual_seed(seed)
+    model = PerceiverVLForRetrieval(config).eval().to(device)
+    with torch.no_grad():
+        for parameter in model.vtm_head.parameters():  # as initialised, all logits would be about the same
+            parameter.normal_(std=config.hidden_size**-0.5)
+    # The encoder's last norm leaves latents of about this size
+    vision = torch.randn(candidates, config.num_latents, config.hidden_size).to(device)
+    text = torch.randn(1, config.text_latents_of(config.num_latents), config.hidden_size).to(device)
+    stored = torch.cat([model.match_summary(part) for part in vision.split(BATCH)])
+    ways: list[Callable[[], Tensor]] = [
+        lambda: torch.cat([model.match(part, text.expand(len(part), -1, -1)) for part in vision.split(BATCH)]),
+        lambda: model.match_from_summaries(stored, model.match_summary(text)),
+    ]
+    with Stages(progress) as stages:
+        advance = stages.stage("Re-ranking", 2 * (runs + 1))
+        logits = [way() for way in ways]
+        advance(2)
+        turns = take_turns(ways, runs, MatrixProduct(2 * config.hidden_size, device), advance)
+    decoder, summaries = (timing.milliseconds for timing in turns.timings)
+    decoder_bytes, summary_bytes = vision[0].nbytes, stored[0].nbytes
+    return RerankingReport(
+        candidates=candidates,
+        latents=config.num_latents,
+        decoder_ms=decoder,
+        summaries_ms=summaries,
+        speedup=decoder / summaries,
+        max_difference=(logits[0] - logits[1]).abs().max().item(),
+        logits_std=logits[0].std().item() if candidates > 1 else 0.0,
+        decoder_bytes=decoder_bytes,
+        summary_bytes=summary_bytes,
+        bytes_ratio=decoder_bytes / summary_bytes,
+        runs=runs,
+        seed=seed,
+        command=command_line(),
+        machine=machine(),
+        versions=versions(),
+    )
