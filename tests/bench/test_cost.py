@@ -113,5 +113,5 @@ def test_every_peer_is_compared(report: CostReport) -> None:
 
 @pytest.mark.parametrize(("frames", "sizes"), [((0,), (16,)), ((2,), (12,))])
 def test_what_cannot_be_measured_is_refused(frames: tuple[int, ...], sizes: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match="frames=0|size=12"):
+    with pytest.raises(UsageError, match=r"frames=0|size=12"):
         measure_cost(CONFIG, frames=frames, sizes=sizes)

@@ -109,8 +109,10 @@ def count_and_hold(call: Callable[[], object]) -> tuple[int, float]:
 
 def count(call: Callable[[], object]) -> int:
     """Operations of one call; on the meta device without the memory or the time of them."""
-    with FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU) as counter:
-        call()
+    # Not in inference mode, where torch would take each operation apart in Python to count it
+    with torch.inference_mode(False), torch.no_grad():
+        with FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU) as counter:
+            call()
     return counter.get_total_flops()
 
 

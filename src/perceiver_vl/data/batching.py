@@ -3,9 +3,10 @@
 A resumed run therefore sees exactly the batches that the uninterrupted one would have seen, with any number of workers.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +16,41 @@ from torch.utils.data import Dataset, Sampler
 
 from perceiver_vl.data.augment import Augmentation, augment
 from perceiver_vl.data.clips import ClipSource, Frames, is_damaged
-from perceiver_vl.data.records import Problem
+from perceiver_vl.data.records import Problem, Record
 from perceiver_vl.errors import MediaError, PerceiverVLError
 from perceiver_vl.processing import PerceiverVLProcessor
 
+Drawn = TypeVar("Drawn")
 _CAPTION_DRAWS, _MASKING_DRAWS, _FRAME_DRAWS, _AUGMENTATION_DRAWS = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
-class Example:
-    """One clip with one of its captions and another (the same if it has one), drawn for `key` = (seed, epoch, index).
+class Reading:
+    """What came of reading an example.
 
     problems: files passed over for it. tried: the clips that were to be read for it, the last of which was.
     damaged: its file, if frames are missing.
+    """
+
+    problems: tuple[Problem, ...] = ()
+    tried: tuple[int, ...] = ()
+    damaged: str | None = None
+
+
+def what_was_read(examples: Sequence[Reading]) -> dict[str, Any]:
+    """Of a batch, as lists: `problems`, `damaged` and, of clips by their places, `tried` and `failed`."""
+    return {
+        "problems": [problem for example in examples for problem in example.problems],
+        "tried": [place for example in examples for place in example.tried],
+        "failed": [place for example in examples for place in example.tried[:-1]],
+        "damaged": [example.damaged for example in examples if example.damaged is not None],
+    }
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip with one of its captions and another (the same if it has one), drawn for `key` = (seed, epoch, index);
+    the rest as `Reading` has it.
     """
 
     frames: Frames
@@ -65,12 +88,12 @@ class EpochSampler(Sampler[int]):
         yield from (self.epoch * self.length + order).tolist()
 
 
-class TrainingExamples(Dataset[Example]):
-    """A source's clips as training examples: sampled frames and random captions; item epoch · n + index.
+class DrawnExamples(Dataset[Drawn], ABC):
+    """A source's clips as training examples; item epoch · n + index, n being the clips of the source.
 
     A clip that cannot be read is replaced by the next one and named in the example's `problems`; with `strict` it
     raises. `pools`: the places of clips that may stand in for each other, ascending; None: all may. Where
-    `augmentation` crops, it gives frames of `size` (height, width).
+    `augmentation` crops, it gives frames of `size` (height, width). `second`: the other pictures of pairs.
     """
 
     def __init__(
@@ -84,44 +107,62 @@ class TrainingExamples(Dataset[Example]):
         pools: Sequence[npt.NDArray[np.int64]] | None = None,
         augmentation: Augmentation | None = None,
         size: tuple[int, int] = (0, 0),
+        second: ClipSource | None = None,
     ) -> None:
         self.source, self.num_frames, self.sampling, self.seed, self.strict = source, num_frames, sampling, seed, strict
         self.pools = [np.arange(len(source))] if pools is None else pools
-        self.augmentation, self.size = augmentation, size
+        self.augmentation, self.size, self.second = augmentation, size, second
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, item: int) -> Example:
+    def __getitem__(self, item: int) -> Drawn:
         epoch, index = divmod(item, len(self))
         key = self.seed, epoch, index
         problems: list[Problem] = []
         tried: list[int] = []
         for place in self._from(index):
             tried.append(place)
-            rng = np.random.default_rng([*key, _FRAME_DRAWS]) if self.sampling == "random" else None
             try:
-                frames = self.source.frames(place, self.num_frames, rng)
+                media = self._media(place, key)
             except MediaError as error:
                 if self.strict:
                     raise
                 problems.append(Problem(self.source.record(place).file_name, error.reason))
                 continue
             record = self.source.record(place)
-            if self.augmentation is not None:
-                words = *record.texts, record.question or "", *record.answers, *record.choices
-                rng = np.random.default_rng([*key, _AUGMENTATION_DRAWS])
-                frames = augment(frames, words, self.augmentation, self.size, rng)
             damaged = record.file_name if is_damaged(self.source, place) else None
-            return Example(frames, *drawn_captions(record.texts, key), key, tuple(problems), tuple(tried), damaged)
+            return self._example(record, media, key, Reading(tuple(problems), tuple(tried), damaged))
         raise PerceiverVLError(f"none of the {len(tried)} clips can be read, the first: {problems[0].reason}")
 
-    def __getitems__(self, items: list[int]) -> list[Example] | PerceiverVLError:
+    def __getitems__(self, items: list[int]) -> list[Drawn] | PerceiverVLError:
         """What a data loader asks for. An error is handed on: raised in a worker process, it ends as a stack trace."""
         try:
             return [self[item] for item in items]
         except PerceiverVLError as error:
             return error
+
+    @abstractmethod
+    def _example(
+        self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: "Reading"
+    ) -> Drawn:
+        """The example that is drawn for `key` from a record and its clip (of pairs, both pictures)."""
+
+    def _media(self, place: int, key: tuple[int, int, int]) -> tuple[Frames, ...]:
+        """The frames of a clip, or of both pictures of a pair, which are sampled and changed in the same way."""
+        found = []
+        for source in (self.source, self.second):
+            if source is None:
+                continue
+            rng = np.random.default_rng([*key, _FRAME_DRAWS]) if self.sampling == "random" else None
+            frames = source.frames(place, self.num_frames, rng)
+            if self.augmentation is not None:
+                record = self.source.record(place)
+                words = *record.texts, record.question or "", *record.answers, *record.choices
+                rng = np.random.default_rng([*key, _AUGMENTATION_DRAWS])
+                frames = augment(frames, words, self.augmentation, self.size, rng)
+            found.append(frames)
+        return tuple(found)
 
     def _from(self, index: int) -> Iterator[int]:
         """Clip `index`, and those of its pool that come after it, round to the one before it."""
@@ -129,6 +170,15 @@ class TrainingExamples(Dataset[Example]):
             place = int(np.searchsorted(pool, index))
             if place < len(pool) and pool[place] == index:
                 yield from (int(pool[other % len(pool)]) for other in range(place, place + len(pool)))
+
+
+class TrainingExamples(DrawnExamples[Example]):
+    """Clips with sampled frames and random captions, for pre-training and retrieval."""
+
+    def _example(
+        self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: "Reading"
+    ) -> Example:
+        return Example(media[0], *drawn_captions(record.texts, key), key, **vars(reading))
 
 
 class PreTrainingCollator:

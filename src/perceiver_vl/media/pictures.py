@@ -10,9 +10,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from perceiver_vl.errors import MediaError
-from perceiver_vl.resizing import resize_frame
-from perceiver_vl.sampling import Seconds, Taken
-from perceiver_vl.source import MAX_FRAMES, MAX_PICTURE_PIXELS, PixelCount, Source, check_pixels
+from perceiver_vl.media.resizing import resize_frame
+from perceiver_vl.media.sampling import Seconds, Taken
+from perceiver_vl.media.source import MAX_FRAMES, MAX_PICTURE_PIXELS, PixelCount, Source, check_pixels
 
 Frames = npt.NDArray[np.uint8]
 

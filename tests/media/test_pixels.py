@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numbered_clips import numbers_of, write_numbered
 from PIL import Image
 
-from numbered_clips import numbers_of, write_numbered
-from perceiver_vl.colour import BT2020, HLG, PQ, to_sdr
 from perceiver_vl.media import load_clip, load_frames, resize_frame
+from perceiver_vl.media.colour import BT2020, HLG, PQ, to_sdr
 
 Frames = npt.NDArray[np.uint8]
 

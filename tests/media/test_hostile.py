@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-
 from mutate_media import bounded_child, growth, mutated, outcome
 from numbered_clips import numbers_of, write_numbered, write_numbered_animation
-from perceiver_vl import source
+from PIL import Image
+
+from perceiver_vl.media import source
 from perceiver_vl.media import MediaError, load_clip, load_frames, stream_clip
 
-ODD = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "odd_media"
+ODD = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "odd_media"
 MANIFEST = [json.loads(line) for line in (ODD / "manifest.jsonl").open()] if ODD.is_dir() else []
 needs_odd_media = pytest.mark.skipif(not MANIFEST, reason="the folder of unusual media is not beside the repository")
 SECONDS = 60  # after which a file counts as hung
@@ -124,8 +124,8 @@ def test_neither_a_file_nor_a_request_may_have_frames_without_end(
 ) -> None:
     with pytest.raises(MediaError, match=r"fps=1e\+20 asks for \d+ frames, more than the"):
         load_clip(still, fps=1e20)
-    monkeypatch.setattr("perceiver_vl.video.MAX_FRAMES", 39)
-    monkeypatch.setattr("perceiver_vl.pictures.MAX_FRAMES", 39)
+    monkeypatch.setattr("perceiver_vl.media.video.MAX_FRAMES", 39)
+    monkeypatch.setattr("perceiver_vl.media.pictures.MAX_FRAMES", 39)
     with pytest.raises(MediaError, match="more frames than the 39 allowed"):
         load_frames(still, 1)
     with pytest.raises(MediaError, match="40 frames are more than the 39 allowed"):
@@ -135,7 +135,7 @@ def test_neither_a_file_nor_a_request_may_have_frames_without_end(
 def test_a_frame_may_not_have_pixels_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = write_numbered(tmp_path / "a.h264", 5, rate=25)
     large = write_numbered(tmp_path / "b.h264", 5, rate=25, size=(64, 128))
-    monkeypatch.setattr("perceiver_vl.video.MAX_VIDEO_PIXELS", 64 * 64)
+    monkeypatch.setattr("perceiver_vl.media.video.MAX_VIDEO_PIXELS", 64 * 64)
     with pytest.raises(MediaError, match="frames of 128x64 pixels are more than the 4096 allowed"):
         load_frames(large, 1)
     grown = load_clip(small.read_bytes() + large.read_bytes(), 10)  # grows after the header

@@ -18,12 +18,12 @@ import PIL
 from PIL import UnidentifiedImageError
 
 from perceiver_vl.errors import MediaError, UsageError
-from perceiver_vl.pictures import Picture, is_picture, to_rgb
-from perceiver_vl.rendering import Frames
-from perceiver_vl.resizing import resize_frame
-from perceiver_vl.sampling import Indices, Request, Sampling, Taken, check_request, sample_indices
-from perceiver_vl.source import MAX_CLIP_BYTES, MAX_PICTURE_PIXELS, Source, open_source
-from perceiver_vl.video import VideoFile
+from perceiver_vl.media.pictures import Picture, is_picture, to_rgb
+from perceiver_vl.media.rendering import Frames
+from perceiver_vl.media.resizing import resize_frame
+from perceiver_vl.media.sampling import Indices, Request, Sampling, Taken, check_request, sample_indices
+from perceiver_vl.media.source import MAX_CLIP_BYTES, MAX_PICTURE_PIXELS, Source, open_source
+from perceiver_vl.media.video import VideoFile
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -144,7 +144,7 @@ def load_clip(
     A damaged file gives the frames that could be decoded; `Clip.lost` and `Clip.missing` tell.
 
     Raises MediaError if no frame can be read, at times that the clip does not have, and for a file beyond the limits of
-    `perceiver_vl.source`; UsageError for arguments that cannot work.
+    `perceiver_vl.media.source`; UsageError for arguments that cannot work.
     """
     order = None
     if timestamps is not None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from numbered_clips import numbers_of, write_numbered, write_numbered_animation
+
 from perceiver_vl.errors import MediaError, UsageError
 from perceiver_vl.media import Clip, frame_times, load_clip, load_frames, sample_indices, stream_clip
 

@@ -24,7 +24,7 @@ from perceiver_vl.media import (
     to_rgb,
 )
 
-ODD = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "odd_media"
+ODD = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "odd_media"
 MANIFEST = [json.loads(line) for line in (ODD / "manifest.jsonl").open()] if ODD.is_dir() else []
 needs_odd_media = pytest.mark.skipif(not MANIFEST, reason="the folder of unusual media is not beside the repository")
 

@@ -1,7 +1,7 @@
 """Damage media files at random and read them: what share still gives frames, and whether anything else than a
 `MediaError` ever comes of it.
 
-By hand: python tests/mutate_media.py FOLDER [--count 20] [--seed 0] [--memory-mib 3072] [--seconds 30]
+By hand: python tests/media/mutate_media.py FOLDER [--count 20] [--seed 0] [--memory-mib 3072] [--seconds 30]
 """
 
 import argparse

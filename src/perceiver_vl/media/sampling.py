@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perceiver_vl.errors import MediaError, UsageError
-from perceiver_vl.source import MAX_FRAMES
+from perceiver_vl.media.source import MAX_FRAMES
 
 Sampling = Literal["uniform", "random"]
 Indices = npt.NDArray[np.int64]
