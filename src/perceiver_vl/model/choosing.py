@@ -13,7 +13,8 @@ from perceiver_vl.errors import UsageError
 from perceiver_vl.model.answering import PerceiverVLAnswerOutput, beside
 from perceiver_vl.model.decoder import ClassQuery, PerceiverVLDecoder
 from perceiver_vl.model.encoder import InputArray
-from perceiver_vl.model.perceiver_vl import MatchingHead, PerceiverVLModel, PerceiverVLPreTrainedModel
+from perceiver_vl.model.heads import MatchingHead
+from perceiver_vl.model.perceiver_vl import PerceiverVLModel, PerceiverVLPreTrainedModel
 
 
 class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):

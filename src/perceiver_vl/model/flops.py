@@ -11,18 +11,24 @@ from perceiver_vl.model.attention import absorbing_pays
 
 
 def block_flops(config: PerceiverVLConfig, queries: int, inputs: int) -> int:
-    """One transformer block in which `queries` tokens read `inputs` tokens (self-attention: the same number).
+    """One transformer block in which `queries` tokens read `inputs` tokens (self-attention: the same number)."""
+    return summarising_flops(config, queries, inputs) + finishing_flops(config, queries)
 
-    Few queries (the decoder's) are met in the inputs' own space: no keys and values are made (`Attention.summarise`).
+
+def summarising_flops(config: PerceiverVLConfig, queries: int, inputs: int) -> int:
+    """A block's attention up to what `queries` tokens find in `inputs` tokens (`AttentionBlock.summarise`).
+
+    Few queries (the decoder's) are met in the inputs' own space: no keys and values are made.
     """
-    d, r, heads = config.hidden_size, config.intermediate_ratio, config.num_attention_heads
-    projections = 2 * d * d * queries + 2 * d * d * inputs  # q and out on one side, k and v on the other
-    attention = 2 * queries * inputs * d
+    d, heads = config.hidden_size, config.num_attention_heads
     if absorbing_pays(queries, inputs, d, 2 * d, heads):
-        projections = 4 * d * d * queries
-        attention *= heads
-    mlp = 2 * r * d * d * queries
-    return 2 * (projections + attention + mlp)
+        return 2 * (3 * d * d * queries + 2 * queries * inputs * d * heads)
+    return 2 * (d * d * queries + 2 * d * d * inputs + 2 * queries * inputs * d)
+
+
+def finishing_flops(config: PerceiverVLConfig, queries: int) -> int:
+    """The rest of the block: attention's way out, and the MLP (`AttentionBlock.finish`)."""
+    return 2 * (1 + 2 * config.intermediate_ratio) * config.hidden_size**2 * queries
 
 
 def embedding_flops(config: PerceiverVLConfig, frames: int) -> int:
@@ -52,10 +58,38 @@ def encoder_flops(
     return embedding_flops(config, frames) + reads * read + thoughts * block_flops(config, latents, latents)
 
 
+def asking_flops(config: PerceiverVLConfig, frames: int, text_tokens: int, budget: ComputeBudget = FULL_BUDGET) -> int:
+    """Encoding one text together with a clip that was met before: what `encoder_flops` of both is with `vision_cache`.
+
+    The first read finds the clip's summary there, the others its keys and values.
+    """
+    d, latents = config.hidden_size, budget.latents or config.num_latents
+    vision_tokens = min(frames, budget.frames or frames) * config.tokens_per_frame
+    reads = budget.cross_attentions or config.num_blocks
+    clip = (
+        reads * (2 * d * d * latents + finishing_flops(config, latents)) + (reads - 1) * 4 * latents * vision_tokens * d
+    )
+    if config.modality_aggregation == "joint":
+        words = 2 * (2 * d * d * text_tokens + 2 * latents * text_tokens * d)
+    else:
+        words = block_flops(config, latents, text_tokens)
+    thoughts = config.num_blocks * config.self_attentions_per_block
+    return clip + reads * words + thoughts * block_flops(config, latents, latents)
+
+
 def matching_flops(config: PerceiverVLConfig, latents: int) -> int:
     """One pair's way through the decoder and the matching head, its query reading `latents` latents."""
-    d = config.hidden_size
-    return block_flops(config, 1, latents) + 2 * (d * d + d)
+    return summary_flops(config, latents) + merging_flops(config)
+
+
+def summary_flops(config: PerceiverVLConfig, latents: int) -> int:
+    """All that `latents` latents of one side contribute to a mixed-stream match (`match_summary`), made alone."""
+    return summarising_flops(config, 1, latents)
+
+
+def merging_flops(config: PerceiverVLConfig) -> int:
+    """One pair's mixed-stream logit from the summaries of both sides (`match_from_summaries`)."""
+    return finishing_flops(config, 1) + 2 * config.hidden_size * (config.hidden_size + 1)
 
 
 def pooling_flops(config: PerceiverVLConfig) -> int:
