@@ -25,8 +25,6 @@ from perceiver_vl.model import (
     PerceiverVLForQuestionAnswering,
     PerceiverVLForRetrieval,
 )
-from perceiver_vl.model.answering import beside
-from perceiver_vl.model.encoder import InputArray
 from perceiver_vl.pretrained_folder import load_folder, load_retriever
 from perceiver_vl.processing import ClipLike, ImageLike, PerceiverVLProcessor
 from perceiver_vl.search.encode import DECODING_THREADS
@@ -177,8 +175,9 @@ class QuestionAnsweringPipeline:
         """The `top` likeliest answers to a question, each an `answer` and its probability `score`; for several
         questions a list of such lists. A model that counts gives one answer, with the number before it was rounded.
 
-        `clip`: a path, an image, an array or a tensor, as `PerceiverVLProcessor` takes them; it is decoded and embedded
-        once for all questions; `start`, `end`: only these seconds of a file. `choices`: only these of its answers.
+        `clip`: a path, an image, an array or a tensor, as `PerceiverVLProcessor` takes them; it is decoded and read
+        once for all questions (`cache_vision`); `start`, `end`: only these seconds of a file. `choices`: only these of
+        its answers.
         Raises `UsageError` for values of a wrong type or choices that it does not know, `MediaError` for a file that
         cannot be read.
         """
@@ -187,14 +186,13 @@ class QuestionAnsweringPipeline:
         self.model.config.check_budget(budget)
         labels = self._labels(choices)
         texts = [questions] if isinstance(questions, str) else list(questions)
-        seen = _embedded(self, clip, budget, start, end)
+        cache = self.model.cache_vision(**_seen(self, clip, budget, start, end), budget=budget)
         words = self.processor(text=texts).to(self.model.device)
         answers = []
         for first in range(0, len(texts), _QUESTIONS_AT_ONCE):
             some = slice(first, first + _QUESTIONS_AT_ONCE)
-            asked = self.model.perceiver_vl.embed(words["input_ids"][some], words["attention_mask"][some])
-            rows = torch.zeros(len(asked), dtype=torch.long, device=self.model.device)
-            logits = self.model.answer_inputs(beside(seen, rows, asked), budget)
+            asked = words["input_ids"][some], words["attention_mask"][some]
+            logits = self.model.answer_inputs(self.model.perceiver_vl.embed(*asked, vision_cache=cache), budget)
             answers += [self._likeliest(of_question, labels, top) for of_question in logits.float().cpu()]
         return answers[0] if isinstance(questions, str) else answers
 
@@ -243,7 +241,10 @@ class MultipleChoicePipeline:
         if isinstance(choices, str) or len(choices) < 2:
             raise UsageError(f"choices={choices!r}: need a list of at least two")
         self.model.config.check_budget(budget)
-        seen = _embedded(self, clip, budget, start, end)
+        pixels = _seen(self, clip, budget, start, end)
+        seen = self.model.perceiver_vl.embed(
+            pixel_values=pixels["pixel_values"], frame_mask=pixels["frame_mask"], budget=budget
+        )
         asked = Record("", Path(), question=question, choices=tuple(choices))
         words = {name: value.to(self.model.device) for name, value in choice_words([asked], self.processor).items()}
         rows = torch.zeros(1, dtype=torch.long, device=self.model.device)
@@ -253,20 +254,17 @@ class MultipleChoicePipeline:
         return [{"answer": choices[place], "score": score} for place, score in pairs]
 
 
-def _embedded(
+def _seen(
     asker: QuestionAnsweringPipeline | MultipleChoicePipeline,
     clip: Medium,
     budget: ComputeBudget,
     start: float | None,
     end: float | None,
-) -> InputArray:
-    """The input array of one clip."""
+) -> dict[str, Tensor]:
+    """`pixel_values (1,T,3,H,W)` and `frame_mask (1,T)` of one clip."""
     num_frames = _frames_of(asker.processor, budget)
     frames = _as_clip(clip, asker.processor, num_frames, start, end)
-    inputs = asker.processor(videos=[frames], num_frames=num_frames).to(asker.model.device)
-    return asker.model.perceiver_vl.embed(
-        pixel_values=inputs["pixel_values"], frame_mask=inputs["frame_mask"], budget=budget
-    )
+    return dict(asker.processor(videos=[frames], num_frames=num_frames).to(asker.model.device))
 
 
 def _listed(media: Any) -> Sequence[Medium]:
