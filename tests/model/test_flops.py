@@ -10,7 +10,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_vl import ComputeBudget, PerceiverVLConfig, PerceiverVLForRetrieval
-from perceiver_vl.model.flops import block_flops, encoder_flops, matching_flops, pooling_flops
+from perceiver_vl.model.flops import (
+    asking_flops,
+    block_flops,
+    encoder_flops,
+    matching_flops,
+    merging_flops,
+    pooling_flops,
+    summary_flops,
+)
 from tiny import AGGREGATIONS, tiny_config, tiny_inputs
 
 
@@ -70,6 +78,51 @@ def test_matching_a_pair_costs_what_the_formula_says() -> None:
     model = built(config)
     latents = torch.randn(1, 7, 16).double(), torch.randn(1, 3, 16).double()
     assert counted(model.match, *latents) == matching_flops(config, 10)
+
+
+@pytest.mark.parametrize("latents", [1, 7, 64])  # met by keys and values, and in their own space
+def test_a_summary_costs_what_the_formula_says_and_so_does_matching_two(latents: int) -> None:
+    config = tiny_config(num_latents=latents, num_text_latents=1)
+    model, clips = built(config), 3
+    side = torch.randn(1, latents, 16).double()
+    assert counted(model.match_summary, side) == summary_flops(config, latents)
+    vision, text = model.match_summary(torch.randn(clips, latents, 16).double()), model.match_summary(side)
+    assert counted(model.match_from_summaries, vision, text) == clips * merging_flops(config)
+    assert counted(model.match, side, side) == summary_flops(config, 2 * latents) + merging_flops(config)
+
+
+@settings(max_examples=30)
+@given(
+    aggregation=st.sampled_from(AGGREGATIONS),
+    latents=st.integers(1, 7),
+    blocks=st.integers(1, 3),
+    frames=st.integers(1, 4),
+    words=st.integers(1, 6),
+    dials=st.fixed_dictionaries(
+        {
+            "frames": st.none() | st.integers(1, 5),
+            "latents": st.none() | st.just(1),
+            "cross_attentions": st.none() | st.just(1),
+        }
+    ),
+)
+def test_asking_of_a_clip_that_was_met_costs_what_the_formula_says(
+    aggregation: str, latents: int, blocks: int, frames: int, words: int, dials: dict[str, int | None]
+) -> None:
+    config = tiny_config(modality_aggregation=aggregation, num_latents=latents, num_text_latents=1, num_blocks=blocks)
+    model, budget = built(config).perceiver_vl, ComputeBudget(**dials)
+    inputs = tiny_inputs(batch=1, frames=frames, words=words)
+    cache = model.cache_vision(inputs["pixel_values"], inputs["frame_mask"], budget)
+    cost = counted(model, inputs["input_ids"], inputs["attention_mask"], vision_cache=cache)
+    assert cost == asking_flops(config, frames, words, budget)
+
+
+def test_asking_again_costs_less_than_meeting_the_clip_again() -> None:
+    config = PerceiverVLConfig()
+    for frames in (1, 8, 64):
+        again, afresh = asking_flops(config, frames, 40), encoder_flops(config, frames, 40)
+        assert again < afresh
+    assert again < 0.5 * afresh
 
 
 def test_pooling_costs_what_the_formula_says() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +73,13 @@ def test_stored_rows_are_what_the_model_says(model_folder: Path, media: Path, tm
     stored = StoredIndex(tmp_path / "index")
     model, processor = load_retriever(model_folder, "cpu")
     block = np.concatenate(list(stored.vectors_by_part()))
-    latents = stored.latents(range(len(stored.clips)))
-    for clip, vector, half in zip(stored.clips, block, latents, strict=True):
+    summaries = stored.summaries(range(len(stored.clips)))
+    for clip, vector, summary in zip(stored.clips, block, summaries, strict=True):
         inputs = processor(videos=[media / clip.file_name])
         with torch.inference_mode():
             expected = model.encode_vision(**inputs)
             np.testing.assert_allclose(vector, model.pool_vision(expected)[0].numpy(), atol=1e-5)
-        np.testing.assert_allclose(half, expected[0].numpy(), rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(summary, model.match_summary(expected)[0].numpy(), rtol=1e-5, atol=1e-5)
     assert {clip.file_name: clip.duration for clip in stored.clips}["image0.png"] is None
     assert {clip.file_name: clip.duration for clip in stored.clips}["trip/clip4.mp4"] == pytest.approx(0.8, abs=0.05)
 
@@ -256,27 +257,55 @@ def test_a_clip_in_two_parts_counts_once_and_the_later_part_wins(
     build_index(model_folder, media, tmp_path / "index")
     stored = StoredIndex(tmp_path / "index")
     vector = np.zeros(stored.settings.vector_size, dtype=np.float32)
-    latents = np.zeros((stored.settings.num_latents, stored.settings.hidden_size), dtype=np.float16)
-    write_part(tmp_path / "index", [EncodedClip(Clip("clip0.mp4", 1, 1, (), 1.0), vector, latents)])
+    summary = np.zeros(stored.settings.summary_size, dtype=np.float32)
+    write_part(tmp_path / "index", [EncodedClip(Clip("clip0.mp4", 1, 1, (), 1.0), vector, summary)])
     stored = StoredIndex(tmp_path / "index")
     assert len(stored.clips) == 8
     assert (vectors(tmp_path / "index")["clip0.mp4"] == 0).all()
-    assert (stored.latents([7]) == 0).all()
+    assert (stored.summaries([7]) == 0).all()
+    assert (stored.summaries([0]) != 0).any()
 
 
-def test_latents_of_any_rows_are_read_across_row_groups(tmp_path: Path) -> None:
-    shape = (64, 1024)  # so large that a megabyte, a row group, holds eight
-    settings = IndexSettings("model", "fingerprint", "media", "full", 4, 8, *shape, ("decoder",))
+def test_summaries_of_any_clips_are_read_across_parts(tmp_path: Path) -> None:
+    settings = IndexSettings("model", "fingerprint", "media", "full", 4, 8, 32, 4, ("decoder",))
     write_settings(tmp_path, settings)
     draw = np.random.default_rng(0)
-    latents = draw.standard_normal((25, *shape)).astype(np.float16)
+    summaries = draw.standard_normal((25, 32 + 4)).astype(np.float32)
     vectors = draw.standard_normal((25, 8)).astype(np.float32)
     clips = [Clip(f"{number}.mp4", 1, 1, (), None) for number in range(25)]
-    encoded = [EncodedClip(*row) for row in zip(clips, vectors, latents, strict=True)]
+    encoded = [EncodedClip(*row) for row in zip(clips, vectors, summaries, strict=True)]
     write_part(tmp_path, encoded[:20])
     write_part(tmp_path, encoded[20:])
-    chosen = [24, 3, 19, 8, 7, 20, 16]
-    np.testing.assert_array_equal(StoredIndex(tmp_path).latents(chosen), latents[chosen])
+    for chosen in ([24, 3, 19, 8, 7, 20, 16, 3], []):
+        np.testing.assert_array_equal(StoredIndex(tmp_path).summaries(chosen), summaries[chosen])
+
+
+def test_a_clip_takes_as_many_bytes_whatever_the_latents(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    sizes = []
+    for latents in (1, 6):
+        index = tmp_path / str(latents)
+        build_index(model_folder, media, index, budget=ComputeBudget(latents=latents))
+        sizes.append([path.stat().st_size for path in part_paths(index)])
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize(("number", "named"), [(1, "an older version"), (3, "a newer version")])
+def test_an_index_of_another_format_is_refused_and_left_as_it_is(
+    model_folder: Path, media: Path, tmp_path: Path, number: int, named: str
+) -> None:
+    index = tmp_path / "index"
+    build_index(model_folder, media, index)
+    settings = json.loads((index / "index.json").read_text())
+    assert settings["format"] == 2
+    (index / "index.json").write_text(json.dumps(settings | {"format": number}))
+    before = {path: path.read_bytes() for path in index.rglob("*") if path.is_file()}
+    (media / "clip0.mp4").unlink()
+    for attempt in (lambda: build_index(model_folder, media, index), lambda: StoredIndex(index)):
+        with pytest.raises(UsageError, match=named) as error:
+            attempt()
+        assert str(index) in one_line(error)
+        assert "new folder" in one_line(error)
+    assert {path: path.read_bytes() for path in index.rglob("*") if path.is_file()} == before
 
 
 def test_damaged_weights_are_noticed(model_folder: Path, media: Path, tmp_path: Path) -> None:
@@ -328,8 +357,9 @@ def test_a_folder_may_move_but_not_be_swapped(model_folder: Path, media: Path, t
 def test_budget_sets_frames_and_latents(model_folder: Path, media: Path, tmp_path: Path) -> None:
     build_index(model_folder, media, tmp_path / "index", budget=ComputeBudget(frames=2, latents=4, cross_attentions=1))
     stored = StoredIndex(tmp_path / "index")
-    assert (stored.settings.frames, stored.settings.num_latents) == (2, 4)
-    assert stored.latents([0, 3]).shape == (2, 4, 32)
+    assert (stored.settings.frames, stored.settings.budget) == (2, "frames=2,latents=4,cross_attentions=1")
+    build_index(model_folder, media, tmp_path / "full")
+    assert not np.allclose(stored.summaries(range(8)), StoredIndex(tmp_path / "full").summaries(range(8)), atol=1e-2)
 
 
 def test_only_an_index_or_an_empty_folder_is_written_to(model_folder: Path, media: Path, tmp_path: Path) -> None:
@@ -361,9 +391,18 @@ def test_values_that_cannot_work_are_named(model_folder: Path, media: Path, tmp_
 def test_damaged_index_files_are_named(model_folder: Path, media: Path, tmp_path: Path) -> None:
     build_index(model_folder, media, tmp_path / "index")
     part = part_paths(tmp_path / "index")[0]
-    part.write_bytes(part.read_bytes()[:100])
+    stored, whole = StoredIndex(tmp_path / "index"), part.read_bytes()
+    part.write_bytes(whole[:100])
     with pytest.raises(PerceiverVLError, match=part.name) as error:
         StoredIndex(tmp_path / "index")
+    one_line(error)
+    with pytest.raises(PerceiverVLError, match=part.name):
+        stored.summaries([0])
+    part.write_bytes(whole)
+    settings = read_settings(tmp_path / "index")
+    write_settings(tmp_path / "index", replace(settings, num_attention_heads=8))
+    with pytest.raises(PerceiverVLError, match=part.name) as error:
+        StoredIndex(tmp_path / "index").summaries([0])
     one_line(error)
     (tmp_path / "index" / "index.json").write_text("{")
     with pytest.raises(PerceiverVLError, match="damaged") as error:

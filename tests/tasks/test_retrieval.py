@@ -1,5 +1,6 @@
 """Retrieval: ranks and recalls against their definitions, and the streams against the model's own answers."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, PerceiverVLForRetrieval, UsageError
 from perceiver_vl.data.clips import Frames
 from perceiver_vl.data.records import Problem, Record
 from perceiver_vl.data.world import World
-from perceiver_vl.model.flops import encoder_flops, pooling_flops
+from perceiver_vl.model.flops import encoder_flops, pooling_flops, summary_flops
 from perceiver_vl.tasks.retrieval import (
     STREAMS,
     Recall,
@@ -24,7 +27,7 @@ from perceiver_vl.tasks.retrieval import (
     evaluate_retrieval,
     recall_of,
 )
-from tiny import differs, tiny_config, tiny_model, tiny_processor
+from tiny import AGGREGATIONS, differs, tiny_config, tiny_model, tiny_processor
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PROCESSOR = tiny_processor([" ".join(LETTERS)] * 2)
@@ -72,8 +75,11 @@ class TableModel(PerceiverVLForRetrieval):
     def pool_text(self, text_latents: Tensor) -> Tensor:
         return self.multi[text_latents[:, 0, 0].long()]
 
-    def match(self, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
-        return self.matching[text_latents[:, 0, 0].long(), vision_latents[:, 0, 0].long()]
+    def match_summary(self, latents: Tensor) -> Tensor:
+        return latents[:, 0]
+
+    def match_from_summaries(self, vision: Tensor, text: Tensor) -> Tensor:
+        return self.matching[text[..., 0].long(), vision[..., 0].long()]
 
 
 def evaluate(
@@ -253,11 +259,55 @@ def test_what_was_evaluated_and_what_it_cost_is_told() -> None:
     result = evaluate_retrieval(model, WORLD_PROCESSOR, WORLD, streams=streams, budget=budget, shortlist=2)
     assert (result.clips, result.captions, result.shortlist, result.budget) == (7, 14, 2, "latents=4")
     assert [stream.stream for stream in result.streams] == list(streams)
-    assert result.flops_per_clip == encoder_flops(model.config, 3, budget=budget) + pooling_flops(model.config)
+    encoding = encoder_flops(model.config, 3, budget=budget)
+    assert result.flops_per_clip == encoding + pooling_flops(model.config) + summary_flops(model.config, 4)
     cost = {stream.stream: stream.flops_per_query for stream in result.streams}
     assert cost["multi"] < cost["cascade"] < cost["mixed"] < cost["single"]
     assert cost["cascade"] < cost["cascade-single"] < cost["single"] + cost["multi"]
     assert result.to_dict()["streams"][0]["text_to_video"]["r1"] == result.streams[0].text_to_video.r1
+
+
+def counted(call: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[int, Any]:
+    """Operations of a call, and what it gave; the fused attention of a CPU is not counted, so the plain one runs."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        found = call(*args, **kwargs)
+    return counter.get_total_flops(), found
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("dials", [{}, {"frames": 2, "latents": 4, "text_latents": 3, "cross_attentions": 2}])
+def test_one_text_query_costs_what_is_told(aggregation: str, dials: dict[str, int]) -> None:
+    model, budget = world_model(modality_aggregation=aggregation).requires_grad_(False), ComputeBudget(**dials)
+    words = WORLD_PROCESSOR(text=[text for index in range(7) for text in WORLD.captions(index)])
+    query = words["input_ids"][:1], words["attention_mask"][:1]
+    clips = [WORLD_PROCESSOR(videos=WORLD.frames(index, 3)) for index in range(7)]
+    stored = torch.cat([model.match_summary(model.encode_vision(**clip, budget=budget)) for clip in clips])
+    caches = [model.cache_vision(**clip, budget=budget) for clip in clips]
+    encoding, latents = counted(model.encode_text, *query, budget)
+    pooling, vector = counted(model.pool_text, latents)
+    multi = encoding + pooling + counted(torch.matmul, vector, torch.randn(7, vector.shape[1]).to(vector).T)[0]
+    summary, text = counted(model.match_summary, latents)
+    mixed, shortlist = (summary + counted(model.match_from_summaries, some, text)[0] for some in (stored, stored[:2]))
+    pair = {counted(model.match_jointly, *query, vision_cache=cache)[0] for cache in caches}
+    assert len(pair) == 1
+    result = evaluate_retrieval(model, WORLD_PROCESSOR, WORLD, streams=STREAMS, budget=budget, shortlist=2)
+    assert {stream.stream: stream.flops_per_query for stream in result.streams} == {
+        "multi": multi,
+        "mixed": encoding + mixed,
+        "single": 7 * sum(pair),
+        "cascade": multi + shortlist,
+        "cascade-single": multi + 2 * sum(pair),
+    }
+
+
+def test_more_queries_take_the_operations_that_are_told() -> None:
+    model, streams = world_model(num_text_latents=3).requires_grad_(False), ("multi", "mixed", "single")
+    evaluate = functools.partial(evaluate_retrieval, model, WORLD_PROCESSOR, WORLD, streams=streams)
+    (few, _), (many, result) = (counted(evaluate, captions_per_clip=captions) for captions in (1, 2))
+    words = WORLD_PROCESSOR(text=[text for index in range(7) for text in WORLD.captions(index)])
+    encoding = encoder_flops(model.config, text_tokens=words["input_ids"].shape[1])
+    told = sum(stream.flops_per_query for stream in result.streams) - encoding  # which multi and mixed share
+    assert (many - few) / 7 == pytest.approx(told, rel=0.01)
 
 
 @pytest.mark.parametrize("training", [True, False])

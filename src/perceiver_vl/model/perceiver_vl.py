@@ -224,7 +224,8 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
 
     single: text and vision encoded together, then matched (`match_jointly`). multi: encoded apart, one unit vector a
     side (`get_text_features`, `get_vision_features`), a dot product a pair. mixed: encoded apart (`encode_text`,
-    `encode_vision`: what an index stores), their latents matched by the decoder (`match`).
+    `encode_vision`), their latents matched by the decoder (`match`), or each summarised for it once (`match_summary`:
+    what an index stores) and the summaries merged (`match_from_summaries`).
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^(mlm|answer)_"]

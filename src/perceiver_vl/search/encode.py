@@ -1,4 +1,4 @@
-"""Media files → unit vectors and latents: decoding ahead in threads, encoding in batches."""
+"""Media files → unit vectors and summaries: decoding ahead in threads, encoding in batches."""
 
 import os
 from collections import deque
@@ -20,7 +20,6 @@ from perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.search.store import Clip, EncodedClip, IndexSettings, SkippedFile
 
 DECODING_THREADS = min(8, os.cpu_count() or 1)
-_FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 class ClipEncoder:
@@ -96,10 +95,15 @@ class ClipEncoder:
         )
         latents = self._model.encode_vision(inputs["pixel_values"], inputs["frame_mask"], self._budget)
         vectors = self._model.pool_vision(latents).float().cpu().numpy()
-        halves = latents.float().clamp(-_FLOAT16_MAX, _FLOAT16_MAX).half().cpu().numpy()
-        for (clip, _), half in zip(batch, halves, strict=True):
-            if not np.isfinite(half).all():
+        summaries = self._model.match_summary(latents).float().cpu().numpy()
+        encoded = [
+            EncodedClip(clip, vector, summary)
+            for (clip, _), vector, summary in zip(batch, vectors, summaries, strict=True)
+        ]
+        for one in encoded:
+            if not (np.isfinite(one.vector).all() and np.isfinite(one.summary).all()):
                 raise PerceiverVLError(
-                    f"{clip.file_name}: its latents are not numbers, the weights in {self._settings.model} are damaged"
+                    f"{one.clip.file_name}: its encoding is not numbers, "
+                    f"the weights in {self._settings.model} are damaged"
                 )
-        return [EncodedClip(clip, vector, half) for (clip, _), vector, half in zip(batch, vectors, halves, strict=True)]
+        return encoded

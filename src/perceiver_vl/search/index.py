@@ -137,8 +137,8 @@ def _settings(
         budget=str(budget),
         frames=frames,
         vector_size=config.projection_dim,
-        num_latents=budget.latents or config.num_latents,
         hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
         decoders=(decoder_version(),),
     )
 
@@ -184,7 +184,7 @@ def _open_or_create(index: Path, settings: IndexSettings, found: Mapping[str, Cl
         raise UsageError(
             f"{index}: made by another model ({before.model}), use --model {before.model} or another --out"
         )
-    for dial in ("budget", "frames", "num_latents"):
+    for dial in ("budget", "frames"):
         was, asked = getattr(before, dial), getattr(settings, dial)
         if was != asked:
             raise UsageError(f"{index}: made with {dial} {was}, not {asked}; ask for {was} or give another --out")

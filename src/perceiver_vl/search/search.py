@@ -1,4 +1,4 @@
-"""Find clips by words: a shortlist by unit vectors (multi-stream), ordered by the stored latents (mixed stream)."""
+"""Find clips by words: a shortlist by unit vectors (multi-stream), ordered by stored summaries (mixed stream)."""
 
 import time
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from perceiver_vl.search.store import StoredIndex, Vectors
 from perceiver_vl.tasks.retrieval import combined_scores
 
 Rerank = Literal["combined", "mixed", "none"]
-RERANK_BATCH = 64
+RERANK_BATCH = 4096  # bounds the memory of a shortlist of any length
 RECALL_QUERIES = 64
 
 
@@ -61,7 +61,7 @@ class SearchResult:
 
 
 class Searcher:
-    """An index opened once, to answer many queries. The model and the vectors are in memory, the latents on disk."""
+    """An index opened once, to answer many queries. The model and the vectors are in memory, the summaries on disk."""
 
     def __init__(
         self,
@@ -131,11 +131,10 @@ class Searcher:
         return vectors
 
     def _match(self, numbers: Numbers, text_latents: Tensor) -> Vectors:
-        """Matching logits `(K,)` of clips with one text `(1,N,D)`, from the stored latents."""
-        logits = []
-        for chosen in np.array_split(numbers, range(RERANK_BATCH, len(numbers), RERANK_BATCH)):
-            latents = torch.from_numpy(self.index.latents(chosen.tolist())).to(text_latents)
-            logits.append(self.model.match(latents, text_latents.expand(len(latents), -1, -1)))
+        """Matching logits `(K,)` of clips with one text `(1,N,D)`, from the stored summaries."""
+        stored = torch.from_numpy(self.index.summaries(numbers.tolist())).to(self.model.device)
+        text = self.model.match_summary(text_latents)
+        logits = [self.model.match_from_summaries(clips, text) for clips in stored.split(RERANK_BATCH)]
         matched: Vectors = torch.cat(logits).float().cpu().numpy()
         return matched
 

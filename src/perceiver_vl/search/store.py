@@ -1,8 +1,8 @@
 """The index on disk: `index.json`, `skipped.jsonl`, and parts in Parquet that are written once, whole, or not at all.
 
 A part holds some hundred clips. Its columns: what tells whether the file changed, what is shown, `vector` (E float32,
-the multi-stream) and `latents` (N × D float16, row-major, the mixed stream). Latents are one fixed-size binary value a
-clip, in small row groups and uncompressed: those of a shortlist are read alone, some fifty times faster than as lists.
+the multi-stream) and `summary` (D + H float32, the mixed stream). A summary is one fixed-size binary value: those of a
+part are read some three times faster than as lists.
 """
 
 import hashlib
@@ -21,21 +21,18 @@ from filelock import FileLock, Timeout
 from perceiver_vl.errors import PerceiverVLError, UsageError
 from perceiver_vl.files import write_json, write_text, write_with
 
-FORMAT = 1
-ROW_GROUP_BYTES = 1 << 20
+FORMAT = 2
 _SHOWN = ["file_name", "size", "mtime_ns", "texts", "duration"]
 
 Vectors = npt.NDArray[np.float32]
-Latents = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
 class IndexSettings:
     """What every clip of an index shares.
 
-    `model` and `media` are absolute folders, `fingerprint` is the model's; E is `vector_size`, N `num_latents`,
-    D `hidden_size`.
-    `decoders`: every decoder version that took part, as their pixels differ.
+    `model` and `media` are absolute folders, `fingerprint` is the model's; E is `vector_size`, D `hidden_size`, H
+    `num_attention_heads`. `decoders`: every decoder version that took part, as their pixels differ.
     """
 
     model: str
@@ -44,10 +41,15 @@ class IndexSettings:
     budget: str
     frames: int
     vector_size: int
-    num_latents: int
     hidden_size: int
+    num_attention_heads: int
     decoders: tuple[str, ...]
     format: int = FORMAT
+
+    @property
+    def summary_size(self) -> int:
+        """D + H."""
+        return self.hidden_size + self.num_attention_heads
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip with its unit vector `(E,)` and its latents `(N,D)`."""
+    """A clip with its unit vector `(E,)` and its summary `(D+H,)`, as the model's `match_summary` gives it."""
 
     clip: Clip
     vector: Vectors
-    latents: Latents
+    summary: Vectors
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,11 @@ def read_settings(index: Path) -> IndexSettings:
     try:
         stored = loads(path.read_text(encoding="utf-8"))
         if stored["format"] != FORMAT:
-            raise UsageError(f"{index}: index format {stored['format']}, this version reads {FORMAT}; index again")
+            maker = f"made by {'an older' if stored['format'] < FORMAT else 'a newer'} version"
+            raise UsageError(f"{index}: {maker} (format {stored['format']}, not {FORMAT}), index again in a new folder")
         values = {field.name: stored[field.name] for field in fields(IndexSettings)}
         return IndexSettings(**{**values, "decoders": tuple(values["decoders"])})
-    except (JSONDecodeError, KeyError, TypeError) as error:
+    except (JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise PerceiverVLError(f"{path}: damaged ({type(error).__name__}), delete {index} and index again") from error
 
 
@@ -135,19 +138,22 @@ class StoredIndex:
             column = _read_part(path, ["vector"])["vector"].combine_chunks()
             yield column.flatten().to_numpy().reshape(len(column), self.settings.vector_size)[rows]
 
-    def latents(self, numbers: Sequence[int]) -> Latents:
-        """The latents `(len(numbers),N,D)` of clips by their number in `clips`; only their row groups are read."""
-        shape = (self.settings.num_latents, self.settings.hidden_size)
-        result = np.empty((len(numbers), *shape), dtype=np.float16)
+    def summaries(self, numbers: Sequence[int]) -> Vectors:
+        """The summaries `(len(numbers),D+H)` of clips by their number in `clips`; only the parts they are in are read.
+
+        Raises `PerceiverVLError` if the index is no longer as it was when opened.
+        """
+        result = np.empty((len(numbers), self.settings.summary_size), dtype=np.float32)
         slots_of: dict[Path, list[int]] = {}
         for slot, number in enumerate(numbers):
             slots_of.setdefault(self._places[number][0], []).append(slot)
         for path, slots in slots_of.items():
-            rows = {self._places[numbers[slot]][1]: slot for slot in slots}
-            for row, file_name, latents in _read_latent_rows(path, sorted(rows)):
-                if file_name != self.clips[numbers[rows[row]]].file_name:
-                    raise PerceiverVLError(f"{self.folder}: changed while it was searched, search again")
-                result[rows[row]] = np.frombuffer(latents, dtype=np.float16).reshape(shape)
+            names, summaries = _read_summaries(path, self.settings.summary_size)
+            rows = [self._places[numbers[slot]][1] for slot in slots]
+            wanted = [self.clips[numbers[slot]].file_name for slot in slots]
+            if max(rows) >= len(names) or [names[row] for row in rows] != wanted:
+                raise PerceiverVLError(f"{self.folder}: changed while it was searched, search again")
+            result[slots] = summaries[rows]
         return result
 
     @property
@@ -167,18 +173,12 @@ def _read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
         return part.read(columns)
 
 
-def _read_latent_rows(path: Path, rows: list[int]) -> Iterator[tuple[int, str, bytes]]:
-    """(row, file name, latents) of some rows of a part."""
+def _read_summaries(path: Path, size: int) -> tuple[list[str], Vectors]:
+    """The file names of a part, and its summaries `(n,size)`."""
     with _one_line(path), parquet.ParquetFile(path, memory_map=True) as part:
-        per_group = part.metadata.row_group(0).num_rows  # all groups but the last are of one size
-        groups = sorted({row // per_group for row in rows if row < part.metadata.num_rows})
-        table = part.read_row_groups(groups, ["file_name", "latents"], use_threads=False)
-        first_of = {group: place * per_group for place, group in enumerate(groups)}
-        for row in rows:
-            if row // per_group not in first_of:
-                raise PerceiverVLError(f"{path}: changed while it was searched, search again")
-            place = first_of[row // per_group] + row % per_group
-            yield row, table["file_name"][place].as_py(), table["latents"][place].as_buffer()
+        table = part.read(["file_name", "summary"], use_threads=False)
+        values = table["summary"].combine_chunks().buffers()[1]
+        return table["file_name"].to_pylist(), np.frombuffer(values, dtype=np.float32).reshape(len(table), size)
 
 
 @contextmanager
@@ -187,7 +187,7 @@ def _one_line(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise PerceiverVLError(f"{path}: gone while it was read, try again") from error
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError) as error:  # Arrow raises all three
         raise PerceiverVLError(f"{path}: damaged, delete it and index again") from error
 
 
@@ -226,13 +226,13 @@ def write_part(index: Path, encoded: Sequence[EncodedClip]) -> None:
     names = [path.stem for path in part_paths(index)]
     number = int(names[-1].split("-")[1]) + 1 if names else 0
     vectors = np.stack([one.vector for one in encoded]).astype(np.float32)
-    latents = np.stack([one.latents for one in encoded]).astype(np.float16)
+    summaries = np.stack([one.summary for one in encoded]).astype(np.float32)
     table = pa.table(
         {
             **_shown_columns([one.clip for one in encoded]),
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
-            "latents": pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(latents[0].nbytes), len(latents), [None, pa.py_buffer(latents)]
+            "summary": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(summaries[0].nbytes), len(summaries), [None, pa.py_buffer(summaries)]
             ),
         }
     )
@@ -263,12 +263,8 @@ def _shown_columns(clips: list[Clip]) -> dict[str, pa.Array]:
 
 
 def _write_table(path: Path, table: pa.Table) -> None:
-    rows = max(1, ROW_GROUP_BYTES // table.schema.field("latents").type.byte_width)
-
     def write(beside: Path) -> None:
-        parquet.write_table(
-            table, beside, row_group_size=rows, compression="none", use_dictionary=False, write_statistics=False
-        )
+        parquet.write_table(table, beside, compression="none", use_dictionary=False, write_statistics=False)
 
     try:
         write_with(path, write)

@@ -1,8 +1,9 @@
 """Retrieval: text to video and video to text, in three streams and in the cascade of them (paper 3.5, Figure 6).
 
-multi: a dot product a pair. mixed: a decoder cross-attention a pair, on encodings made once. single: a joint encoding
-a pair. cascade: the multi-stream picks a shortlist for each query, the mixed (or single) stream re-ranks it, the scores
-combined. Shapes: C clips, Q captions, N latents, D width, E retrieval vector.
+multi: a dot product a pair. mixed: a decoder cross-attention a pair, merged from what its query finds on each side,
+which is computed once. single: a joint encoding a pair. cascade: the multi-stream picks a shortlist for each query, the
+mixed (or single) stream re-ranks it, the scores combined. Shapes: C clips, Q captions, D width, H heads, E retrieval
+vector.
 """
 
 import time
@@ -22,7 +23,14 @@ from perceiver_vl.data.records import Problem
 from perceiver_vl.errors import MediaError, PerceiverVLError, UsageError
 from perceiver_vl.model import PerceiverVLForRetrieval
 from perceiver_vl.model.encoder import InputArray
-from perceiver_vl.model.flops import embedding_flops, encoder_flops, matching_flops, pooling_flops
+from perceiver_vl.model.flops import (
+    asking_flops,
+    encoder_flops,
+    matching_flops,
+    merging_flops,
+    pooling_flops,
+    summary_flops,
+)
 from perceiver_vl.processing import PerceiverVLProcessor
 
 STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
@@ -44,7 +52,11 @@ class Recall:
 
 @dataclass(frozen=True)
 class StreamResult:
-    """One stream's recall in both directions, and what a text query cost once the clips were encoded."""
+    """One stream's recall in both directions, and what a text query cost once the clips were encoded.
+
+    `seconds_per_query`: a query's share of all that the scoring took; of the single stream that is also decoding and
+    embedding each clip once. `flops_per_query`: what one more query takes.
+    """
 
     stream: str
     text_to_video: Recall
@@ -81,11 +93,11 @@ class RetrievalResult:
 
 @dataclass
 class _Encoded:
-    """Everything that is computed once: latents `(·,N,D)` and unit vectors `(·,E)` of clips and captions."""
+    """Everything that is computed once: summaries `(·,D+H)` and unit vectors `(·,E)` of clips and captions."""
 
-    vision_latents: Tensor
+    vision_summaries: Tensor
     vision_features: Tensor
-    text_latents: Tensor
+    text_summaries: Tensor
     text_features: Tensor
     input_ids: Tensor
     attention_mask: Tensor
@@ -161,7 +173,7 @@ def evaluate_retrieval(
         shortlist=min(shortlist, clips),
         budget=str(budget),
         seconds_per_clip=clip_seconds / clips,
-        flops_per_clip=float(encoder_flops(model.config, num_frames, budget=budget) + pooling_flops(model.config)),
+        flops_per_clip=scorer.flops_per_clip(num_frames),
         streams=results,
         skipped=reader.problems,
         damaged=[source.record(index).file_name for index in reader.readable if is_damaged(source, index)],
@@ -269,15 +281,15 @@ def _encode(
     advance = bar.stage("Encoding clips", len(reader.readable))
     vision = []
     for indices, pixel_values, frame_mask in reader.read():
-        vision.append(model.encode_vision(pixel_values, frame_mask, budget))
+        latents = model.encode_vision(pixel_values, frame_mask, budget)
+        vision.append((model.match_summary(latents), model.pool_vision(latents).float()))
         advance(len(indices))
     if len(reader.readable) < 2:
         why = f", the first that failed: {reader.problems[0].reason}" if reader.problems else ""
         raise PerceiverVLError(
             f"retrieval needs at least two clips that can be read, found {len(reader.readable)}{why}"
         )
-    vision_latents = torch.cat(vision)
-    vision_features = model.pool_vision(vision_latents).float()
+    vision_summaries, vision_features = (torch.cat(parts) for parts in zip(*vision, strict=True))
     clip_seconds = time.perf_counter() - start
 
     captions = [reader.source.record(index).texts[:captions_per_clip] for index in reader.readable]
@@ -287,16 +299,15 @@ def _encode(
     advance = bar.stage("Encoding captions", len(owner))
     text = []
     for ids, mask in zip(words["input_ids"].split(64), words["attention_mask"].split(64), strict=True):
-        text.append(model.encode_text(ids, mask, budget))
+        latents = model.encode_text(ids, mask, budget)
+        text.append((model.match_summary(latents), model.pool_text(latents).float()))
         advance(len(ids))
-    text_latents = torch.cat(text)
-    text_features = model.pool_text(text_latents).float()
+    text_summaries, text_features = (torch.cat(parts) for parts in zip(*text, strict=True))
     text_seconds = time.perf_counter() - start
-    if not (vision_latents.isfinite().all() and text_latents.isfinite().all()):
+    if not all(made.isfinite().all() for made in (vision_summaries, vision_features, text_summaries, text_features)):
         raise PerceiverVLError("the model's latents are not finite numbers, it cannot rank anything: train it again")
-    encoded = _Encoded(
-        vision_latents, vision_features, text_latents, text_features, words["input_ids"], words["attention_mask"], owner
-    )
+    tokens = words["input_ids"], words["attention_mask"]
+    encoded = _Encoded(vision_summaries, vision_features, text_summaries, text_features, *tokens, owner)
     return encoded, clip_seconds, text_seconds
 
 
@@ -327,24 +338,32 @@ class _Scorer:
         return scores, scores.T
 
     def flops(self, stream: str, num_frames: int) -> float:
-        """Operations for one text query against all clips, their encodings (and single: embeddings) being there."""
+        """Operations for one more text query against all clips, which are there as the stream meets them.
+
+        multi and mixed: encoded, pooled and summarised; single: with what they contribute to any text (`cache_vision`).
+        """
         config, budget = self.model.config, self.budget
         clips, tokens = len(self.encoded.vision_features), self.encoded.attention_mask.shape[1]
         latents = budget.latents or config.num_latents
-        text_latents = budget.text_latents or config.num_text_latents or latents
-        read = encoder_flops(config, num_frames, tokens, budget) - embedding_flops(config, num_frames)
-        single_pair = read + matching_flops(config, latents)
-        mixed_pair = matching_flops(config, latents + text_latents)
-        text = encoder_flops(config, text_tokens=tokens, budget=budget) + pooling_flops(config)
-        dots = clips * 2 * (config.projection_dim or config.hidden_size)
+        text_latents = budget.text_latents or config.num_text_latents or config.num_latents
+        text = encoder_flops(config, text_tokens=tokens, budget=budget)
+        multi = text + pooling_flops(config) + clips * 2 * (config.projection_dim or config.hidden_size)
+        summary, merging = summary_flops(config, text_latents), merging_flops(config)
+        single_pair = asking_flops(config, num_frames, tokens, budget) + matching_flops(config, latents)
         cost = {
-            "multi": text + dots,
-            "mixed": text + clips * mixed_pair,
+            "multi": multi,
+            "mixed": text + summary + clips * merging,
             "single": clips * single_pair,
-            "cascade": text + dots + self.shortlist * mixed_pair,
-            "cascade-single": text + dots + self.shortlist * single_pair,
+            "cascade": multi + summary + self.shortlist * merging,
+            "cascade-single": multi + self.shortlist * single_pair,
         }
         return float(cost[stream])
+
+    def flops_per_clip(self, num_frames: int) -> float:
+        """Operations for encoding, pooling and summarising a clip."""
+        config, latents = self.model.config, self.budget.latents or self.model.config.num_latents
+        encoding = encoder_flops(config, num_frames, budget=self.budget)
+        return float(encoding + pooling_flops(config) + summary_flops(config, latents))
 
     def _multi(self) -> Tensor:
         return self.model.logit_scale * self.encoded.text_features @ self.encoded.vision_features.T
@@ -355,8 +374,8 @@ class _Scorer:
         pairs = wanted.nonzero()
         advance = self.bar.stage("Mixed stream: matching pairs", len(pairs))
         for texts, clips in (batch.T for batch in pairs.split(1024)):
-            latents = self.encoded.vision_latents[clips], self.encoded.text_latents[texts]
-            scores[texts, clips] = self.model.match(*latents).float()
+            found = self.encoded.vision_summaries[clips], self.encoded.text_summaries[texts]
+            scores[texts, clips] = self.model.match_from_summaries(*found).float()
             advance(len(texts))
         return scores
 
