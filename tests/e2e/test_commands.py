@@ -136,7 +136,15 @@ def test_no_is_a_strategy_on_the_command_line(recipe: dict[str, Any], tmp_path: 
 
 def start_training_and_wait_for_a_checkpoint(path: Path, output: Path) -> "subprocess.Popen[str]":
     words = [PROGRAM, "train", path]
-    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # where the tests run in the background of a shell, interrupts are ignored, and children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list(output.glob("checkpoints/checkpoint-*/trainer_state.json")):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
