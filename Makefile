@@ -1,10 +1,10 @@
-# make demo · make test · make check · make bench: each sets up .venv first, when it is missing or stale.
+# make demo · make test · make check · make bench · make faults: each sets up .venv first, when it is missing or stale.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench faults clean
 
 demo: $(STAMP)
 	$(BIN)/perceiver-vl demo --out demo
@@ -19,6 +19,10 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/perceiver-vl bench all --out bench
+
+faults: $(STAMP)
+	$(BIN)/python tests/faults/kills.py --kills 20
+	$(BIN)/python tests/faults/kills.py --kills 10 --processes 2
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

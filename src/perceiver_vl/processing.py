@@ -124,6 +124,11 @@ class PerceiverVLProcessor(ProcessorMixin):
     def __init__(self, image_processor: PerceiverVLImageProcessor, tokenizer: Any):
         super().__init__(image_processor, tokenizer)
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; code that a folder brings along is not run, nor is anybody asked to (`SECURITY.md`)."""
+        return super().from_pretrained(*args, **{"trust_remote_code": False, **kwargs})
+
     def __call__(  # type: ignore[override]
         self,
         text: str | list[str] | None = None,
@@ -299,7 +304,7 @@ def load_tokenizer(name: Path) -> Any:
     Raises `UsageError` if it cannot be loaded, or has no pad token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"tokenizer {name}: cannot be loaded ({first_line(error)}), name a folder or a hub model"
