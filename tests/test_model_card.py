@@ -9,6 +9,8 @@ from huggingface_hub import ModelCard
 
 from perceiver_vl import (
     PerceiverVLForImageClassification,
+    PerceiverVLForImagesAndTextClassification,
+    PerceiverVLForMultipleChoice,
     PerceiverVLForPreTraining,
     PerceiverVLForQuestionAnswering,
     PerceiverVLForRetrieval,
@@ -28,6 +30,8 @@ PIPELINE_TAGS = {
     PerceiverVLForPreTraining: "feature-extraction",
     PerceiverVLForQuestionAnswering: "visual-question-answering",
     PerceiverVLForImageClassification: "image-classification",
+    PerceiverVLForMultipleChoice: "visual-question-answering",
+    PerceiverVLForImagesAndTextClassification: "visual-question-answering",
 }
 
 

@@ -551,3 +551,13 @@ def test_the_encoder_of_a_run_is_compiled_if_the_recipe_says_so(tmp_path: Path) 
         train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
         assert bool(torch._dynamo.utils.counters["stats"]["unique_graphs"]) == (name == "compiled")
     assert_equal(weights(tmp_path / "compiled"), weights(tmp_path / "plain"), 1e-5)
+
+
+def test_a_run_resumed_from_its_last_step_takes_no_other(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path / "run", training={"max_steps": 4, "save_steps": 4, "lr_scheduler_type": "constant"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert train(read_recipe(tmp_path / "recipe.yaml"), progress=False).steps == 4  # in the middle of an epoch
+    first = weights(tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it had been killed before it was written
+    assert train(read_recipe(tmp_path / "recipe.yaml"), resume=True, progress=False).steps == 4
+    assert_equal(weights(tmp_path / "run"), first)

@@ -74,7 +74,7 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         stages = self.bars.enter_context(Stages(state.is_world_process_zero))
         self.advance = stages.stage("Training", state.max_steps, done=state.global_step)
-        self.losses = self.recalls = ""
+        self.losses = self.figures = ""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.advance()
@@ -83,10 +83,17 @@ class ProgressBar(TrainerCallback):
         logs = kwargs["logs"]
         if "loss" in logs:
             self.losses = " ".join(f"{name.removeprefix('loss_')} {logs[name]:.2f}" for name in logs if "loss" in name)
-        recalls = [f"{name[5:-3]} {logs[name]:.0f}" for name in logs if name.endswith("_r1") and "v2t" not in name]
+        figures = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
+        recalls = {name[:-3]: figures[name] for name in figures if name.endswith("_r1") and "v2t" not in name}
         if recalls:
-            self.recalls = f", R@1 {' '.join(recalls)}"
-        self.advance(0, self.losses + self.recalls)
+            self.figures = f", R@1 {_listed(recalls)}"
+        elif figures:
+            self.figures = f", {_listed(figures)}"
+        self.advance(0, self.losses + self.figures)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bars.close()
+
+
+def _listed(figures: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.0f}" for name, value in figures.items())

@@ -15,6 +15,7 @@ from perceiver_vl.model.flops import encoder_flops
 from perceiver_vl.pretrained_folder import check_model_folder
 from perceiver_vl.processing import PerceiverVLImageProcessor
 from perceiver_vl.recipe import Initialise, Recipe, Split
+from perceiver_vl.tasks.evaluation import TaskResult
 from perceiver_vl.tasks.retrieval import RetrievalResult
 
 
@@ -62,6 +63,29 @@ print(model.config.id2label[logits.argmax(-1).item()])""",
     "image-classification",
     ("video-classification",),
 )
+_CHOICES = _Kind(
+    "This model tells which of several texts belongs to a clip or an image.",
+    "PerceiverVLForMultipleChoice",
+    """\
+words = processor(text=["a red circle", "a blue star"])
+choices = {name: value[None] for name, value in words.items()}  # (1, 2, L): one example, two choices
+with torch.inference_mode():
+    logits = model(**choices, **processor(videos=[clip])).logits
+print(logits.argmax(-1).item())""",
+    "visual-question-answering",
+    ("multiple-choice", "video-question-answering"),
+)
+_STATEMENTS = _Kind(
+    "This model tells whether a statement about two pictures is true.",
+    "PerceiverVLForImagesAndTextClassification",
+    """\
+pair = {name: value[None] for name, value in processor(videos=[clip[:1], clip[:1]]).items()}  # (1, 2, T, …)
+with torch.inference_mode():
+    logits = model(**processor(text="both pictures are black"), **pair).logits
+print(model.config.id2label[logits.argmax(-1).item()])""",
+    "visual-question-answering",
+    ("image-pairs",),
+)
 _LATENTS = _Kind(
     "This model turns words, images and video into latents.",
     "PerceiverVLModel",
@@ -77,6 +101,8 @@ _KINDS = {
     "PerceiverVLForRetrieval": _RETRIEVAL,
     "PerceiverVLForQuestionAnswering": _ANSWERS,
     "PerceiverVLForImageClassification": _CLASSES,
+    "PerceiverVLForMultipleChoice": _CHOICES,
+    "PerceiverVLForImagesAndTextClassification": _STATEMENTS,
 }
 _DIRECTIONS = {"text_to_video": "Text-to-video retrieval", "video_to_text": "Video-to-text retrieval"}
 
@@ -87,11 +113,12 @@ def write_model_card(
     recipe: Recipe | None = None,
     steps: int | None = None,
     retrieval: RetrievalResult | None = None,
+    task: TaskResult | None = None,
 ) -> Path:
     """Write `README.md` into a model folder, in the place of one that is there, and return its path.
 
-    `recipe` and `steps`: how it was trained; `retrieval`: how it did on the validation clips of that recipe. What is
-    not given is left out, and so is the licence, which only the owner of the weights can give.
+    `recipe` and `steps`: how it was trained; `retrieval` or `task`: how it did on the validation clips of that
+    recipe. What is not given is left out, and so is the licence, which only the owner of the weights can give.
     Raises `UsageError` for a folder without a whole model.
     """
     folder = check_model_folder(folder)
@@ -99,12 +126,14 @@ def write_model_card(
     name, class_name = folder.resolve().name, (config.architectures or ["PerceiverVLModel"])[0]
     kind = _KINDS.get(class_name, _LATENTS)
     validation = recipe.data.validation if recipe else None
-    figures = _figures(retrieval, validation) if retrieval and validation else None
+    figures = None
+    if validation and (retrieval or task):
+        figures = _recalls(retrieval, validation) if retrieval else _scores(task, validation) if task else None
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=kind.pipeline_tag,
         tags=["perceiver-vl", "video", "vision-language", *kind.tags],
-        metrics=["recall"] if figures else None,
+        metrics=sorted({figure.metric_type.split("_at_")[0] for figure in figures}) if figures else None,
         model_name=name,
         eval_results=figures,
     )
@@ -123,9 +152,12 @@ def write_model_card(
         recipe=recipe,
         steps=steps,
         start=_start(recipe.initialise) if recipe else "",
-        objectives={name: value for name, value in asdict(recipe.objectives).items() if value} if recipe else {},
+        objectives={name: value for name, value in asdict(recipe.objectives).items() if value}
+        if recipe and not recipe.task
+        else {},
         describe=_describe,
         retrieval=retrieval if figures else None,
+        task=task if figures else None,
     )
     card = folder / "README.md"
     write_text(card, str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")))
@@ -165,23 +197,28 @@ def _describe(split: Split) -> str:
     part = f", split {split.split}" if split.split else ""
     if split.world is not None:
         world = split.world
-        return f"{world.clips} clips of perceiver-vl's generated world, {world.size} pixels, seed {world.seed}{part}"
+        told = "clips" if world.task == "captions" else f"examples of the task {world.task}"
+        return f"{world.clips} {told} of perceiver-vl's generated world, {world.size} pixels, seed {world.seed}{part}"
     if split.shards is not None:
         return f"the shards `{Path(split.shards).name}`{part}"
     assert split.folder is not None
     return f"{split.benchmark or 'the folder'} `{split.folder.name}`{part}"
 
 
-def _figures(retrieval: RetrievalResult, split: Split) -> list[EvalResult]:
-    """Every recall, for the hub's model-index."""
+def _dataset(split: Split) -> str:
+    """The name that figures go by."""
     place = split.folder or split.shards
-    dataset = split.benchmark or (Path(place).name if place else "perceiver-vl-world")
+    return split.benchmark or (Path(place).name if place else "perceiver-vl-world")
+
+
+def _recalls(retrieval: RetrievalResult, split: Split) -> list[EvalResult]:
+    """Every recall, for the hub's model-index."""
     return [
         EvalResult(
             task_type=f"{direction.replace('_', '-')}-retrieval",
             task_name=task_name,
-            dataset_type=dataset,
-            dataset_name=dataset,
+            dataset_type=_dataset(split),
+            dataset_name=_dataset(split),
             dataset_split=split.split,
             metric_type=f"recall_at_{k}",
             metric_name=f"R@{k} ({stream.stream})",
@@ -190,4 +227,21 @@ def _figures(retrieval: RetrievalResult, split: Split) -> list[EvalResult]:
         for direction, task_name in _DIRECTIONS.items()
         for stream in retrieval.streams
         for k in (1, 5, 10)
+    ]
+
+
+def _scores(result: TaskResult, split: Split) -> list[EvalResult]:
+    """Every metric of a task, for the hub's model-index."""
+    return [
+        EvalResult(
+            task_type=result.task,
+            task_name=result.task.replace("-", " ").capitalize(),
+            dataset_type=_dataset(split),
+            dataset_name=_dataset(split),
+            dataset_split=split.split,
+            metric_type=name,
+            metric_name=name.replace("_", " "),
+            metric_value=round(value, 2),
+        )
+        for name, value in result.metrics.items()
     ]

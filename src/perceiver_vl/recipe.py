@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 
 from perceiver_vl.data.augment import Augmentation
 from perceiver_vl.data.broken import MAX_BROKEN, check_share
+from perceiver_vl.data.world import TASKS as WORLD_TASKS
 from perceiver_vl.errors import UsageError
 from perceiver_vl.objectives import Objectives
+from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.retrieval import STREAMS
 
 Parsed = TypeVar("Parsed")
@@ -20,11 +22,22 @@ PARTS = ("reads", "latents", "thoughts", "embeddings", "decoder", "heads", "all"
 
 @dataclass(frozen=True)
 class WorldSplit:
-    """Clips of the generated world, drawn while training instead of read from files."""
+    """Clips of the generated world, drawn while training instead of read from files.
+
+    task: captions, or what is asked about the clips (see `data.world.open_world`); seconds: of a clip of `task: long`.
+    """
 
     clips: int = 2000
     seed: int = 0
     size: int = 64
+    task: str = "captions"
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.task not in WORLD_TASKS:
+            raise UsageError(f"data: world.task={self.task}: unknown, choose from {', '.join(WORLD_TASKS)}")
+        if self.seconds is not None and self.task != "long":
+            raise UsageError(f"data: world.seconds={self.seconds:g}: only task=long has clips of any length")
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Words:
-    """The tokenizer: BERT's or another's by `name` (a local folder or a hub name), else one trained on the captions."""
+    """The tokenizer: BERT's or another's by `name` (a local folder or a hub name), else one trained on the words of the
+    training clips.
+    """
 
     name: str | None = None
     vocab_size: int = 8000
@@ -105,7 +120,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How the validation split is scored while training."""
+    """How the validation split is scored while training; of a `task` only `batch_size` matters."""
 
     streams: tuple[str, ...] = ("multi", "mixed", "cascade")
     captions_per_clip: int | None = None
@@ -124,7 +139,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Initialise:
-    """What a model starts from instead of chance; what is left out starts fresh.
+    """What a model starts from instead of chance; what is left out starts fresh, and so does what that model lacks.
 
     `model`: a whole Perceiver-VL, as `save_pretrained` or `convert` wrote it. `latents`: where the recipe asks for
     another number of latents than it has, new ones (fresh) or its own interpolated. `vision`: a ViT or CLIP, `text`: a
@@ -169,6 +184,7 @@ class Stage:
 class Recipe:
     """Everything a run needs.
 
+    `task`: what is learned, one of `tasks.TASKS`; None: the `objectives` of pre-training and retrieval.
     `model`: fields of `PerceiverVLConfig` (vocabulary and mask token come from the tokenizer), laid over those of
     `initialise.model`. `training`: fields of `transformers.TrainingArguments`.
     `optimizer`: adamw, or the paper's adam (weight decay as L2). `stages`: what learns when, one stage after the other,
@@ -185,16 +201,33 @@ class Recipe:
     optimizer: Literal["adamw", "adam"] = "adamw"
     initialise: Initialise = field(default_factory=Initialise)
     stages: tuple[Stage, ...] = ()
+    task: str | None = None
 
     def __post_init__(self) -> None:
-        asks_decoder = any(getattr(self.objectives, name) for name in ("vtm", "mlm", "mixed_vtm", "mixed_vtc"))
-        if any(set(stage.train) == {"decoder"} for stage in self.stages) and not asks_decoder:
-            raise UsageError("stages: train=[decoder]: no objective asks the decoder, add one (vtm, mlm, mixed_vtm, …)")
+        if self.task is not None:
+            task_of(self.task)
+            if self.objectives != Objectives():
+                raise UsageError(
+                    f"objectives: those of pre-training; task={self.task} has its own loss, leave them out"
+                )
+            if self.evaluation != Evaluation(batch_size=self.evaluation.batch_size):
+                raise UsageError(f"evaluation: task={self.task} has its own metric, set nothing but batch_size")
+        if any(set(stage.train) == {"decoder"} for stage in self.stages) and not self._asks_decoder():
+            whose = "no objective" if self.task is None else "no head"
+            raise UsageError(
+                f"stages: train=[decoder]: {whose} asks the decoder, add an objective (vtm, mlm, mixed_vtm, …) "
+                "or leave out answers_from=mean_latents"
+            )
         for name in ("max_steps", "num_train_epochs"):
             if self.stages and name in self.training:
                 raise UsageError(
                     f"training.{name}={self.training[name]}: the stages say how long to train, leave one of them out"
                 )
+
+    def _asks_decoder(self) -> bool:
+        if self.task is not None:
+            return self.task == "multiple-choice" or self.model.get("answers_from") != "mean_latents"
+        return any(getattr(self.objectives, name) for name in ("vtm", "mlm", "mixed_vtm", "mixed_vtc"))
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -236,6 +269,8 @@ def _parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
 
     if not isinstance(values, dict):
         raise UsageError(f"{where}: a {type(values).__name__}, need a mapping")
+    _refuse_names_of_code(kind, values, where)
+    _refuse_class_paths(values, where)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, as_positional=False)
     try:
@@ -244,6 +279,24 @@ def _parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
         raise
     except Exception as error:  # jsonargparse raises its own kinds, and what our dataclasses raise inside them
         raise UsageError(f"{where}: {_one_line(error)}") from error
+
+
+def _refuse_names_of_code(kind: Any, values: dict[str, Any], where: str) -> None:
+    """A recipe is data: of a string in a section's place jsonargparse would import the module that it names."""
+    for name, hint in get_type_hints(kind).items():
+        for section in (part for part in (hint, *get_args(hint)) if is_dataclass(part)):
+            if isinstance(values.get(name), str):
+                raise UsageError(f"{where}: {name}={values[name]!r}: need a mapping")
+            if isinstance(values.get(name), dict):
+                _refuse_names_of_code(section, values[name], where)
+
+
+def _refuse_class_paths(value: Any, where: str) -> None:
+    """And of a mapping with `class_path`, it would make the class."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if key == "class_path":
+            raise UsageError(f"{where}: class_path={item!r}: a recipe names no code, leave it out")
+        _refuse_class_paths(item, where)
 
 
 class _Loader(yaml.SafeLoader):

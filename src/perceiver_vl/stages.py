@@ -23,12 +23,12 @@ _PLACES = {
     "latents": r"perceiver_vl\.encoder\.latent",
     "thoughts": r"perceiver_vl\.encoder\.(blocks\.\d+\.thoughts|norm)\.",
     "embeddings": r"perceiver_vl\.embeddings\.",
-    "decoder": r"(decoder|vtm_query|mlm_queries)\.",
+    "decoder": r"(decoder|vtm_query|mlm_queries|answer_query|answer_queries)\.",
 }
 
 
 def part_of(name: str) -> str:
-    """Which of `recipe.PARTS` a parameter of `PerceiverVLForPreTraining` belongs to; what is nowhere else is a head.
+    """Which of `recipe.PARTS` a parameter of a model belongs to; what is nowhere else is a head.
 
     A tied word table goes by its first name: it belongs to the embeddings.
     """

@@ -14,7 +14,7 @@ from perceiver_vl.bench.tables import cost_sections
 from perceiver_vl.model.flops import encoder_flops, matching_flops
 from tiny import tiny_config
 
-CONFIG = tiny_config(num_latents=8, num_text_latents=8)
+CONFIG = tiny_config(num_blocks=2, self_attentions_per_block=1, num_latents=8, num_text_latents=8)
 MODELS = {OURS, *(peer.name for peer in PEERS)}
 
 

@@ -12,7 +12,8 @@ from tiny import tiny_config
 
 
 def test_the_page_and_the_figures_are_written(tmp_path: Path) -> None:
-    config = tiny_config(num_latents=8, num_text_latents=8, num_labels=5)
+    shallow = {"num_blocks": 2, "self_attentions_per_block": 1}
+    config = tiny_config(**shallow, num_latents=8, num_text_latents=8, num_labels=5)
     report = run_benches(tmp_path, config, quick=True, candidates=20)
     assert json.loads((tmp_path / "bench.json").read_text(encoding="utf-8")) == json.loads(json.dumps(report.to_dict()))
     page = (tmp_path / "bench.html").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """Kills a training run again and again, goes on with it, and compares its end with that of the run left alone.
 
-Usage: kills.py [--kills 20] [--seed 0] [--processes 1] [--steps 42] [--json]
+Usage: kills.py [--kills 20] [--seed 0] [--processes 1] [--steps 40] [--json]
 
 The run is a real one: the command, a folder of clips, a broken file among them, everything that is drawn at random,
 a checkpoint each fourth step, an evaluation each fifth. Every time it is started, SIGKILL comes to all its processes
@@ -127,7 +127,7 @@ class Run:
         self._process.wait()
 
 
-def kill_runs(folder: Path, kills: int, seed: int = 0, processes: int = 1, steps: int = 42) -> Report:
+def kill_runs(folder: Path, kills: int, seed: int = 0, processes: int = 1, steps: int = 40) -> Report:
     """Kill `kills` times in all, in as many runs of `steps` as they take; `folder` is filled with what that needs."""
     _prepare(folder, processes, steps)
     seconds = Run(folder, processes, "whole").end()
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
-    parser.add_argument("--steps", type=int, default=42, help="of a run; an epoch has 6")
+    parser.add_argument("--steps", type=int, default=40, help="of a run; an epoch has 6")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

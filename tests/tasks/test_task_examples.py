@@ -131,20 +131,20 @@ def test_unlabelled_records_are_left_out_and_broken_files_replaced() -> None:
     records[1] = replace(records[1], answers=())
     config = model_of("question-answering").config
     examples = examples_of("question-answering", records, config, broken={"20.mp4"})
-    assert len(examples) == 7
+    assert [pool.tolist() for pool in examples.pools] == [[0, 2, 3, 4, 5, 6, 7]]
     assert examples.problems == [Problem("0.mp4", "does not say what is right")]
-    found = examples[1]  # records 2 and 3 are about the broken file
+    found = examples[2]  # records 2 and 3 are about the broken file
     assert found.record is records[4]
     assert found.problems == (Problem("20.mp4", "damaged"), Problem("20.mp4", "damaged"))
     assert found.tried == (2, 3, 4)
-    batch = TaskCollator(TASKS["question-answering"], PROCESSOR, config)(examples.__getitems__([0, 1]))
+    batch = TaskCollator(TASKS["question-answering"], PROCESSOR, config)(examples.__getitems__([0, 2]))
     assert (batch["tried"], batch["failed"], batch["damaged"]) == ([0, 2, 3, 4], [2, 3], [])
     assert len(batch["problems"]) == 2
     with pytest.raises(MediaError):
-        examples_of("question-answering", records, config, broken={"20.mp4"}, strict=True)[1]
+        examples_of("question-answering", records, config, broken={"20.mp4"}, strict=True)[2]
     all_broken = examples_of("vqa", told("vqa"), config, broken={f"{clip}.mp4" for clip in (0, 20, 40, 60)})
     handed_on = TaskCollator(TASKS["vqa"], PROCESSOR, config)(all_broken.__getitems__([0]))
-    assert str(handed_on["error"]) == "none of the 8 examples can be read, the first: damaged"
+    assert str(handed_on["error"]) == "none of the 8 clips can be read, the first: damaged"
     with pytest.raises(UsageError, match=r"^task=question-answering: no example of it[^\n]+what is right$"):
         examples_of("question-answering", records_of("question-answering"), config)
     with pytest.raises(UsageError, match=r"^[^\n]+trained on other data\?$"):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from perceiver_vl.bench.cost import Cost
 
 Point = tuple[int, float, float]  # frames, theirs, ours
-FEW = (1, 2, 3, 4, 6)  # where the others may still be ahead
+FEW = (1, 2, 4)  # where the others may still be ahead
 
 
 def crossovers(costs: "Sequence[Cost]", count_at: Callable[[Setting], float], full: Setting) -> list[str]:

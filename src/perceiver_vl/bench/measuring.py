@@ -110,9 +110,9 @@ def count_and_hold(call: Callable[[], object]) -> tuple[int, float]:
 def count(call: Callable[[], object]) -> int:
     """Operations of one call; on the meta device without the memory or the time of them."""
     # Not in inference mode, where torch would take each operation apart in Python to count it
-    with torch.inference_mode(False), torch.no_grad():
-        with FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU) as counter:
-            call()
+    counter = FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU)
+    with torch.inference_mode(False), torch.no_grad(), counter:
+        call()
     return counter.get_total_flops()
 
 

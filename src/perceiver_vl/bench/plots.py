@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from perceiver_vl.data.clips import Frames
 from perceiver_vl.files import write_with
@@ -33,26 +34,32 @@ def curves_svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *,
 
 def points_svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str) -> str:
     """Measured points by name, each (xs, ys), joined; both axes logarithmic → SVG text."""
-    return _lines_svg(series, x=x, y=y, title=title, marker="o", markersize=3, scale="log")
+    return _lines_svg(series, x=x, y=y, title=title, measured=True)
 
 
 def _lines_svg(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    *,
-    x: str,
-    y: str,
-    title: str,
-    scale: str = "linear",
-    **drawn: Any,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str, measured: bool = False
 ) -> str:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 3.2), layout="constrained")
         axes = figure.add_subplot()
         for name, (xs, ys) in series.items():
-            axes.plot(xs, ys, label=name, linewidth=1.4, **drawn)
-        axes.set(xlabel=x, ylabel=y, title=title, xscale=scale, yscale=scale)
-        axes.legend(frameon=False)
+            axes.plot(xs, ys, label=name, linewidth=1.4, marker="o" if measured else "", markersize=3)
+        axes.set(xlabel=x, ylabel=y, title=title)
+        if measured:
+            _logarithmic(axes, sorted({number for xs, _ in series.values() for number in xs}))
+        if series:
+            axes.legend(frameon=False)
         return _svg(figure)
+
+
+def _logarithmic(axes: Any, xs: Sequence[float]) -> None:
+    """Both axes, with plain numbers: along x those that were measured."""
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(xs, [f"{number:g}" for number in xs])
+    axes.xaxis.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
 
 
 def recall_against_latency_svg(points: Sequence[tuple[str, float, float]], title: str) -> str:

@@ -125,7 +125,7 @@ def questions_section(report: QuestionsReport) -> Section:
     """`bench ask`."""
     return Section(
         "the second question about a clip",
-        ("frames", "reads", "first, ms", "second, ms", "second/first", "GFLOPs", "cache MiB", "max diff"),
+        ("frames", "reads", "first, ms", "second, ms", "ratio", "GFLOPs", "cache MiB", "max diff"),
         [
             (
                 str(one.frames),
@@ -139,7 +139,9 @@ def questions_section(report: QuestionsReport) -> Section:
             )
             for one in report.questions
         ],
-        ("Max diff: of the second's logits from those of a model that is shown the clip again.",),
+        (
+            "Ratio: second over first. Max diff: of the second's logits from those of a model that is shown the clip again.",
+        ),
     )
 
 

@@ -30,11 +30,14 @@ from perceiver_vl.cli.options import (
 from perceiver_vl.cli.show import (
     print_conversion,
     print_damaged,
+    print_dry_run,
     print_hits,
     print_json,
     print_retrieval,
     print_skipped,
+    print_task,
 )
+from perceiver_vl.cli.watch import watch
 from perceiver_vl.console import err, out
 from perceiver_vl.errors import PerceiverVLError, UsageError
 
@@ -48,6 +51,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(data_commands.data_app, name="data")
 app.command()(evaluate)
 app.command()(ask)
+app.command()(watch)
 app.command()(data_commands.world)
 app.command()(data_commands.prepare)
 
@@ -60,6 +64,9 @@ def train(
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the output folder.")
     ] = False,
     processes: Annotated[int, typer.Option(help="Processes on this machine; each takes its own batches.")] = 1,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would be and cost, from one small batch; write nothing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model by a recipe; writes a folder that from_pretrained loads."""
@@ -68,6 +75,15 @@ def train(
     from perceiver_vl.recipe import read_recipe
 
     plan = read_recipe(recipe, overrides or ())
+    if dry:
+        from perceiver_vl.dry_run import dry_run
+
+        seen = dry_run(plan, processes)
+        if as_json:
+            print_json(seen.to_dict())
+        else:
+            print_dry_run(seen)
+        return
     from perceiver_vl.parallel import beside_others, is_first_process
     from perceiver_vl.training import train as run
 
@@ -77,12 +93,12 @@ def train(
     if not is_first_process():
         return
     if as_json:
-        retrieval = result.retrieval and result.retrieval.to_dict()
-        plain = {"output": str(result.output), "steps": result.steps, "retrieval": retrieval}
-        print_json({**plain, "skipped": [vars(problem) for problem in result.skipped], "damaged": result.damaged})
+        print_json(result.to_dict())
         return
     if result.retrieval:
         print_retrieval(result.retrieval)
+    if result.task:
+        print_task(result.task)
     print_skipped(result.skipped)
     print_damaged(result.damaged)
     out.print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {result.output}")

@@ -30,7 +30,7 @@ def cost(
     runs: Annotated[int, typer.Option(min=1, help="Measured runs of each setting.")] = 3,
     most_seconds: Annotated[
         float, typer.Option(min=0.0, help="Count a setting that would take longer a run, without running it.")
-    ] = 10.0,
+    ] = 5.0,
     quick: QuickOption = False,
     seed: SeedOption = 0,
     device: BenchDeviceOption = "cpu",

@@ -11,6 +11,7 @@ from perceiver_vl.console import err, out
 
 if TYPE_CHECKING:
     from perceiver_vl.data.records import Problem
+    from perceiver_vl.dry_run import DryRun
     from perceiver_vl.model.released import Conversion
     from perceiver_vl.search import SearchResult
     from perceiver_vl.tasks.evaluation import TaskResult
@@ -63,6 +64,32 @@ def print_task(result: "TaskResult") -> None:
         out.print(table, soft_wrap=False)
     left_out = f", {result.left_out} left out" if result.left_out else ""
     out.print(f"{1e3 * result.seconds_per_example:.1f} ms an example with decoding{left_out}")
+
+
+def print_dry_run(run: "DryRun") -> None:
+    """What a training run would be, a line for each thing."""
+    table = Table(show_header=False, pad_edge=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    total, memory = sum(run.parameters.values()), run.memory
+    parts = ", ".join(f"{part} {count:,}" for part, count in sorted(run.parameters.items()))
+    for name, said in (
+        ("model", run.model + (f" for {run.task}" if run.task else "")),
+        ("parameters", f"{total:,}: {parts}"),
+        ("starts fresh", ", ".join(run.fresh)),
+        ("an example", f"{run.flops_per_example / 1e9:.3g} GFLOPs forward, about three times that to train"),
+        ("steps", f"{run.steps} of {run.examples_per_step} examples ({run.batch} at a time in a process)"),
+        (
+            "memory",
+            f"about {sum(memory.values()) / 1e6:,.0f} MB a process: weights, gradients and moments "
+            f"{memory['weights'] / 1e6:,.0f} MB, activations {memory['activations'] / 1e6:,.0f} MB",
+        ),
+        *((found.split, f"{found.usable} of {found.clips} clips or examples usable") for found in run.data),
+    ):
+        if said:
+            table.add_row(name, said)
+    out.print(table, soft_wrap=False)
+    print_skipped(run.skipped)
 
 
 def print_hits(result: "SearchResult") -> None:

@@ -20,11 +20,10 @@ from perceiver_vl.data.records import Problem, Record
 from perceiver_vl.errors import MediaError, PerceiverVLError
 from perceiver_vl.processing import PerceiverVLProcessor
 
-Drawn = TypeVar("Drawn")
 _CAPTION_DRAWS, _MASKING_DRAWS, _FRAME_DRAWS, _AUGMENTATION_DRAWS = 0, 1, 2, 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """What came of reading an example.
 
@@ -35,6 +34,9 @@ class Reading:
     problems: tuple[Problem, ...] = ()
     tried: tuple[int, ...] = ()
     damaged: str | None = None
+
+
+Drawn = TypeVar("Drawn", bound=Reading)
 
 
 def what_was_read(examples: Sequence[Reading]) -> dict[str, Any]:
@@ -48,18 +50,13 @@ def what_was_read(examples: Sequence[Reading]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One clip with one of its captions and another (the same if it has one), drawn for `key` = (seed, epoch, index);
-    the rest as `Reading` has it.
-    """
+class Example(Reading):
+    """A clip with one of its captions and another (the same if it has one), drawn for `key` = (seed, epoch, index)."""
 
     frames: Frames
     text: str
     other_text: str
     key: tuple[int, int, int]
-    problems: tuple[Problem, ...] = ()
-    tried: tuple[int, ...] = ()
-    damaged: str | None = None
 
 
 def drawn_captions(captions: Sequence[str], key: tuple[int, int, int]) -> tuple[str, str]:
@@ -132,7 +129,8 @@ class DrawnExamples(Dataset[Drawn], ABC):
                 continue
             record = self.source.record(place)
             damaged = record.file_name if is_damaged(self.source, place) else None
-            return self._example(record, media, key, Reading(tuple(problems), tuple(tried), damaged))
+            reading = Reading(problems=tuple(problems), tried=tuple(tried), damaged=damaged)
+            return self._example(record, media, key, reading)
         raise PerceiverVLError(f"none of the {len(tried)} clips can be read, the first: {problems[0].reason}")
 
     def __getitems__(self, items: list[int]) -> list[Drawn] | PerceiverVLError:
@@ -143,9 +141,7 @@ class DrawnExamples(Dataset[Drawn], ABC):
             return error
 
     @abstractmethod
-    def _example(
-        self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: "Reading"
-    ) -> Drawn:
+    def _example(self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: Reading) -> Drawn:
         """The example that is drawn for `key` from a record and its clip (of pairs, both pictures)."""
 
     def _media(self, place: int, key: tuple[int, int, int]) -> tuple[Frames, ...]:
@@ -176,7 +172,7 @@ class TrainingExamples(DrawnExamples[Example]):
     """Clips with sampled frames and random captions, for pre-training and retrieval."""
 
     def _example(
-        self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: "Reading"
+        self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: Reading
     ) -> Example:
         return Example(media[0], *drawn_captions(record.texts, key), key, **vars(reading))
 
@@ -214,10 +210,7 @@ class PreTrainingCollator:
             "other_input_ids": others["input_ids"],
             "other_attention_mask": others["attention_mask"],
             "vtm_donors": donors,
-            "problems": [problem for example in examples for problem in example.problems],
-            "tried": [place for example in examples for place in example.tried],
-            "failed": [place for example in examples for place in example.tried[:-1]],
-            "damaged": [example.damaged for example in examples if example.damaged is not None],
+            **what_was_read(examples),
         }
 
     def _mask_words(self, ids: Tensor, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

@@ -43,12 +43,14 @@ def is_damaged(source: ClipSource, index: int) -> bool:
 class FolderClips:
     """The records of a folder, decoded when asked for, at `size` (height, width).
 
-    damaged: clips whose files lacked frames when they were decoded.
+    classes: the names that labels are indices of, where they are names. damaged: clips whose files lacked frames when
+    they were decoded.
     """
 
-    def __init__(self, records: Sequence[Record], size: tuple[int, int]) -> None:
+    def __init__(self, records: Sequence[Record], size: tuple[int, int], classes: Sequence[str] = ()) -> None:
         self.records = records
         self.size = size
+        self.classes = tuple(classes)
         self.damaged: set[int] = set()
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ each other evenly, each as often as its weight says (the paper's code alternates
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from perceiver_vl.data.world import World
 from perceiver_vl.errors import UsageError
 
 Places = npt.NDArray[np.int64]
-_WORDLESS = "without words"
 
 
 class Mixture:
@@ -75,8 +74,27 @@ class Pool:
     kind: str = "videos"
 
 
-def pools_of(mixture: Mixture, weights: Sequence[float | None], batch: int) -> tuple[list[Pool], list[Problem]]:
-    """The pools of a mixture, and the clips that are too few of their modality to fill a batch of `batch`.
+Lacks = Callable[[Record], str | None]
+"""What a record lacks to be trained on, in words, or None."""
+Letters = Callable[[Record, tuple[int, int, int]], int]
+"""How many letters a model reads of a record, drawn for (seed, epoch, index)."""
+
+
+def no_caption(record: Record) -> str | None:
+    """What pre-training and retrieval cannot do without."""
+    return None if record.texts else "no caption"
+
+
+def letters_of_caption(record: Record, key: tuple[int, int, int]) -> int:
+    """Those of the caption that is drawn."""
+    return len(drawn_captions(record.texts, key)[0])
+
+
+def pools_of(
+    mixture: Mixture, weights: Sequence[float | None], batch: int, lacks: Lacks = no_caption
+) -> tuple[list[Pool], list[Problem]]:
+    """The pools of a mixture, and what is left out: clips that lack something, and those that are too few of their
+    modality to fill a batch of `batch`.
 
     weights: of the sources, or None for all of them: as many batches as they have clips.
     Raises `UsageError` for a source that cannot fill a batch.
@@ -84,11 +102,13 @@ def pools_of(mixture: Mixture, weights: Sequence[float | None], batch: int) -> t
     pools: list[Pool] = []
     left: list[Problem] = []
     for number, source in enumerate(mixture.sources):
-        kinds = _kinds(source)
-        left += [Problem(source.record(place).file_name, "no caption") for place in kinds.pop(_WORDLESS, [])]
+        kinds, lacking = _kinds(source, lacks)
+        left += lacking
         enough = {kind: places for kind, places in kinds.items() if len(places) >= batch}
         if not enough:
-            counts = " and ".join(f"{len(places)} {kind}" for kind, places in kinds.items()) or "none with captions"
+            counts = " and ".join(f"{len(places)} {kind}" for kind, places in kinds.items()) or "none"
+            if lacking:
+                counts += f" (of {len(source)}; {lacking[0].file_name}: {lacking[0].reason})"
             raise UsageError(
                 f"training: a batch of {batch} clips, of one modality, but "
                 f"{f'data.train[{number}] has' if len(mixture.sources) > 1 else 'there are'} {counts} to train on; "
@@ -109,26 +129,35 @@ def _bare(source: ClipSource) -> ClipSource:
     return source.source if isinstance(source, CachedClips) else source
 
 
-def _kinds(source: ClipSource) -> dict[str, Sequence[int]]:
-    """The places of "videos", of "images" and of clips without words in a source, as far as it has such."""
-    if isinstance(_bare(source), World):  # asking all clips for their records would draw them
-        return {"videos": range(len(source))}
+def _kinds(source: ClipSource, lacks: Lacks) -> tuple[dict[str, Sequence[int]], list[Problem]]:
+    """The places of "videos" and of "images" in a source, as far as it has such, and what the other clips lack."""
+    if lacks is no_caption and isinstance(_bare(source), World):  # asking all clips for their records would draw them
+        return {"videos": range(len(source))}, []
     kinds: dict[str, list[int]] = {}
+    lacking: list[Problem] = []
     for index in range(len(source)):
         record = source.record(index)
-        kind = _WORDLESS if not record.texts else "images" if is_image(record) else "videos"
-        kinds.setdefault(kind, []).append(index)
-    return {**kinds}
+        if reason := lacks(record):
+            lacking.append(Problem(record.file_name, reason))
+        else:
+            kinds.setdefault("images" if is_image(record) else "videos", []).append(index)
+    return {**kinds}, lacking
 
 
 def sampler_of(
-    mixture: Mixture, pools: Sequence[Pool], batch: int, seed: int, bucket: int, num_frames: int
+    mixture: Mixture,
+    pools: Sequence[Pool],
+    batch: int,
+    seed: int,
+    bucket: int,
+    num_frames: int,
+    letters: Letters = letters_of_caption,
 ) -> "EpochSampler | MixtureSampler":
     """`EpochSampler` for the clips of one pool in any order; else `MixtureSampler`."""
     plain = len(pools) == 1 and len(pools[0].clips) == len(mixture) and not hasattr(_bare(mixture.sources[0]), "groups")
     if plain and not bucket:
         return EpochSampler(len(mixture), seed)
-    return MixtureSampler(mixture, pools, batch, seed, bucket, num_frames)
+    return MixtureSampler(mixture, pools, batch, seed, bucket, num_frames, letters)
 
 
 class MixtureSampler(Sampler[int]):
@@ -138,15 +167,22 @@ class MixtureSampler(Sampler[int]):
     its weight's share of them, and the next epoch goes on where it stopped: no clip of a large source is left out, and
     a small one is gone through several times. Of each such pass what does not fill a batch stays out, another rest each
     time. `bucket`: of so many batches at a time the clips are sorted by how many frames they have (`num_frames` are
-    enough) and how long the caption drawn for them is, so that little is padded; 0: in any order. All is drawn from the
+    enough) and how many `letters` are read with them, so that little is padded; 0: in any order. All is drawn from the
     seed, the epoch and the pass.
     """
 
     def __init__(
-        self, mixture: Mixture, pools: Sequence[Pool], batch: int, seed: int, bucket: int = 0, num_frames: int = 1
+        self,
+        mixture: Mixture,
+        pools: Sequence[Pool],
+        batch: int,
+        seed: int,
+        bucket: int = 0,
+        num_frames: int = 1,
+        letters: Letters = letters_of_caption,
     ) -> None:
         self.mixture, self.pools, self.batch, self.seed, self.bucket = mixture, pools, batch, seed, bucket
-        self.num_frames, self.epoch = num_frames, 0
+        self.num_frames, self.letters, self.epoch = num_frames, letters, 0
         self._frames: dict[int, int] = {}
         self.counts = _shares([pool.weight for pool in pools], sum(len(pool.clips) // batch for pool in pools))
 
@@ -195,12 +231,12 @@ class MixtureSampler(Sampler[int]):
                 yield rng.permutation(batch)  # the objectives take neighbours, and the first of a batch, as drawn
 
     def _length(self, pool: Pool, passing: int, index: int) -> tuple[int, int]:
-        """Letters of the caption drawn for a clip, and its frames, which count first."""
+        """Letters that are read with a clip, and its frames, which count first."""
         if index not in self._frames:
             frames = 1 if pool.kind == "images" else self.mixture.frame_count(index) or self.num_frames
             self._frames[index] = min(frames, self.num_frames)
-        text, _ = drawn_captions(self.mixture.record(index).texts, (self.seed, passing, index))
-        return len(text), self._frames[index]
+        letters = self.letters(self.mixture.record(index), (self.seed, passing, index))
+        return letters, self._frames[index]
 
     def _order(self, number: int, passing: int, rng: np.random.Generator) -> Places:
         """The clips of a pool in any order; those of shards in one that reads a shard at a time."""

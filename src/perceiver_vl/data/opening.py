@@ -1,6 +1,6 @@
 """Where a user says that clips are, opened: a folder, a benchmark's own files, or shards."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from perceiver_vl.data.benchmarks import read_benchmark
@@ -21,6 +21,7 @@ def open_clips(
     metadata: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     need: Need | None = "text",
+    classes: Sequence[str] = (),
     strict: bool = False,
     max_broken: float = MAX_BROKEN,
 ) -> tuple[ClipSource, list[Problem]]:
@@ -28,7 +29,8 @@ def open_clips(
     had to be left out.
 
     `benchmark`: its folder is read as that benchmark's official files (`data.benchmarks`). `metadata`, `columns`: as
-    for `read_folder`. `need`: what every record must have.
+    for `read_folder`. `need`: what every record must have. `classes`: the names of classes in their order (those of a
+    model), where labels are names; without them those of a folder are those found in it. The source has `classes`.
     Raises `UsageError` for options that do not go together, or nothing that has what is needed; `PerceiverVLError`
     where more than the share `max_broken` of the records cannot be used.
     """
@@ -38,7 +40,9 @@ def open_clips(
                 raise UsageError(f"{name}={value}: {where} holds shards, which have their own records; leave it out")
         return ShardedClips(where, size, split, need=need), []
     if benchmark is None:
-        folder = read_folder(where, split=split, metadata=metadata, columns=columns, need=need, strict=strict)
+        folder = read_folder(
+            where, split=split, metadata=metadata, columns=columns, need=need, classes=classes, strict=strict
+        )
     else:
         folder = read_benchmark(benchmark, where, split=split, strict=strict)
         if need is not None:
@@ -53,4 +57,4 @@ def open_clips(
             ]
             folder.records = kept
     check_listed(folder.problems, len(folder.records), max_broken)
-    return FolderClips(folder.records, size), folder.problems
+    return FolderClips(folder.records, size, folder.classes), folder.problems

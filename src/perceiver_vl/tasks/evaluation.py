@@ -18,7 +18,7 @@ from perceiver_vl.errors import PerceiverVLError, UsageError
 from perceiver_vl.model import PerceiverVLPreTrainedModel
 from perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.metrics import by_kind
-from perceiver_vl.tasks.reading import ReadBatch, SecondPictures, read_ahead
+from perceiver_vl.tasks.reading import ReadBatch, other_pictures, read_ahead
 from perceiver_vl.tasks.task import Prediction, Seen, Task
 
 
@@ -182,7 +182,7 @@ def sources_of(
     if task.pictures == 1:
         return [source]
     size = processor.image_processor.size
-    return [source, second or SecondPictures(source, (size["height"], size["width"]))]
+    return [source, second or other_pictures(source, (size["height"], size["width"]))]
 
 
 def _seen(batch: ReadBatch, processor: PerceiverVLProcessor, num_frames: int, device: torch.device) -> Seen:

@@ -3,46 +3,41 @@
 Shapes: B batch, C choices, T frames, L text tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.data.clips import ClipSource, Frames, is_damaged
+from perceiver_vl.data.augment import Augmentation
+from perceiver_vl.data.batching import DrawnExamples, Reading, what_was_read
+from perceiver_vl.data.clips import ClipSource, Frames
 from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.errors import MediaError, PerceiverVLError
+from perceiver_vl.errors import PerceiverVLError
 from perceiver_vl.model import PerceiverVLPreTrainedModel
 from perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.evaluation import sources_of, usable_examples
-from perceiver_vl.tasks.reading import load_media
 from perceiver_vl.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class TaskExample:
-    """A labelled record and the frames of its clip, or of both pictures of a pair.
-
-    problems: files passed over for it. tried: the records that were to be read for it, the last of which was. damaged:
-    its file, if frames are missing. As `data.batching.Example` has them.
-    """
+class TaskExample(Reading):
+    """A labelled record and the frames of its clip, or of both pictures of a pair."""
 
     record: Record
     media: tuple[Frames, ...]
-    problems: tuple[Problem, ...] = ()
-    tried: tuple[int, ...] = ()
-    damaged: str | None = None
 
 
-class TaskExamples(Dataset[TaskExample]):
-    """The labelled examples of a split, with sampled frames; item epoch · n + index, as `EpochSampler` draws them.
+class TaskExamples(DrawnExamples[TaskExample]):
+    """The labelled examples of a split, with sampled frames; items as `DrawnExamples` has them.
 
-    An example whose file cannot be read is replaced by the next one and named in that one's `problems`; with `strict`
-    it raises. `problems`: records that are no labelled examples of the task.
-    Raises `UsageError` if none is, or if the head of a model with `config` cannot learn from them.
+    `pools`: the places of labelled examples of the task that may stand in for each other; None: of all there are, the
+    other records being named in `problems`. `second`: the other pictures of pairs; None: those the records name.
+    Raises `UsageError` if there is none, or if the head of a model with `config` cannot learn from them.
     """
 
     def __init__(
@@ -56,41 +51,42 @@ class TaskExamples(Dataset[TaskExample]):
         seed: int,
         strict: bool = False,
         second: ClipSource | None = None,
+        *,
+        pools: Sequence[npt.NDArray[np.int64]] | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
-        self.sources = sources_of(task, processor, source, second)
-        self.indices, self.problems = usable_examples(task, source, labelled=True)
-        task.check_head(config, [source.record(index) for index in self.indices])
-        self.num_frames, self.sampling, self.seed, self.strict = num_frames, sampling, seed, strict
+        self.problems: list[Problem] = []
+        if pools is None:
+            places, self.problems = usable_examples(task, source, labelled=True)
+            pools = [np.array(places)]
+        task.check_head(config, [source.record(index) for pool in pools for index in pool.tolist()])
+        sources = sources_of(task, processor, source, second)
+        size = processor.image_processor.size
+        super().__init__(
+            source,
+            num_frames,
+            sampling,
+            seed,
+            strict,
+            pools=pools,
+            augmentation=augmentation,
+            size=(size["height"], size["width"]),
+            second=sources[1] if task.pictures > 1 else None,
+        )
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    def _example(
+        self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: Reading
+    ) -> TaskExample:
+        return TaskExample(record, media, **vars(reading))
 
-    def __getitem__(self, item: int) -> TaskExample:
-        epoch, index = divmod(item, len(self))
-        problems: list[Problem] = []
-        tried: list[int] = []
-        for place in [*range(index, len(self)), *range(index)]:
-            example = self.indices[place]
-            tried.append(example)
-            record = self.sources[0].record(example)
-            rng = np.random.default_rng([self.seed, epoch, index]) if self.sampling == "random" else None
-            try:
-                media = load_media(self.sources, example, self.num_frames, rng)
-            except MediaError as error:
-                if self.strict:
-                    raise
-                problems.append(Problem(record.file_name, error.reason))
-                continue
-            damaged = record.file_name if is_damaged(self.sources[0], example) else None
-            return TaskExample(record, media, tuple(problems), tuple(tried), damaged)
-        raise PerceiverVLError(f"none of the {len(self)} examples can be read, the first: {problems[0].reason}")
 
-    def __getitems__(self, items: list[int]) -> list[TaskExample] | PerceiverVLError:
-        """What a data loader asks for. An error is handed on: raised in a worker process, it ends as a stack trace."""
-        try:
-            return [self[item] for item in items]
-        except PerceiverVLError as error:
-            return error
+def letters_of_task(record: Record, key: tuple[int, int, int]) -> int:
+    """How many letters a task's model reads of a record, at least: the question and the longest choice, or the
+    statement; nothing is drawn.
+    """
+    if record.question is None and not record.choices:
+        return len(record.texts[0]) if record.texts else 0
+    return len(record.question or "") + max(map(len, record.choices), default=0)
 
 
 class TaskCollator:
@@ -114,10 +110,7 @@ class TaskCollator:
             **self.task.words(records, self.processor),
             **vision,
             "labels": self.task.targets(records, self.config),
-            "problems": [problem for example in examples for problem in example.problems],
-            "tried": [place for example in examples for place in example.tried],
-            "failed": [place for example in examples for place in example.tried[:-1]],
-            "damaged": [example.damaged for example in examples if example.damaged is not None],
+            **what_was_read(examples),
         }
 
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from perceiver_vl.data.broken import MAX_BROKEN, check_broken
-from perceiver_vl.data.clips import ClipSource, Frames
+from perceiver_vl.data.clips import CachedClips, ClipSource, Frames
+from perceiver_vl.data.mixture import Mixture
 from perceiver_vl.data.records import Problem, Record
+from perceiver_vl.data.shards import ShardedClips
+from perceiver_vl.data.world import PairWorld
 from perceiver_vl.errors import MediaError, PerceiverVLError
 from perceiver_vl.media import load_frames
 
@@ -37,6 +40,19 @@ class SecondPictures:
         if rng is not None:
             return load_frames(path, num_frames, sampling="random", rng=rng, size=self.size)
         return load_frames(path, num_frames, size=self.size)
+
+
+def other_pictures(source: ClipSource, size: tuple[int, int]) -> ClipSource:
+    """The other pictures of a source of pairs, by the same places; read at `size` where they are files."""
+    if isinstance(source, Mixture):
+        return Mixture([other_pictures(one, size) for one in source.sources])
+    if isinstance(source, CachedClips):
+        return CachedClips(other_pictures(source.source, size))
+    if isinstance(source, PairWorld):
+        return source.second
+    if isinstance(source, ShardedClips):
+        return source.seconds()
+    return SecondPictures(source, size)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,163 @@
+"""A look at a training run before it begins: its model, its data, and what they will cost.
+
+One small batch is read and goes through the model once; nothing is written.
+"""
+
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainingArguments
+
+from perceiver_vl.budget import FULL_BUDGET
+from perceiver_vl.data.clips import ClipSource
+from perceiver_vl.data.records import Problem
+from perceiver_vl.model.encoder import PerceiverVLEncoder
+from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
+from perceiver_vl.recipe import Recipe, Split
+from perceiver_vl.stages import part_of
+from perceiver_vl.start import prepare_start
+from perceiver_vl.tasks.evaluation import usable_examples
+from perceiver_vl.tasks.examples import task_loss
+from perceiver_vl.tasks.task import Task
+from perceiver_vl.training import checked_arguments, examples_of, sampler_for
+
+_BYTES_A_PARAMETER = 16
+"""In float32: the parameter, its gradient and the two moments of Adam."""
+_EXAMPLES = 2
+
+
+@dataclass
+class SplitFound:
+    """How many clips a split has, and how many of them are usable."""
+
+    split: str
+    clips: int
+    usable: int
+
+
+@dataclass
+class DryRun:
+    """What a run would be.
+
+    parameters: by part of the model. fresh: parts that `initialise.model` lacks. flops_per_example: of a forward
+    pass at all reads, a multiply-add counting as two (with the backward pass, three times as many). batch: examples of
+    one process at a time; examples_per_step: of all processes, accumulated. memory: bytes of one process: `weights` are
+    parameters, gradients and Adam's moments in float32, `activations` what is kept for the backward pass of a batch,
+    without activation checkpointing and chunks.
+    """
+
+    model: str
+    task: str | None
+    parameters: dict[str, int]
+    fresh: list[str]
+    flops_per_example: int
+    steps: int
+    batch: int
+    examples_per_step: int
+    memory: dict[str, int]
+    data: list[SplitFound]
+    skipped: list[Problem]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def dry_run(recipe: Recipe, processes: int = 1) -> DryRun:
+    """Do all that `train` does before its first step, and read one small batch of the training clips.
+
+    Raises what `train` would raise.
+    """
+    arguments = checked_arguments(recipe)
+    batch = arguments.train_batch_size * max(processes, arguments.world_size)
+    start = prepare_start(recipe, None, batch, arguments.seed)
+    examples, collate = examples_of(recipe, start, arguments.seed)
+    sampler = sampler_for(recipe, start, batch, arguments.seed)
+    items = [item for item, _ in zip(sampler, range(min(_EXAMPLES, batch)), strict=False)]
+    read = collate(examples.__getitems__(items))
+    if "error" in read:
+        raise read["error"]
+    flops, kept = _forward(start.model, read, recipe, arguments)
+
+    parameters: dict[str, int] = {}
+    for name, parameter in start.model.named_parameters():
+        parameters[part_of(name)] = parameters.get(part_of(name), 0) + parameter.numel()
+    usable = [sum(len(pool.clips) for pool in start.pools if pool.source == n) for n in range(len(recipe.data.train))]
+    found = [
+        SplitFound(_name(split, "train"), len(source), count)
+        for split, source, count in zip(recipe.data.train, start.source.sources, usable, strict=True)
+    ]
+    if start.validation is not None and recipe.data.validation is not None:
+        count = _usable(start.validation, start.task)
+        found.append(SplitFound(_name(recipe.data.validation, "validation"), len(start.validation), count))
+    accumulated = arguments.gradient_accumulation_steps
+    return DryRun(
+        model=type(start.model).__name__,
+        task=recipe.task,
+        parameters=parameters,
+        fresh=start.fresh,
+        flops_per_example=flops // len(items),
+        steps=_steps(arguments, len(sampler) // batch),
+        batch=arguments.train_batch_size,
+        examples_per_step=batch * accumulated,
+        memory={
+            "weights": _BYTES_A_PARAMETER * sum(parameters.values()),
+            "activations": kept * arguments.train_batch_size // len(items),
+        },
+        data=found,
+        skipped=start.problems,
+    )
+
+
+def _steps(arguments: TrainingArguments, batches: int) -> int:
+    """Steps of the optimiser, as the Trainer counts them; `batches`: of an epoch."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    return ceil(arguments.num_train_epochs * max(1, ceil(batches / arguments.gradient_accumulation_steps)))
+
+
+def _usable(clips: ClipSource, task: Task | None) -> int:
+    """How many clips a task can be scored on; those of pre-training have captions, or would not be there."""
+    return len(clips) if task is None else len(usable_examples(task, clips, labelled=True)[0])
+
+
+def _name(split: Split, part: str) -> str:
+    """A split in words, as the recipe has it."""
+    where = "world" if split.world is not None else str(split.folder or split.shards)
+    named = " ".join(filter(None, (split.benchmark, where, split.split)))
+    return f"{part}: {named}"
+
+
+def _forward(model: nn.Module, batch: dict[str, Any], recipe: Recipe, arguments: TrainingArguments) -> tuple[int, int]:
+    """Operations of a forward pass, and bytes that it keeps for the backward pass, weights left out."""
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def loss() -> object:
+        if recipe.task is not None:
+            return task_loss(model, tensors)  # type: ignore[arg-type]
+        return pretraining_losses(model, PreTrainingBatch.from_dict(tensors), recipe.objectives, FULL_BUDGET)  # type: ignore[arg-type]
+
+    for module in model.modules():
+        if isinstance(module, PerceiverVLEncoder):
+            module.layer_drop = 0.0  # at all reads
+    with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16 or arguments.fp16):
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            held = loss()  # noqa: F841 (while it lives no storage is given to another tensor)
+        model.requires_grad_(False)  # the counter cannot follow a graph that some of its modules are not part of
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            loss()
+    return counter.get_total_flops(), sum(kept.values())
