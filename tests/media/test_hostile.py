@@ -15,8 +15,7 @@ from mutate_media import bounded_child, growth, mutated, outcome
 from numbered_clips import numbers_of, write_numbered, write_numbered_animation
 from PIL import Image
 
-from perceiver_vl.media import source
-from perceiver_vl.media import MediaError, load_clip, load_frames, stream_clip
+from perceiver_vl.media import MediaError, load_clip, load_frames, source, stream_clip
 
 ODD = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "odd_media"
 MANIFEST = [json.loads(line) for line in (ODD / "manifest.jsonl").open()] if ODD.is_dir() else []

@@ -139,9 +139,7 @@ def questions_section(report: QuestionsReport) -> Section:
             )
             for one in report.questions
         ],
-        (
-            "Ratio: second over first. Max diff: of the second's logits from those of a model that is shown the clip again.",
-        ),
+        ("Ratio: second over first. Max diff: of the second's logits from those of a model that sees the clip again.",),
     )
 
 
