@@ -45,6 +45,8 @@ def load_folder(
     except UsageError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if "ignore_mismatched_sizes" in str(error):  # what transformers says of weights of other shapes
+            raise UsageError(f"{folder}: weights of other shapes, give a model trained for {purpose}") from error
         raise PerceiverVLError(f"{folder}: cannot be loaded ({first_line(error)}), save the model again") from error
     if missing := sorted(loading["missing_keys"]):
         raise UsageError(
