@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from perceiver_vl.demo import run_demo
 from perceiver_vl.files import sha256
 
-COMMANDS = ("train", "evaluate", "index", "search", "world", "demo")
+COMMANDS = (*("train", "evaluate", "index", "search", "ask", "watch", "prepare", "world", "convert", "export", "demo"),)
 STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
 
 

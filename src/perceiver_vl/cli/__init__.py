@@ -47,16 +47,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Perceiver-VL: train, evaluate and search video, images and text with iterative latent attention.",
 )
-app.add_typer(bench_app, name="bench")
-app.add_typer(data_commands.data_app, name="data")
-app.command()(evaluate)
-app.command()(ask)
-app.command()(watch)
-app.command()(data_commands.world)
-app.command()(data_commands.prepare)
 
 
-@app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file; see recipes/.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in training.max_steps=100.")] = None,
@@ -104,7 +96,6 @@ def train(
     out.print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {result.output}")
 
 
-@app.command()
 def index(
     model: ModelOption,
     media: Annotated[Path, typer.Option(help="Folder of clips and images.")],
@@ -147,7 +138,6 @@ def index(
     print_damaged(report.damaged)
 
 
-@app.command()
 def search(
     index: Annotated[Path, typer.Option(help="Index folder.")],
     queries: Annotated[list[str], typer.Argument(metavar="WORDS...", help="One or more queries, each in quotes.")],
@@ -175,7 +165,6 @@ def search(
         out.print(f"filmstrips: {html}")
 
 
-@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="The authors' .ckpt: a file, or hf://owner/name/file.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write, new or empty.")],
@@ -211,7 +200,6 @@ def convert(
     out.print(f"{result.task} model of {result.parameters / 1e6:.1f} M parameters: {result.folder}")
 
 
-@app.command()
 def export(
     model: ModelOption,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, new or empty.")],
@@ -237,7 +225,6 @@ def export(
         )
 
 
-@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--out", help="Folder for everything that the demo makes.")] = Path("demo"),
     seed: Annotated[int, typer.Option()] = 0,
@@ -256,6 +243,24 @@ def demo(
         return
     out.print(result.table())
     out.print(f"the page: {result.report}")
+
+
+for _command in (
+    train,
+    evaluate,
+    index,
+    search,
+    ask,
+    watch,
+    data_commands.prepare,
+    data_commands.world,
+    convert,
+    export,
+    demo,
+):
+    app.command()(_command)
+app.add_typer(data_commands.data_app, name="data")
+app.add_typer(bench_app, name="bench")
 
 
 def main() -> None:
