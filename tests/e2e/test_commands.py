@@ -18,10 +18,11 @@ import yaml
 from command_line import ENVIRONMENT, PROGRAM, Answer, run_cli, run_program, write_recipe
 from safetensors.torch import load_file
 
+from perceiver_vl import cli
 from perceiver_vl.demo import run_demo
 from perceiver_vl.files import sha256
 
-COMMANDS = (*("train", "evaluate", "index", "search", "ask", "watch", "prepare", "world", "convert", "export", "demo"),)
+COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands if command.callback]
 STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
 
 
@@ -31,6 +32,7 @@ STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
 def test_help_of_the_program_names_every_command() -> None:
     answer = run_program("--help")
     assert answer.code == 0
+    assert {"train", "evaluate", "index", "search", "ask", "convert", "demo"} <= set(COMMANDS)
     assert all(re.search(rf"\b{command}\b", answer.out) for command in COMMANDS)
 
 
