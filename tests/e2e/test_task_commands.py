@@ -1,12 +1,14 @@
 """`evaluate --task` on questions and choices, as typed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from command_line import run_cli, run_program
 
 from perceiver_vl import PerceiverVLConfig, PerceiverVLForQuestionAnswering, PerceiverVLProcessor
+from perceiver_vl.data.shards import ShardedClips
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +78,16 @@ def test_what_cannot_be_scored(answering: Path, model: Path, questions: Path, tm
         (("--model", answering, "--data", clips, "--task", "question-answering", "--frames", "99"), "num_frames=99"),
     ):
         assert said in run_cli("evaluate", *words).error(2)
+
+
+def test_folders_of_classes_keep_their_labels_in_shards(world: Path, tmp_path: Path) -> None:
+    clips = sorted((world / "clips").iterdir())
+    for split, name, clip in (("train", "cat", 0), ("train", "dog", 1), ("val", "dog", 2)):
+        place = tmp_path / "classes" / split / name
+        place.mkdir(parents=True)
+        shutil.copy(clips[clip], place / "a.mp4")
+    assert run_cli("data", "shard", "folder", tmp_path / "classes", tmp_path / "shards").code == 0
+    shards = ShardedClips(tmp_path / "shards", (16, 16), need="label")
+    labels = {shards.record(index).file_name: shards.record(index).label for index in range(len(shards))}
+    assert labels == {"train/cat/a.mp4": 0, "train/dog/a.mp4": 1, "val/dog/a.mp4": 1}
+    assert shards.classes == ("cat", "dog")

@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -223,8 +223,15 @@ def shard(
     reencoding = None if size is None else Settings(_parse_size(size))
     if name == FOLDER:
         from perceiver_vl.data.folder import read_folder
+        from perceiver_vl.data.metadata import find_metadata
+        from perceiver_vl.media import is_media
 
-        source = read_folder(folder, split=split, metadata=metadata, columns=names, need=None, strict=strict)
+        described = folder.is_dir() and find_metadata(folder, metadata) is not None
+        by_class = folder.is_dir() and not described and not any(is_media(path) for path in folder.iterdir())
+        need: Literal["label"] | None = (
+            "label" if by_class else None
+        )  # folders of classes say what is in them, as in cat/1.jpg
+        source = read_folder(folder, split=split, metadata=metadata, columns=names, need=need, strict=strict)
     elif metadata or names:
         raise UsageError("--metadata, --columns: for a folder; a benchmark has files and columns of its own")
     else:
