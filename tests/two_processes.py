@@ -37,8 +37,8 @@ gradients = {f"{name}_grad": found[name].grad for name in ("vision", "text", "sc
 tensors = {name: tensor.detach().contiguous() for name, tensor in (found | gradients).items()}
 save_file(tensors, folder / f"contrast-{rank}.safetensors")
 dist.destroy_process_group()
-# Everything is written. At the interpreter's own end a thread of gloo may still ask for its lock; Python answers by ending
-# the thread in the middle of C++, and that aborts the process ("terminate called without an active exception").
+# Everything is written. At the interpreter's own end a thread of gloo may still ask for its lock; Python then ends that
+# thread in the middle of C++, and that aborts the process ("terminate called without an active exception").
 sys.stdout.flush()
 sys.stderr.flush()
 os._exit(0)
