@@ -4,19 +4,17 @@ float32 and in bfloat16.
 The runs are interleaved, so that a machine whose speed drifts slows all forms alike; the ratios are what to trust.
 """
 
-import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import profile
 
+from perceiver_vl.bench.measuring import held, wait
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.console import Stages
 from perceiver_vl.model import PerceiverVLModel
@@ -85,14 +83,14 @@ def measure_kernels(
         latents, peaks = [], []
         for forward in forwards:
             latents.append(forward(inputs).float())
-            peaks.append(_peak(forward, inputs))
+            peaks.append(held(partial(forward, inputs)))
             advance()
         advance = stages.stage("Measuring time", runs * len(forms))
         for _ in range(runs):
             for number, forward in enumerate(forwards):
                 start = time.perf_counter()
                 forward(inputs)
-                _wait(device)
+                wait(device)
                 seconds[number].append(time.perf_counter() - start)
                 advance()
     exact = _forward(models["float32"], "sdpa")(inputs)
@@ -137,23 +135,3 @@ def _forward(model: PerceiverVLModel, form: str) -> Callable[[dict[str, Tensor]]
         return compiled(**inputs).last_hidden_state
 
     return forward
-
-
-def _wait(device: str | torch.device) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _peak(forward: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor]) -> float:
-    """MiB that a forward holds at once, beside its model and inputs: the running sum of what torch's allocator did."""
-    with tempfile.TemporaryDirectory() as folder:
-        with profile(profile_memory=True) as profiler:
-            forward(inputs)
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    held = peak = 0
-    for event in sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]):
-        held += event["args"]["Bytes"]
-        peak = max(peak, held)
-    return peak / 2**20
