@@ -177,14 +177,22 @@ def test_the_other_captions_are_the_same_clips_others() -> None:
     assert alone.other_text == alone.text
 
 
-@pytest.mark.parametrize("number", [2, 4, 10])
-def test_exactly_half_of_the_pairs_are_negative(number: int) -> None:
-    donors = collate(number)["vtm_donors"]
-    assert ((donors >= 0) & (donors < number)).all()
-    assert (donors != torch.arange(number)).sum() == number // 2
-    for half in range(2, number + 1, 2):  # so that a joint_share of it has as many of both
-        assert (donors[:half] != torch.arange(half)).sum() == half // 2
-        assert donors[:half].max() < half
+def test_what_is_drawn_for_an_example_is_the_same_in_any_batch() -> None:
+    """A batch that several processes share is that of one, however it is split and padded."""
+    processor = tiny_processor(WORDS)
+    short, long = "red circle", "red circle blue square green star"
+    examples = [
+        Example(np.zeros((1, 16, 16, 3), np.uint8), text, long, (0, 0, index))
+        for index, text in enumerate([short, long] * 100)
+    ]
+    collate = PreTrainingCollator(processor, 0.5)
+    whole, part = collate(examples), collate(examples[::2])
+    length = part["input_ids"].shape[1]
+    assert length < whole["input_ids"].shape[1]
+    for name in ("masked_input_ids", "mlm_labels"):
+        assert torch.equal(whole[name][::2, :length], part[name])
+    assert torch.equal(whole["negative_draws"][::2], part["negative_draws"])
+    assert len(whole["negative_draws"].unique()) > 190
 
 
 def test_words_are_masked_as_in_bert() -> None:

@@ -169,6 +169,9 @@ def test_pairs_and_permutations(sample: Callable[[str, str], dict[str, Record]])
     assert {(record.texts, record.label) for record in orders.values()} == {
         (("Each grey box contains atleast one yellow object touching the edge",), 1)
     }
+    assert {(record.question, record.answers) for record in orders.values()} == {
+        ("Each grey box contains atleast one yellow object touching the edge", ("true",))
+    }
 
 
 def test_paragraphs_are_in_time_order_and_sentences_keep_their_seconds(

@@ -11,6 +11,7 @@ from perceiver_vl import UsageError
 from perceiver_vl.tasks.metrics import (
     by_kind,
     counting_error,
+    majority_word_accuracy,
     masked_word_accuracy,
     matching_accuracy,
     nlvr2_consistency,
@@ -61,6 +62,19 @@ def test_vqa_accuracy_is_the_mean_over_the_sets_that_leave_one_out(answers: list
 def test_vqa_accuracy_needs_annotators() -> None:
     with pytest.raises(UsageError, match=r"^1 answers to a question: [^\n]+$"):
         vqa_accuracy("net", ["net"])
+
+
+def test_vqa_accuracy_of_three_questions_is_the_mean_of_theirs() -> None:
+    """The annotators of picture 458752, and what the script gives three answers: 1, 0.9 (three of ten), 0."""
+    annotated = [
+        ("net", ["net", "net", "net", "netting", "net", "net", "mesh", "net", "pitcher", "orange"]),
+        ("catcher", ["pitcher"] * 7 + ["catcher"] * 3),
+        ("blue", ["orange"] * 10),
+    ]
+    scores = [vqa_accuracy(said, answers) for said, answers in annotated]
+    # three of ten: of the ten sets that leave one out seven hold all three (1), three hold two (2/3): (7 + 2) / 10
+    assert scores == pytest.approx([1.0, 0.9, 0.0])
+    assert per_cent(scores) == pytest.approx(190 / 3)
 
 
 # TGIF-QA: github.com/YunseokJANG/tgif-qa, count_base.py: tf.clip_by_value(tf.round(logits), 1, 10)
@@ -123,17 +137,20 @@ def test_top_k() -> None:
 
 
 def test_masked_words_and_matches() -> None:
-    logits = torch.zeros(2, 3, 4)
-    logits[0, 0, 1] = logits[0, 1, 2] = logits[1, 2, 3] = 1.0
+    said = torch.tensor([[1, 2, 0], [0, 0, 3]])
     labels = torch.tensor([[1, 3, -100], [-100, -100, 3]])
-    assert masked_word_accuracy(logits, labels) == pytest.approx(200 / 3)
+    assert masked_word_accuracy(said, labels) == pytest.approx(200 / 3)
+    assert majority_word_accuracy(labels) == pytest.approx(200 / 3)  # the word 3
+    nothing = torch.full((2, 3), -100)
     with pytest.raises(UsageError, match=r"^no scores: [^\n]+$"):
-        masked_word_accuracy(logits, torch.full((2, 3), -100))
+        masked_word_accuracy(said, nothing)
+    with pytest.raises(UsageError, match=r"^no scores: [^\n]+$"):
+        majority_word_accuracy(nothing)
     assert matching_accuracy(torch.tensor([2.0, -1.0, 0.5, -3.0]), torch.tensor([1, 1, 0, 0])) == 50.0
 
 
 def test_means_and_kinds() -> None:
     assert per_cent([1.0, 0.3, 0.0]) == pytest.approx(130 / 3)
-    found = by_kind([1.0, 0.0, 0.5, 0.25], ["who", "what", "what", None])
+    found = by_kind([(1.0, "who"), (0.0, "what"), (0.5, "what")])
     assert found == {"what": (2, 0.25), "who": (1, 1.0)}
     assert math.isclose(per_cent([True, False]), 50.0)

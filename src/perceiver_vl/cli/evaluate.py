@@ -5,23 +5,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from perceiver_vl.budget import ComputeBudget
 from perceiver_vl.cli.options import (
     BenchmarkOption,
     BudgetOption,
     ColumnsOption,
+    CompileOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     MaxBrokenOption,
     MetadataOption,
     ModelOption,
     SplitOption,
     StrictOption,
+    ThreadsOption,
     parse_columns,
+    read_budget,
 )
-from perceiver_vl.cli.show import print_damaged, print_json, print_retrieval, print_skipped, print_task
+from perceiver_vl.cli.show import (
+    print_damaged,
+    print_json,
+    print_pretraining,
+    print_retrieval,
+    print_skipped,
+    print_task,
+)
 from perceiver_vl.console import out
 from perceiver_vl.errors import UsageError
+from perceiver_vl.threads import use_threads
 
 if TYPE_CHECKING:
     from perceiver_vl.data.clips import ClipSource
@@ -30,6 +41,7 @@ if TYPE_CHECKING:
 
 TASKS = (
     "retrieval",
+    "pre-training",
     "question-answering",
     "vqa",
     "counting",
@@ -37,6 +49,7 @@ TASKS = (
     "pairs",
     "image-classification",
 )
+_STREAMS = "multi,mixed,cascade"
 
 
 def evaluate(
@@ -54,11 +67,21 @@ def evaluate(
         Path | None, typer.Option(help="Write the predictions here, as the benchmark's own server wants them.")
     ] = None,
     streams: Annotated[
-        str, typer.Option(help="Retrieval: of multi, mixed, single, cascade, cascade-single.")
-    ] = "multi,mixed,cascade",
-    shortlist: Annotated[int, typer.Option(help="Retrieval: candidates that a cascade re-ranks.")] = 20,
+        str | None,
+        typer.Option(help=f"Retrieval: of multi, mixed, single, cascade, cascade-single (default: {_STREAMS})."),
+    ] = None,
+    shortlist: Annotated[
+        int | None, typer.Option(help="Retrieval: candidates that a cascade re-ranks (default: 20).")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Retrieval: the mean over so many equal parts, as in COCO 1k (5) (default: 1).")
+    ] = None,
     captions: Annotated[
-        int | None, typer.Option(help="Retrieval: use the first so many captions of a clip (default: all).")
+        int | None,
+        typer.Option(help="Retrieval, pre-training: use the first so many captions of a clip (default: all)."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Pre-training: of the masks and the pairs that do not match (default: 0).")
     ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
     budget: BudgetOption = "",
@@ -66,21 +89,21 @@ def evaluate(
     strict: StrictOption = False,
     max_broken: MaxBrokenOption = 0.1,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    compiled: CompileOption = False,
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on a task by its official metric."""
     if task not in TASKS:
         raise UsageError(f"task={task}: unknown, choose from {', '.join(TASKS)}")
-    dials, names = ComputeBudget.parse(budget), parse_columns(columns)
-    if task == "retrieval" and submission:
-        raise UsageError(f"submission={submission}: retrieval has none, its ranks are its result")
+    names = parse_columns(columns)
+    ranking = {"streams": streams, "shortlist": shortlist, "folds": folds}
+    _refuse_others(task, {**ranking, "captions": captions, "seed": seed, "submission": submission})
+    dials = read_budget(budget, model, device, dtype)
+    use_threads(threads)
     from perceiver_vl.data.opening import open_clips
-    from perceiver_vl.files import write_text
-    from perceiver_vl.pretrained_folder import load_folder, load_retriever
-    from perceiver_vl.tasks import task_of
-    from perceiver_vl.tasks.evaluation import evaluate_task
     from perceiver_vl.tasks.record import evaluation_record
-    from perceiver_vl.tasks.retrieval import evaluate_retrieval
 
     common: dict[str, Any] = {
         "num_frames": frames,
@@ -98,40 +121,74 @@ def evaluate(
 
     result: Any
     if task == "retrieval":
-        retriever, processor = load_retriever(model, device)
+        from perceiver_vl.pretrained_folder import load_retriever
+        from perceiver_vl.tasks.folds import evaluate_in_folds
+
+        retriever, processor = load_retriever(model, device, dtype, compiled)
         source, problems = opened(processor, "text")
-        which = [stream.strip() for stream in streams.split(",")]
-        result = evaluate_retrieval(
+        result = evaluate_in_folds(
             retriever,
             processor,
             source,
-            streams=which,
+            1 if folds is None else folds,
+            streams=[stream.strip() for stream in (_STREAMS if streams is None else streams).split(",")],
             captions_per_clip=captions,
-            shortlist=shortlist,
+            shortlist=20 if shortlist is None else shortlist,
             **common,
         )
+    elif task == "pre-training":
+        from perceiver_vl.model import PerceiverVLForPreTraining
+        from perceiver_vl.pretrained_folder import load_folder
+        from perceiver_vl.tasks.pretraining import evaluate_pretraining
+
+        pretrained, processor = load_folder(PerceiverVLForPreTraining, task, model, device, dtype, compiled)
+        source, problems = opened(processor, "text")
+        result = evaluate_pretraining(
+            pretrained, processor, source, captions_per_clip=captions, seed=seed or 0, **common
+        )
     else:
+        from perceiver_vl.files import write_text
+        from perceiver_vl.pretrained_folder import load_folder
+        from perceiver_vl.tasks import task_of
+        from perceiver_vl.tasks.evaluation import evaluate_task, usable_examples
+
         asked = task_of(task)
-        answerer, processor = load_folder(asked.model_class, asked.name, model, device)
+        answerer, processor = load_folder(asked.model_class, asked.name, model, device, dtype, compiled)
         source, problems = opened(processor, "label" if task == "image-classification" else None)
+        places, _ = usable_examples(asked, source)
+        if submission is None and not any(asked.is_labelled(source.record(place)) for place in places):
+            raise UsageError(f"{data}: does not say what is right, write the predictions with --submission FILE")
         result = evaluate_task(asked, answerer, processor, source, **common)
         if submission:
             write_text(submission, asked.submission(result.predictions))
-        elif not result.metrics:
-            raise UsageError(f"{data}: does not say what is right, write the predictions with --submission FILE")
     result.skipped[:0] = problems
     if as_json:
         num_frames = dials.frames or frames or processor.image_processor.num_frames
         record = evaluation_record(
-            model, processor, source, data=data, split=split, num_frames=num_frames, budget=dials
+            model, processor, source, data=data, split=split, num_frames=num_frames, budget=dials, dtype=dtype
         )
         print_json({**result.to_dict(), "record": vars(record)})
         return
     if task == "retrieval":
         print_retrieval(result)
+    elif task == "pre-training":
+        print_pretraining(result)
     else:
         print_task(result)
     print_skipped(result.skipped)
     print_damaged(result.damaged)
     if submission:
         out.print(f"{len(result.predictions)} predictions: {submission}")
+
+
+def _refuse_others(task: str, options: dict[str, Any]) -> None:
+    """Raise `UsageError` for an option that says something of another task than this one."""
+    of = {"captions": ("retrieval", "pre-training"), "seed": ("pre-training",)}
+    of |= dict.fromkeys(("streams", "shortlist", "folds"), ("retrieval",))
+    of["submission"] = tuple(name for name in TASKS if name not in ("retrieval", "pre-training"))
+    for name, value in options.items():
+        if value is None or task in of[name]:
+            continue
+        if name == "submission":
+            raise UsageError(f"submission={value}: {task} has none, its figures are its result")
+        raise UsageError(f"{name}={value}: says nothing of task {task}, it is for {' and '.join(of[name])}")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from perceiver_vl.model.released import Conversion
     from perceiver_vl.search import SearchResult
     from perceiver_vl.tasks.evaluation import TaskResult
+    from perceiver_vl.tasks.pretraining import PreTrainingResult
     from perceiver_vl.tasks.retrieval import RetrievalResult
 
 
@@ -24,7 +25,9 @@ def print_json(value: Any) -> None:
 
 def print_retrieval(result: "RetrievalResult") -> None:
     """Both directions of every stream, with its time and operations for one text query."""
-    title = f"{result.captions} captions, {result.clips} clips, budget {result.budget}, shortlist {result.shortlist}"
+    parts = f" in {result.folds} parts" if result.folds > 1 else ""
+    title = f"{result.captions} captions, {result.clips} clips{parts}, budget {result.budget}, "
+    title += f"shortlist {result.shortlist}"
     table = Table(title=title, collapse_padding=True, pad_edge=False)  # as narrow as a terminal of 80 columns
     figures = "R@1", "R@5", "R@10", "median rank", "mean rank", "ms a query", "MFLOPs a query"
     for column in ("stream", "query", *figures):
@@ -40,7 +43,7 @@ def print_retrieval(result: "RetrievalResult") -> None:
             name = stream.stream if price == cost else ""
             table.add_row(name, query, *recalls, *ranks, *price)
     out.print(table, soft_wrap=False)
-    chance = ", ".join(f"R@{k} {100 * min(1.0, k / result.clips):.1f}" for k in (1, 5, 10))
+    chance = ", ".join(f"R@{k} {100 * min(1.0, k * result.folds / result.clips):.1f}" for k in (1, 5, 10))
     out.print(f"chance, text → video: {chance}")
     flops = f"{result.flops_per_clip / 1e9:.3g} GFLOPs"
     out.print(
@@ -66,6 +69,20 @@ def print_task(result: "TaskResult") -> None:
     out.print(f"{1e3 * result.seconds_per_example:.1f} ms an example with decoding{left_out}")
 
 
+def print_pretraining(result: "PreTrainingResult") -> None:
+    """Both metrics beside what an answer that looks at nothing scores."""
+    asked = f"{result.captions} captions, {result.clips} clips, {result.masked_words} masked words, seed {result.seed}"
+    out.print(f"pre-training: {asked}, {result.num_frames} frames, budget {result.budget}")
+    table = Table("metric", pad_edge=False)
+    for column in ("score", "looking at nothing"):
+        table.add_column(column, justify="right")
+    for name, score in result.metrics.items():
+        table.add_row(name, f"{score:.2f}", f"{result.trivial[name]:.2f}")
+    out.print(table, soft_wrap=False)
+    left_out = f", {result.left_out} left out" if result.left_out else ""
+    out.print(f"{1e3 * result.seconds_per_clip:.1f} ms a clip with decoding{left_out}")
+
+
 def print_dry_run(run: "DryRun") -> None:
     """What a training run would be, a line for each thing."""
     table = Table(show_header=False, pad_edge=False, box=None)
@@ -82,7 +99,8 @@ def print_dry_run(run: "DryRun") -> None:
         (
             "memory",
             f"about {sum(memory.values()) / 1e6:,.0f} MB a process: weights, gradients and moments "
-            f"{memory['weights'] / 1e6:,.0f} MB, activations {memory['activations'] / 1e6:,.0f} MB",
+            f"{memory['weights'] / 1e6:,.0f} MB, activations {memory['activations'] / 1e6:,.0f} MB, the program itself "
+            f"{memory['program'] / 1e6:,.0f} MB (in main memory, wherever the model is)",
         ),
         *((found.split, f"{found.usable} of {found.clips} clips or examples usable") for found in run.data),
     ):

@@ -6,6 +6,7 @@ A resumed run therefore sees exactly the batches that the uninterrupted one woul
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from perceiver_vl.data.records import Problem, Record
 from perceiver_vl.errors import MediaError, PerceiverVLError
 from perceiver_vl.processing import PerceiverVLProcessor
 
-_CAPTION_DRAWS, _MASKING_DRAWS, _FRAME_DRAWS, _AUGMENTATION_DRAWS = 0, 1, 2, 3
+_CAPTION_DRAWS, _MASKING_DRAWS, _FRAME_DRAWS, _AUGMENTATION_DRAWS, _NEGATIVE_DRAWS = 0, 1, 2, 3, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,20 +29,25 @@ class Reading:
     """What came of reading an example.
 
     problems: files passed over for it. tried: the clips that were to be read for it, the last of which was.
-    damaged: its file, if frames are missing.
+    damaged: its file, if frames are missing. counts: whether it is a part of the batch, or only stands in where a
+    process has no part.
     """
 
     problems: tuple[Problem, ...] = ()
     tried: tuple[int, ...] = ()
     damaged: str | None = None
+    counts: bool = True
 
 
 Drawn = TypeVar("Drawn", bound=Reading)
 
 
 def what_was_read(examples: Sequence[Reading]) -> dict[str, Any]:
-    """Of a batch, as lists: `problems`, `damaged` and, of clips by their places, `tried` and `failed`."""
+    """Of a batch: `examples`, how many count; as lists `problems`, `damaged` and, of clips by their places, `tried` and
+    `failed`.
+    """
     return {
+        "examples": sum(example.counts for example in examples),
         "problems": [problem for example in examples for problem in example.problems],
         "tried": [place for example in examples for place in example.tried],
         "failed": [place for example in examples for place in example.tried[:-1]],
@@ -85,8 +91,36 @@ class EpochSampler(Sampler[int]):
         yield from (self.epoch * self.length + order).tolist()
 
 
+class SharedBatches(Sampler[list[int]]):
+    """A process's part of each batch of `batch` examples in a row: neighbours, as many as the other processes have, or
+    one more or less in the last batch of an epoch, if it is not left out for being smaller (`drop_last`).
+
+    Where that has too few for all, a process without one gets the first as a stand-in, as its complement `~item`.
+    """
+
+    def __init__(self, examples: Sampler[int], batch: int, rank: int, processes: int, drop_last: bool) -> None:
+        self.examples, self.batch, self.rank, self.processes = examples, batch, rank, processes
+        self.drop_last = drop_last
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.examples.set_epoch(epoch)  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.examples), self.batch)  # type: ignore[arg-type]
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        items = iter(self.examples)
+        for _ in range(len(self)):
+            batch = list(islice(items, self.batch))
+            part = batch[len(batch) * self.rank // self.processes : len(batch) * (self.rank + 1) // self.processes]
+            yield part or [~batch[0]]
+
+
 class DrawnExamples(Dataset[Drawn], ABC):
-    """A source's clips as training examples; item epoch · n + index, n being the clips of the source.
+    """A source's clips as training examples; item epoch · n + index, n being the clips of the source (`~item`: to
+    stand in).
 
     A clip that cannot be read is replaced by the next one and named in the example's `problems`; with `strict` it
     raises. `pools`: the places of clips that may stand in for each other, ascending; None: all may. Where
@@ -114,6 +148,7 @@ class DrawnExamples(Dataset[Drawn], ABC):
         return len(self.source)
 
     def __getitem__(self, item: int) -> Drawn:
+        counts, item = item >= 0, max(item, ~item)
         epoch, index = divmod(item, len(self))
         key = self.seed, epoch, index
         problems: list[Problem] = []
@@ -129,7 +164,7 @@ class DrawnExamples(Dataset[Drawn], ABC):
                 continue
             record = self.source.record(place)
             damaged = record.file_name if is_damaged(self.source, place) else None
-            reading = Reading(problems=tuple(problems), tried=tuple(tried), damaged=damaged)
+            reading = Reading(problems=tuple(problems), tried=tuple(tried), damaged=damaged, counts=counts)
             return self._example(record, media, key, reading)
         raise PerceiverVLError(f"none of the {len(tried)} clips can be read, the first: {problems[0].reason}")
 
@@ -184,9 +219,7 @@ class PreTrainingCollator:
         self.processor, self.mlm_probability = processor, mlm_probability
 
     def __call__(self, examples: list[Example] | PerceiverVLError) -> dict[str, Any]:
-        """`B` examples → tensors as `PreTrainingBatch` says; lists: `problems`, `damaged` and, of clips by
-        their places, `tried` and `failed`. An error → `error` alone.
-        """
+        """`B` examples → tensors as `PreTrainingBatch` says, and `what_was_read`; an error → `error` alone."""
         if isinstance(examples, PerceiverVLError):
             return {"error": examples}
         batch = dict(
@@ -198,32 +231,30 @@ class PreTrainingCollator:
             )
         )
         others = self.processor(text=[example.other_text for example in examples], return_tensors="pt")
-        masked = [self._mask_words(ids, example.key) for ids, example in zip(batch["input_ids"], examples, strict=True)]
-        donors = torch.arange(len(examples))
-        donors[1::2] -= (
-            1  # the order of the examples is random already: every second pair is shown its neighbour's vision
-        )
+        masked = [
+            mask_words(ids, self.processor.tokenizer, self.mlm_probability, example.key)
+            for ids, example in zip(batch["input_ids"], examples, strict=True)
+        ]
+        draws = [np.random.default_rng([*e.key, _NEGATIVE_DRAWS]).random(dtype=np.float32) for e in examples]
         return {
             **batch,
             "masked_input_ids": torch.stack([ids for ids, _ in masked]),
             "mlm_labels": torch.stack([labels for _, labels in masked]),
             "other_input_ids": others["input_ids"],
             "other_attention_mask": others["attention_mask"],
-            "vtm_donors": donors,
+            "negative_draws": torch.tensor(draws),
             **what_was_read(examples),
         }
 
-    def _mask_words(self, ids: Tensor, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """BERT's masking of `ids (L,)`: of the chosen words 80 % become [MASK], 10 % any word, 10 % stay. → ids,
-        labels.
-        """
-        tokenizer = self.processor.tokenizer
-        rng = np.random.default_rng([*key, _MASKING_DRAWS])
-        words = ids.numpy()
-        special = np.isin(words, tokenizer.all_special_ids)
-        chosen = (rng.random(len(words)) < self.mlm_probability) & ~special
-        fate = rng.random(len(words))
-        any_word = rng.integers(len(tokenizer), size=len(words))
-        masked = np.where(chosen & (fate < 0.8), tokenizer.mask_token_id, words)
-        masked = np.where(chosen & (fate >= 0.9), any_word, masked)
-        return torch.from_numpy(masked), torch.from_numpy(np.where(chosen, words, -100))
+
+def mask_words(ids: Tensor, tokenizer: Any, probability: float, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """BERT's masking of `ids (L,)`: of the chosen words 80 % become [MASK], 10 % any word, 10 % stay. → ids, labels,
+    which are -100 where nothing was chosen. Drawn for (seed, epoch, index), whatever the padding.
+    """
+    words = ids.numpy()
+    chance, fate, which = np.random.default_rng([*key, _MASKING_DRAWS]).random((len(words), 3)).T
+    chosen = (chance < probability) & ~np.isin(words, tokenizer.all_special_ids)
+    any_word = (which * len(tokenizer)).astype(words.dtype)
+    masked = np.where(chosen & (fate < 0.8), tokenizer.mask_token_id, words)
+    masked = np.where(chosen & (fate >= 0.9), any_word, masked)
+    return torch.from_numpy(masked), torch.from_numpy(np.where(chosen, words, -100))

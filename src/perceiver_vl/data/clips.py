@@ -89,12 +89,12 @@ class FolderClips:
 class CachedClips:
     """Another source, whose records and frames are kept in memory once they were asked for: for small data.
 
-    Frames that are sampled at random are new each time, and not kept.
+    Records about one clip share its frames. Frames that are sampled at random are new each time, and not kept.
     """
 
     def __init__(self, source: ClipSource) -> None:
         self.source = source
-        self._frames: dict[tuple[int, int], Frames] = {}
+        self._frames: dict[tuple[object, ...], Frames] = {}
         self._records: dict[int, Record] = {}
 
     def is_damaged(self, index: int) -> bool:
@@ -114,7 +114,8 @@ class CachedClips:
         """From memory, or from the source."""
         if rng is not None:
             return self.source.frames(index, num_frames, rng)
-        key = (index, num_frames)
+        record = self.record(index)
+        key = record.path, record.start, record.end, num_frames
         if key not in self._frames:
             self._frames[key] = self.source.frames(index, num_frames)
         return self._frames[key]

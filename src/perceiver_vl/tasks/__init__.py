@@ -1,6 +1,7 @@
 """One file a task: its examples, its query, its head, its loss, its metric and its submission file.
 
-`TASKS` has those that are answered example by example; retrieval, which ranks a whole split, goes its own way.
+`TASKS` has those that are answered example by example; retrieval, which ranks a whole split, and pre-training, which
+asks two things of each caption, go their own way.
 """
 
 from perceiver_vl.errors import UsageError

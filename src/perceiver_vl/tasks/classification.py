@@ -1,7 +1,8 @@
 """Classes of images and clips (ImageNet and the like).
 
-Examples: an image or clip, its class by number (`label`) or by name (`answers`). Query: one learned vector. Loss:
-cross-entropy. Metrics: top-1 and top-5 accuracy. Submission: CSV, `file name,class` a line. Shapes: B batch, K classes.
+Examples: an image or clip, its class by number (`label`) or by name (`answers`). Query: one learned vector. Head:
+one logit a class. Loss: cross-entropy. Metrics: top-1 and top-5 accuracy. Submission: CSV, `file name,class` a line.
+Shapes: B batch, K classes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ from perceiver_vl.errors import UsageError
 from perceiver_vl.model import PerceiverVLForImageClassification
 from perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.metrics import probabilities, top_k_hits
-from perceiver_vl.tasks.task import Prediction, Seen, Task, csv_text, kind_of
+from perceiver_vl.tasks.task import Prediction, Seen, Task, csv_text, kinds_of
 
 
 def _missing(record: Record) -> str | None:
@@ -104,6 +105,6 @@ CLASSIFICATION = Task(
     check_head=_check_head,
     predict=_predict,
     score=_score,
-    kind=kind_of,
+    kinds=kinds_of,
     submission=_submission,
 )

@@ -1,8 +1,9 @@
 """Counting: how often something happens in a clip (TGIF-QA repetition count), answered with a number.
 
-Examples: a clip, a question, a count. Query: one learned vector. Head: one label, `problem_type="regression"`.
-Loss: mean squared error. Metric: the mean squared difference of the number, rounded and clipped to 1..10, to the count:
-lower is better (github.com/YunseokJANG/tgif-qa, count_base.py); and how many counts are right.
+Examples: a clip, a question, a count. Query: one learned vector. Head: one label, `problem_type="regression"`: a
+number rather than ordered classes, for the benchmark scores its squared error. Loss: mean squared error.
+Metric: the mean squared difference of the number, rounded and clipped to 1..10, to the count: lower is better
+(github.com/YunseokJANG/tgif-qa, count_base.py); and how many counts are right.
 Submission: JSON as that code writes it, `id` and `pred` of each question. Shapes: B batch.
 """
 
@@ -19,7 +20,7 @@ from perceiver_vl.errors import UsageError
 from perceiver_vl.model import PerceiverVLForQuestionAnswering
 from perceiver_vl.tasks.metrics import counting_error, rounded_count
 from perceiver_vl.tasks.question_answering import ask_question, question_words
-from perceiver_vl.tasks.task import Prediction, Task, kind_of, number_or_text
+from perceiver_vl.tasks.task import Prediction, Task, kinds_of, number_or_text
 
 
 def _count(record: Record) -> int | None:
@@ -90,6 +91,6 @@ COUNTING = Task(
     check_head=_check_head,
     predict=_predict,
     score=_score,
-    kind=kind_of,
+    kinds=kinds_of,
     submission=_submission,
 )

@@ -11,15 +11,16 @@ from torch import Tensor
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.console import Stages
-from perceiver_vl.data.broken import MAX_BROKEN
+from perceiver_vl.data.broken import MAX_BROKEN, check_broken
 from perceiver_vl.data.clips import ClipSource, is_damaged
 from perceiver_vl.data.records import Problem, Record
 from perceiver_vl.errors import PerceiverVLError, UsageError
 from perceiver_vl.model import PerceiverVLPreTrainedModel
 from perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.metrics import by_kind
-from perceiver_vl.tasks.reading import ReadBatch, other_pictures, read_ahead
+from perceiver_vl.tasks.reading import ReadBatch, medium_of, other_pictures, read_ahead
 from perceiver_vl.tasks.task import Prediction, Seen, Task
+from perceiver_vl.together import Crew
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def evaluate_task(
     strict: bool = False,
     max_broken: float = MAX_BROKEN,
     progress: bool = False,
+    shared: bool = False,
 ) -> TaskResult:
     """Ask `model` every example of `source`, and score what it says by the task's official metric.
 
@@ -108,33 +110,47 @@ def evaluate_task(
     `num_frames`: frames of a clip (None: the processor's); a budget's frames go before it.
     Examples whose files cannot be read are left out, and listed in `skipped`; `strict` raises at the first.
     Without right answers there are no metrics, only predictions.
+    `shared`: all processes of the group call this, take a share of the work each, and get the same result.
     Raises `UsageError` for values that cannot work, a split without an example of the task or a head that cannot answer
     it; `PerceiverVLError` if no file or more than the share `max_broken` of them cannot be read, or the model's answers
     are not numbers.
     """
-    frames = _check_request(task, model, processor, num_frames, budget, batch_size)
+    if not isinstance(model, task.model_class):
+        raise UsageError(f"task={task.name}: needs a {task.model_class.__name__}, not a {type(model).__name__}")
+    frames = checked_frames(model, processor, num_frames, budget, batch_size)
     indices, problems = usable_examples(task, source)
     records = {index: source.record(index) for index in indices}
     task.check_head(model.config, [record for record in records.values() if task.is_labelled(record)])
     start = time.perf_counter()
-    predictions: dict[int, Prediction] = {}
-    scores: dict[int, dict[str, float]] = {}
     was_training = model.training
+    crew = Crew(shared)
     try:
         model.eval()
         with Stages(progress) as bar:
-            advance = bar.stage("Asking", len(indices))
+            advance = bar.stage("Asking", len(crew.share(indices)))
             sources = sources_of(task, processor, source, second)
-            for batch in read_ahead(sources, indices, frames, batch_size, problems, strict, max_broken):
-                seen = _seen(batch, processor, frames, model.device)
-                logits = _ask(task, model, processor, seen, [records[index] for index in batch.indices], budget)
-                for index, of_one in zip(batch.indices, logits, strict=True):
-                    predictions[index] = _prediction(task, index, records[index], of_one, model.config)
-                    if task.is_labelled(records[index]):
-                        scores[index] = task.score(records[index], of_one, model.config)
-                advance(len(batch.indices))
+
+            def ask() -> _Asked:
+                asked = _Asked()
+                reading = frames, batch_size, asked.problems, strict, max_broken, crew
+                for batch in read_ahead(sources, indices, *reading):
+                    seen = seen_of(batch, processor, frames, model.device)
+                    logits = _ask(task, model, processor, seen, [records[index] for index in batch.indices], budget)
+                    for index, of_one in zip(batch.indices, logits, strict=True):
+                        asked.predictions[index] = _prediction(task, index, records[index], of_one, model.config)
+                        if task.is_labelled(records[index]):
+                            asked.scores[index] = task.score(records[index], of_one, model.config)
+                    advance(len(batch.indices))
+                asked.damaged = {records[i].file_name for i in asked.predictions if is_damaged(source, i)}
+                return asked
+
+            asked = _together(crew.of_all(ask))
     finally:
         model.train(was_training)
+    problems += asked.problems
+    media = len({medium_of(record) for record in records.values()})
+    check_broken(len(asked.problems), media, media, max_broken, asked.problems[0] if asked.problems else None)
+    predictions, scores = asked.predictions, asked.scores
     if not predictions:
         first = f"{problems[0].file_name}: {problems[0].reason}"
         raise PerceiverVLError(f"no example of {len(indices)} could be read, the first: {first}")
@@ -151,27 +167,45 @@ def evaluate_task(
         by_kind=kinds,
         predictions=[predictions[index] for index in sorted(predictions)],
         skipped=problems,
-        damaged=sorted({records[index].file_name for index in predictions if is_damaged(source, index)}),
+        damaged=sorted(asked.damaged),
     )
 
 
-def _check_request(
-    task: Task,
+@dataclass
+class _Asked:
+    """What came of asking some examples, by their places."""
+
+    predictions: dict[int, Prediction] = field(default_factory=dict)
+    scores: dict[int, dict[str, float]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    damaged: set[str] = field(default_factory=set)
+
+
+def _together(parts: Sequence[_Asked]) -> _Asked:
+    """Of all processes; a file that two of them could not read counts once."""
+    whole = _Asked()
+    for part in parts:
+        whole.predictions |= part.predictions
+        whole.scores |= part.scores
+        whole.problems += [problem for problem in part.problems if problem not in whole.problems]
+        whole.damaged |= part.damaged
+    return whole
+
+
+def checked_frames(
     model: PerceiverVLPreTrainedModel,
     processor: PerceiverVLProcessor,
     num_frames: int | None,
     budget: ComputeBudget,
     batch_size: int,
 ) -> int:
-    """The number of frames of a clip."""
+    """The number of frames of a clip; raises `UsageError` for values that cannot work."""
     model.config.check_budget(budget)
     frames: int = budget.frames or num_frames or processor.image_processor.num_frames
     if not 1 <= frames <= model.config.max_frames:
         raise UsageError(f"num_frames={frames}: need 1 to {model.config.max_frames}, the model's max_frames")
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: need at least 1")
-    if not isinstance(model, task.model_class):
-        raise UsageError(f"task={task.name}: needs a {task.model_class.__name__}, not a {type(model).__name__}")
     return frames
 
 
@@ -185,7 +219,8 @@ def sources_of(
     return [source, second or other_pictures(source, (size["height"], size["width"]))]
 
 
-def _seen(batch: ReadBatch, processor: PerceiverVLProcessor, num_frames: int, device: torch.device) -> Seen:
+def seen_of(batch: ReadBatch, processor: PerceiverVLProcessor, num_frames: int, device: torch.device) -> Seen:
+    """The media of a batch as the model takes them."""
     clips = [frames for medium in batch.media for frames in medium]
     inputs = processor(videos=clips, num_frames=num_frames).to(device)
     return Seen(inputs["pixel_values"], inputs["frame_mask"], torch.tensor(batch.rows, device=device))
@@ -222,6 +257,6 @@ def _measure(
     columns = {name: [scores[name] for _, scores in scored] for name in scored[0][1]}
     first = columns[task.metrics[0]]
     metrics = {name: sum(column) / len(column) for name, column in columns.items()}
-    kinds = by_kind(first, map(task.kind, records))
+    kinds = by_kind((score, kind) for record, score in zip(records, first, strict=True) for kind in task.kinds(record))
     by_name = {kind: KindScore(count, score) for kind, (count, score) in kinds.items()}
     return metrics | task.over_groups(records, first), by_name

@@ -90,13 +90,23 @@ def top_k_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     return (logits.topk(min(k, logits.shape[-1]), dim=-1).indices == labels[:, None]).any(-1)
 
 
-def masked_word_accuracy(mlm_logits: Tensor, mlm_labels: Tensor) -> float:
-    """The share of masked words that are found, in per cent: `(B,L,V)`, `(B,L)` with -100 where nothing was masked.
+def masked_word_accuracy(words: Tensor, mlm_labels: Tensor) -> float:
+    """The share of masked words that are found, in per cent: the likeliest words `(…,)` int64, and `(…,)` the right
+    ones, -100 where nothing was masked.
 
     Raises `UsageError` if nothing was masked at all.
     """
     is_masked = mlm_labels != -100
-    return per_cent((mlm_logits.argmax(-1) == mlm_labels)[is_masked].tolist())
+    return per_cent((words == mlm_labels)[is_masked].tolist())
+
+
+def majority_word_accuracy(mlm_labels: Tensor) -> float:
+    """What always saying the most frequent of the masked words would score, in per cent: `(…,)`, -100 where nothing
+    was masked. Raises `UsageError` as `masked_word_accuracy` does.
+    """
+    masked = mlm_labels[mlm_labels != -100]
+    most_frequent = masked.mode().values if len(masked) else masked
+    return masked_word_accuracy(most_frequent.expand_as(masked), masked)
 
 
 def matching_accuracy(vtm_logits: Tensor, vtm_labels: Tensor) -> float:
@@ -104,14 +114,11 @@ def matching_accuracy(vtm_logits: Tensor, vtm_labels: Tensor) -> float:
     return per_cent(((vtm_logits > 0) == vtm_labels.bool()).tolist())
 
 
-def by_kind(scores: Iterable[float], kinds: Iterable[str | None]) -> dict[str, tuple[int, float]]:
-    """Scores of each kind of example: how many, and their mean, in the order of the kinds' names; without a kind: left
-    out.
-    """
+def by_kind(scored: Iterable[tuple[float, str]]) -> dict[str, tuple[int, float]]:
+    """Scores and their kinds → of each kind how many, and their mean, in the order of the kinds' names."""
     of_kind: dict[str, list[float]] = {}
-    for score, kind in zip(scores, kinds, strict=True):
-        if kind is not None:
-            of_kind.setdefault(kind, []).append(score)
+    for score, kind in scored:
+        of_kind.setdefault(kind, []).append(score)
     return {kind: (len(some), sum(some) / len(some)) for kind, some in sorted(of_kind.items())}
 
 

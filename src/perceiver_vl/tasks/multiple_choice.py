@@ -20,7 +20,7 @@ from perceiver_vl.data.records import Record
 from perceiver_vl.model import PerceiverVLForMultipleChoice
 from perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.metrics import probabilities
-from perceiver_vl.tasks.task import Prediction, Seen, Task, kind_of, number_or_text
+from perceiver_vl.tasks.task import Prediction, Seen, Task, kinds_of, number_or_text
 
 
 def _missing(record: Record) -> str | None:
@@ -123,6 +123,6 @@ MULTIPLE_CHOICE = Task(
     check_head=_check_head,
     predict=_predict,
     score=_score,
-    kind=kind_of,
+    kinds=kinds_of,
     submission=_submission,
 )

@@ -1,6 +1,7 @@
 """Statements about two pictures: true or false (NLVR2).
 
-Examples: two pictures, a statement, its truth. Query: one learned vector a picture, in two passes. Loss: cross-entropy.
+Examples: two pictures, a statement, its truth. Query: one learned vector a picture, in two passes. Head: two
+logits, of false and true, from both passes. Loss: cross-entropy.
 Metrics: accuracy, and consistency: the share of statements that are judged right of every pair that they are said of
 (github.com/lil-lab/nlvr, nlvr2/eval/metrics.py). Submission: CSV, `identifier,True` or `identifier,False` a line.
 Shapes: B batch, V distinct pairs.
@@ -19,7 +20,7 @@ from perceiver_vl.errors import UsageError
 from perceiver_vl.model import PerceiverVLForImagesAndTextClassification
 from perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.metrics import nlvr2_consistency, probabilities
-from perceiver_vl.tasks.task import Prediction, Seen, Task, csv_text, kind_of
+from perceiver_vl.tasks.task import Prediction, Seen, Task, csv_text, kinds_of
 
 _TRUTH = {"false": 0, "true": 1}
 
@@ -112,7 +113,7 @@ PAIRS = Task(
     predict=_predict,
     score=_score,
     over_groups=_consistency,
-    kind=kind_of,
+    kinds=kinds_of,
     submission=_submission,
     pictures=2,
 )

@@ -1,9 +1,11 @@
-"""Open questions about clips and images, answered from a set of answers: VQAv2 (`vqa`), and MSRVTT-QA, MSVD-QA and
-TGIF-QA's frame questions (`question-answering`).
+"""Open questions about clips and images, answered from a set of answers: VQAv2 (`vqa`), and MSRVTT-QA, MSVD-QA,
+TGIF-QA's frame questions and NLVR's statements about one picture, true or false (`question-answering`).
 
 Examples: a clip or image, a question, its answer (VQAv2: ten annotators'). Query: one learned vector.
+Head: one logit an answer; VQAv2's 3,129, else the most frequent of training.
 Loss: `vqa` binary cross-entropy with each answer's own VQA accuracy as its target; the other cross-entropy, an answer
-that the model does not have counting for nothing. Metrics: VQA accuracy; accuracy, the answer as it is written.
+that the model does not have counting for nothing. Metrics: VQA accuracy, by the type of answer and of question too, as
+the official script has it; accuracy, the answer as it is written, by the question's first word.
 Submission: VQA's JSON, `question_id` and `answer`; else JSON of `id` and `answer`, as the authors of MSVD-QA write it
 (github.com/xudejing/video-question-answering). Shapes: B batch, L text tokens.
 """
@@ -31,7 +33,8 @@ from perceiver_vl.model import PerceiverVLForQuestionAnswering
 from perceiver_vl.model.answering import beside
 from perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.metrics import probabilities, question_word, vqa_accuracy
-from perceiver_vl.tasks.task import Prediction, Seen, Task, kind_of, number_or_text
+from perceiver_vl.tasks.question_types import vqa_question_type
+from perceiver_vl.tasks.task import Prediction, Seen, Task, kinds_of, number_or_text
 
 MOST_ANSWERS = 1500
 """How many answers a head gets for open questions, the most frequent ones: what ClipBERT gives MSRVTT-QA."""
@@ -133,8 +136,13 @@ def _vqa_score(record: Record, logits: Tensor, config: PerceiverVLConfig) -> dic
     return {"vqa_accuracy": 100.0 * vqa_accuracy(config.id2label[int(logits.argmax())], record.answers)}
 
 
-def _kind(record: Record) -> str | None:
-    return record.kind or question_word(record.question or "")
+def _kinds(record: Record) -> tuple[str, ...]:
+    return kinds_of(record) or (question_word(record.question or ""),)
+
+
+def _vqa_kinds(record: Record) -> tuple[str, ...]:
+    """The type of its answer, and that of its question."""
+    return *kinds_of(record), vqa_question_type(record.question or "")
 
 
 def _submission(predictions: Sequence[Prediction]) -> str:
@@ -158,7 +166,7 @@ QUESTION_ANSWERING = Task(
     check_head=_check_head,
     predict=_predict,
     score=_score,
-    kind=_kind,
+    kinds=_kinds,
     submission=_submission,
 )
 
@@ -170,6 +178,6 @@ VQA = replace(
     targets=_vqa_targets,
     check_head=_check_vqa_head,
     score=_vqa_score,
-    kind=kind_of,
+    kinds=_vqa_kinds,
     submission=_vqa_submission,
 )

@@ -14,6 +14,7 @@ from perceiver_vl.data.shards import ShardedClips
 from perceiver_vl.data.world import PairWorld
 from perceiver_vl.errors import MediaError, PerceiverVLError
 from perceiver_vl.media import load_frames
+from perceiver_vl.together import Crew
 
 DECODING_THREADS = 2
 
@@ -85,17 +86,20 @@ def read_ahead(
     problems: list[Problem],
     strict: bool = False,
     max_broken: float = MAX_BROKEN,
+    crew: Crew | None = None,
 ) -> Iterator[ReadBatch]:
     """The examples `indices` in batches, those about one clip together; two threads decode while the caller works.
 
     A file that cannot be read leaves its examples out and one line in `problems`; `strict` raises its `MediaError`.
-    Raises `PerceiverVLError` if more than the share `max_broken` of the clips cannot be read.
+    Raises `PerceiverVLError` if more than the share `max_broken` of the clips cannot be read. Of several processes
+    (`crew`) each gets its share of the batches, and raises that only where the others cannot make up for it.
     """
+    crew = crew or Crew(shared=False)
     of_medium: dict[tuple[object, ...], list[int]] = {}
     for index in indices:
-        of_medium.setdefault(_medium(sources[0].record(index)), []).append(index)
+        of_medium.setdefault(medium_of(sources[0].record(index)), []).append(index)
     queue = [(medium, index) for medium, some in of_medium.items() for index in some]
-    batches = [queue[start : start + batch_size] for start in range(0, len(queue), batch_size)]
+    batches = crew.share([queue[start : start + batch_size] for start in range(0, len(queue), batch_size)])
     decoding: dict[tuple[object, ...], Future[tuple[Frames, ...]]] = {}
     tried: set[tuple[object, ...]] = set()
     broken: set[tuple[object, ...]] = set()
@@ -116,7 +120,8 @@ def read_ahead(
                     broken.add(medium)
                     problems.append(_problem(sources, of_medium[medium], error))
             tried |= loaded.keys() | broken
-            check_broken(len(broken), len(tried), len(of_medium), max_broken, problems[-1] if broken else None)
+            so_far = len(tried) if crew.processes == 1 else len(of_medium)
+            check_broken(len(broken), so_far, len(of_medium), max_broken, problems[-1] if broken else None)
             rows = {medium: row for row, medium in enumerate(loaded)}
             good = [(medium, index) for medium, index in batch if medium in loaded]
             if good:
@@ -125,7 +130,7 @@ def read_ahead(
             decoding = {medium: future for medium, future in decoding.items() if medium in ahead}
 
 
-def _medium(record: Record) -> tuple[object, ...]:
+def medium_of(record: Record) -> tuple[object, ...]:
     """What tells the media of records apart."""
     return record.path, record.start, record.end, record.second_path
 

@@ -39,6 +39,7 @@ class EvaluationRecord:
     resize: str
     decoder: str
     budget: str
+    dtype: str
     versions: dict[str, str]
     machine: str
 
@@ -52,8 +53,11 @@ def evaluation_record(
     split: str | None,
     num_frames: int,
     budget: ComputeBudget,
+    dtype: str | None = None,
 ) -> EvaluationRecord:
-    """The record of an evaluation of `model_folder` on `source` with uniformly sampled frames."""
+    """The record of an evaluation of `model_folder` on `source` with uniformly sampled frames; `dtype` None: that of
+    its weights.
+    """
     digest = hashlib.sha256()
     for index in range(len(source)):
         words = asdict(source.record(index))
@@ -73,6 +77,7 @@ def evaluation_record(
         resize=f"{size['height']}x{size['width']}, antialiased, no crop",
         decoder=decoder_version(),
         budget=str(budget),
+        dtype=dtype or "as saved",
         versions=versions(),
         machine=machine(),
     )

@@ -1,5 +1,8 @@
 """Retrieval: text to video and video to text, in three streams and in the cascade of them (paper 3.5, Figure 6).
 
+Examples: a clip or image and its captions, each of them a query. Query and head: VTM's learned vector and one logit;
+multi has a projection a side. Loss: that of `objectives`. Metrics: R@1, R@5, R@10, median and mean rank, in both
+directions. No submission file: the ranks are the result.
 multi: a dot product a pair. mixed: a decoder cross-attention a pair, merged from what its query finds on each side,
 which is computed once. single: a joint encoding a pair. cascade: the multi-stream picks a shortlist for each query, the
 mixed (or single) stream re-ranks it, the scores combined. Shapes: C clips, Q captions, D width, H heads, E retrieval
@@ -32,6 +35,7 @@ from perceiver_vl.model.flops import (
     summary_flops,
 )
 from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.together import Crew
 
 STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
 _PAIR_BYTES = 1 << 28  # memory that the input arrays of one batch of single-stream pairs may take
@@ -69,6 +73,7 @@ class StreamResult:
 class RetrievalResult:
     """All streams on the same clips and captions. `flops_per_clip`: encoding a clip once (multi, mixed and cascade).
 
+    folds: parts of the split that were ranked apart, of whose figures these are the means (`tasks.folds`).
     skipped: what could not be read; damaged: files that lacked frames and were used all the same.
     """
 
@@ -79,6 +84,7 @@ class RetrievalResult:
     seconds_per_clip: float
     flops_per_clip: float
     streams: list[StreamResult]
+    folds: int = 1
     skipped: list[Problem] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
@@ -128,12 +134,14 @@ def evaluate_retrieval(
     strict: bool = False,
     max_broken: float = MAX_BROKEN,
     progress: bool = False,
+    shared: bool = False,
 ) -> RetrievalResult:
     """Rank all clips of `source` for each caption, and all captions for each clip.
 
     Every caption is a query; a clip's best-ranked caption counts in the other direction, as the benchmarks do.
     `captions_per_clip` keeps the first captions only (None: all). `shortlist`: candidates that a cascade re-ranks.
     Clips that cannot be read are left out, and listed in `skipped`; `strict` raises `MediaError` at the first.
+    `shared`: all processes of the group call this, take a share of the work each, and get the same result.
     Raises `UsageError` for an unknown stream and `PerceiverVLError` if fewer than two clips are left, or more than the
     share `max_broken` cannot be read.
     """
@@ -147,7 +155,7 @@ def evaluate_retrieval(
     try:
         model.eval()
         with Stages(progress) as bar:
-            reader = _ClipReader(processor, source, num_frames, batch_size, model.device, strict, max_broken)
+            reader = _ClipReader(processor, source, num_frames, batch_size, model.device, strict, max_broken, shared)
             encoded, clip_seconds, text_seconds = _encode(model, processor, reader, captions_per_clip, budget, bar)
             clips, queries = len(encoded.vision_features), len(encoded.owner)
             scorer = _Scorer(model, encoded, reader, min(shortlist, clips), budget, bar)
@@ -176,12 +184,14 @@ def evaluate_retrieval(
         flops_per_clip=scorer.flops_per_clip(num_frames),
         streams=results,
         skipped=reader.problems,
-        damaged=[source.record(index).file_name for index in reader.readable if is_damaged(source, index)],
+        damaged=reader.damaged(),
     )
 
 
 def recall_of(ranks: Tensor) -> Recall:
-    """Ranks (·,) from 1 → recalls in per cent, median and mean."""
+    """Ranks (·,) from 1 → recalls in per cent, median (of an even number the mean of the two in the middle; the code of
+    vsepp rounds that down) and mean.
+    """
     ranks = ranks.double()
     r1, r5, r10 = (100.0 * (ranks <= k).double().mean().item() for k in (1, 5, 10))
     return Recall(r1, r5, r10, ranks.quantile(0.5).item(), ranks.mean().item())
@@ -226,17 +236,18 @@ class _ClipReader:
         device: torch.device,
         strict: bool,
         max_broken: float,
+        shared: bool,
     ) -> None:
         self.processor, self.source, self.num_frames, self.batch_size = processor, source, num_frames, batch_size
-        self.device, self.strict, self.max_broken = device, strict, max_broken
+        self.device, self.strict, self.max_broken, self.crew = device, strict, max_broken, Crew(shared)
         self.readable = list(range(len(source)))
         self.problems: list[Problem] = []
+        self._failed: dict[int, Problem] = {}
 
     def read(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Batches of (indices, `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)`); what fails is not tried again."""
+        """Batches of (indices, `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)`), those that fall to this process."""
         starts = range(0, len(self.readable), self.batch_size)
-        batches = [self.readable[start : start + self.batch_size] for start in starts]
-        failed: set[int] = set()
+        batches = self.crew.share([self.readable[start : start + self.batch_size] for start in starts])
         tried = len(self.source) - len(self.readable)
         with ThreadPoolExecutor(2) as pool:
             ahead = [pool.submit(self._load, index) for index in batches[0]] if batches else []
@@ -245,18 +256,34 @@ class _ClipReader:
                 if number + 1 < len(batches):
                     ahead = [pool.submit(self._load, index) for index in batches[number + 1]]
                 good = [(index, frames) for index, frames in zip(batch, loaded, strict=True) if frames is not None]
-                failed |= set(batch) - {index for index, _ in good}
                 tried += len(batch)
-                self._check_broken(tried)
+                # Others may have fewer broken ones: stop early only where they cannot make up for these
+                found = [*self.problems, *self._failed.values()]
+                self._check_broken(found, len(self.source) if self.crew.processes > 1 else tried)
                 if good:
                     inputs = self.processor(videos=[frames for _, frames in good], num_frames=self.num_frames)
                     inputs = inputs.to(self.device)
                     yield [index for index, _ in good], inputs["pixel_values"], inputs["frame_mask"]
-        self.readable = [index for index in self.readable if index not in failed]
 
-    def _check_broken(self, tried: int) -> None:
-        first = self.problems[0] if self.problems else None
-        check_broken(len(self.problems), tried, len(self.source), self.max_broken, first)
+    def settle(self) -> None:
+        """Once all processes have read their batches: what has failed is not tried again, by any of them."""
+        failed = {
+            index: problem for found in self.crew.of_all(lambda: self._failed) for index, problem in found.items()
+        }
+        self.readable = [index for index in self.readable if index not in failed]
+        self.problems += [failed[index] for index in sorted(failed)]
+        self._failed = {}
+        self._check_broken(self.problems, len(self.source))
+
+    def damaged(self) -> list[str]:
+        """The files that lacked frames, as those processes know that have read them."""
+        mine = {index for index in self.readable if is_damaged(self.source, index)}
+        found = set().union(*self.crew.of_all(lambda: mine))
+        return [self.source.record(index).file_name for index in sorted(found)]
+
+    def _check_broken(self, problems: list[Problem], tried: int) -> None:
+        first = problems[0] if problems else None
+        check_broken(len(problems), tried, len(self.source), self.max_broken, first)
 
     def _load(self, index: int) -> Any:
         try:
@@ -264,7 +291,7 @@ class _ClipReader:
         except MediaError as error:
             if self.strict:
                 raise
-            self.problems.append(Problem(self.source.record(index).file_name, error.reason))
+            self._failed[index] = Problem(self.source.record(index).file_name, error.reason)
             return None
 
 
@@ -278,12 +305,19 @@ def _encode(
 ) -> tuple[_Encoded, float, float]:
     """Encode all clips, then all captions of those that could be read; with the seconds that each took."""
     start = time.perf_counter()
-    advance = bar.stage("Encoding clips", len(reader.readable))
-    vision = []
-    for indices, pixel_values, frame_mask in reader.read():
-        latents = model.encode_vision(pixel_values, frame_mask, budget)
-        vision.append((model.match_summary(latents), model.pool_vision(latents).float()))
-        advance(len(indices))
+    crew = reader.crew
+    advance = bar.stage("Encoding clips", len(crew.share(reader.readable)))
+
+    def see() -> list[tuple[Tensor, ...]]:
+        found: list[tuple[Tensor, ...]] = []
+        for indices, pixel_values, frame_mask in reader.read():
+            latents = model.encode_vision(pixel_values, frame_mask, budget)
+            found.append((model.match_summary(latents), model.pool_vision(latents).float()))
+            advance(len(indices))
+        return found
+
+    vision = crew.tensors_of_all(see, model.device)
+    reader.settle()
     if len(reader.readable) < 2:
         why = f", the first that failed: {reader.problems[0].reason}" if reader.problems else ""
         raise PerceiverVLError(
@@ -296,12 +330,18 @@ def _encode(
     owner = torch.tensor([clip for clip, texts in enumerate(captions) for _ in texts], device=model.device)
     start = time.perf_counter()
     words = processor(text=[text for texts in captions for text in texts]).to(model.device)
-    advance = bar.stage("Encoding captions", len(owner))
-    text = []
-    for ids, mask in zip(words["input_ids"].split(64), words["attention_mask"].split(64), strict=True):
-        latents = model.encode_text(ids, mask, budget)
-        text.append((model.match_summary(latents), model.pool_text(latents).float()))
-        advance(len(ids))
+    advance = bar.stage("Encoding captions", len(crew.share(range(len(owner)))))
+
+    def read() -> list[tuple[Tensor, ...]]:
+        found: list[tuple[Tensor, ...]] = []
+        batches = list(zip(words["input_ids"].split(64), words["attention_mask"].split(64), strict=True))
+        for ids, mask in crew.share(batches):
+            latents = model.encode_text(ids, mask, budget)
+            found.append((model.match_summary(latents), model.pool_text(latents).float()))
+            advance(len(ids))
+        return found
+
+    text = crew.tensors_of_all(read, model.device)
     text_summaries, text_features = (torch.cat(parts) for parts in zip(*text, strict=True))
     text_seconds = time.perf_counter() - start
     if not all(made.isfinite().all() for made in (vision_summaries, vision_features, text_summaries, text_features)):
@@ -372,36 +412,49 @@ class _Scorer:
         """Matching logits where `wanted (Q,C)`, minus infinity elsewhere."""
         scores = torch.full(wanted.shape, -torch.inf, device=wanted.device)
         pairs = wanted.nonzero()
-        advance = self.bar.stage("Mixed stream: matching pairs", len(pairs))
-        for texts, clips in (batch.T for batch in pairs.split(1024)):
+        crew = self.reader.crew
+        advance = self.bar.stage("Mixed stream: matching pairs", len(crew.share(range(len(pairs)))))
+        for texts, clips in (batch.T for batch in crew.share(pairs.split(1024))):
             found = self.encoded.vision_summaries[clips], self.encoded.text_summaries[texts]
             scores[texts, clips] = self.model.match_from_summaries(*found).float()
             advance(len(texts))
-        return scores
+        return crew.largest(scores)
 
     def _single(self, wanted: Tensor) -> Tensor:
         """The same by joint encoding; each clip is embedded and projected once for all the texts that want it."""
-        model, encoded = self.model, self.encoded
+        encoded, reader = self.encoded, self.reader
         scores = torch.full(wanted.shape, -torch.inf, device=wanted.device)
-        words = model.perceiver_vl.embed(encoded.input_ids, encoded.attention_mask)
+        words = self.model.perceiver_vl.embed(encoded.input_ids, encoded.attention_mask)
+        place = {index: column for column, index in enumerate(reader.readable)}
+        advance = self.bar.stage("Single stream: encoding pairs", int(wanted.sum()) // reader.crew.processes)
+
+        def encode() -> None:
+            for indices, pixel_values, frame_mask in reader.read():
+                for row, index in enumerate(indices):
+                    clip = place[index]
+                    asking = wanted[:, clip].nonzero().squeeze(1)
+                    if len(asking):
+                        seen = pixel_values[row : row + 1], frame_mask[row : row + 1]
+                        scores[asking, clip] = self._single_of(*seen, words, asking)
+                        advance(len(asking))
+
+        reader.crew.of_all(encode)
+        reader.settle()
+        return reader.crew.largest(scores)
+
+    def _single_of(self, pixel_values: Tensor, frame_mask: Tensor, words: InputArray, texts: Tensor) -> Tensor:
+        """Matching logits `(R,)` of one clip with the texts at these places `(R,)`."""
+        model = self.model
         assert words.text is not None
         assert words.text_mask is not None
-        place = {index: column for column, index in enumerate(self.reader.readable)}
-        advance = self.bar.stage("Single stream: encoding pairs", int(wanted.sum()))
-        for indices, pixel_values, frame_mask in self.reader.read():
-            tokens = pixel_values.shape[1] * model.config.tokens_per_frame + words.text.shape[1]
-            pairs_at_once = max(1, _PAIR_BYTES // (tokens * model.config.hidden_size * 4))
-            for row, index in enumerate(indices):
-                clip = place[index]
-                asking = wanted[:, clip].nonzero().squeeze(1)
-                if not len(asking):
-                    continue
-                cache = model.cache_vision(pixel_values[row : row + 1], frame_mask[row : row + 1], self.budget)
-                for texts in asking.split(pairs_at_once):
-                    pairs = InputArray(text=words.text[texts], text_mask=words.text_mask[texts], vision_cache=cache)
-                    scores[texts, clip] = model.match_inputs(pairs, self.budget).float()
-                    advance(len(texts))
-        return scores
+        tokens = pixel_values.shape[1] * model.config.tokens_per_frame + words.text.shape[1]
+        pairs_at_once = max(1, _PAIR_BYTES // (tokens * model.config.hidden_size * 4))
+        cache = model.cache_vision(pixel_values, frame_mask, self.budget)
+        found = []
+        for some in texts.split(pairs_at_once):
+            pairs = InputArray(text=words.text[some], text_mask=words.text_mask[some], vision_cache=cache)
+            found.append(model.match_inputs(pairs, self.budget).float())
+        return torch.cat(found)
 
     def _cascade(self, rerank: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The shortlist of each query re-ranked on top, the rest below it in the order of the multi-stream."""

@@ -61,7 +61,8 @@ class Task:
     predict: a record and its logits `(K,)` → answer, label and score.
     score: a labelled record and its logits `(K,)` → what it adds to each metric, which is the mean over all examples.
     over_groups: labelled records and the first score of each → metrics that are no such mean.
-    kind: the type of question that a record is reported under. submission: predictions → text of the benchmark's file.
+    kinds: the types of question that a record is reported under.
+    submission: predictions → text of the benchmark's file.
     """
 
     name: str
@@ -76,16 +77,16 @@ class Task:
     check_head: Callable[[PerceiverVLConfig, Sequence[Record]], None]
     predict: Callable[[Record, Tensor, PerceiverVLConfig], tuple[str, int, float]]
     score: Callable[[Record, Tensor, PerceiverVLConfig], dict[str, float]]
-    kind: Callable[[Record], str | None]
+    kinds: Callable[[Record], tuple[str, ...]]
     submission: Callable[[Sequence[Prediction]], str]
     over_groups: Callable[[Sequence[Record], Sequence[float]], dict[str, float]] = no_groups
     pictures: int = 1
     lower_is_better: bool = False
 
 
-def kind_of(record: Record) -> str | None:
-    """The benchmark's type of question."""
-    return record.kind
+def kinds_of(record: Record) -> tuple[str, ...]:
+    """The benchmark's type of question, if the record has one."""
+    return () if record.kind is None else (record.kind,)
 
 
 def number_or_text(example_id: str) -> int | str:

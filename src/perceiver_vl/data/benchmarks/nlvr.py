@@ -24,13 +24,24 @@ def nlvr2(tree: Tree, split: str) -> Iterator[Found]:
 
 
 def nlvr(tree: Tree, split: str) -> Iterator[Found]:
-    """NLVR v1: every statement about six pictures, which differ in the order of their boxes."""
+    """NLVR v1: every statement about six pictures, which differ in the order of their boxes.
+
+    One picture is asked about by a question with an answer: the statement, and "true" or "false".
+    """
     part = {"train": "train", "validation": "dev", "test": "test"}[split]
     for row in json_lines(tree.file(f"{part}.json")):
         for order in range(6):
             name = f"{part}-{row.text('identifier')}-{order}"
+            sentence, truth = row.text("sentence"), _truth(row)
             yield tree.record(
-                row, (name,), texts=(row.text("sentence"),), label=_truth(row), split=split, example_id=name
+                row,
+                (name,),
+                texts=(sentence,),
+                label=truth,
+                question=sentence,
+                answers=(("false", "true")[truth],),
+                split=split,
+                example_id=name,
             )
 
 

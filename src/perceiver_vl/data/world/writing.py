@@ -234,10 +234,11 @@ def _write_media(out: Path, names: Iterable[str | None], world: AnyWorld, index:
         else:
             frames = world.frames(index)
         rate = LONG_FRAMES_PER_SECOND if isinstance(world, LongWorld) else FRAMES_PER_SECOND
-        _write_file(out / name, frames, rate)
+        write_frames(out / name, frames, rate)
 
 
-def _write_file(path: Path, frames: Iterable[Pixels], rate: int) -> None:
+def write_frames(path: Path, frames: Iterable[Pixels], rate: int = FRAMES_PER_SECOND) -> None:
+    """Write frames (H, W, 3) as a video at `rate` frames a second, or the first of them as a `.png`."""
     if path.suffix == ".png":
         write_with(path, lambda beside: Image.fromarray(next(iter(frames))).save(beside, format="png"))
     else:
