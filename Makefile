@@ -23,6 +23,7 @@ bench: $(STAMP)
 faults: $(STAMP)
 	$(BIN)/python tests/faults/kills.py --kills 20
 	$(BIN)/python tests/faults/kills.py --kills 10 --processes 2
+	$(BIN)/python tests/faults/injected.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,7 +1,6 @@
 """What SECURITY.md promises of files from strangers, a test for each promise (media: `test_hostile.py` too)."""
 
 import ast
-import contextlib
 import json
 import os
 import pickle
@@ -17,6 +16,7 @@ import yaml
 
 import perceiver_vl
 from perceiver_vl import MediaError, PerceiverVLError, PerceiverVLForRetrieval, UsageError
+from perceiver_vl.checkpoints import seal
 from perceiver_vl.convert import convert
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.shards import ShardedClips, write_shards
@@ -144,16 +144,40 @@ def test_the_bomb_of_these_tests_goes_off_where_it_is_unpickled(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
 def test_a_checkpoint_that_is_resumed_runs_nothing(name: str, run: Path, tmp_path: Path, mark: Path) -> None:
-    """transformers' Trainer reads all but the last with `weights_only`; nobody reads that."""
+    """Not even one whose checksums are right. transformers' Trainer reads all but the last with `weights_only`; that
+    nobody writes or reads.
+    """
     output = Path(shutil.copytree(run / "run", tmp_path / "run"))
     (output / "metrics.json").unlink()
     shutil.rmtree(output / "checkpoints" / "checkpoint-6")
-    place = output / "checkpoints" / "checkpoint-4" / name
-    assert place.exists()
-    torch.save(Bomb(mark), place)
+    checkpoint = output / "checkpoints" / "checkpoint-4"
+    is_read = name != "training_args.bin"
+    assert (checkpoint / name).exists() == is_read
+    torch.save(Bomb(mark), checkpoint / name)
+    seal(checkpoint)
     recipe = read_recipe(run / "recipe.yaml", [f"output={output}"])
-    with contextlib.suppress(pickle.UnpicklingError, PerceiverVLError):  # or a run that does without the file
-        train(recipe, resume=True, progress=False)
+    if is_read:
+        with pytest.raises(PerceiverVLError, match=rf"^[^\n]+checkpoint-4/{name}: holds more than tensors[^\n]+$"):
+            train(recipe, resume=True, progress=False)
+    else:
+        assert train(recipe, resume=True, progress=False).steps == 6
+
+
+def test_a_checkpoint_names_no_file_elsewhere(run: Path, tmp_path: Path) -> None:
+    """As the best model, which is loaded at the end."""
+    output = Path(shutil.copytree(run / "run", tmp_path / "run"))
+    (output / "metrics.json").unlink()
+    elsewhere = Path(shutil.copytree(run / "run", tmp_path / "elsewhere"))
+    checkpoint = output / "checkpoints" / "checkpoint-6"
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    state |= {"best_model_checkpoint": str(elsewhere), "best_global_step": 5}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    seal(checkpoint)
+    (elsewhere / "model.safetensors").write_bytes(b"not to be read")
+    words = [f"output={output}", "training.load_best_model_at_end=true", "training.eval_strategy=steps"]
+    words += ["training.metric_for_best_model=multi_r1", "training.eval_steps=2"]
+    words += ["data.validation={split: validation, world: {clips: 4, size: 16}}"]
+    assert train(read_recipe(run / "recipe.yaml", words), resume=True, progress=False).steps == 6
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["beside safetensors", "alone"])

@@ -5,6 +5,7 @@ On a cluster, `torchrun -m perceiver_vl train …` does the same over many machi
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,16 @@ import torch
 import torch.distributed as dist
 
 from perceiver_vl.errors import PerceiverVLError, UsageError
+
+_was_one_of_several = False
+
+
+class LostProcessError(PerceiverVLError):
+    """Another process of the same run has gone. advice: what to do about it."""
+
+    def __init__(self, advice: str) -> None:
+        self.advice = advice
+        super().__init__(f"another process of this run is gone; {advice}")
 
 
 @contextmanager
@@ -52,12 +63,19 @@ def beside_others(processes: int, command: Sequence[str]) -> Iterator[None]:
         stack.callback(_leave_group)
         try:
             yield
-        except RuntimeError as error:  # what gloo and NCCL raise when another rank is gone
+        except (RuntimeError, LostProcessError) as error:  # what gloo and NCCL raise when another rank is gone
+            for rank, (other, _) in enumerate(others, start=1):
+                if (code := _code_of(other)) < 0:
+                    advice = f"; {error.advice}" if isinstance(error, LostProcessError) else ""
+                    raise PerceiverVLError(
+                        f"process {rank} of {processes} was ended by {signal.Signals(-code).name}{advice}"
+                    ) from error
             for rank, (other, said) in enumerate(others, start=1):
-                if other.poll():
+                if code := _code_of(other):
                     said.seek(0)
-                    last = " ".join(said.read().strip().splitlines()[-1:]) or f"exit code {other.returncode}"
-                    raise PerceiverVLError(f"process {rank} of {processes} failed: {last}") from error
+                    last = " ".join(said.read().strip().splitlines()[-1:]) or f"exit code {code}"
+                    told = last.removeprefix("error: ")
+                    raise PerceiverVLError(f"process {rank} of {processes} failed: {told}") from error
             raise
 
 
@@ -83,6 +101,14 @@ def _environment(processes: int, threads: int) -> dict[str, str]:
     return environment | ({"GLOO_SOCKET_IFNAME": loopback[0]} if loopback else {})
 
 
+def _code_of(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process that may be ending this moment; 0 if it is not."""
+    try:
+        return process.wait(timeout=2)
+    except subprocess.TimeoutExpired:
+        return 0
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Wait for a process that should be ending; make it end if it is not."""
     try:
@@ -104,7 +130,24 @@ def _leave_group() -> None:
     """Forget the other processes, here and in accelerate, so that what follows runs alone."""
     from accelerate.state import AcceleratorState, PartialState
 
+    global _was_one_of_several
     if dist.is_initialized():
+        _was_one_of_several = True
         dist.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
+
+
+def leave_at_once(code: int = 0) -> None:
+    """End this process, if it is or was one of several, without what Python does last; all that it writes is written.
+
+    At the interpreter's own end a thread of gloo may still ask for its lock. Python then ends that thread in the middle
+    of C++, and that aborts the process ("terminate called without an active exception").
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    elif not _was_one_of_several:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

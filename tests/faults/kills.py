@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ import yaml
 PROGRAM = Path(sys.executable).with_name("perceiver-vl")
 HUNG = 600
 """Seconds after which a run counts as hung."""
-MEASURED = {"data_wait", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
-"""Columns of the log that are times, or of the last start alone."""
+MEASURED = {"data_wait", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+MEASURED |= {"clips_per_second", "share_of_peak", "memory_mib", "gpu_memory_mib", "skipped_files"}
+"""Columns of the log that are times, speeds, memory, and what was known by then of files that cannot be read."""
 PROMISED = "model.safetensors", "config.json", "processor_config.json", "tokenizer.json", "skipped.jsonl"
 RECIPE: dict[str, Any] = {
     "model": {
@@ -49,6 +51,7 @@ RECIPE: dict[str, Any] = {
     },
     "objectives": {"vtm": 1, "mlm": 1, "vtc": 1, "mixed_vtm": 1, "hard_negatives": True},
     "tokenizer": {"vocab_size": 200},
+    "ema": 0.9,
     "training": {
         "learning_rate": 0.01,
         "logging_steps": 1,
@@ -81,17 +84,24 @@ class Report:
 
 
 class Run:
-    """The command `train` in a process group of its own."""
+    """The command `train` in a process group of its own. more: further words; program: what understands them."""
 
-    def __init__(self, folder: Path, processes: int, name: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        processes: int,
+        name: str,
+        more: Sequence[str] = (),
+        program: Sequence[str | Path] = (PROGRAM,),
+    ) -> None:
         self.output, self._said = folder / name, folder / f"{name}.err"
         first = self.output / "recipe.yaml"
         before = first.stat().st_ino if first.exists() else None
         words = ["train", folder / "recipe.yaml", f"output={self.output}", "--processes", processes]
-        words += ["--resume"] if before else []
+        words += [*more, *(["--resume"] if before else [])]
         with self._said.open("wb") as said:
             self._process = subprocess.Popen(
-                [PROGRAM, *map(str, words)],
+                [*program, *map(str, words)],
                 env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
                 stdout=subprocess.DEVNULL,
                 stderr=said,
@@ -113,13 +123,25 @@ class Run:
             return True
         return False
 
+    @property
+    def pid(self) -> int:
+        """Of the command itself."""
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def outcome(self) -> tuple[int, list[str]]:
+        """Wait for the end, → the exit code, and the lines on standard error."""
+        self.kill_after(HUNG)
+        return self._process.returncode, self._said.read_text(errors="replace").splitlines()
+
     def end(self) -> float:
         """Wait for the end, → seconds since the first file was written."""
-        self.kill_after(HUNG)
-        if self._process.returncode:
-            raise RuntimeError(
-                f"exit code {self._process.returncode}: {self._said.read_text(errors='replace')[-2000:]}"
-            )
+        code, said = self.outcome()
+        if code:
+            raise RuntimeError(f"exit code {code}: {' '.join(said)[-2000:]}")
         return time.monotonic() - self.began
 
     def _kill(self) -> None:
@@ -129,7 +151,7 @@ class Run:
 
 def kill_runs(folder: Path, kills: int, seed: int = 0, processes: int = 1, steps: int = 40) -> Report:
     """Kill `kills` times in all, in as many runs of `steps` as they take; `folder` is filled with what that needs."""
-    _prepare(folder, processes, steps)
+    prepare(folder, processes, steps)
     seconds = Run(folder, processes, "whole").end()
     report, draw, chain = Report(processes, seed, seconds), random.Random(seed), 0
     while report.kills < kills or chain:
@@ -154,6 +176,8 @@ def differences(output: Path, whole: Path) -> list[str]:
     """What one run wrote otherwise than another, a line each; what is measured in seconds may differ."""
     found = [name for name in PROMISED if (output / name).read_bytes() != (whole / name).read_bytes()]
     lines, wanted = _log(output), _log(whole)
+    if lines and wanted and list(lines[0]) != list(wanted[0]):
+        found.append("log.csv: the order of its columns")
     if len(lines) != len(wanted):
         found.append(f"log.csv: {len(lines)} lines, not {len(wanted)}")
     for line, other in zip(lines, wanted, strict=False):
@@ -169,7 +193,7 @@ def differences(output: Path, whole: Path) -> list[str]:
 
 def _log(output: Path) -> list[dict[str, str]]:
     with (output / "log.csv").open(newline="") as file:
-        return [{name: row[name] for name in row.keys() - MEASURED} for row in csv.DictReader(file)]
+        return [{name: value for name, value in row.items() if name not in MEASURED} for row in csv.DictReader(file)]
 
 
 def _metrics(output: Path) -> Any:
@@ -183,11 +207,10 @@ def _without_seconds(value: Any) -> Any:
 
 
 def _half_a_checkpoint(output: Path) -> bool:
-    checkpoints = output.glob("checkpoints/checkpoint-*")
-    return any(not (checkpoint / "trainer_state.json").exists() for checkpoint in checkpoints)
+    return (output / "checkpoints" / ".part").exists()
 
 
-def _prepare(folder: Path, processes: int, steps: int) -> None:
+def prepare(folder: Path, processes: int, steps: int) -> None:
     """A small world with a broken clip, and the recipe; batches are shared out among the processes."""
     world = folder / "world"
     words = ["world", world, "--clips", 36, "--held-out", 6, "--size", 16, "--frames", 4]
