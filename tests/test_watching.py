@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
 from perceiver_vl import UsageError, cli
 from perceiver_vl.cli.watch import sparkline
+from perceiver_vl.journal import append_line, keep_until
 from perceiver_vl.recipe import read_recipe
+from perceiver_vl.symptoms import symptoms
 from perceiver_vl.training import train
 from perceiver_vl.watching import RunReader
 from tiny import tiny_recipe
@@ -25,21 +26,17 @@ def begun(folder: Path, **training: Any) -> Path:
     return folder
 
 
-def write_events(folder: Path, steps: range, start: float = 1000.0, each: float = 2.0) -> None:
-    """What TensorBoard is told of steps that take `each` seconds."""
-    with SummaryWriter(str(folder / "checkpoints" / "runs" / f"start-{start:.0f}")) as writer:
-        for step in steps:
-            for name, value in {"loss": 10.0 / step, "loss_vtm": 1.0, "learning_rate": 0.1}.items():
-                writer.add_scalar(f"train/{name}", value, step, walltime=start + each * step)
-    for path in folder.glob(f"checkpoints/runs/start-{start:.0f}/*"):  # they are named by the clock
-        path.rename(path.with_name(f"events.out.tfevents.{start:.0f}.here.1.0"))
+def write_log(folder: Path, steps: range, start: float | None = None, each: float = 2.0, **figures: float) -> None:
+    """What a run logs of steps that take `each` seconds; `start`: in seconds since 1970, by default in an hour."""
+    start = time.time() + 3600 if start is None else start
+    for step in steps:
+        told = {"loss": 10.0 / step, "loss_vtm": 1.0, "learning_rate": 0.1, "clips_per_second": 2.0, **figures}
+        append_line(folder / "log.jsonl", {"step": step, "steps": 50, "time": start + each * step, **told})
 
 
-def write_checkpoint(folder: Path, step: int, processes: int = 1) -> None:
+def write_checkpoint(folder: Path, step: int) -> None:
     checkpoint = folder / "checkpoints" / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
-    for number in range(processes):
-        (checkpoint / f"rng_state_{number}.pth").touch()
     (checkpoint / "trainer_state.json").write_text(json.dumps({"max_steps": 50}))
 
 
@@ -58,51 +55,60 @@ def watch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
 # --- Reading --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("report_to", [["tensorboard"], []])
-def test_a_run_says_the_same_by_tensorboard_and_by_its_log(tmp_path: Path, report_to: list[str]) -> None:
+def test_a_run_says_the_same_by_its_live_log_and_by_its_csv(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
-    how = {"eval_strategy": "steps", "eval_steps": 3, "report_to": report_to}
+    how = {"eval_strategy": "steps", "eval_steps": 3}
     validation = {"validation": {"split": "validation", "world": {"clips": 4, "size": 16}}}
     file.write_text(yaml.safe_dump(tiny_recipe(tmp_path / "run", training=how, data=validation)))
     train(read_recipe(file), progress=False)
-    assert bool(list(tmp_path.glob("run/checkpoints/runs/*"))) == bool(report_to)
     state = RunReader(tmp_path / "run").read()
     assert (state.ended, state.stopped, state.step, state.steps, state.checkpoint) == (True, False, 6, 6, 6)
     assert [line["step"] for line in state.log] == [1, 2, 3, 4, 5, 6]
     assert all({"loss", "loss_vtm", "loss_mlm", "learning_rate"} <= line.keys() for line in state.log)
     assert [found["step"] for found in state.validations] == [3, 6]
     assert all(0 <= found["multi_r1"] <= 100 for found in state.validations)
-    assert (state.seconds_left, state.skipped) == (None, 0)
-    assert (state.examples_per_second is not None) == bool(report_to)
+    assert (state.seconds_left, state.skipped, state.nonfinite) == (None, 0, 0)
+    assert state.examples_per_second == state.log[-1]["clips_per_second"] > 0
+    assert state.steps_per_second is not None
+
+    (tmp_path / "run" / "log.jsonl").unlink()  # as in a run of before
+    old = RunReader(tmp_path / "run").read()
+    assert [line["loss"] for line in old.log] == [line["loss"] for line in state.log]
+    assert old.health == pytest.approx(state.health)
+    assert old.validations == state.validations
 
 
 def test_what_is_new_is_read_as_it_comes(tmp_path: Path) -> None:
-    folder = begun(tmp_path / "run", max_steps=50, per_device_train_batch_size=4, gradient_accumulation_steps=3)
+    folder = begun(tmp_path / "run", max_steps=50)
     reader = RunReader(folder)
     state = reader.read()
     assert (state.step, state.steps, state.log, state.checkpoint, state.ended) == (0, 50, [], None, False)
     assert state.seconds_left is state.examples_per_second is state.steps_per_second is None
 
-    write_events(folder, range(1, 11))
+    write_log(folder, range(1, 11), time.time() + 3600)
     state = reader.read()
-    assert (state.step, state.steps_per_second, state.seconds_left) == (10, 0.5, 80.0)
-    assert state.examples_per_second is None
-    write_checkpoint(folder, 10, processes=2)
+    assert state.step == 10
+    assert (state.steps_per_second, state.seconds_left) == pytest.approx((0.5, 80.0))
+    assert state.examples_per_second == 2.0
+    write_log(folder, range(11, 13), time.time() + 3600)
+    write_checkpoint(folder, 10)
     state = reader.read()
-    assert (state.checkpoint, state.examples_per_second) == (10, 0.5 * 2 * 4 * 3)
+    assert (state.checkpoint, state.step, len(state.log)) == (10, 12, 12)
     (folder / "skipped.jsonl").write_text("{}\n{}\n")
-    assert reader.read().skipped == 2
+    (folder / "nonfinite.jsonl").write_text("{}\n")
+    assert (reader.read().skipped, reader.read().nonfinite) == (2, 1)
 
 
 def test_a_resumed_run_is_read_from_its_checkpoint_on_and_its_pause_is_no_pace(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     reader = RunReader(folder)
-    write_events(folder, range(1, 11))
+    write_log(folder, range(1, 11), start=1000.0)  # before the recipe was written again
     assert reader.read().step == 10
-    write_events(folder, range(7, 9), start=5000.0, each=4.0)
+    keep_until(folder / "log.jsonl", 6)
+    write_log(folder, range(7, 9), each=4.0)
     for state in (reader.read(), RunReader(folder).read()):
         assert [line["step"] for line in state.log] == [1, 2, 3, 4, 5, 6, 7, 8]
-        assert state.steps_per_second == 0.25
+        assert state.steps_per_second == pytest.approx(0.25)
 
 
 def test_a_run_that_goes_on_has_not_ended(tmp_path: Path) -> None:
@@ -114,24 +120,35 @@ def test_a_run_that_goes_on_has_not_ended(tmp_path: Path) -> None:
     assert not RunReader(folder).read().ended
 
 
-def test_half_a_record_and_half_a_checkpoint_are_passed_over(tmp_path: Path) -> None:
+def test_half_a_line_and_half_a_checkpoint_are_passed_over(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
-    write_events(folder, range(1, 5))
-    (file,) = folder.glob("checkpoints/runs/*/*")
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-10])
+    write_log(folder, range(1, 5))
+    whole = (folder / "log.jsonl").read_bytes()
+    (folder / "log.jsonl").write_bytes(whole[:-10])
     reader = RunReader(folder)
+    assert reader.read().step == 3
+    with (folder / "log.jsonl").open("ab") as file:
+        file.write(whole[-10:])
     assert reader.read().step == 4
-    assert "learning_rate" not in reader.read().log[-1]
-    file.write_bytes(whole)
-    assert "learning_rate" in reader.read().log[-1]
-    (folder / "checkpoints" / "checkpoint-4").mkdir()
+    (folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
     assert reader.read().checkpoint is None
+
+
+def test_the_latest_figures_and_what_they_mean_are_told(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    write_log(folder, range(1, 2), read_1_entropy=0.999, read_1_update=1.0)
+    write_log(folder, range(2, 4), data_wait=0.5)
+    (folder / "nonfinite.jsonl").write_text("{}\n")
+    state = RunReader(folder).read()
+    assert (state.health["read_1_entropy"], state.health["data_wait"]) == (0.999, 0.5)
+    assert state.symptoms == symptoms(state.log, 1)
+    assert len(state.symptoms) == 3
+    assert state.to_dict()["symptoms"] == state.symptoms
 
 
 def test_silence_is_noticed_but_not_that_of_a_slow_run(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
-    write_events(folder, range(1, 5))
+    write_log(folder, range(1, 5))
 
     def silent_for(seconds: float) -> None:
         for path in folder.rglob("*"):
@@ -142,7 +159,7 @@ def test_silence_is_noticed_but_not_that_of_a_slow_run(tmp_path: Path) -> None:
     state = RunReader(folder).read()
     assert state.stopped
     assert state.silent > 590
-    write_events(folder, range(5, 8), start=5000.0, each=120.0)
+    write_log(folder, range(5, 8), each=120.0)
     silent_for(600)
     assert not RunReader(folder).read().stopped
     end(folder)
@@ -162,16 +179,23 @@ def test_once_shows_how_the_run_is_doing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = begun(tmp_path / "run", max_steps=50)
-    write_events(folder, range(1, 11))
+    write_log(folder, range(1, 11), latents_alike=0.99)
     write_checkpoint(folder, 10)
     code, out, _ = watch(capsys, monkeypatch, folder, "--once")
     assert code == 0
-    for said in ("step 10 of 50 (20%)", "2 examples a second, 1 min 20 s left", "loss_vtm", "last checkpoint: step 10"):
+    for said in (
+        "step 10 of 50 (20%)",
+        "2 examples a second, 1 min 20 s left",
+        "loss_vtm",
+        "last checkpoint: step 10",
+        "! the latents collapse",
+    ):
         assert said in " ".join(out.split())
     assert "█" in out
     code, out, _ = watch(capsys, monkeypatch, folder, "--once", "--json")
     plain = json.loads(out)
-    assert (code, plain["step"], plain["seconds_left"], plain["log"][0]["loss"]) == (0, 10, 80.0, 1.0)
+    assert (code, plain["step"], plain["log"][0]["loss"], len(plain["symptoms"])) == (0, 10, 1.0, 1)
+    assert plain["seconds_left"] == pytest.approx(80.0)
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -179,7 +203,7 @@ def test_the_command_follows_a_run_to_its_end(
     as_json: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = begun(tmp_path / "run", max_steps=50)
-    still_to_come = [lambda: write_events(folder, range(1, 11)), lambda: None, lambda: end(folder)]
+    still_to_come = [lambda: write_log(folder, range(1, 11)), lambda: None, lambda: end(folder)]
     monkeypatch.setattr("time.sleep", lambda seconds: still_to_come.pop(0)())
     code, out, err = watch(capsys, monkeypatch, folder, *(["--json"] if as_json else []))
     assert (code, err, still_to_come) == (0, "", [])

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from perceiver_vl.console import Stages
 from perceiver_vl.files import write_text
+from perceiver_vl.journal import append_line, keep_until
+
+_FIRST_COLUMNS = "step", "epoch", "loss", "learning_rate", "grad_norm"
 
 
 class StepSeed(TrainerCallback):
@@ -33,6 +37,16 @@ class EpochOrder(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
+class AtBegin(TrainerCallback):
+    """Calls a function, in all processes, before the first step."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.function = function
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.function()
+
+
 class AtSaves(TrainerCallback):
     """Calls a function, in all processes, whenever a checkpoint is written."""
 
@@ -43,9 +57,54 @@ class AtSaves(TrainerCallback):
         self.function()
 
 
+class AtSteps(TrainerCallback):
+    """Calls a function, in all processes, with the number of each step that was taken."""
+
+    def __init__(self, function: Callable[[int], object]) -> None:
+        self.function = function
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.function(state.global_step)
+
+
+class EarlyStopping(TrainerCallback):
+    """Stops after `patience` evaluations that were no better than the best before them.
+
+    The log alone says so, which a checkpoint brings along: a run that is resumed stops where it would have stopped.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def _check(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        sign = 1 if args.greater_is_better else -1
+        values = [sign * line[metric] for line in state.log_history if metric in line]
+        if values and len(values) - 1 - values.index(max(values)) >= self.patience:
+            control.should_training_stop = True
+
+    on_train_begin = on_evaluate = _check
+
+
+class LiveLog(TrainerCallback):
+    """The log as it comes, a line of JSON for each entry, with the time; what a resume will do again is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            keep_until(self.path, state.global_step)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero and "train_runtime" not in kwargs["logs"]:  # which would come again at a resume
+            when = {"step": state.global_step, "steps": state.max_steps, "time": round(time.time(), 3)}
+            append_line(self.path, when | kwargs["logs"])
+
+
 class LogFile(TrainerCallback):
     """The whole log as CSV, written anew at each evaluation, save and at the end (a resume brings the old lines
-    along).
+    along). Its columns are in an order that a resume does not change.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +114,7 @@ class LogFile(TrainerCallback):
         if not state.is_world_process_zero:
             return
         columns = list(dict.fromkeys(key for line in state.log_history for key in line))
-        columns.sort(key=lambda key: (key not in ("step", "epoch"), key.startswith("eval_")))
+        columns.sort(key=_place_in_log)
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
@@ -93,6 +152,12 @@ class ProgressBar(TrainerCallback):
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bars.close()
+
+
+def _place_in_log(column: str) -> tuple[int, bool, str]:
+    """By names alone: a checkpoint does not keep the order in which they came."""
+    place = _FIRST_COLUMNS.index(column) if column in _FIRST_COLUMNS else len(_FIRST_COLUMNS)
+    return place, column.startswith("eval_"), column
 
 
 def _listed(figures: dict[str, float]) -> str:

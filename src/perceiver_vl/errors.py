@@ -27,6 +27,14 @@ class MediaError(PerceiverVLError):
         return type(self), (self.path, self.reason)  # so that the error survives the trip from a data-loader worker
 
 
+class PreemptedError(PerceiverVLError):
+    """A run that was asked to stop, has saved and can go on; the command line exits with `PREEMPTED`."""
+
+
+PREEMPTED = 75
+"""The exit code of a run that was asked to stop: EX_TEMPFAIL of sysexits.h, try again."""
+
+
 def first_line(error: Exception) -> str:
     """What another library says of its error, as far as one line goes; its kind if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" :.")

@@ -1,21 +1,22 @@
 """What a training run has written so far, read from outside while it goes on.
 
-The TensorBoard files of a run are written at every log, `log.csv` only at evaluations and saves: the first are read
-where there are some that can be read, else the second.
+`log.jsonl` grows with every line of the log; a run of an earlier version has only `log.csv`, which is written at
+evaluations and saves.
 """
 
 import csv
 import json
+import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from perceiver_vl.errors import PerceiverVLError, UsageError, first_line
+from perceiver_vl.journal import parsed
+from perceiver_vl.symptoms import symptoms
 
 SILENT = 60.0
 """Seconds without anything new after which a run may have stopped; ten times what a line takes, if that is longer."""
@@ -26,11 +27,12 @@ _RECENT = 20
 class RunState:
     """A run at one moment.
 
-    steps: how many there will be; None where neither the recipe nor a checkpoint says. log: the lines of training, each
-    with `step`, `loss`, the losses of the objectives, `learning_rate`. validations: those of evaluation, with `step`
-    and metrics without their `eval_`. steps_per_second: lately, with evaluations and checkpoints; None while unknown.
-    examples_per_second: of all processes, which the first checkpoint tells. checkpoint: step of the last whole one.
-    silent: seconds since anything was written.
+    steps: how many there will be; None where neither the log, the recipe nor a checkpoint says. log: the lines of
+    training, each with `step`, `loss`, the losses of the objectives, `learning_rate` and the figures of health.
+    validations: those of evaluation, with `step` and metrics without their `eval_`. steps_per_second: lately, with
+    evaluations and checkpoints; None while unknown. examples_per_second: of all processes. nonfinite: steps that were
+    skipped. symptoms: what calls for a look, in words. checkpoint: step of the last whole one. silent: seconds since
+    anything was written.
     """
 
     folder: Path
@@ -42,8 +44,22 @@ class RunState:
     steps_per_second: float | None
     examples_per_second: float | None
     skipped: int
+    nonfinite: int
     checkpoint: int | None
     silent: float
+
+    @property
+    def health(self) -> dict[str, float]:
+        """The latest of each figure: some are not in every line."""
+        latest: dict[str, float] = {}
+        for line in self.log:
+            latest |= line
+        return latest
+
+    @property
+    def symptoms(self) -> list[str]:
+        """What calls for a look, a sentence each."""
+        return symptoms(self.log, self.nonfinite)
 
     @property
     def seconds_left(self) -> float | None:
@@ -63,20 +79,20 @@ class RunState:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the last line of the log for the whole of it."""
         plain = asdict(self) | {"folder": str(self.folder), "log": self.log[-1:]}
+        plain |= {"health": self.health, "symptoms": self.symptoms}
         return plain | {"seconds_left": self.seconds_left, "stopped": self.stopped}
 
 
 @dataclass
 class RunReader:
-    """Reads a run again and again, of TensorBoard's files only what is new.
+    """Reads a run again and again, of its log only what is new.
 
     Raises `UsageError` for a folder that no run has written to.
     """
 
     folder: Path
-    _events: dict[Path, Any] = field(default_factory=dict)
-    _log: dict[int, dict[str, float]] = field(default_factory=dict)
-    _times: dict[int, float] = field(default_factory=dict)
+    _lines: dict[int, dict[str, float]] = field(default_factory=dict)
+    _read: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         if not self.folder.is_dir():
@@ -86,66 +102,60 @@ class RunReader:
 
     def read(self) -> RunState:
         """The run as it is now."""
-        files = self._event_files()
-        for file in files:
-            self._read_events(file)
-        lines = self._log or _lines_of_csv(self.folder / "log.csv")
+        self._read_log(self.folder / "log.jsonl")
+        lines = self._lines or _lines_of_csv(self.folder / "log.csv")
         log = [line for _, line in sorted(lines.items()) if "loss" in line]
         last = _last_checkpoint(self.folder)
-        pace = self._pace()
-        training = _training_of(self.folder / "recipe.yaml")
         begun = _written(self.folder / "recipe.yaml")
-        traces = [self.folder / name for name in ("recipe.yaml", "log.csv", "metrics.json")]
-        traces += [*files, *([last / "trainer_state.json"] if last else [])]
+        traces = [self.folder / name for name in ("recipe.yaml", "log.jsonl", "log.csv", "metrics.json")]
+        traces += [last / "trainer_state.json"] if last else []
+        told = [int(line["steps"]) for line in log[-1:] if "steps" in line]
         return RunState(
             folder=self.folder,
             ended=_written(self.folder / "metrics.json") >= begun,  # a resume writes the recipe again
             step=max(lines, default=0),
-            steps=_steps(training, last),
-            log=[{name: value for name, value in line.items() if not name.startswith("eval_")} for line in log],
+            steps=told[0] if told else _steps(_training_of(self.folder / "recipe.yaml"), last),
+            log=[{name: value for name, value in line.items() if not _is_aside(name)} for line in log],
             validations=[found for step, line in sorted(lines.items()) if len(found := _metrics(step, line)) > 1],
-            steps_per_second=pace,
-            examples_per_second=None if pace is None or last is None else pace * _examples(training, last),
+            steps_per_second=_pace([(line["step"], line["time"]) for line in log if line.get("time", 0) >= begun]),
+            examples_per_second=log[-1].get("clips_per_second") if log else None,
             skipped=_count_lines(self.folder / "skipped.jsonl"),
+            nonfinite=_count_lines(self.folder / "nonfinite.jsonl"),
             checkpoint=_step_of(last) if last else None,
             silent=max(0.0, time.time() - max(_written(trace) for trace in traces)),
         )
 
-    def _event_files(self) -> list[Path]:
-        """In the order in which they were begun, as their names say; none where nothing here can read them."""
-        if find_spec("tensorboard") is None:
-            return []
-        return sorted(self.folder.glob("checkpoints/runs/*/events.out.tfevents.*"), key=lambda path: path.name)
-
-    def _read_events(self, file: Path) -> None:
-        from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-
-        new = file not in self._events
-        if new:
-            self._events[file] = LegacyEventFileLoader(str(file))
-        for step, name, value, at in _scalars(self._events[file]):
-            if new:  # a run that was resumed goes over what came after its checkpoint again
-                self._log = {known: line for known, line in self._log.items() if known < step}
-                self._times, new = {}, False
-            self._log.setdefault(step, {"step": step})[name] = value
-            if name == "loss":
-                self._times[step] = at
-
-    def _pace(self) -> float | None:
-        """Steps a second over the last lines of this start."""
-        recent = sorted(self._times.items())[-_RECENT:]
-        if len(recent) < 2 or recent[-1][1] <= recent[0][1]:
-            return None
-        return (recent[-1][0] - recent[0][0]) / (recent[-1][1] - recent[0][1])
+    def _read_log(self, path: Path) -> None:
+        """What was added since the last look; all of it where a resume has written it anew."""
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            which, done = self._read
+            found = os.fstat(file.fileno())
+            if found.st_ino != which or found.st_size < done:
+                self._lines, done = {}, 0
+            file.seek(done)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read = found.st_ino, done + len(whole)
+        for entry in parsed(whole.decode("utf-8", errors="replace")):
+            numbers = {name: value for name, value in entry.items() if isinstance(value, int | float)}
+            self._lines.setdefault(entry["step"], {}).update(numbers)
 
 
-def _scalars(events: Any) -> Iterator[tuple[int, str, float, float]]:
-    """What was added to a TensorBoard file: step, name as in `log.csv`, value, and when."""
-    for event in events.Load():
-        for value in event.summary.value:
-            part, _, name = value.tag.partition("/")
-            if part in ("train", "eval") and not name.startswith("train_") and value.HasField("simple_value"):
-                yield event.step, f"eval_{name}" if part == "eval" else name, value.simple_value, event.wall_time
+def _is_aside(name: str) -> bool:
+    """Whether a number of a line is no figure of training."""
+    return name in ("time", "steps", "total_flos") or name.startswith("eval_")
+
+
+def _pace(times: list[tuple[float, float]]) -> float | None:
+    """Steps a second over the last lines: steps, and seconds since 1970."""
+    recent = times[-_RECENT:]
+    if len(recent) < 2 or recent[-1][1] <= recent[0][1]:
+        return None
+    return (recent[-1][0] - recent[0][0]) / (recent[-1][1] - recent[0][1])
 
 
 def _lines_of_csv(path: Path) -> dict[int, dict[str, float]]:
@@ -183,13 +193,6 @@ def _steps(training: dict[str, Any], checkpoint: Path | None) -> int | None:
         except (OSError, ValueError, KeyError):  # deleted or being written this moment
             asked = -1
     return asked if asked > 0 else None
-
-
-def _examples(training: dict[str, Any], checkpoint: Path) -> int:
-    """Of a step, in all processes: each of them leaves the state of its generators in a checkpoint."""
-    processes = max(1, len(list(checkpoint.glob("rng_state*.pth"))))
-    a_process = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
-    return int(processes * a_process)
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -8,7 +8,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,10 @@ import torch
 from torch import Tensor
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from perceiver_vl.peak import MatrixProduct as MatrixProduct
+from perceiver_vl.peak import timed as timed
+from perceiver_vl.peak import wait as wait
 
 MEMORY_IN_USE = 0.8  # of what is available, the most that a setting may need
 
@@ -45,28 +48,6 @@ class Turns:
     def share_of_peak(self, timing: Timing, gflops: float) -> float:
         """The rate of a call of `gflops`, in units of the matrix product's beside it."""
         return gflops / (timing.against_product * self.product_size)
-
-
-class MatrixProduct:
-    """A square product in float32: the most that the machine's matrix routines do."""
-
-    def __init__(self, side: int, device: str | torch.device) -> None:
-        self.factors = torch.randn(2, side, side, device=device)
-        self.device = device
-        self.gflops = 2 * side**3 / 1e9
-
-    def seconds(self) -> float:
-        """Of one product, now."""
-        return timed(lambda: self.factors[0] @ self.factors[1], self.device)
-
-
-def timed(call: Callable[[], object], device: str | torch.device = "cpu") -> float:
-    """Seconds that `call` takes."""
-    wait(device)
-    start = time.perf_counter()
-    call()
-    wait(device)
-    return time.perf_counter() - start
 
 
 def take_turns(
@@ -133,12 +114,6 @@ def available_mib(device: str | torch.device = "cpu") -> float:
     return MEMORY_IN_USE * free / 2**20
 
 
-def wait(device: str | torch.device) -> None:
-    """Until the device has done what it was given."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-
-
 def _meminfo() -> list[str]:
     """Empty where the system does not tell, as outside Linux."""
     path = Path("/proc/meminfo")
@@ -162,5 +137,13 @@ def _fused_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) 
     return sdpa_flop_count(query, key, value)
 
 
-# torch counts the fused attentions of GPUs only
-_FUSED_ON_CPU: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_flops}
+def _whole_numbers_flops(left: Sequence[int], right: Sequence[int], *_: Any, **__: Any) -> int:
+    """Given shapes of what goes in: an operation is one, whatever its numbers are."""
+    return 2 * left[0] * left[1] * right[1]
+
+
+# torch counts the fused attentions of GPUs only, and no products of int8
+_FUSED_ON_CPU: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_flops,
+    torch.ops.aten._int_mm: _whole_numbers_flops,
+}

@@ -28,7 +28,7 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Print how the run is doing now, and stop.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how a training run is doing, until it ends: steps, losses, validations, speed, what was skipped."""
+    """Show how a training run is doing, until it ends: steps, losses, validations, speed, health, what was skipped."""
     from rich.live import Live
 
     from perceiver_vl.watching import RunReader
@@ -66,11 +66,37 @@ def picture(state: "RunState") -> "RenderableType":
             values = [line[name] for line in state.log if name in line]
             numbers.add_row(name, f"{values[-1]:.4g}", sparkline(values))
     parts.append(numbers)
+    parts.extend(_health(state.health))
     if state.validations:
         parts.append(_validations(state.validations))
     kept = "none yet" if state.checkpoint is None else f"step {state.checkpoint}"
-    parts.append(f"last checkpoint: {kept}; files skipped: {state.skipped}")
+    parts.append(f"last checkpoint: {kept}; files skipped: {state.skipped}; steps skipped: {state.nonfinite}")
+    parts.extend(Text(f"! {said}", style="yellow") for said in state.symptoms)
     return Group(*parts)
+
+
+def _health(figures: dict[str, float]) -> list[str]:
+    """Lines of figures that a person can take in."""
+    lines = []
+    gradients = {name[10:]: value for name, value in figures.items() if name.startswith("grad_norm_")}
+    if gradients:
+        lines.append(f"gradient norms: {', '.join(f'{part} {value:.2g}' for part, value in gradients.items())}")
+    for name in figures:
+        if name.startswith("read_") and name.endswith("_entropy"):
+            read, update = name[:-8], figures[f"{name[:-8]}_update"]
+            spread = f"attention {figures[name]:.0%} of uniform"
+            lines.append(f"{read.replace('_', ' ')}: {spread}, finds {update:.2g} times what it is added to")
+    alike = [f"{name} {figures[f'{name}_alike']:.2f}" for name in ("latents", "examples") if f"{name}_alike" in figures]
+    if alike:
+        lines.append(f"alike (1: all the same): {', '.join(alike)}")
+    if "share_of_peak" in figures:
+        held = {"memory": figures.get("memory_mib"), "GPU memory": figures.get("gpu_memory_mib")}
+        memory = "".join(f", {what} {mib / 1024:.1f} GiB" for what, mib in held.items() if mib is not None)
+        lines.append(
+            f"{figures['share_of_peak']:.1%} of the machine's peak, {figures['data_wait']:.0%} of the time waiting for "
+            f"data{memory}"
+        )
+    return lines
 
 
 def sparkline(values: list[float]) -> str:
