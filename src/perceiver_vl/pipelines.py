@@ -5,8 +5,9 @@ Shapes: Q queries, C clips and images, K of them on a shortlist, N latents, D wi
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -16,15 +17,18 @@ from PIL import Image
 from torch import Tensor
 
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.console import Stages
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Record
 from perceiver_vl.errors import MediaError, PerceiverVLError, UsageError
-from perceiver_vl.media import load_frames
+from perceiver_vl.media import load_frames, sampled_count, stream_clip
 from perceiver_vl.model import (
     PerceiverVLForMultipleChoice,
     PerceiverVLForQuestionAnswering,
     PerceiverVLForRetrieval,
 )
+from perceiver_vl.model.caching import VisionCache
+from perceiver_vl.model.encoder import InputArray
 from perceiver_vl.pretrained_folder import load_folder, load_retriever
 from perceiver_vl.processing import ClipLike, ImageLike, PerceiverVLProcessor
 from perceiver_vl.search.encode import DECODING_THREADS
@@ -35,35 +39,58 @@ from perceiver_vl.tasks.retrieval import combined_scores
 Medium = ImageLike | ClipLike
 _CLIPS_AT_ONCE = 16
 _QUESTIONS_AT_ONCE = 64
+_CHUNK_FRAMES = 32  # of a clip that is read at a rate: what is held of it at once
 
 
 @overload
 def pipeline(
-    task: Literal["retrieval"], model: str | Path, device: str | torch.device | None = None
+    task: Literal["retrieval"],
+    model: str | Path,
+    device: str | torch.device | None = None,
+    *,
+    dtype: str | None = None,
+    compiled: bool = False,
 ) -> "RetrievalPipeline": ...
 @overload
 def pipeline(
-    task: Literal["question-answering"], model: str | Path, device: str | torch.device | None = None
+    task: Literal["question-answering"],
+    model: str | Path,
+    device: str | torch.device | None = None,
+    *,
+    dtype: str | None = None,
+    compiled: bool = False,
 ) -> "QuestionAnsweringPipeline": ...
 @overload
 def pipeline(
-    task: Literal["multiple-choice"], model: str | Path, device: str | torch.device | None = None
+    task: Literal["multiple-choice"],
+    model: str | Path,
+    device: str | torch.device | None = None,
+    *,
+    dtype: str | None = None,
+    compiled: bool = False,
 ) -> "MultipleChoicePipeline": ...
 def pipeline(
-    task: str, model: str | Path, device: str | torch.device | None = None
+    task: str,
+    model: str | Path,
+    device: str | torch.device | None = None,
+    *,
+    dtype: str | None = None,
+    compiled: bool = False,
 ) -> "RetrievalPipeline | QuestionAnsweringPipeline | MultipleChoicePipeline":
     """The model of a folder, ready to be called with files; see the three classes.
 
-    `device`: None for a GPU if there is one. Raises `UsageError` for another task, or a folder without such a model.
+    `device`: None for a GPU if there is one. `dtype`: float32, bfloat16 or int8; None: as it was saved. `compiled`: its
+    encoder is. Raises `UsageError` for another task or dtype, or a folder without such a model.
     """
+    how = device, dtype, compiled
     if task == "retrieval":
-        return RetrievalPipeline(*load_retriever(model, device))
+        return RetrievalPipeline(*load_retriever(model, *how))
     if task == "question-answering":
         return QuestionAnsweringPipeline(
-            *load_folder(PerceiverVLForQuestionAnswering, "question answering", model, device)
+            *load_folder(PerceiverVLForQuestionAnswering, "question answering", model, *how)
         )
     if task == "multiple-choice":
-        return MultipleChoicePipeline(*load_folder(PerceiverVLForMultipleChoice, "matching", model, device))
+        return MultipleChoicePipeline(*load_folder(PerceiverVLForMultipleChoice, "matching", model, *how))
     raise UsageError(f"task={task!r}: choose 'retrieval', 'question-answering' or 'multiple-choice'")
 
 
@@ -170,14 +197,18 @@ class QuestionAnsweringPipeline:
         top: int = 5,
         start: float | None = None,
         end: float | None = None,
+        fps: float | None = None,
+        spill: str | Path | None = None,
         budget: ComputeBudget = FULL_BUDGET,
+        progress: bool = False,
     ) -> list[Any]:
         """The `top` likeliest answers to a question, each an `answer` and its probability `score`; for several
         questions a list of such lists. A model that counts gives one answer, with the number before it was rounded.
 
         `clip`: a path, an image, an array or a tensor, as `PerceiverVLProcessor` takes them; it is decoded and read
-        once for all questions (`cache_vision`); `start`, `end`: only these seconds of a file. `choices`: only these of
-        its answers.
+        once for all questions (`cache_vision`); `start`, `end`: only these seconds of a file. `fps`: every frame of a
+        file at that rate, however long it is, in the memory of some frames (`long_vision`); `spill`: a folder for what
+        later reads need of it, which else decode it again. `choices`: only these of its answers.
         Raises `UsageError` for values of a wrong type or choices that it does not know, `MediaError` for a file that
         cannot be read.
         """
@@ -186,14 +217,14 @@ class QuestionAnsweringPipeline:
         self.model.config.check_budget(budget)
         labels = self._labels(choices)
         texts = [questions] if isinstance(questions, str) else list(questions)
-        cache = self.model.cache_vision(**_seen(self, clip, budget, start, end), budget=budget)
         words = self.processor(text=texts).to(self.model.device)
         answers = []
-        for first in range(0, len(texts), _QUESTIONS_AT_ONCE):
-            some = slice(first, first + _QUESTIONS_AT_ONCE)
-            asked = words["input_ids"][some], words["attention_mask"][some]
-            logits = self.model.answer_inputs(self.model.perceiver_vl.embed(*asked, vision_cache=cache), budget)
-            answers += [self._likeliest(of_question, labels, top) for of_question in logits.float().cpu()]
+        with _read_once(self, clip, budget, start, end, fps, spill, progress) as cache:
+            for first in range(0, len(texts), _QUESTIONS_AT_ONCE):
+                some = slice(first, first + _QUESTIONS_AT_ONCE)
+                asked = words["input_ids"][some], words["attention_mask"][some]
+                logits = self.model(*asked, vision_cache=cache, budget=budget).logits
+                answers += [self._likeliest(of_question, labels, top) for of_question in logits.float().cpu()]
         return answers[0] if isinstance(questions, str) else answers
 
     def _labels(self, choices: Sequence[str] | None) -> list[int]:
@@ -231,27 +262,85 @@ class MultipleChoicePipeline:
         *,
         start: float | None = None,
         end: float | None = None,
+        fps: float | None = None,
+        spill: str | Path | None = None,
         budget: ComputeBudget = FULL_BUDGET,
+        progress: bool = False,
     ) -> list[dict[str, Any]]:
         """The choices, likeliest first: each an `answer` and its probability `score` among them.
 
-        `question`: what they answer; None: they are captions. `clip`, `start`, `end`: as for questions.
+        `question`: what they answer; None: they are captions. `clip`, `start`, `end`, `fps`, `spill`: as for
+        questions.
         Raises `UsageError` for fewer than two choices, `MediaError` for a file that cannot be read.
         """
         if isinstance(choices, str) or len(choices) < 2:
             raise UsageError(f"choices={choices!r}: need a list of at least two")
         self.model.config.check_budget(budget)
-        pixels = _seen(self, clip, budget, start, end)
-        seen = self.model.perceiver_vl.embed(
-            pixel_values=pixels["pixel_values"], frame_mask=pixels["frame_mask"], budget=budget
-        )
         asked = Record("", Path(), question=question, choices=tuple(choices))
         words = {name: value.to(self.model.device) for name, value in choice_words([asked], self.processor).items()}
         rows = torch.zeros(1, dtype=torch.long, device=self.model.device)
-        logits = self.model.choose(seen, rows, **words, budget=budget)[0]
+        with _read_once(self, clip, budget, start, end, fps, spill, progress) as cache:
+            logits = self.model.choose(InputArray(vision_cache=cache), rows, **words, budget=budget)[0]
         scores, places = logits.float().softmax(-1).sort(descending=True, stable=True)
         pairs = zip(places.tolist(), scores.tolist(), strict=True)
         return [{"answer": choices[place], "score": score} for place, score in pairs]
+
+
+@contextmanager
+def _read_once(
+    asker: QuestionAnsweringPipeline | MultipleChoicePipeline,
+    clip: Medium,
+    budget: ComputeBudget,
+    start: float | None,
+    end: float | None,
+    fps: float | None,
+    spill: str | Path | None,
+    progress: bool,
+) -> Iterator[VisionCache]:
+    """What a clip contributes to every text it is asked with: sampled frames, or at `fps` all there are."""
+    if fps is None:
+        if spill is not None:
+            raise UsageError(f"spill={spill}: only a clip that is read at a rate needs one, give fps")
+        yield asker.model.cache_vision(**_seen(asker, clip, budget, start, end), budget=budget)
+        return
+    if not isinstance(clip, str | os.PathLike):
+        raise UsageError(f"fps={fps}: of a file, but a {type(clip).__name__} was given")
+    if budget.frames is not None:
+        raise UsageError(f"fps={fps}: says which frames are read, leave frames={budget.frames} out of the budget")
+    count = sampled_count(clip, fps, start=start, end=end)
+    with Stages(progress) as stages:
+
+        def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+            advance = stages.stage("Reading frames", count)
+            for pixel_values, frame_mask in _streamed(asker, clip, fps, start, end, count):
+                yield pixel_values, frame_mask
+                advance(pixel_values.shape[1])
+
+        with asker.model.long_vision(chunks, num_frames=count, budget=budget, spill=spill) as cache:
+            yield cache
+
+
+def _streamed(
+    asker: QuestionAnsweringPipeline | MultipleChoicePipeline,
+    clip: str | os.PathLike[str],
+    fps: float,
+    start: float | None,
+    end: float | None,
+    count: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`count` frames in chunks `(1,T,3,H,W)` with masks `(1,T)`; those that a damaged file lacks are masked."""
+    size = asker.processor.image_processor.size
+    decoded = stream_clip(clip, fps=fps, start=start, end=end, size=(size.height, size.width), chunk=_CHUNK_FRAMES)
+    missing = count
+    for part in decoded:
+        inputs = asker.processor(videos=[part.frames], num_frames=len(part.frames)).to(asker.model.device)
+        yield inputs["pixel_values"], inputs["frame_mask"]
+        missing -= len(part.frames)
+        last = inputs
+    while missing:
+        lacking = min(missing, last["pixel_values"].shape[1])
+        yield last["pixel_values"][:, :lacking], torch.zeros_like(last["frame_mask"][:, :lacking])
+        missing -= lacking
 
 
 def _seen(

@@ -14,6 +14,7 @@ from perceiver_vl.errors import PerceiverVLError, UsageError, first_line
 from perceiver_vl.files import sha256
 from perceiver_vl.model import PerceiverVLForRetrieval, PerceiverVLPreTrainedModel
 from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.runtime import check_dtype, compile_encoder, set_dtype
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PROCESSOR = ("processor_config.json", "preprocessor_config.json")
@@ -22,20 +23,31 @@ _Model = TypeVar("_Model", bound=PerceiverVLPreTrainedModel)
 
 
 def load_retriever(
-    model_folder: str | Path, device: str | torch.device | None = None
+    model_folder: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
+    compiled: bool = False,
 ) -> tuple[PerceiverVLForRetrieval, PerceiverVLProcessor]:
     """The retrieval model of a folder, and its processor; see `load_folder`."""
-    return load_folder(PerceiverVLForRetrieval, "retrieval", model_folder, device)
+    return load_folder(PerceiverVLForRetrieval, "retrieval", model_folder, device, dtype, compiled)
 
 
 def load_folder(
-    kind: type[_Model], purpose: str, model_folder: str | Path, device: str | torch.device | None = None
+    kind: type[_Model],
+    purpose: str,
+    model_folder: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
+    compiled: bool = False,
 ) -> tuple[_Model, PerceiverVLProcessor]:
     """The model of a folder, in evaluation mode on `device` (None: a GPU if there is one), and its processor.
 
-    Raises `UsageError` naming what the folder lacks (weights that a model trained for `purpose` would have) or a device
-    that is not here, `PerceiverVLError` if its files are damaged.
+    `dtype`: float32, bfloat16 or int8 (`runtime.set_dtype`); None: as it was saved. `compiled`: its encoder is
+    (`runtime.compile_encoder`).
+    Raises `UsageError` naming what the folder lacks (weights that a model trained for `purpose` would have), another
+    dtype or a device that is not here, `PerceiverVLError` if its files are damaged.
     """
+    check_dtype(dtype)
     folder = check_model_folder(model_folder)
     place = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
@@ -52,7 +64,11 @@ def load_folder(
         raise UsageError(
             f"{folder}: no weights for {missing[0]} and {len(missing) - 1} more, give a model trained for {purpose}"
         )
-    return model.eval().to(place), processor
+    set_dtype(model, dtype)
+    model.eval().to(place)
+    if compiled:
+        compile_encoder(model)
+    return model, processor
 
 
 def check_model_folder(model_folder: str | Path) -> Path:

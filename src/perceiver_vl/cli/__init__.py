@@ -4,29 +4,34 @@ quick.
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from perceiver_vl.budget import ComputeBudget
 from perceiver_vl.cli import data as data_commands
 from perceiver_vl.cli.ask import ask
-from perceiver_vl.cli.bench import bench_app
+from perceiver_vl.cli.bench_trained import bench_app
 from perceiver_vl.cli.evaluate import evaluate
 from perceiver_vl.cli.options import (
     BudgetOption,
     ColumnsOption,
+    CompileOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     MaxBrokenOption,
     MetadataOption,
     ModelOption,
     SplitOption,
     StrictOption,
+    ThreadsOption,
     parse_columns,
+    read_budget,
     require_extra,
 )
+from perceiver_vl.cli.report import report, report_at_end
 from perceiver_vl.cli.show import (
     print_conversion,
     print_damaged,
@@ -39,7 +44,9 @@ from perceiver_vl.cli.show import (
 )
 from perceiver_vl.cli.watch import watch
 from perceiver_vl.console import err, out
-from perceiver_vl.errors import PerceiverVLError, UsageError
+from perceiver_vl.cost_limit import is_limit
+from perceiver_vl.errors import PREEMPTED, PerceiverVLError, PreemptedError, UsageError
+from perceiver_vl.threads import use_threads
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -84,6 +91,7 @@ def train(
         result = run(plan, resume=resume)
     if not is_first_process():
         return
+    report_at_end(result.output)
     if as_json:
         print_json(result.to_dict())
         return
@@ -109,10 +117,21 @@ def index(
     strict: StrictOption = False,
     max_broken: MaxBrokenOption = 0.1,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    compiled: CompileOption = False,
+    threads: ThreadsOption = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Encode on a Ray cluster (auto, HOST:PORT), or on all cores (local)."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Encode every clip and image of a folder once; again: only what is new, changed or gone."""
-    dials, names = ComputeBudget.parse(budget), parse_columns(columns)
+    names = parse_columns(columns)
+    if ray is not None:
+        require_extra("ray", "cluster")
+    dials = read_budget(budget, model, device, dtype)
+    use_threads(threads)
     from perceiver_vl.search import build_index
 
     report = build_index(
@@ -129,6 +148,9 @@ def index(
         max_broken=max_broken,
         progress=True,
         device=device,
+        dtype=dtype,
+        compiled=compiled,
+        ray=ray,
     )
     if as_json:
         print_json(report.as_dict())
@@ -147,9 +169,11 @@ def search(
     html: Annotated[Path | None, typer.Option(help="Also write a page of filmstrips here.")] = None,
     model: Annotated[Path | None, typer.Option(help="Where the index's model is now, if it has moved.")] = None,
     device: DeviceOption = None,
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find clips by words: shortlist by the multi-stream, re-rank by the mixed stream."""
+    use_threads(threads)
     from perceiver_vl.search import Searcher, write_page
 
     searcher = Searcher(index, model, device)
@@ -211,7 +235,9 @@ def export(
     if format == "onnx":
         for module in ("onnx", "onnxscript", "onnxruntime"):
             require_extra(module, "export")
-    dials = ComputeBudget.parse(budget)
+    dials = read_budget(budget, model, "cpu", None)
+    if is_limit(budget):
+        dials = replace(dials, frames=None)  # a graph takes any number
     from perceiver_vl.export import export as run
 
     result = run(model, output, format=format, budget=dials, progress=True)  # type: ignore[arg-type]
@@ -252,6 +278,7 @@ for _command in (
     search,
     ask,
     watch,
+    report,
     data_commands.prepare,
     data_commands.world,
     convert,
@@ -264,12 +291,28 @@ app.add_typer(bench_app, name="bench")
 
 
 def main() -> None:
-    """Entry point: errors are one line on standard error; exit code 2 for usage, 1 for failure."""
+    """Entry point."""
+    whole_process = "torch.distributed" not in sys.modules  # else somebody has called this, and goes on
+    try:
+        _run()
+    except SystemExit as stop:
+        if whole_process and "torch.distributed" in sys.modules:  # nothing heavy is imported for this
+            from perceiver_vl.parallel import leave_at_once
+
+            leave_at_once(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
+        raise
+
+
+def _run() -> None:
+    """Errors are one line on standard error; exit code 2 for usage, 1 for failure."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while waiting slow a busy machine down
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes its own comings and goings,
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # and its process group that a machine has no name
     try:
         app()
+    except PreemptedError as stopped:
+        err.print(str(stopped), markup=False)
+        sys.exit(PREEMPTED)
     except UsageError as error:
         _fail(str(error), 2)
     except PerceiverVLError as error:

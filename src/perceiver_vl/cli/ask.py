@@ -6,11 +6,19 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.cli.options import BudgetOption, DeviceOption, JsonOption, ModelOption
+from perceiver_vl.cli.options import (
+    BudgetOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    ThreadsOption,
+    read_budget,
+)
 from perceiver_vl.cli.show import print_json
 from perceiver_vl.console import out
 from perceiver_vl.errors import UsageError
+from perceiver_vl.threads import use_threads
 
 
 def ask(
@@ -24,30 +32,41 @@ def ask(
     top: Annotated[int, typer.Option(min=1, help="Answers to show.")] = 5,
     start: Annotated[float | None, typer.Option(min=0, help="Look from this second on.")] = None,
     end: Annotated[float | None, typer.Option(min=0, help="Look up to this second.")] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Read every frame at this rate, however long the clip is, instead of a few sampled ones."),
+    ] = None,
+    spill: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a temporary file of what is read at --fps, instead of decoding for each read."),
+    ] = None,
     budget: BudgetOption = "",
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer questions about a clip or an image, with probabilities."""
-    dials = ComputeBudget.parse(budget)
     given = _choices(choices)
     for question in questions:
         if not question.strip():
             raise UsageError("question '': say what to ask, in quotes")
+    dials = read_budget(budget, model, device, dtype)
+    use_threads(threads)
     from perceiver_vl import pipeline
     from perceiver_vl.configuration import PerceiverVLConfig
     from perceiver_vl.pretrained_folder import check_model_folder
 
-    seconds: dict[str, Any] = {"start": start, "end": end, "budget": dials}
+    how: dict[str, Any] = {"start": start, "end": end, "fps": fps, "spill": spill, "budget": dials, "progress": True}
     kinds = PerceiverVLConfig.from_pretrained(check_model_folder(model)).architectures or []
     if "PerceiverVLForQuestionAnswering" in kinds:
-        answering = pipeline("question-answering", model, device)
-        answers = answering(str(clip), questions, choices=given, top=top, **seconds)
+        answering = pipeline("question-answering", model, device, dtype=dtype)
+        answers = answering(str(clip), questions, choices=given, top=top, **how)
     elif given is None:
         raise UsageError(f"{model}: has no answers of its own, give some to choose from: --choices 'yes|no'")
     else:
-        choosing = pipeline("multiple-choice", model, device)
-        answers = [choosing(str(clip), given, question, **seconds)[:top] for question in questions]
+        choosing = pipeline("multiple-choice", model, device, dtype=dtype)
+        answers = [choosing(str(clip), given, question, **how)[:top] for question in questions]
     results = [{"question": question, "answers": found} for question, found in zip(questions, answers, strict=True)]
     if as_json:
         print_json(results)

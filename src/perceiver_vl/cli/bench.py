@@ -37,7 +37,7 @@ def cost(
     as_json: JsonOption = False,
 ) -> None:
     """A clip and 40 words, ours beside ViLT, TimeSformer, CLIP and Perceiver IO: operations, seconds, memory."""
-    numbers, pixels = _numbers("frames", frames), _numbers("sizes", sizes)
+    numbers, pixels = read_numbers("frames", frames), read_numbers("sizes", sizes)
     if quick:
         runs, most_seconds = 1, min(most_seconds, 2.0)
     from perceiver_vl.bench.cost import measure_cost
@@ -57,7 +57,7 @@ def cost(
         print_json(report.to_dict())
         return
     for section in cost_sections(report):
-        _print_section(section)
+        print_section(section)
     for sentence in report.crossovers:
         out.print(sentence, soft_wrap=False)
     print_provenance(report)
@@ -77,7 +77,7 @@ def length(
     as_json: JsonOption = False,
 ) -> None:
     """Seconds and memory of minutes of video: chunk by chunk, and all frames at once where they fit."""
-    numbers = _numbers("minutes", minutes)
+    numbers = read_numbers("minutes", minutes)
     from perceiver_vl.bench.length import measure_length
     from perceiver_vl.bench.tables import length_section
 
@@ -93,7 +93,7 @@ def length(
     if as_json:
         print_json(report.to_dict())
         return
-    _print_section(length_section(report))
+    print_section(length_section(report))
     print_provenance(report)
 
 
@@ -106,7 +106,7 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """The second question about a clip over the first: what a cached clip saves."""
-    numbers = _numbers("frames", frames)
+    numbers = read_numbers("frames", frames)
     from perceiver_vl.bench.questions import measure_questions
     from perceiver_vl.bench.tables import questions_section
 
@@ -114,7 +114,7 @@ def ask(
     if as_json:
         print_json(report.to_dict())
         return
-    _print_section(questions_section(report))
+    print_section(questions_section(report))
     print_provenance(report)
 
 
@@ -134,30 +134,112 @@ def rerank(
     if as_json:
         print_json(report.to_dict())
         return
-    _print_section(reranking_section(report))
+    print_section(reranking_section(report))
+    print_provenance(report)
+
+
+@bench_app.command()
+def elastic(
+    output: Annotated[Path, typer.Option("--out", help="Folder of the runs; those done are not trained again.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Of the recipe, key=value.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="An elastic recipe of retrieval (default: recipes/world_elastic.yaml).")
+    ] = None,
+    budgets: Annotated[
+        str | None, typer.Option(help="Budgets with semicolons between, as in 'full;latents=8;frames=4,blocks=1'.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of the trainings, one or more.")] = "0",
+    stream: Annotated[str, typer.Option(help="Whose R@1 is compared: multi, mixed, single, cascade.")] = "mixed",
+    as_json: JsonOption = False,
+) -> None:
+    """Train one elastic model, and one for each budget alone; R@1 of both at every budget."""
+    for module in ("accelerate", "jsonargparse"):
+        require_extra(module, "train")
+    numbers = read_numbers("seeds", seeds)
+    from perceiver_vl.bench.elastic import BUDGETS, RECIPE, elastic_section, measure_elastic
+
+    report = measure_elastic(
+        output,
+        recipe or RECIPE,
+        overrides or (),
+        budgets=budgets or BUDGETS,
+        seeds=numbers,
+        stream=stream,
+        progress=True,
+    )
+    if as_json:
+        print_json(report.to_dict())
+        return
+    print_section(elastic_section(report))
     print_provenance(report)
 
 
 @bench_app.command(name="all")
 def all_benches(
     output: Annotated[Path, typer.Option("--out", help="Folder for bench.html and bench.json.")],
+    model: Annotated[Path | None, typer.Option(help="A trained model of retrieval: frontier and cascade too.")] = None,
+    data: Annotated[str | None, typer.Option(help="Its clips, as for bench frontier; `world` for made ones.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Measured runs of each setting.")] = 3,
     quick: QuickOption = False,
     seed: SeedOption = 0,
     device: BenchDeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """cost, length, ask and rerank in one run: a page of tables and figures, and the figures as JSON."""
+    """cost, length, ask and rerank in one run, and frontier and cascade where there is a model: a page of tables and
+    figures, and the figures as JSON.
+    """
     require_extra("matplotlib", "report")
+    if (model is None) != (data is None):
+        raise UsageError("model and data: go together, the frontier is of a trained model on some data")
     from perceiver_vl.bench.page import run_benches
 
-    report = run_benches(output, quick=quick, runs=runs, seed=seed, device=device, progress=True)
+    report = run_benches(
+        output, quick=quick, runs=runs, trained=model, data=data or "", seed=seed, device=device, progress=True
+    )
     if as_json:
         print_json(report.to_dict())
         return
     for sentence in report.cost.crossovers:
         out.print(sentence, soft_wrap=False)
     out.print(f"{output / 'bench.html'}, {output / 'bench.json'}")
+
+
+@bench_app.command()
+def learning(
+    output: Annotated[Path, typer.Option("--out", help="Folder for learning.html, learning.json and the runs.")],
+    parts: Annotated[str, typer.Option(help="Some of the parts, by their names in learning.json (default: all).")] = "",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of real data (docs/learning.md): its parts instead of the world's.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each on its share of the cores.")] = 1,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few steps of everything: what comes out says nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train small models, ours beside a joint transformer, and test what they learned; goes on where it was stopped."""
+    require_extra("matplotlib", "report")
+    from perceiver_vl.bench.learning.report import measure_learning, shown
+    from perceiver_vl.bench.learning.world import FULL, QUICK, compared, world_parts
+
+    scale = QUICK if quick else FULL
+    found = world_parts(scale)
+    named = [name.strip() for name in parts.split(",") if name.strip()]
+    known = [part.name for part in found]
+    for name in named:
+        if name not in known:
+            raise UsageError(f"parts={name}: unknown, choose from {', '.join(known)}")
+    chosen = [part for part in found if not named or part.name in named]
+    beside = compared(scale) if "comparison" in (named or known) else []
+    report = measure_learning(chosen, output, compared=beside, workers=workers, progress=True)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    for section in shown(report):
+        print_section(section)
+    for name, reason in report.failed.items():
+        out.print(f"not measured: {name} ({reason})", markup=False)
+    out.print(f"{output / 'learning.html'}, {output / 'learning.json'}")
 
 
 @bench_app.command()
@@ -218,7 +300,7 @@ def decoding(
     print_provenance(report)
 
 
-def _numbers(name: str, text: str) -> list[int]:
+def read_numbers(name: str, text: str) -> list[int]:
     """`8,16,32` → the numbers."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
@@ -226,7 +308,7 @@ def _numbers(name: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _print_section(section: "Section") -> None:
+def print_section(section: "Section") -> None:
     """A table of a bench, at most 80 columns wide, and its notes."""
     table = Table(
         title=section.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False

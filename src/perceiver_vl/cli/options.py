@@ -6,12 +6,18 @@ from typing import Annotated
 
 import typer
 
+from perceiver_vl.budget import ComputeBudget
+from perceiver_vl.console import err
+from perceiver_vl.cost_limit import CostLimit, is_limit
 from perceiver_vl.errors import UsageError
 
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder, as written by train or save_pretrained.")]
 BudgetOption = Annotated[
     str,
-    typer.Option(help="Dials, as in frames=8,latents=64,text_latents=16,cross_attentions=1; those left out stay full."),
+    typer.Option(
+        help="Dials, as in frames=8,latents=64,text_latents=16,cross_attentions=1,blocks=2 (those left out stay "
+        "full); or what an example may take, as in 50ms or 10GFLOPs, where bench frontier has measured the model."
+    ),
 ]
 SplitOption = Annotated[str | None, typer.Option(help="Keep one split of the metadata.")]
 MetadataOption = Annotated[Path | None, typer.Option(help="Metadata file, if it is not metadata.jsonl|csv|parquet.")]
@@ -26,6 +32,18 @@ MaxBrokenOption = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Stop when more than this share of the files cannot be read.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, … (default: the GPU if there is one).")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or int8 (default: as the weights were saved).")
+]
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Compile the encoder first, which takes minutes and pays in long runs; CUDA graphs on a GPU."
+    ),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads to compute with (default: a core each, or OMP_NUM_THREADS).")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -42,3 +60,15 @@ def parse_columns(text: str) -> dict[str, str]:
             raise UsageError(f"columns {part!r}: need name=column, as in file_name=file (or name= to ignore one)")
         columns[name] = column
     return columns
+
+
+def read_budget(text: str, model: Path, device: str | None, dtype: str | None) -> ComputeBudget:
+    """Typed dials as they are; for a limit on the cost, the model's best setting within it, which is told."""
+    if not is_limit(text):
+        return ComputeBudget.parse(text)
+    limit = CostLimit.parse(text)
+    from perceiver_vl.frontier import choose_budget
+
+    choice = choose_budget(model, limit, device, dtype)
+    err.print(str(choice), markup=False)
+    return choice.budget

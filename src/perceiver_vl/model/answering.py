@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.model.caching import VisionCache
 from perceiver_vl.model.decoder import ClassQuery, PerceiverVLDecoder
 from perceiver_vl.model.encoder import InputArray
 from perceiver_vl.model.perceiver_vl import PerceiverVLModel, PerceiverVLPreTrainedModel
@@ -43,8 +44,11 @@ class AnswerHead(nn.Module):
 def beside(vision: InputArray, rows: Tensor, text: InputArray) -> InputArray:
     """The input array of each text `(B,M_t,D)` and its clip: the row `rows (B,)` int64 of `vision (V,M_v,D)`.
 
-    So a clip that several texts ask about is decoded and embedded once.
+    So a clip that several texts ask about is decoded and embedded once. A cache of clips knows itself which texts are
+    about which: its `rows` are those of as many texts for each clip, in its order.
     """
+    if vision.vision_cache is not None:
+        return InputArray(text=text.text, text_mask=text.text_mask, vision_cache=vision.vision_cache)
     assert vision.vision is not None
     assert vision.vision_mask is not None
     return InputArray(vision.vision[rows], vision.vision_mask[rows], text.text, text.text_mask)
@@ -97,15 +101,19 @@ class PerceiverVLForQuestionAnswering(_AnsweringModel):
         labels: Tensor | None = None,
         budget: ComputeBudget | None = None,
         return_dict: bool | None = None,
+        vision_cache: VisionCache | None = None,
     ) -> PerceiverVLAnswerOutput:
         """Question `input_ids (B,L)` and clip `pixel_values (B,T,3,H,W)` → `logits (B,num_labels)`.
 
         `labels`: the right answers, int64 `(B,)` (cross-entropy; -100 for one that has no label), or scores in [0, 1]
         of every answer, float `(B,num_labels)` (binary cross-entropy summed over the answers, as for VQAv2's soft
-        targets); with `problem_type="regression"` the numbers `(B,)` (squared error).
+        targets); with `problem_type="regression"` the numbers `(B,)` (squared error). `vision_cache`: in the place of
+        `pixel_values`, as of `PerceiverVLModel.forward`.
         """
-        latents = self.perceiver_vl(input_ids, attention_mask, pixel_values, frame_mask, budget).last_hidden_state
-        return self._output(latents, labels)
+        encoded = self.perceiver_vl(
+            input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache=vision_cache
+        )
+        return self._output(encoded.last_hidden_state, labels)
 
 
 class PerceiverVLForImageClassification(_AnsweringModel):

@@ -28,13 +28,15 @@ class VisionCache:
     """V clips as the reads of one model meet them, at one budget; made by `cache_vision` and `long_vision`.
 
     `first`: what the learned latents find in each clip at the first read. `later`: for each further read of the
-    budget, keys and values, in one part or more. `weights`: `weights_mark` of the model.
+    budget, keys and values, in one part or more. `weights`: `weights_mark` of the model. `seen`: the clips' part of the
+    input array `(V,M,D)` and its mask `(V,M)`, where the budget chooses among the latents by what they attend to.
     """
 
     first: AttentionSummary
     later: tuple[Iterable[KeysValues], ...]
     budget: ComputeBudget
     weights: str
+    seen: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         """The number of clips V."""
@@ -64,6 +66,13 @@ class VisionCache:
             found = merge_summaries(found.repeat(len(text) // len(found)), in_words)
         return block.finish(latents, found)
 
+    def seen_by(self, texts: int | None) -> tuple[Tensor, Tensor]:
+        """The clips' tokens and their mask, once for each of the texts about them."""
+        assert self.seen is not None
+        times = 1 if texts is None else texts // len(self)
+        tokens, mask = self.seen
+        return tokens.repeat_interleave(times, 0), mask.repeat_interleave(times, 0)
+
     def budget_for(self, asked: ComputeBudget, weights: str, texts: int | None) -> ComputeBudget:
         """The budget at which the cache is read; the full one stands for its own.
 
@@ -71,11 +80,17 @@ class VisionCache:
         """
         if weights != self.weights:
             raise UsageError("vision_cache: made by another model, or before its weights changed; make it again")
-        if replace(asked, text_latents=None) not in (FULL_BUDGET, replace(self.budget, text_latents=None)):
+        if _of_vision(asked) not in (FULL_BUDGET, _of_vision(self.budget)):
             raise UsageError(f"vision_cache: made at budget {self.budget}, asked at {asked}; make it again at that one")
         if texts is not None and (texts < len(self) or texts % len(self)):
             raise UsageError(f"vision_cache of {len(self)} clips with {texts} texts: need as many texts for each clip")
         return self.budget
+
+
+def _of_vision(budget: ComputeBudget) -> ComputeBudget:
+    """The budget without what concerns texts alone."""
+    choice = "first" if budget.latents is None else budget.latent_choice
+    return replace(budget, text_latents=None, latent_choice=choice)
 
 
 def _read_text(text: Tensor, text_mask: Tensor | None, block: AttentionBlock, latents: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.budget import FULL_BUDGET, ComputeBudget, TrainingBudget
 from perceiver_vl.errors import UsageError
 from perceiver_vl.model.caching import VisionCache, weights_mark
 from perceiver_vl.model.long_input import SPILL_BYTES, Chunks, EmbeddedChunks, ProjectedChunks, Spill
@@ -35,22 +35,25 @@ class ReadsClipsOnce:
         """
         base = _base(self)
         budget = budget or FULL_BUDGET
-        base.config.check_budget(budget)
+        _check_budget(base, budget)
         array = base.embed(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget)
         assert array.vision is not None
         reads, latents = base.encoder.vision_reads[: _reads(base, budget)], _first_latents(base, budget)
         first = reads[0].summarise(latents, array.vision, array.vision_mask)
         later = tuple((read.keys_values(array.vision, array.vision_mask),) for read in reads[1:])
-        return VisionCache(first, later, budget, vision_mark(base))
+        assert array.vision_mask is not None
+        seen = (array.vision, array.vision_mask) if _chooses(base, budget) else None
+        return VisionCache(first, later, budget, vision_mark(base), seen)
 
     def cache_from_first_read(self, packed: Tensor, budget: ComputeBudget) -> VisionCache:
         """The cache of clips whose first read was stored: `packed (B,N,D+H)` as `vision_cache.first.pack()` gave it.
 
         With one read that is all there is to a clip. That the weights are still the same is for the caller to know.
-        Raises `UsageError` for a budget of several reads or of another number of latents.
+        Raises `UsageError` for a budget of several reads, of another number of latents, or that chooses among them.
         """
         base = _base(self)
-        base.config.check_budget(budget)
+        _check_budget(base, budget)
+        _refuse_choice(base, budget)
         if _reads(base, budget) != 1:
             raise UsageError(f"budget {budget}: a first read is all of a clip only at cross_attentions=1")
         wanted = (_first_latents(base, budget).shape[1], base.config.hidden_size + base.config.num_attention_heads)
@@ -76,11 +79,13 @@ class ReadsClipsOnce:
         embedded frames and is deleted afterwards. `num_frames`: how many frames in all; needed beyond `max_frames`,
         where the temporal table is interpolated. For use without gradients.
         Raises `UsageError` for a stream that can be read once where more is needed and there is no spill, for a budget
-        of frames, and for frames that are not as many as said; `PerceiverVLError` for a spill that has no room.
+        of frames or that chooses among the latents, and for frames that are not as many as said; `PerceiverVLError` for
+        a spill that has no room.
         """
         base = _base(self)
         budget = budget or FULL_BUDGET
-        base.config.check_budget(budget)
+        _check_budget(base, budget)
+        _refuse_choice(base, budget)
         if budget.frames is not None:
             raise UsageError(f"budget {budget}: every frame of a stream is read, give it fewer frames")
         reads, latents = base.encoder.vision_reads[: _reads(base, budget)], _first_latents(base, budget)
@@ -141,8 +146,26 @@ def _base(model: object) -> "PerceiverVLModel":
 
 
 def _first_latents(base: "PerceiverVLModel", budget: ComputeBudget) -> Tensor:
-    return base.encoder.first_latents(budget.latents or base.config.num_latents)
+    return base.encoder.first_latents(base.config.latents_of(budget)[0])
 
 
 def _reads(base: "PerceiverVLModel", budget: ComputeBudget) -> int:
-    return budget.cross_attentions or base.config.num_blocks
+    return base.config.reads_of(budget)
+
+
+def _check_budget(base: "PerceiverVLModel", budget: ComputeBudget) -> None:
+    base.config.check_budget(budget)
+    if isinstance(budget, TrainingBudget):
+        raise UsageError(f"budget {budget}: drawn for a step of training, clips are cached for use")
+
+
+def _chooses(base: "PerceiverVLModel", budget: ComputeBudget) -> bool:
+    """Whether the budget chooses among the latents after the first read."""
+    first, kept = base.config.latents_of(budget)
+    return kept < first
+
+
+def _refuse_choice(base: "PerceiverVLModel", budget: ComputeBudget) -> None:
+    """A first read that was summarised does not say what each latent attended to."""
+    if _chooses(base, budget):
+        raise UsageError(f"budget {budget}: the first read is not kept whole here, leave out latent_choice")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.model.attention import AttentionBlock, fourier_features
 from perceiver_vl.model.caching import Reading, VisionCache
+from perceiver_vl.model.subsets import most_diverse
 
 
 @dataclass
@@ -44,6 +45,16 @@ class InputArray:
             return [{"joint": partial(_read, *self.joined)}] * num_blocks
         parts = (("vision", self.vision, self.vision_mask), ("text", self.text, self.text_mask))
         return [{read: partial(_read, tokens, mask) for read, tokens, mask in parts if tokens is not None}] * num_blocks
+
+    def seen_first(self, reads: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """What the first read of all attends to, and its mask: `(B,M,D)`, `(B,M)`; vision alone, unless it is joint."""
+        is_joint, parts = reads == ("joint",), self
+        if self.vision_cache is not None:
+            texts = len(self.text) if is_joint and self.text is not None else None
+            parts = InputArray(*self.vision_cache.seen_by(texts), self.text, self.text_mask)
+        if not is_joint and parts.vision is not None:
+            parts = InputArray(parts.vision, parts.vision_mask)
+        return parts.joined
 
     @property
     def is_text_only(self) -> bool:
@@ -122,20 +133,42 @@ class PerceiverVLEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layer_drop_seed: int | None = None
 
-    def forward(self, inputs: InputArray, num_latents: int, reads: list[dict[str, bool]]) -> Tensor:
-        """Read `inputs` with the first `num_latents` latents → `(B,N,D)`; `reads` is what `reads_to_run` says."""
-        latents = self.first_latents(num_latents)
+    def forward(
+        self, inputs: InputArray, which: int | Tensor, reads: list[dict[str, bool]], kept: int | None = None
+    ) -> Tensor:
+        """Read `inputs` → latents `(B,N,D)`.
+
+        `which` latents: the first so many, or those at these places `(N,)`. `reads`: of each block that runs which of
+        its reads do, as `reads_to_run` says. `kept`: the most diverse so many go on after the first read; None: all.
+        """
+        latents = self.first_latents(which)
         if inputs.vision_cache is None:
             latents = latents.expand(len(inputs), -1, -1)
         readings = inputs.by_block(self.reads, len(self.blocks))
-        for block, reading, keep in zip(self.blocks, readings, reads, strict=True):
+        if kept is not None:
+            first = next(iter(readings[0]))
+            readings[0] = readings[0] | {first: self._choosing(readings[0][first], inputs, kept)}
+        for block, reading, keep in zip(self.blocks, readings, reads, strict=False):
             latents = block(latents, reading, keep)
         return self.norm(latents)
 
-    def first_latents(self, num_latents: int) -> Tensor:
-        """The latents that read first, the same for every input, `(1,N,D)`."""
+    def _choosing(self, reading: Reading, inputs: InputArray, kept: int) -> Reading:
+        """A reading after which only the latents go on that attended to what is most diverse, all heads together."""
+
+        def read(block: AttentionBlock, latents: Tensor) -> Tensor:
+            tokens, mask = inputs.seen_first(self.reads)
+            asking = block.norm1(latents.expand(len(tokens), -1, -1))
+            attention = block.attention.weights(asking, block.input_norm(tokens), mask).mean(1)  # (B,N,M)
+            chosen = most_diverse(attention, kept)[..., None]
+            found = reading(block, latents)
+            return found.gather(1, chosen.expand(-1, -1, found.shape[-1]))
+
+        return read
+
+    def first_latents(self, which: int | Tensor) -> Tensor:
+        """The latents that read first, the same for every input, `(1,N,D)`: the first so many, or those at `(N,)`."""
         latents = self.latents if self.latent_positions is None else self.latents + self.latent_positions
-        return latents[None, :num_latents]
+        return latents[None, :which] if isinstance(which, int) else latents[which][None]
 
     @property
     def vision_reads(self) -> list[AttentionBlock]:

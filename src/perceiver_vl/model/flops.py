@@ -44,18 +44,29 @@ def encoder_flops(
     alone).
     """
     frames = min(frames, budget.frames or frames)
-    if frames:
-        latents = budget.latents or config.num_latents
-    else:
-        latents = budget.text_latents or config.num_text_latents or config.num_latents
+    first, latents = config.latents_of(budget, text_only=not frames)
     vision_tokens = frames * config.tokens_per_frame
     if config.modality_aggregation == "joint":
-        read = block_flops(config, latents, vision_tokens + text_tokens)
+        parts = [vision_tokens + text_tokens]
     else:
-        read = sum(block_flops(config, latents, tokens) for tokens in (vision_tokens, text_tokens) if tokens)
-    reads = budget.cross_attentions or config.num_blocks
-    thoughts = config.num_blocks * config.self_attentions_per_block
-    return embedding_flops(config, frames) + reads * read + thoughts * block_flops(config, latents, latents)
+        parts = [tokens for tokens in (vision_tokens, text_tokens) if tokens]
+    read = sum(block_flops(config, latents, tokens) for tokens in parts)
+    reads = config.reads_of(budget)
+    thoughts = config.blocks_of(budget) * config.self_attentions_per_block
+    total = embedding_flops(config, frames) + reads * read + thoughts * block_flops(config, latents, latents)
+    if first > latents:
+        total += block_flops(config, first, parts[0]) - block_flops(config, latents, parts[0])
+        total += _choosing_flops(config, first, parts[0])
+        if config.modality_aggregation == "separate_plus" and not frames:  # half of the thoughts come before the words
+            early = (config.self_attentions_per_block + 1) // 2
+            total += early * (block_flops(config, first, first) - block_flops(config, latents, latents))
+    return total
+
+
+def _choosing_flops(config: PerceiverVLConfig, latents: int, inputs: int) -> int:
+    """Choosing among `latents` by what they attended to: the weights, written out, and the similarity of all to all."""
+    d = config.hidden_size
+    return 2 * (d * d * (latents + inputs) + latents * inputs * (d + latents))
 
 
 def asking_flops(config: PerceiverVLConfig, frames: int, text_tokens: int, budget: ComputeBudget = FULL_BUDGET) -> int:
@@ -63,17 +74,22 @@ def asking_flops(config: PerceiverVLConfig, frames: int, text_tokens: int, budge
 
     The first read finds the clip's summary there, the others its keys and values.
     """
-    d, latents = config.hidden_size, budget.latents or config.num_latents
+    d, (first, latents) = config.hidden_size, config.latents_of(budget)
     vision_tokens = min(frames, budget.frames or frames) * config.tokens_per_frame
-    reads = budget.cross_attentions or config.num_blocks
+    reads = config.reads_of(budget)
     clip = (
         reads * (2 * d * d * latents + finishing_flops(config, latents)) + (reads - 1) * 4 * latents * vision_tokens * d
     )
-    if config.modality_aggregation == "joint":
+    is_joint = config.modality_aggregation == "joint"
+    if is_joint:
         words = 2 * (2 * d * d * text_tokens + 2 * latents * text_tokens * d)
     else:
         words = block_flops(config, latents, text_tokens)
-    thoughts = config.num_blocks * config.self_attentions_per_block
+    if first > latents:
+        clip += (first - latents) * (2 * d * d + is_joint * 4 * text_tokens * d)
+        clip += finishing_flops(config, first - latents)
+        clip += _choosing_flops(config, first, vision_tokens + is_joint * text_tokens)
+    thoughts = config.blocks_of(budget) * config.self_attentions_per_block
     return clip + reads * words + thoughts * block_flops(config, latents, latents)
 
 

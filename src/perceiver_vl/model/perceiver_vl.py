@@ -15,7 +15,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.budget import FULL_BUDGET, ComputeBudget, TrainingBudget
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.errors import UsageError
 from perceiver_vl.model.attention import Attention, fourier_features
@@ -25,6 +25,7 @@ from perceiver_vl.model.decoder import ClassQuery, MaskedWordQueries, PerceiverV
 from perceiver_vl.model.embeddings import InputEmbeddings, VisionEmbeddings
 from perceiver_vl.model.encoder import InputArray, PerceiverVLEncoder
 from perceiver_vl.model.heads import ContrastiveHead, MaskedWordHead, MatchingHead
+from perceiver_vl.model.subsets import drawn_latents, kept_tokens
 from perceiver_vl.model.summaries import AttentionSummary, merge_summaries, unpack
 
 
@@ -152,6 +153,8 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
             if budget.frames is not None:
                 pixel_values, frame_mask = sample_frames(pixel_values, frame_mask, budget.frames)
             inputs.vision, inputs.vision_mask = self.embeddings.embed_vision(pixel_values, frame_mask)
+            if isinstance(budget, TrainingBudget) and budget.token_share < 1:
+                self._drop_tokens(inputs, pixel_values.shape[1], budget)
         if input_ids is not None:
             inputs.text, inputs.text_mask = self.embeddings.embed_text(input_ids, attention_mask)
         return inputs
@@ -162,12 +165,21 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
             texts = None if inputs.text is None else len(inputs.text)
             budget = inputs.vision_cache.budget_for(budget, vision_mark(self), texts)
         self.config.check_budget(budget)
-        if inputs.is_text_only:
-            num_latents = budget.text_latents or self.config.num_text_latents
-        else:
-            num_latents = budget.latents or self.config.num_latents
-        reads = self.encoder.reads_to_run(budget.cross_attentions or self.config.num_blocks)
-        return self.encoder(inputs, num_latents, reads)
+        first, kept = self.config.latents_of(budget, inputs.is_text_only)
+        which: int | Tensor = first
+        if isinstance(budget, TrainingBudget):
+            pool = self.config.latents_of(FULL_BUDGET, inputs.is_text_only)[0]
+            which = drawn_latents(max(pool, kept), kept, budget.seed).to(self.device)
+        reads = self.encoder.reads_to_run(self.config.reads_of(budget))[: self.config.blocks_of(budget)]
+        return self.encoder(inputs, which, reads, kept if kept < first else None)
+
+    def _drop_tokens(self, inputs: InputArray, frames: int, budget: TrainingBudget) -> None:
+        """Take the vision tokens out that a step of training does without."""
+        assert inputs.vision is not None
+        assert inputs.vision_mask is not None
+        patches, class_token = inputs.vision.shape[1] // frames, self.config.frame_class_token
+        kept = kept_tokens(frames, patches, budget.token_share, budget.seed, class_token).to(inputs.vision.device)
+        inputs.vision, inputs.vision_mask = inputs.vision[:, kept], inputs.vision_mask[:, kept]
 
     def forward(
         self,

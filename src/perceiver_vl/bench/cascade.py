@@ -1,0 +1,166 @@
+"""n texts against n clips with a trained model, in every stream: what the cascade saves, and what it costs in recall.
+
+All is counted that a stream needs once the clips are decoded: encoding both sides, and scoring all n² pairs. The single
+stream reads each clip once and keeps its keys and values; still its n² joint passes outgrow any patience, so beyond a
+limit its time is extrapolated by n² from the most items that it was run on, and its recall left open.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from perceiver_vl.bench.sources import FirstClips
+from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.console import Stages
+from perceiver_vl.data.clips import CachedClips, ClipSource
+from perceiver_vl.errors import UsageError
+from perceiver_vl.model import PerceiverVLForRetrieval
+from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.tasks.record import command_line, machine, versions
+from perceiver_vl.tasks.retrieval import evaluate_retrieval
+
+ITEMS = (10, 30, 100, 300, 1000)
+CACHED = ("multi", "mixed", "cascade")
+MOST_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class StreamRun:
+    """n texts against n clips: seconds in all (median) and their range, and R@1 of the texts.
+
+    `extrapolated_from`: the number of items whose time was scaled to this one, where it was not run; `r1` is None then.
+    """
+
+    items: int
+    stream: str
+    seconds: float
+    fastest: float
+    slowest: float
+    r1: float | None
+    extrapolated_from: int | None
+
+
+@dataclass(frozen=True)
+class CascadeReport:
+    """All runs. `time_ratio`: the cascade's time over the single stream's at the most items (`time_items`);
+    `r1_difference`: the cascade's R@1 less the single stream's, at the most items that the latter ranked (`r1_items`).
+    """
+
+    runs_of_streams: list[StreamRun]
+    time_ratio: float
+    time_items: int
+    time_extrapolated_from: int | None
+    r1_difference: float
+    r1_items: int
+    shortlist: int
+    budget: str
+    data: str
+    runs: int
+    command: str
+    machine: str
+    versions: dict[str, str]
+    seed: int = 0  # of the generated world
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def measure_cascade(
+    model: PerceiverVLForRetrieval,
+    processor: PerceiverVLProcessor,
+    source: ClipSource,
+    *,
+    items: Sequence[int] = ITEMS,
+    shortlist: int = 20,
+    runs: int = 3,
+    most_seconds: float = MOST_SECONDS,
+    budget: ComputeBudget = FULL_BUDGET,
+    batch_size: int = 32,
+    data: str = "",
+    progress: bool = False,
+) -> CascadeReport:
+    """Rank the first clips of `source` for the first caption of each, so many `items` at a time, stream after stream.
+
+    The single stream is run where it would take `most_seconds` or less, judged by the items before; the first number of
+    items always. `data`: what the source is called in the report.
+    Raises `UsageError` for fewer than two items, or more than there are clips.
+    """
+    if not items or min(items) < 2 or runs < 1:
+        raise UsageError(f"items={','.join(map(str, items))}, runs={runs}: need two items or more, and at least 1 run")
+    if max(items) > len(source):
+        raise UsageError(f"items={max(items)}: more than the {len(source)} clips of {data or 'the data'}")
+    num_frames = budget.frames or int(processor.image_processor.num_frames)
+    decoded = CachedClips(FirstClips(source, max(items)))
+    common: dict[str, Any] = {"captions_per_clip": 1, "shortlist": shortlist, "budget": budget}
+    found: list[StreamRun] = []
+    with Stages(progress) as stages:
+        advance = stages.stage("Decoding", len(decoded))
+        for index in range(len(decoded)):
+            decoded.frames(index, num_frames)
+            advance()
+        advance = stages.stage("Ranking", len(items) * runs)
+        for number in sorted(items):
+            some = FirstClips(decoded, number)
+            before = [one for one in found if one.stream == "single" and one.extrapolated_from is None]
+            guess = before[-1].seconds * (number / before[-1].items) ** 2 if before else 0.0
+            streams = (*CACHED, "single") if guess <= most_seconds else CACHED
+            seconds: dict[str, list[float]] = {stream: [] for stream in streams}
+            recalls: dict[str, float] = {}
+            for _ in range(runs):
+                for stream in streams:
+                    ranked = evaluate_retrieval(
+                        model, processor, some, streams=(stream,), batch_size=batch_size, **common
+                    )
+                    (one,) = ranked.streams
+                    once = ranked.seconds_per_clip * ranked.clips if stream != "single" else 0.0
+                    seconds[stream].append(once + one.seconds_per_query * ranked.captions)
+                    recalls[stream] = one.text_to_video.r1
+                advance(note=f"{number} × {number}")
+            found += [
+                StreamRun(number, name, statistics.median(taken), min(taken), max(taken), recalls[name], None)
+                for name, taken in seconds.items()
+            ]
+            if "single" not in streams:
+                found.append(_extrapolated(before[-1], number))
+    circumstances = command_line(), machine(), versions()
+    return _report(found, shortlist, str(budget), data, runs, circumstances)
+
+
+def _extrapolated(run: StreamRun, items: int) -> StreamRun:
+    factor = (items / run.items) ** 2
+    seconds, fastest, slowest = (factor * value for value in (run.seconds, run.fastest, run.slowest))
+    return StreamRun(items, run.stream, seconds, fastest, slowest, None, run.items)
+
+
+def _report(
+    found: list[StreamRun],
+    shortlist: int,
+    budget: str,
+    data: str,
+    runs: int,
+    circumstances: tuple[str, str, dict[str, str]],
+) -> CascadeReport:
+    by_place = {(one.items, one.stream): one for one in found}
+    most = max(one.items for one in found)
+    ranked = max(one.items for one in found if one.stream == "single" and one.r1 is not None)
+    cascade, single = by_place[ranked, "cascade"].r1, by_place[ranked, "single"].r1
+    assert cascade is not None
+    assert single is not None
+    dearest = by_place[most, "single"]
+    return CascadeReport(
+        found,
+        time_ratio=by_place[most, "cascade"].seconds / dearest.seconds,
+        time_items=most,
+        time_extrapolated_from=dearest.extrapolated_from,
+        r1_difference=cascade - single,
+        r1_items=ranked,
+        shortlist=shortlist,
+        budget=budget,
+        data=data,
+        runs=runs,
+        command=circumstances[0],
+        machine=circumstances[1],
+        versions=circumstances[2],
+    )

@@ -1,0 +1,294 @@
+"""Accuracy against cost over a grid of budgets, and at each data type; the settings worth choosing go with the model.
+
+Scores are those of `evaluate`. Costs are of one example (`frontier.unit_of`), timed in turns with all other settings.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perceiver_vl.bench.measuring import MatrixProduct, count, take_turns
+from perceiver_vl.bench.sources import open_source
+from perceiver_vl.budget import ComputeBudget
+from perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.console import Stages
+from perceiver_vl.data.clips import CachedClips, ClipSource
+from perceiver_vl.data.folder import Need
+from perceiver_vl.errors import UsageError
+from perceiver_vl.frontier import (
+    RETRIEVAL,
+    Frontier,
+    Setting,
+    example_call,
+    front_of,
+    model_class,
+    unit_of,
+    write_frontier,
+)
+from perceiver_vl.model import PerceiverVLForImageClassification, PerceiverVLForRetrieval, PerceiverVLPreTrainedModel
+from perceiver_vl.pretrained_folder import fingerprint, load_folder
+from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.runtime import DTYPES
+from perceiver_vl.tasks import task_of
+from perceiver_vl.tasks.evaluation import evaluate_task
+from perceiver_vl.tasks.record import command_line, machine, versions
+from perceiver_vl.tasks.retrieval import evaluate_retrieval
+
+STREAMS = ("multi", "mixed", "cascade")
+DIALS = ("frames", "latents", "text_latents", "cross_attentions", "blocks")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A setting of the dials: its score (`scores`: by stream or metric), GFLOPs, median milliseconds and their range;
+    whether no other setting is as good for fewer operations, or in less time.
+    """
+
+    budget: str
+    score: float
+    scores: dict[str, float]
+    gflops: float
+    milliseconds: float
+    fastest: float
+    slowest: float
+    on_gflops_front: bool
+    on_time_front: bool
+
+
+@dataclass(frozen=True)
+class OfDtype:
+    """The dearest setting at a data type: its score and the difference from float32's, milliseconds, and how many times
+    faster than float32 that is.
+    """
+
+    dtype: str
+    score: float
+    score_difference: float
+    milliseconds: float
+    speedup: float
+
+
+@dataclass(frozen=True)
+class FrontierReport:
+    """Every setting, dearest first, and every data type; `frontier_file`: where the front was written."""
+
+    settings: list[Measured]
+    dtypes: list[OfDtype]
+    task: str
+    metric: str
+    unit: str
+    data: str
+    examples: int
+    dtype: str
+    frontier_file: str
+    runs: int
+    command: str
+    machine: str
+    versions: dict[str, str]
+    seed: int = 0  # of the generated world, and of the noise that is timed
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def measure_frontier(
+    model_folder: str | Path,
+    data: str,
+    *,
+    task: str = RETRIEVAL,
+    stream: str = "mixed",
+    split: str | None = None,
+    clips: int | None = None,
+    grid: Mapping[str, Sequence[int]] | None = None,
+    runs: int = 5,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+    progress: bool = False,
+) -> FrontierReport:
+    """Score the model of a folder on `data` at every setting of `grid`, measure what each costs, write the front.
+
+    `data`, `clips`: as of `sources.open_source`. `stream`: of retrieval, whose R@1 (text → video, the first caption of
+    each clip) is the score; of other tasks it is the first metric. `grid`: values by dial, one of `DIALS`; those left
+    out have the values of `default_grid`.
+    Raises `UsageError` for values that the model does not have, and what loading and evaluating raise.
+    """
+    if runs < 1 or batch_size < 1:
+        raise UsageError(f"runs={runs}, batch_size={batch_size}: need at least 1 of each")
+    if stream not in STREAMS:
+        raise UsageError(f"stream={stream}: choose from {', '.join(STREAMS)}")
+    kind = model_class(task)
+    model, processor = load_folder(kind, task, model_folder, device, dtype)
+    model.requires_grad_(False)  # as torch's counter wants it
+    budgets = grid_of(model, processor, grid or {})
+    need: Need | None = "text" if task == RETRIEVAL else None
+    if issubclass(kind, PerceiverVLForImageClassification):
+        need = "label"
+    source = open_source(data, processor, split=split, clips=clips, need=need)
+    score = _Scorer(task, stream, processor, batch_size)
+    with Stages(progress) as stages:
+        product = MatrixProduct(2 * model.config.hidden_size, model.device)
+        advance = stages.stage("Counting operations", len(budgets))
+        calls = [example_call(model, budget) for budget in budgets]
+        gflops = []
+        for call in calls:
+            call()
+            gflops.append(count(call) / 1e9)
+            advance()
+        advance = stages.stage("Measuring time", runs * len(budgets))
+        timings = take_turns(calls, runs, product, advance).timings
+        scores = []
+        advance = stages.stage("Scoring", len(budgets))
+        for _, of_frames in itertools.groupby(budgets, key=lambda budget: budget.frames):
+            decoded = CachedClips(source)  # the frames of one number at a time are what fits into memory
+            for budget in of_frames:
+                scores.append(score(model, decoded, budget))
+                advance()
+        dtypes = _dtypes(model_folder, budgets[0], source, score, runs, product, stages)
+    lower_is_better = task != RETRIEVAL and task_of(task).lower_is_better
+    metric = f"{stream} R@1" if task == RETRIEVAL else task_of(task).metrics[0]
+    measured = _on_fronts(
+        [
+            Measured(
+                str(budget),
+                by_name[score.name],
+                by_name,
+                operations,
+                timing.milliseconds,
+                timing.fastest,
+                timing.slowest,
+                False,
+                False,
+            )
+            for budget, by_name, operations, timing in zip(budgets, scores, gflops, timings, strict=True)
+        ],
+        lower_is_better,
+    )
+    circumstances = command_line(), machine(), versions()
+    kept = tuple(
+        Setting(one.budget, _oriented(one.score, lower_is_better), one.gflops, one.milliseconds)
+        for one in measured
+        if one.on_gflops_front or one.on_time_front
+    )
+    unit, mark = unit_of(model), fingerprint(model_folder)
+    path = write_frontier(
+        model_folder,
+        Frontier(kept, task, metric, lower_is_better, unit, mark, data, len(source), dtype, *circumstances),
+    )
+    return FrontierReport(
+        measured, dtypes, task, metric, unit, data, len(source), dtype, str(path), runs, *circumstances
+    )
+
+
+def default_grid(config: PerceiverVLConfig, num_frames: int, apart: bool) -> dict[str, list[int]]:
+    """Frames and latents whole, a half and a quarter; of text that is encoded `apart`, latents whole and a half; all
+    numbers of reads; all blocks.
+    """
+    assert config.num_text_latents is not None
+    return {
+        "frames": _shares(num_frames, 3),
+        "latents": _shares(config.num_latents, 3),
+        "text_latents": _shares(config.num_text_latents, 2) if apart else [],
+        "cross_attentions": list(range(config.num_blocks, 0, -1)),
+        "blocks": [config.num_blocks],
+    }
+
+
+def grid_of(
+    model: PerceiverVLPreTrainedModel, processor: PerceiverVLProcessor, given: Mapping[str, Sequence[int]]
+) -> list[ComputeBudget]:
+    """Every combination that can be, the dearest of each dial first. Raises `UsageError` for one beyond the model."""
+    config: Any = model.config
+    apart = isinstance(model, PerceiverVLForRetrieval)
+    if not apart and given.get("text_latents"):
+        raise UsageError("text_latents: text is read together with the clip in this task, latents says how many there")
+    values = {**default_grid(config, int(processor.image_processor.num_frames), apart), **given}
+    steps: list[list[Any]] = [sorted(set(values[name]), reverse=True) or [None] for name in DIALS]
+    budgets = []
+    for dials in itertools.product(*steps):
+        named: dict[str, Any] = dict(zip(DIALS, dials, strict=True))
+        config.check_budget(ComputeBudget(**{**named, "cross_attentions": None}))  # each of them by itself
+        config.check_budget(ComputeBudget(cross_attentions=named["cross_attentions"]))
+        with suppress(UsageError):  # more reads than blocks: not a setting
+            budget = ComputeBudget(**named)
+            budgets.append(replace(budget, blocks=None) if budget.blocks == config.num_blocks else budget)
+    return budgets
+
+
+def _shares(number: int, halvings: int) -> list[int]:
+    """The number, its half, the half of that, and so on, each once."""
+    return list(dict.fromkeys(max(1, number >> times) for times in range(halvings)))
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """What a model scores at a budget."""
+
+    task: str
+    stream: str
+    processor: PerceiverVLProcessor
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        return self.stream if self.task == RETRIEVAL else task_of(self.task).metrics[0]
+
+    def __call__(self, model: Any, source: ClipSource, budget: ComputeBudget) -> dict[str, float]:
+        common: dict[str, Any] = {"budget": budget, "batch_size": self.batch_size}
+        if self.task == RETRIEVAL:
+            ranked = evaluate_retrieval(model, self.processor, source, streams=STREAMS, captions_per_clip=1, **common)
+            return {one.stream: one.text_to_video.r1 for one in ranked.streams}
+        scored = evaluate_task(task_of(self.task), model, self.processor, source, **common)
+        scored.metric(self.name)  # which says if nothing tells what is right
+        return scored.metrics
+
+
+def _dtypes(
+    model_folder: str | Path,
+    budget: ComputeBudget,
+    source: ClipSource,
+    score: _Scorer,
+    runs: int,
+    product: MatrixProduct,
+    stages: Stages,
+) -> list[OfDtype]:
+    """The same setting at every data type, timed in turns; float32 first."""
+    advance = stages.stage("Data types", len(DTYPES) * (1 + runs))
+    decoded = CachedClips(source)
+    scores, calls = [], []
+    for name in DTYPES:
+        model, _ = load_folder(model_class(score.task), score.task, model_folder, product.device, name)
+        scores.append(score(model, decoded, budget)[score.name])
+        calls.append(_warmed(example_call(model, budget)))
+        advance()
+    timings = take_turns(calls, runs, product, advance).timings
+    return [
+        OfDtype(name, of_one, of_one - scores[0], timing.milliseconds, timings[0].milliseconds / timing.milliseconds)
+        for name, of_one, timing in zip(DTYPES, scores, timings, strict=True)
+    ]
+
+
+def _warmed(call: Callable[[], object]) -> Callable[[], object]:
+    call()
+    return call
+
+
+def _on_fronts(measured: Sequence[Measured], lower_is_better: bool) -> list[Measured]:
+    settings = [
+        Setting(one.budget, _oriented(one.score, lower_is_better), one.gflops, one.milliseconds) for one in measured
+    ]
+    by_gflops, by_time = ({one.budget for one in front_of(settings, cost)} for cost in ("gflops", "milliseconds"))
+    return [
+        replace(one, on_gflops_front=one.budget in by_gflops, on_time_front=one.budget in by_time) for one in measured
+    ]
+
+
+def _oriented(score: float, lower_is_better: bool) -> float:
+    return -score if lower_is_better else score

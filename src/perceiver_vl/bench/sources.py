@@ -1,0 +1,66 @@
+"""Clips for the benches of trained models: a user's own, or the generated world's held-out ones."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from perceiver_vl.data.clips import ClipSource, Frames, is_damaged
+from perceiver_vl.data.folder import Need
+from perceiver_vl.data.opening import open_clips
+from perceiver_vl.data.records import Record
+from perceiver_vl.data.world import World
+from perceiver_vl.errors import UsageError
+from perceiver_vl.processing import PerceiverVLProcessor
+
+WORLD = "world"
+WORLD_CLIPS = 256
+
+
+@dataclass(frozen=True)
+class FirstClips:
+    """The first clips of a source."""
+
+    source: ClipSource
+    clips: int
+
+    def __len__(self) -> int:
+        return min(self.clips, len(self.source))
+
+    def record(self, index: int) -> Record:
+        """As the source has it."""
+        return self.source.record(index)
+
+    def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
+        """As the source decodes them."""
+        return self.source.frames(index, num_frames, rng)
+
+    def is_damaged(self, index: int) -> bool:
+        """As the source knows."""
+        return is_damaged(self.source, index)
+
+
+def open_source(
+    data: str,
+    processor: PerceiverVLProcessor,
+    *,
+    split: str | None = None,
+    clips: int | None = None,
+    need: Need | None = "text",
+    default_clips: int = WORLD_CLIPS,
+) -> ClipSource:
+    """The first `clips` of the folder, or folder or URL of shards, `data`; or of the generated world's test split.
+
+    `world` stands for the latter (`./world` for a folder of that name); without `clips` it has `default_clips`.
+    Raises `UsageError` for what cannot be opened, a number below 1, or needs that the world's captions do not meet.
+    """
+    if clips is not None and clips < 1:
+        raise UsageError(f"clips={clips}: need at least 1")
+    size = processor.image_processor.size
+    if data == WORLD:
+        if need != "text":
+            raise UsageError(
+                "data=world: has captions alone, write its questions with perceiver-vl world OUT --tasks …"
+            )
+        return World(split or "test", default_clips if clips is None else clips, size=size.height)
+    source, _ = open_clips(data, (size.height, size.width), split=split, need=need)
+    return source if clips is None else FirstClips(source, clips)
