@@ -16,12 +16,13 @@ from perceiver_vl.data.mixture import Lacks, Mixture, Pool, no_caption, pools_of
 from perceiver_vl.data.opening import open_clips
 from perceiver_vl.data.records import Problem, Record
 from perceiver_vl.data.world import open_world
-from perceiver_vl.errors import UsageError, first_line
+from perceiver_vl.errors import UsageError
 from perceiver_vl.model import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
 from perceiver_vl.model.pretrained import initialise_from
 from perceiver_vl.pretrained_folder import check_model_folder
 from perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor, load_tokenizer, train_tokenizer
 from perceiver_vl.recipe import Data, Recipe, Split
+from perceiver_vl.stages import part_of
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import usable_examples
 from perceiver_vl.tasks.task import Task
@@ -57,6 +58,8 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
     task = None if recipe.task is None else task_of(recipe.task)
     data = recipe.data
     processor, config = processor_and_config(recipe, checkpoint)
+    if recipe.elastic is not None:
+        recipe.elastic.check(config, data.num_frames)
     size = processor.image_processor.size["height"], processor.image_processor.size["width"]
     known = _class_names(config, task) if checkpoint else ()
     source, problems = open_training(data, size, task, known)
@@ -262,14 +265,19 @@ def _model_of(
     kept = ("num_latents", "num_text_latents", "id2label", "label2id", "problem_type")
     of_it = {name: getattr(own, name) for name in kept}
     changed = {name: value for name, value in config.to_dict().items() if name != "num_labels"}
-    try:
-        with quiet():
-            model, loading = kind.from_pretrained(
-                folder, config=PerceiverVLConfig.from_dict(changed | of_it), output_loading_info=True
+    with quiet():
+        model, loading = kind.from_pretrained(
+            folder,
+            config=PerceiverVLConfig.from_dict(changed | of_it),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    for name, theirs, ours in loading["mismatched_keys"]:
+        if part_of(name) != "heads":  # a head of another task starts fresh
+            raise UsageError(
+                f"initialise.model={folder}: {name} is {tuple(theirs)}, the recipe's model needs {tuple(ours)}"
             )
-    except RuntimeError as error:
-        raise UsageError(f"initialise.model={folder}: does not fit the recipe's model ({first_line(error)})") from error
-    fresh = {name.split(".")[0] for name in loading["missing_keys"]}
+    fresh = {name.split(".")[0] for name in (*loading["missing_keys"], *(one[0] for one in loading["mismatched_keys"]))}
     if config.num_latents != own.num_latents:
         model.resize_latents(config.num_latents, latents)
     model.config.num_text_latents, model.config.problem_type = config.num_text_latents, config.problem_type

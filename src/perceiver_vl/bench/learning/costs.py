@@ -1,0 +1,123 @@
+"""What a run costs beside another: operations of an example, a step of training and an answer, timed in turns."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceiver_vl.bench.learning.joint_transformer import as_joint_transformer
+from perceiver_vl.bench.learning.runs import JOINT, Run, digest
+from perceiver_vl.bench.measuring import MatrixProduct, count, take_turns
+from perceiver_vl.bench.tables import Section
+from perceiver_vl.budget import FULL_BUDGET
+from perceiver_vl.files import write_json
+from perceiver_vl.model import PerceiverVLPreTrainedModel
+from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
+from perceiver_vl.recipe import Recipe
+from perceiver_vl.start import prepare_start
+from perceiver_vl.tasks.examples import task_loss
+from perceiver_vl.training import examples_of
+
+_CLIPS = 256  # enough for a batch: costs do not depend on what is seen
+_PRODUCT = 512
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """Of one run. gflops: of the forward pass of one example, words and clip in one input array; step: milliseconds of
+    a training step's forward and backward pass; answer: milliseconds of that forward pass, alone.
+    """
+
+    label: str
+    architecture: str
+    gflops: float
+    step: float
+    answer: float
+
+
+def measure_costs(runs: Sequence[tuple[str, Run]], output: Path, repeats: int = 5) -> list[RunCost]:
+    """The costs of runs, by what they are called, on random weights, in turns; kept in `output`."""
+    path = output / "costs" / f"{digest([[label, run.key] for label, run in runs] + [repeats])}.json"
+    if path.is_file():
+        return [RunCost(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+    calls: list[Callable[[], object]] = []
+    counts = []
+    for _, run in runs:
+        step, answer = _calls(run)
+        calls += [step, answer]
+        counts.append(count(answer))
+    turns = take_turns(calls, repeats, MatrixProduct(_PRODUCT, "cpu"), lambda: None).timings
+    found = [
+        RunCost(label, run.architecture, flops / 1e9, step.milliseconds, answer.milliseconds)
+        for (label, run), flops, step, answer in zip(runs, counts, turns[::2], turns[1::2], strict=True)
+    ]
+    write_json(path, [asdict(one) for one in found])
+    return found
+
+
+def costs_section(costs: Sequence[RunCost]) -> Section:
+    """As a table, each joint transformer with its ratio to the run before it."""
+    rows: list[tuple[str, ...]] = []
+    for before, cost in zip((None, *costs), costs, strict=False):
+        ratio = "" if before is None or cost.architecture != JOINT else f"{cost.step / before.step:.1f}×"
+        rows.append(
+            (
+                f"{cost.label}, {cost.architecture}",
+                f"{1e3 * cost.gflops:.1f}",
+                f"{cost.answer:.1f}",
+                f"{cost.step:.0f}",
+                ratio,
+            )
+        )
+    return Section(
+        "what they cost",
+        ("trained on, model", "MFLOPs an example", "ms an example", "ms a step", "step, joint / ours"),
+        rows,
+        ("Random weights, in turns in one run: the ratios are what to trust.",),
+    )
+
+
+def _calls(run: Run) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A training step without its optimiser, and one example's answer."""
+    data = run.recipe.data
+    few = [replace(split, world=split.world and replace(split.world, clips=_CLIPS)) for split in data.train]
+    recipe = replace(run.recipe, data=replace(data, train=tuple(few)))
+    size = recipe.training["per_device_train_batch_size"]
+    start = prepare_start(recipe, None, size, 0)
+    model = start.model.train()
+    if run.architecture == JOINT:
+        as_joint_transformer(model)
+    examples, collate = examples_of(recipe, start, 0)
+    batch, one = (
+        {k: v for k, v in collate([examples[i] for i in range(n)]).items() if isinstance(v, Tensor)} for n in (size, 2)
+    )
+
+    def step() -> None:
+        _loss(model, recipe, batch).backward()  # type: ignore[no-untyped-call]
+        model.zero_grad()
+
+    def answer() -> None:
+        model.eval().requires_grad_(False)  # the counter cannot follow parameters that a module is given
+        with torch.no_grad():
+            _answer(model, recipe, {name: value[:1] for name, value in one.items()})
+        model.train().requires_grad_(True)
+
+    return step, answer
+
+
+def _loss(model: PerceiverVLPreTrainedModel, recipe: Recipe, batch: dict[str, Any]) -> Tensor:
+    if recipe.task is not None:
+        return task_loss(model, batch)
+    losses = pretraining_losses(model, PreTrainingBatch.from_dict(batch), recipe.objectives, FULL_BUDGET)  # type: ignore[arg-type]
+    return torch.stack([getattr(recipe.objectives, name) * loss for name, loss in losses.items()]).sum()
+
+
+def _answer(model: Any, recipe: Recipe, one: dict[str, Any]) -> object:
+    if recipe.task is not None:
+        return model(**one)
+    names = ("input_ids", "attention_mask", "pixel_values", "frame_mask")
+    return model.match_jointly(*(one[name] for name in names))

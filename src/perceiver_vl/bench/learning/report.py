@@ -1,0 +1,108 @@
+"""`perceiver-vl bench learning`: make the runs of all parts that were asked for, then one page and one JSON file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from perceiver_vl.bench.learning.costs import RunCost, costs_section, measure_costs
+from perceiver_vl.bench.learning.parts import Part, Results
+from perceiver_vl.bench.learning.runs import Run, make_runs
+from perceiver_vl.bench.plots import points_svg
+from perceiver_vl.bench.tables import Section
+from perceiver_vl.errors import PerceiverVLError
+from perceiver_vl.files import write_json, write_text
+from perceiver_vl.tasks.record import command_line, machine, versions
+
+
+@dataclass(frozen=True)
+class LearningReport:
+    """What came out. failed: why a run has no figures, by its name; costs: of the runs that stand beside others."""
+
+    parts: tuple[Part, ...]
+    results: Results
+    failed: dict[str, str]
+    costs: list[RunCost]
+    command: str
+    machine: str
+    versions: dict[str, str]
+
+    @property
+    def minutes(self) -> float:
+        """Of training, all runs together."""
+        return sum(learned.seconds for learned in self.results.values()) / 60
+
+    def sections(self, part: Part) -> list[Section]:
+        """The tables of a part as text."""
+        return [table.section(self.results) for table in part.tables]
+
+    def figures(self, part: Part) -> list[str]:
+        """What of a part is drawn, as SVG."""
+        drawn = []
+        for table in part.tables:
+            if table.x and (series := table.series(self.results)):
+                drawn.append(points_svg(series, x=table.x_title, y=table.y_title, title=table.title))
+        return drawn
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: each part's tables, row by row."""
+        parts = {part.name: {table.title: table.to_dict(self.results) for table in part.tables} for part in self.parts}
+        return {
+            "parts": parts,
+            "costs": [vars(cost) for cost in self.costs],
+            "failed": self.failed,
+            "minutes": self.minutes,
+            "command": self.command,
+            "machine": self.machine,
+            "versions": self.versions,
+        }
+
+
+def measure_learning(
+    parts: Sequence[Part],
+    output: Path,
+    *,
+    compared: Sequence[tuple[str, Run]] = (),
+    workers: int = 1,
+    progress: bool = False,
+) -> LearningReport:
+    """Make what was not made yet, then write `output/learning.html` and `output/learning.json`.
+
+    compared: runs whose costs are measured in turns, by what they are called. Raises `PerceiverVLError` if every run
+    failed.
+    """
+    runs = [run for part in parts for run in part.runs]
+    results, failed = make_runs(runs, output, workers=workers, progress=progress)
+    if failed and not results:
+        name, reason = next(iter(failed.items()))
+        raise PerceiverVLError(f"every run failed, the first: {name}: {reason}")
+    costs = measure_costs(compared, output) if compared else []
+    report = LearningReport(tuple(parts), results, failed, costs, command_line(), machine(), versions())
+    write_text(output / "learning.html", render_page(report))
+    write_json(output / "learning.json", report.to_dict())
+    return report
+
+
+def render_page(report: LearningReport) -> str:
+    """→ HTML."""
+    environment = Environment(
+        loader=PackageLoader("perceiver_vl", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    parts = [(part, report.sections(part), [Markup(svg) for svg in report.figures(part)]) for part in report.parts]
+    if report.costs:
+        parts[0][1].append(costs_section(report.costs))
+    template = environment.get_template("bench/learning/page.html.jinja")
+    return template.render(report=report, parts=parts)
+
+
+def shown(report: LearningReport) -> list[Section]:
+    """All tables, for the terminal."""
+    sections = [section for part in report.parts for section in report.sections(part)]
+    return [*sections, costs_section(report.costs)] if report.costs else sections
