@@ -20,8 +20,10 @@ from perceiver_vl import (
     PerceiverVLProcessor,
     UsageError,
     load_frames,
+    pipelines,
 )
 from perceiver_vl.data.world import write_world
+from perceiver_vl.media import load_clip
 from perceiver_vl.model import PerceiverVLPreTrainedModel
 from perceiver_vl.pipelines import QuestionAnsweringPipeline, RetrievalPipeline
 from perceiver_vl.search import Searcher, build_index
@@ -338,3 +340,47 @@ def test_a_pipeline_needs_a_model_of_its_task(retrieval_model: Path, answering_m
     with pytest.raises(UsageError, match="no such folder"):
         perceiver_vl.pipeline("retrieval", tmp_path / "nothing")
     assert callable(perceiver_vl.pipeline)
+
+
+# Long clips and data types
+
+
+def test_every_frame_at_a_rate_is_read_as_if_at_once(ask: QuestionAnsweringPipeline, clips: Path) -> None:
+    clip = sorted(clips.glob("*.mp4"))[0]
+    frames = load_clip(clip, fps=2.0, size=(16, 16)).frames
+    assert 1 < len(frames) <= ask.model.config.max_frames
+    inputs = ask.processor(videos=[frames], num_frames=len(frames))
+    words = ask.processor(text=QUESTIONS)
+    with torch.inference_mode():
+        cache = ask.model.cache_vision(**inputs)
+        wanted = ask.model(words["input_ids"], words["attention_mask"], vision_cache=cache).logits.softmax(-1)
+        (uncached,) = ask.model(words["input_ids"][:1], words["attention_mask"][:1], **inputs).logits.softmax(-1)
+    torch.testing.assert_close(wanted[0], uncached)
+    for found, of_question in zip(ask(clip, QUESTIONS, fps=2.0), wanted, strict=True):
+        for answer in found:
+            of_answer = of_question[ask.model.config.label2id[answer["answer"]]].item()
+            assert answer["score"] == pytest.approx(of_answer, abs=1e-5)
+
+
+def test_a_rate_is_of_a_file(ask: QuestionAnsweringPipeline) -> None:
+    with pytest.raises(UsageError, match=r"^fps=1: of a file, but a ndarray was given$"):
+        ask(np.zeros((2, 16, 16, 3), np.uint8), QUESTIONS[0], fps=1)
+
+
+def test_frames_that_a_damaged_file_lacks_are_masked(
+    ask: QuestionAnsweringPipeline, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = sorted(clips.glob("*.mp4"))[0]
+    frames = load_clip(clip, fps=2.0, size=(16, 16)).frames
+    wanted = ask(frames, QUESTIONS[0], budget=ComputeBudget(frames=len(frames)))
+    monkeypatch.setattr(pipelines, "sampled_count", lambda *_, **__: len(frames) + 1)
+    found = ask(clip, QUESTIONS[0], fps=2.0)
+    assert [answer["answer"] for answer in found] == [answer["answer"] for answer in wanted]
+    assert [answer["score"] for answer in found] == pytest.approx([answer["score"] for answer in wanted], abs=1e-5)
+
+
+def test_a_pipeline_runs_in_the_dtype_asked_for(retrieval_model: Path, clips: Path) -> None:
+    find = perceiver_vl.pipeline("retrieval", retrieval_model, "cpu", dtype="int8")
+    assert len(find(QUERIES[0], clips, top=3)) == 3
+    with pytest.raises(UsageError, match=r"^dtype=int4: choose from"):
+        perceiver_vl.pipeline("retrieval", retrieval_model, dtype="int4")

@@ -40,6 +40,7 @@ __all__ = [
     "load_frames",
     "resize_frame",
     "sample_indices",
+    "sampled_count",
     "stream_clip",
     "to_rgb",
 ]
@@ -100,6 +101,24 @@ def frame_times(
     opened = open_source(source, name)
     with _as_media_error(opened), contextlib.closing(_open(opened)) as medium:
         return medium.times, medium.duration
+
+
+def sampled_count(
+    source: str | os.PathLike[str] | bytes,
+    fps: float,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    name: str | None = None,
+) -> int:
+    """How many frames `load_clip` and `stream_clip` give at `fps`, if none is lost; a video is not decoded for it.
+
+    Raises as `load_clip`.
+    """
+    request = _request(None, "uniform", fps, None, None, None, start, end)
+    opened = open_source(source, name)
+    with _as_media_error(opened), contextlib.closing(_open(opened)) as medium:
+        return len(request.indices(medium))
 
 
 def load_frames(
