@@ -252,6 +252,11 @@ def test_a_task_starts_from_a_pre_trained_model_and_says_what_is_new(
     assert found["answer_head.classifier.weight"].shape[0] == 2
     assert all(torch.equal(found[name], after[name]) for name in after if "classifier" not in name)
 
+    paired = run(tmp_path / "paired", "pairs", initialise=start, training=still)  # another head by the same name
+    assert {"answer_head", "answer_queries"} <= set(paired.fresh)
+    found = weights(tmp_path / "paired")
+    assert all(torch.equal(found[name], after[name]) for name in kept)
+
 
 def test_only_the_named_parts_of_a_task_learn_in_a_stage(tmp_path: Path) -> None:
     stages = [{"steps": 1, "learning_rate": 0.0}, {"steps": 2, "train": ["decoder"]}, {"steps": 2, "train": ["heads"]}]

@@ -275,7 +275,8 @@ def _model_of(
     for name, theirs, ours in loading["mismatched_keys"]:
         if part_of(name) != "heads":  # a head of another task starts fresh
             raise UsageError(
-                f"initialise.model={folder}: {name} is {tuple(theirs)}, the recipe's model needs {tuple(ours)}"
+                f"initialise.model={folder}: does not fit the recipe's model: {name} is {tuple(theirs)}, "
+                f"need {tuple(ours)}"
             )
     fresh = {name.split(".")[0] for name in (*loading["missing_keys"], *(one[0] for one in loading["mismatched_keys"]))}
     if config.num_latents != own.num_latents:
