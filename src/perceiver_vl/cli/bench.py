@@ -219,19 +219,27 @@ def learning(
 ) -> None:
     """Train small models, ours beside a joint transformer, and test what they learned; goes on where it was stopped."""
     require_extra("matplotlib", "report")
+    from perceiver_vl.bench.learning.real import guessers_section, real_parts
     from perceiver_vl.bench.learning.report import measure_learning, shown
     from perceiver_vl.bench.learning.world import FULL, QUICK, compared, world_parts
 
     scale = QUICK if quick else FULL
-    found = world_parts(scale)
+    found = world_parts(scale) if data is None else real_parts(data, scale)
     named = [name.strip() for name in parts.split(",") if name.strip()]
     known = [part.name for part in found]
     for name in named:
         if name not in known:
             raise UsageError(f"parts={name}: unknown, choose from {', '.join(known)}")
     chosen = [part for part in found if not named or part.name in named]
-    beside = compared(scale) if "comparison" in (named or known) else []
-    report = measure_learning(chosen, output, compared=beside, workers=workers, progress=True)
+    names = [part.name for part in chosen]
+    report = measure_learning(
+        chosen,
+        output,
+        compared=compared(scale) if "comparison" in names else (),
+        beside={"real-questions": [guessers_section(data)]} if data and "real-questions" in names else None,
+        workers=workers,
+        progress=True,
+    )
     if as_json:
         print_json(report.to_dict())
         return

@@ -1,7 +1,7 @@
 """`perceiver-vl bench learning`: make the runs of all parts that were asked for, then one page and one JSON file."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from perceiver_vl.tasks.record import command_line, machine, versions
 
 @dataclass(frozen=True)
 class LearningReport:
-    """What came out. failed: why a run has no figures, by its name; costs: of the runs that stand beside others."""
+    """What came out. failed: why a run has no figures, by its name; costs: of the runs that stand beside others;
+    beside: tables that no run of ours makes, by the names of the parts that they stand in.
+    """
 
     parts: tuple[Part, ...]
     results: Results
     failed: dict[str, str]
     costs: list[RunCost]
+    beside: Mapping[str, Sequence[Section]]
     command: str
     machine: str
     versions: dict[str, str]
@@ -37,7 +40,7 @@ class LearningReport:
 
     def sections(self, part: Part) -> list[Section]:
         """The tables of a part as text."""
-        return [table.section(self.results) for table in part.tables]
+        return [*(table.section(self.results) for table in part.tables), *self.beside.get(part.name, ())]
 
     def figures(self, part: Part) -> list[str]:
         """What of a part is drawn, as SVG."""
@@ -52,6 +55,7 @@ class LearningReport:
         parts = {part.name: {table.title: table.to_dict(self.results) for table in part.tables} for part in self.parts}
         return {
             "parts": parts,
+            "beside": {name: [asdict(section) for section in sections] for name, sections in self.beside.items()},
             "costs": [vars(cost) for cost in self.costs],
             "failed": self.failed,
             "minutes": self.minutes,
@@ -66,13 +70,14 @@ def measure_learning(
     output: Path,
     *,
     compared: Sequence[tuple[str, Run]] = (),
+    beside: Mapping[str, Sequence[Section]] | None = None,
     workers: int = 1,
     progress: bool = False,
 ) -> LearningReport:
     """Make what was not made yet, then write `output/learning.html` and `output/learning.json`.
 
-    compared: runs whose costs are measured in turns, by what they are called. Raises `PerceiverVLError` if every run
-    failed.
+    compared: runs whose costs are measured in turns, by what they are called. beside: as of `LearningReport`. Raises
+    `PerceiverVLError` if every run failed.
     """
     runs = [run for part in parts for run in part.runs]
     results, failed = make_runs(runs, output, workers=workers, progress=progress)
@@ -80,7 +85,7 @@ def measure_learning(
         name, reason = next(iter(failed.items()))
         raise PerceiverVLError(f"every run failed, the first: {name}: {reason}")
     costs = measure_costs(compared, output) if compared else []
-    report = LearningReport(tuple(parts), results, failed, costs, command_line(), machine(), versions())
+    report = LearningReport(tuple(parts), results, failed, costs, beside or {}, command_line(), machine(), versions())
     write_text(output / "learning.html", render_page(report))
     write_json(output / "learning.json", report.to_dict())
     return report

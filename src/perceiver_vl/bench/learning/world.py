@@ -116,11 +116,11 @@ def retrieval_run(scale: Scale, kind: Architecture = OURS, *, steps: int = 600, 
     return Run(f"retrieval, {kind}" + "".join(f", {name}={value}" for name, value in how.items()), recipe, kind)
 
 
-def open_run(scale: Scale, kind: Architecture) -> Run:
+def open_run(scale: Scale, kind: Architecture = OURS, **model: Any) -> Run:
     """Open questions of three kinds at once."""
-    how: dict[str, Any] = {"clips": 20_000, "frames": 2, "learning_rate": 1e-3, "model": _FINE}
+    how: dict[str, Any] = {"clips": 20_000, "frames": 2, "learning_rate": 1e-3, "model": _FINE | model}
     recipe = world_recipe(scale, 2500, OPEN, "question-answering", **how)
-    return Run(f"open questions, {kind}", recipe, kind)
+    return Run(f"open questions, {kind}" + "".join(f", {name}={value}" for name, value in model.items()), recipe, kind)
 
 
 def count_run(scale: Scale, kind: Architecture) -> Run:
@@ -319,19 +319,24 @@ def ablations(scale: Scale) -> Part:
             for number in (8, 16, 32)
         },
     }
-    return Part(
-        "ablations",
-        "What matters: aggregation, positions, objectives, latents of words",
-        tuple(
-            Table(
-                title,
-                tuple(Row(label, (run,), _retrieval_tests(scale)) for label, run in runs.items()),
-                _RETRIEVAL_COLUMNS,
-                first="",
-            )
-            for title, runs in tables.items()
-        ),
+    of_retrieval = tuple(
+        Table(
+            title,
+            tuple(Row(label, (run,), _retrieval_tests(scale)) for label, run in runs.items()),
+            _RETRIEVAL_COLUMNS,
+            first="",
+        )
+        for title, runs in tables.items()
     )
+    readers = {"a learned query": open_run(scale), "mean of the latents": open_run(scale, answers_from="mean_latents")}
+    asked = tuple(
+        Row(label, (run,), tuple(world_test(scale, task, QUESTIONS, frames=2, name=task) for task in OPEN))
+        for label, run in readers.items()
+    )
+    columns = tuple(Column(task, ("accuracy",), test=task) for task in OPEN)
+    queries = Table("what the head of answers sees: accuracy on open questions", asked, columns, first="")
+    title = "What matters: aggregation, positions, objectives, latents of words, queries"
+    return Part("ablations", title, (*of_retrieval, queries))
 
 
 def long_clips(scale: Scale) -> Part:
