@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from perceiver_vl import ComputeBudget, PerceiverVLForPreTraining, UsageError
@@ -19,27 +19,11 @@ from perceiver_vl.objectives import (
     mixed_matching_loss,
     pretraining_losses,
 )
-from tiny import MASK_TOKEN, assert_same, differs, tiny_inputs, tiny_model
+from perceiver_vl.together import WholeBatch
+from tiny import assert_same, differs, tiny_batch, tiny_model
 
 EVERYTHING = Objectives(vtm=1, mlm=1, vtc=1, ttc=1, mixed_vtm=1, mixed_vtc=1, hard_negatives=True)
 FULL = ComputeBudget()
-
-
-def tiny_batch(pairs: int = 4) -> PreTrainingBatch:
-    inputs = tiny_inputs(pairs, frames=3)
-    inputs["frame_mask"][0, 1:] = 0  # an image among clips
-    chosen = torch.zeros(pairs, 6, dtype=torch.bool)
-    chosen[:, 1], chosen[::2, 3] = True, True
-    donors = torch.arange(pairs)
-    donors[1::2] -= 1
-    return PreTrainingBatch(
-        **inputs,
-        masked_input_ids=inputs["input_ids"].masked_fill(chosen, MASK_TOKEN),
-        mlm_labels=inputs["input_ids"].masked_fill(~chosen, -100),
-        other_input_ids=inputs["input_ids"].flip(1)[:, :5],
-        other_attention_mask=torch.ones(pairs, 5, dtype=torch.long),
-        vtm_donors=donors,
-    )
 
 
 def ask(batch: PreTrainingBatch, objectives: Objectives, budget: ComputeBudget = FULL) -> dict[str, Tensor]:
@@ -74,43 +58,69 @@ def test_matching_in_the_mixed_stream_has_every_pair_once_right_and_once_wrong()
     found = ask(batch, Objectives(vtm=0, mlm=0, mixed_vtm=1))
     assert found.keys() == {"mixed_vtm"}
     assert_same(found["mixed_vtm"], bce(logits, [1, 1, 1, 0, 0, 0]))
-    assert_same(mixed_matching_loss(model, vision, text, torch.tensor([2, 0, 1])), found["mixed_vtm"])
+    summaries = model.match_summary(vision), model.match_summary(text)
+    alone = mixed_matching_loss(model, *summaries, torch.tensor([2, 0, 1]), WholeBatch((3,)))
+    assert_same(alone, found["mixed_vtm"])
 
 
 def test_hard_negatives_take_the_place_of_the_negatives_only() -> None:
     model, batch = tiny_model(), tiny_batch(6)
     vision = model.get_vision_features(batch.pixel_values, batch.frame_mask)
     text = model.get_text_features(batch.input_ids, batch.attention_mask)
-    torch.manual_seed(5)
-    hard = draw_hard_negatives(model.logit_scale * text @ vision.T)
+    hard = draw_hard_negatives(model.logit_scale * text @ vision.T, torch.arange(6), batch.negative_draws)
     donors = torch.tensor([0, hard[1], 2, hard[3], 4, hard[5]])
     logits = model.match_jointly(
         batch.input_ids, batch.attention_mask, batch.pixel_values[donors], batch.frame_mask[donors]
     )
-    torch.manual_seed(5)
     found = pretraining_losses(model, batch, replace(EVERYTHING, mlm=0), FULL)
     assert_same(found["vtm"], bce(logits, [1, 0, 1, 0, 1, 0]))
     vision = model.encode_vision(batch.pixel_values, batch.frame_mask)
     text = model.encode_text(batch.input_ids, batch.attention_mask)
-    assert_same(found["mixed_vtm"], mixed_matching_loss(model, vision, text, hard))
+    summaries = model.match_summary(vision), model.match_summary(text)
+    assert_same(found["mixed_vtm"], mixed_matching_loss(model, *summaries, hard, WholeBatch((6,))))
 
 
 def test_hard_negatives_are_others_and_mostly_similar_ones() -> None:
     torch.manual_seed(0)
+    own = torch.arange(8)
     similarities = torch.eye(8) * 20 + torch.rand(8, 8)
-    near = (torch.arange(8) + 3) % 8
-    similarities[torch.arange(8), near] = 5.0  # e^5 against seven of about e^0.5
-    draws = torch.stack([draw_hard_negatives(similarities) for _ in range(300)])
-    assert (draws != torch.arange(8)).all()
+    near = (own + 3) % 8
+    similarities[own, near] = 5.0  # e^5 against seven of about e^0.5
+    draws = torch.stack([draw_hard_negatives(similarities, own, torch.rand(8)) for _ in range(300)])
+    assert (draws != own).all()
     share = (draws == near).double().mean().item()
-    expected = (similarities.fill_diagonal_(-torch.inf).softmax(1))[torch.arange(8), near].mean().item()
+    expected = (similarities.fill_diagonal_(-torch.inf).softmax(1))[own, near].mean().item()
     assert abs(share - expected) < 0.03
     assert len(draws.unique()) == 8
 
 
+@given(
+    seed=st.integers(0, 1000),
+    spread=st.sampled_from([0.0, 1.0, 1000.0]),
+    draw=st.sampled_from([0.0, 0.5, 1.0 - 2**-24, 1.0]),
+    pairs=st.integers(2, 9),
+)
+def test_hard_negatives_are_never_the_own_pair_or_beyond_the_batch(
+    seed: int, spread: float, draw: float, pairs: int
+) -> None:
+    similarities = torch.randn(pairs, pairs, generator=torch.Generator().manual_seed(seed)) * spread
+    own = torch.arange(pairs)
+    draws = draw_hard_negatives(similarities, own, torch.full((pairs,), draw))
+    assert ((draws != own) & (draws >= 0) & (draws < pairs)).all()
+
+
 def test_hard_negatives_can_be_drawn_when_all_but_the_own_pair_are_hopeless() -> None:
-    draws = draw_hard_negatives(torch.eye(4) * 1000.0)
+    draws = draw_hard_negatives(torch.eye(4) * 1000.0, torch.arange(4), torch.rand(4))
     assert (draws != torch.arange(4)).all()
+
+
+def test_a_pair_alone_has_nothing_to_be_told_from() -> None:
+    losses = ask(tiny_batch(1), replace(EVERYTHING, mlm=0))
+    model, batch = tiny_model(), tiny_batch(1)
+    logits = model.match_jointly(batch.input_ids, batch.attention_mask, batch.pixel_values, batch.frame_mask)
+    assert_same(losses["vtm"], bce(logits, [1]))
+    for name in ("vtc", "ttc", "mixed_vtc"):
+        assert_same(losses[name], torch.zeros(()).double())
 
 
 # --- Masked words ---------------------------------------------------------------------------------------------------
@@ -131,10 +141,13 @@ def test_a_batch_without_masked_words_has_no_word_loss() -> None:
     assert ask(batch, Objectives(vtm=0, mlm=1))["mlm"] == 0.0
 
 
-@pytest.mark.parametrize(("share", "shown"), [(0.5, 4), (0.25, 2), (0.01, 2), (1.0, 8)])
-def test_the_joint_share_is_what_the_joint_objectives_see(share: float, shown: int) -> None:
+@pytest.mark.parametrize(
+    ("share", "shown"), [(0.5, [0, 1, 4, 5]), (0.25, [0, 1]), (0.01, [0, 1]), (1.0, list(range(8)))]
+)
+def test_the_joint_share_is_what_the_joint_objectives_see(share: float, shown: list[int]) -> None:
+    """Pairs of neighbours, of which one text is shown the other's vision, at equal distances."""
     batch = tiny_batch(8)
-    part = PreTrainingBatch(**{field.name: getattr(batch, field.name)[:shown] for field in fields(batch)})
+    part = PreTrainingBatch(**{field.name: getattr(batch, field.name)[shown] for field in fields(batch)})
     objectives = Objectives(vtm=1, mlm=1, vtc=1, mixed_vtm=1, mixed_vtc=1)
     found, wanted = ask(batch, replace(objectives, joint_share=share)), ask(part, objectives)
     for name in ("vtm", "mlm"):
@@ -182,21 +195,6 @@ def test_contrast_of_the_mixed_stream_is_over_the_matching_logits_of_all_pairs()
     found = ask(batch, Objectives(vtm=0, mlm=0, mixed_vtc=1))
     assert found.keys() == {"mixed_vtc"}
     assert_same(found["mixed_vtc"], (of_texts + of_clips) / 2)
-
-
-def test_contrast_of_two_processes_is_that_of_their_batches_together(two_processes: Path) -> None:
-    ranks = [load_file(two_processes / f"contrast-{rank}.safetensors") for rank in (0, 1)]
-    whole = {name: torch.cat([rank[name] for rank in ranks]).requires_grad_() for name in ("vision", "text")}
-    scale = ranks[0]["scale"].clone().requires_grad_()
-    loss = contrastive_loss(whole["vision"], whole["text"], scale)
-    loss.backward()
-    assert_same((ranks[0]["loss"] + ranks[1]["loss"]) / 2, loss.detach())
-    assert differs(ranks[0]["loss"], ranks[1]["loss"])
-    for name, tensor in whole.items():  # data-parallel training averages the gradients of the processes
-        assert tensor.grad is not None
-        assert_same(torch.cat([rank[f"{name}_grad"] for rank in ranks]) / 2, tensor.grad)
-    assert scale.grad is not None
-    assert_same((ranks[0]["scale_grad"] + ranks[1]["scale_grad"]) / 2, scale.grad)
 
 
 # --- All together ---------------------------------------------------------------------------------------------------
@@ -257,7 +255,6 @@ def test_a_batch_in_chunks_has_the_losses_and_gradients_of_the_whole(chunk: int)
     for objectives in (EVERYTHING, replace(EVERYTHING, chunk=chunk)):
         model = tiny_model(layer_drop=0.5).train()
         model.seed_layer_drop(3)  # as in training: one draw for all forwards of a step
-        torch.manual_seed(1)  # of the hard negatives
         losses = pretraining_losses(model, batch, objectives, FULL)
         torch.stack(list(losses.values())).sum().backward()
         gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}

@@ -320,6 +320,32 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
     assert start.state_dict().keys() == weights(tmp_path / "one").keys()
 
 
+def test_accumulated_batches_weigh_by_their_examples(tmp_path: Path) -> None:
+    """The last step of an epoch of 23 is of 4 and 3."""
+    changes: dict[str, Any] = {
+        "objectives": {"vtm": 1, "mlm": 0},
+        "data": {"train": {"world": {"clips": 23, "size": 16}}},
+    }
+    how = SGD | {"max_steps": 3, "dataloader_drop_last": False}
+    run(tmp_path / "one", **changes, training={**how, "per_device_train_batch_size": 8})
+    run(tmp_path / "two", **changes, training={**how, "gradient_accumulation_steps": 2})
+    assert_equal(weights(tmp_path / "one"), weights(tmp_path / "two"), tolerance=1e-6)
+
+
+def test_recomputing_chunks_and_fused_steps_give_the_same_weights(tmp_path: Path) -> None:
+    how = SGD | {"max_steps": 2, "per_device_train_batch_size": 8}
+    objectives = {**EVERYTHING, "ttc": 1}
+    run(tmp_path / "plain", objectives=objectives, training=how)
+    run(tmp_path / "recomputed", objectives=objectives, training=how | {"activation_checkpointing": True})
+    run(tmp_path / "chunks", objectives=objectives | {"chunk": 3}, training=how)
+    for name in ("recomputed", "chunks"):
+        assert_equal(weights(tmp_path / name), weights(tmp_path / "plain"), tolerance=1e-5)
+    one_step = {"max_steps": 1}  # then Adam makes steps of a size out of roundings of zero
+    for optim in ("adamw_torch", "adamw_torch_fused"):
+        run(tmp_path / optim, objectives=objectives, training=one_step | {"optim": optim})
+    assert_equal(weights(tmp_path / "adamw_torch"), weights(tmp_path / "adamw_torch_fused"), tolerance=1e-6)
+
+
 def test_two_processes_train_as_one_on_both_their_batches(two_processes: Path, tmp_path: Path) -> None:
     training = {"optim": "sgd", "per_device_train_batch_size": 8}
     run(tmp_path / "run", objectives={"vtm": 1, "mlm": 0, "vtc": 1}, training=training)

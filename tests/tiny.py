@@ -8,6 +8,7 @@ from torch import Tensor
 
 from perceiver_vl import PerceiverVLConfig, PerceiverVLForPreTraining, PerceiverVLImageProcessor, PerceiverVLProcessor
 from perceiver_vl.model import PerceiverVLPreTrainedModel
+from perceiver_vl.objectives import PreTrainingBatch
 from perceiver_vl.processing import train_tokenizer
 
 AGGREGATIONS = ("joint", "separate", "separate_plus")
@@ -55,6 +56,22 @@ def tiny_inputs(batch: int = 2, frames: int = 3, words: int = 6, seed: int = 0, 
         "pixel_values": torch.randn(batch, frames, 3, size, size, generator=draw, dtype=torch.float64),
         "frame_mask": torch.ones(batch, frames, dtype=torch.long),
     }
+
+
+def tiny_batch(pairs: int = 4) -> PreTrainingBatch:
+    """Matched pairs, an image among clips, with words masked in each and more in every second."""
+    inputs = tiny_inputs(pairs, frames=3)
+    inputs["frame_mask"][0, 1:] = 0
+    chosen = torch.zeros(pairs, 6, dtype=torch.bool)
+    chosen[:, 1], chosen[::2, 3] = True, True
+    return PreTrainingBatch(
+        **inputs,
+        masked_input_ids=inputs["input_ids"].masked_fill(chosen, MASK_TOKEN),
+        mlm_labels=inputs["input_ids"].masked_fill(~chosen, -100),
+        other_input_ids=inputs["input_ids"].flip(1)[:, :5],
+        other_attention_mask=torch.ones(pairs, 5, dtype=torch.long),
+        negative_draws=torch.rand(pairs, generator=torch.Generator().manual_seed(1)),
+    )
 
 
 def tiny_processor(captions: list[str], size: int = 16, num_frames: int = 4) -> PerceiverVLProcessor:

@@ -190,8 +190,27 @@ class PerceiverVLConfig(PreTrainedConfig):
             "latents": (self.num_latents, "the model's latents (num_latents)"),
             "text_latents": (self.num_latents, "the model's latents (num_latents)"),
             "cross_attentions": (self.num_blocks, "the model's reads (num_blocks)"),
+            "blocks": (self.num_blocks, "the model's blocks (num_blocks)"),
         }
         for dial, (limit, what) in most.items():
             value = getattr(budget, dial)
             if value is not None and value > limit:
                 raise UsageError(f"budget {dial}={value}: more than {limit}, {what}")
+
+    def blocks_of(self, budget: ComputeBudget) -> int:
+        """How many blocks run."""
+        return budget.blocks or self.num_blocks
+
+    def reads_of(self, budget: ComputeBudget) -> int:
+        """How many blocks read the input array."""
+        return budget.cross_attentions or self.blocks_of(budget)
+
+    def latents_of(self, budget: ComputeBudget, text_only: bool = False) -> tuple[int, int]:
+        """How many latents read first, and how many go on from there; `text_only`: in the text stream.
+
+        They are as many, unless the budget chooses after the first read.
+        """
+        pool = self.num_text_latents if text_only else self.num_latents
+        assert pool is not None
+        kept = (budget.text_latents if text_only else budget.latents) or pool
+        return (max(pool, kept) if budget.latent_choice == "diverse" else kept), kept

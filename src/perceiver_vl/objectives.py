@@ -6,23 +6,27 @@ out, so that its multi-stream has no objective of its own); TTC, the same betwee
 within a modality of TCL, Yang et al. 2022): words that tell clips apart are told apart before vision knows them. VTM
 and VTC are also asked of the mixed stream: does this pair match by its cached encodings, and which of the batch's pairs
 match best (the in-batch softmax of Poly-encoders, Humeau et al. 2020).
-Shapes: B batch, L text tokens, N latents, D width, E retrieval vector.
+In several processes the batch is that of all of them: each has its part of every loss, and the mean of the parts is the
+loss of the whole batch, with its gradients.
+Shapes: B batch, ΣB that of all processes, L text tokens, D width, H heads, E retrieval vector.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from math import ceil
+from typing import Any, Literal, TypeVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 from torch.utils.checkpoint import checkpoint
 
 from perceiver_vl.budget import ComputeBudget
 from perceiver_vl.errors import UsageError
-from perceiver_vl.model.perceiver_vl import PerceiverVLForPreTraining, masked_word_loss, matching_loss
+from perceiver_vl.model.perceiver_vl import PerceiverVLForPreTraining
+from perceiver_vl.together import WholeBatch, whole_batches
+
+Computed = TypeVar("Computed", Tensor, tuple[Tensor, ...])
 
 WEIGHTS = ("vtm", "mlm", "vtc", "ttc", "mixed_vtm", "mixed_vtc")
 """The objectives that can be weighted, by name."""
@@ -70,7 +74,8 @@ class PreTrainingBatch:
     `input_ids (B,L)`, `attention_mask (B,L)`, `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)`;
     `masked_input_ids (B,L)` and `mlm_labels (B,L)` (-100 where nothing is predicted);
     `other_input_ids (B,L)` and `other_attention_mask (B,L)`: another caption of each clip (the same if it has one);
-    `vtm_donors (B,)`: whose vision each pair is shown (its own: a positive), exactly half others'.
+    `negative_draws (B,)` float32 in [0, 1): which of the others each text takes for its hard negative.
+    The order is random: VTM shows every second text the vision of its neighbour.
     """
 
     input_ids: Tensor
@@ -81,157 +86,264 @@ class PreTrainingBatch:
     mlm_labels: Tensor
     other_input_ids: Tensor
     other_attention_mask: Tensor
-    vtm_donors: Tensor
+    negative_draws: Tensor
 
     @classmethod
     def from_dict(cls, batch: dict[str, Tensor]) -> "PreTrainingBatch":
         """From the collator's dictionary."""
         return cls(**{field.name: batch[field.name] for field in fields(cls)})
 
+    def __len__(self) -> int:
+        """B."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came of asking: the loss, and the logits that it is made of.
+
+    `kind` of each of the logits: of classes `(…,K)`; of yes or no, each by itself, `(B,)` or `(B,K)`; numbers `(B,1)`.
+    `rows`: what a sum over this process's rows is divided by, so that the mean over the processes is that of all rows;
+    None: as many as there are.
+    """
+
+    loss: Tensor
+    logits: tuple[Tensor, ...]
+    kind: Literal["classes", "yes_or_no", "numbers"] = "classes"
+    rows: float | Tensor | None = None
+
 
 def pretraining_losses(
-    model: PerceiverVLForPreTraining, batch: PreTrainingBatch, objectives: Objectives, budget: ComputeBudget
+    model: PerceiverVLForPreTraining,
+    batch: PreTrainingBatch,
+    objectives: Objectives,
+    budget: ComputeBudget,
+    whole: WholeBatch | None = None,
 ) -> dict[str, Tensor]:
-    """Every objective whose weight is not 0, by name, unweighted; vision is encoded once for all that can share it."""
-    losses: dict[str, Tensor] = {}
-    donors, chunk = batch.vtm_donors, objectives.chunk
+    """Every objective whose weight is not 0, by name, unweighted; each side is encoded once for all that can share it.
 
-    def encode_vision(pixel_values: Tensor, frame_mask: Tensor) -> Tensor:
-        return model.encode_vision(pixel_values, frame_mask, budget)
-
-    def encode_text(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return model.encode_text(input_ids, attention_mask, budget)
-
-    if any((objectives.vtc, objectives.ttc, objectives.mixed_vtm, objectives.mixed_vtc, objectives.hard_negatives)):
-        vision_latents = in_chunks(encode_vision, chunk, batch.pixel_values, batch.frame_mask)
-        text_latents = in_chunks(encode_text, chunk, batch.input_ids, batch.attention_mask)
-        vision_features, text_features = model.pool_vision(vision_latents), model.pool_text(text_latents)
-        if objectives.vtc:
-            losses["vtc"] = contrastive_loss(vision_features, text_features, model.logit_scale)
-        if objectives.ttc:
-            others = in_chunks(encode_text, chunk, batch.other_input_ids, batch.other_attention_mask)
-            losses["ttc"] = contrastive_loss(model.pool_text(others), text_features, model.logit_scale)
-        if objectives.hard_negatives:
-            similarities = model.logit_scale * text_features @ vision_features.T
-            hard = draw_hard_negatives(similarities)
-            donors = torch.where(donors == torch.arange(len(donors), device=donors.device), donors, hard)
-        else:
-            hard = torch.arange(len(donors), device=donors.device).roll(1)
-        if objectives.mixed_vtm:
-            losses["mixed_vtm"] = mixed_matching_loss(model, vision_latents, text_latents, hard, chunk)
-        if objectives.mixed_vtc:
-            losses["mixed_vtc"] = mixed_contrastive_loss(model, vision_latents, text_latents, chunk)
-
-    shown = max(2, round(objectives.joint_share * len(donors)))
-    if objectives.vtm:
-        losses["vtm"] = single_matching_loss(model, batch, donors, shown, budget, chunk)
-    if objectives.mlm:
-        losses["mlm"] = joint_masked_word_loss(model, batch, shown, budget, chunk)
-    return losses
-
-
-def in_chunks(compute: Callable[..., Tensor], chunk: int | None, *tensors: Tensor) -> Tensor:
-    """`compute(*tensors)` over the examples (dimension 0), `chunk` at a time; None: all at once.
-
-    Chunks keep their inputs and outputs alone, and are computed again, one after the other, in the backward pass.
+    `whole`: the batch of all processes, of which this is a part; None: ask them.
     """
-    if chunk is None or chunk >= len(tensors[0]):
+    answered, _ = pretraining_answers(model, batch, objectives, budget, whole=whole)
+    return {name: one.loss for name, one in answered.items()}
+
+
+def pretraining_answers(
+    model: PerceiverVLForPreTraining,
+    batch: PreTrainingBatch,
+    objectives: Objectives,
+    budget: ComputeBudget,
+    hard: Tensor | None = None,
+    whole: WholeBatch | None = None,
+) -> tuple[dict[str, Answered], Tensor | None]:
+    """What `pretraining_losses` sums up, and the hard negatives `(B,)` that were drawn for it, where there are some.
+
+    `hard`: those of another budget on the same batch, whose answers are to be compared.
+    """
+    answered: dict[str, Answered] = {}
+    device, chunk = batch.input_ids.device, objectives.chunk
+    if whole is None:
+        [whole] = whole_batches([len(batch)], device)
+    pieces = whole.pieces(chunk)
+    places = whole.places.to(device)
+    donors, negatives = places - places % 2, (places - 1) % max(1, whole.total)
+    contrasts = bool(objectives.vtc or objectives.ttc or objectives.hard_negatives)
+    mixes = bool(objectives.mixed_vtm or objectives.mixed_vtc)
+
+    def kept_of(latents: Tensor, pool: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        """What the contrasts `(B,E)` and the mixed stream `(B,D+H)` need of an encoding, as far as they are asked."""
+        return (*([pool(latents)] if contrasts else []), *([model.match_summary(latents)] if mixes else []))
+
+    def see(pixel_values: Tensor, frame_mask: Tensor) -> tuple[Tensor, ...]:
+        return kept_of(model.encode_vision(pixel_values, frame_mask, budget), model.pool_vision)
+
+    def read(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        return kept_of(model.encode_text(input_ids, attention_mask, budget), model.pool_text)
+
+    def pooled(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return model.pool_text(model.encode_text(input_ids, attention_mask, budget))
+
+    if contrasts or mixes:
+        vision = in_pieces(see, pieces, batch.pixel_values, batch.frame_mask)
+        text = in_pieces(read, pieces, batch.input_ids, batch.attention_mask)
+        if objectives.vtc:
+            answered["vtc"] = _contrast(vision[0], text[0], model.logit_scale, whole)
+        if objectives.ttc:
+            others = in_pieces(pooled, pieces, batch.other_input_ids, batch.other_attention_mask)
+            answered["ttc"] = _contrast(others, text[0], model.logit_scale, whole)
+        if objectives.hard_negatives:
+            if hard is None:
+                similarities = model.logit_scale * text[0].detach() @ whole.rows(vision[0].detach()).T
+                hard = draw_hard_negatives(similarities, places, batch.negative_draws)
+            negatives = hard
+            donors = torch.where(donors == places, donors, hard)
+        if mixes:
+            clips = whole.rows(vision[-1])
+        if objectives.mixed_vtm:
+            answered["mixed_vtm"] = _mixed_matching(model, clips, text[-1], negatives, whole, chunk)
+        if objectives.mixed_vtc:
+            answered["mixed_vtc"] = _mixed_contrast(model, clips, text[-1], whole, chunk)
+
+    shown = shown_jointly(whole.total, objectives.joint_share)
+    rows, joint = shown[whole.own].nonzero().squeeze(1).to(device), whole.marked(shown)
+    if objectives.vtm:
+        answered["vtm"] = _single_matching(model, batch, rows, donors, budget, whole, joint, chunk)
+    if objectives.mlm:
+        answered["mlm"] = _joint_masked_words(model, batch, rows, budget, joint, chunk)
+    return answered, hard
+
+
+def in_pieces(compute: Callable[..., Computed], pieces: int, *tensors: Tensor) -> Computed:
+    """`compute(*tensors)` over the examples (dimension 0), in so many pieces.
+
+    Pieces keep their inputs and outputs alone, and are computed again, one after the other, in the backward pass.
+    """
+    if pieces == 1:
         return compute(*tensors)
-    parts = zip(*(tensor.split(chunk) for tensor in tensors), strict=True)
-    return torch.cat([checkpoint(compute, *part, use_reentrant=False) for part in parts])
+    parts = zip(*(tensor.tensor_split(pieces) for tensor in tensors), strict=True)
+    found: list[Any] = [checkpoint(compute, *part, use_reentrant=False) for part in parts]
+    if isinstance(found[0], tuple):
+        return tuple(torch.cat(outputs) for outputs in zip(*found, strict=True))  # type: ignore[return-value]
+    return torch.cat(found)  # type: ignore[return-value]
 
 
-def contrastive_loss(features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
-    """VTC, TTC: symmetric cross-entropy over the batch's similarities, gathered across processes. `(B,E)`, `(B,E)`."""
-    own = own_places(features)
-    to_text = logit_scale * features @ gathered(text_features).T
-    from_text = logit_scale * text_features @ gathered(features).T
-    return (F.cross_entropy(to_text, own) + F.cross_entropy(from_text, own)) / 2
+def contrastive_loss(
+    features: Tensor, text_features: Tensor, logit_scale: Tensor, whole: WholeBatch | None = None
+) -> Tensor:
+    """VTC, TTC: symmetric cross-entropy over the similarities of unit vectors `(B,E)`, `(B,E)` of all processes."""
+    if whole is None:
+        [whole] = whole_batches([len(features)], features.device)
+    return _contrast(features, text_features, logit_scale, whole).loss
 
 
-def gathered(mine: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks; gradients flow back to each. Alone: what was given."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # its successor is private still
-            return torch.cat(all_gather(mine))
-    return mine
+def _contrast(features: Tensor, text_features: Tensor, logit_scale: Tensor, whole: WholeBatch) -> Answered:
+    return _in_batch(logit_scale * text_features @ whole.rows(features).T, whole)
 
 
-def own_places(mine: Tensor) -> Tensor:
-    """Where this process's rows stand among the gathered ones."""
-    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-    return torch.arange(len(mine), device=mine.device) + rank * len(mine)
+def _in_batch(logits: Tensor, whole: WholeBatch) -> Answered:
+    """Symmetric cross-entropy: each text belongs to the vision at its own place, among all, and the reverse.
+
+    `logits (B,ΣB)`: of this process's texts with the vision of all processes. No logit is computed twice: what the
+    other texts say of a vision is in the log-sum-exp that each process has of its texts.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    own = whole.places.to(logits.device)
+    right = logits.gather(1, own[:, None]).squeeze(1)
+    of_vision = whole.one_each.rows(logits.logsumexp(0)[None]).logsumexp(0)[own]
+    rows = whole.mean_of(whole.total)
+    return Answered(((logits.logsumexp(1) + of_vision) / 2 - right).sum() / rows, (logits,), "classes", rows)
 
 
 @torch.no_grad()
-def draw_hard_negatives(similarities: Tensor) -> Tensor:
-    """For each text another vision of the batch, drawn by the softmax of the similarities `(B,B)` (ALBEF) → `(B,)`."""
-    own = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
-    weights = similarities.masked_fill(own, -torch.inf).softmax(dim=1)  # before, lest a sure pair leave nothing
-    return torch.multinomial(weights, num_samples=1).squeeze(1)
+def draw_hard_negatives(similarities: Tensor, own: Tensor, draws: Tensor) -> Tensor:
+    """For each text another vision, drawn by the softmax of the similarities `(B,ΣB)` (ALBEF) → its place `(B,)`.
+
+    `own (B,)`: the place of each text's own vision; `draws (B,)` uniform in [0, 1), one each. The only vision that
+    there is stays its own negative.
+    """
+    if similarities.shape[1] < 2:
+        return own
+    others = similarities.scatter(1, own[:, None], -torch.inf)  # before, lest a sure pair leave nothing
+    until = others.to(torch.promote_types(others.dtype, torch.float32)).softmax(1).cumsum(1)
+    drawn = torch.searchsorted(until, draws[:, None].to(until) * until[:, -1:], right=True).squeeze(1)
+    return torch.where(drawn < until.shape[1], drawn, others.argmax(1))  # rounded up to 1
 
 
 def mixed_matching_loss(
-    model: PerceiverVLForPreTraining,
-    vision_latents: Tensor,
-    text_latents: Tensor,
-    donors: Tensor,
-    chunk: int | None = None,
+    model: PerceiverVLForPreTraining, clips: Tensor, texts: Tensor, donors: Tensor, whole: WholeBatch
 ) -> Tensor:
-    """VTM in the mixed stream: every pair once as it is, once with its donor's vision; the encodings are shared."""
-    vision = torch.cat([vision_latents, vision_latents[donors]])
-    logits = in_chunks(model.match, chunk, vision, torch.cat([text_latents, text_latents]))
-    labels = torch.cat([torch.ones(len(donors)), torch.zeros(len(donors))]).to(logits.device)
-    return matching_loss(logits, labels)
+    """VTM in the mixed stream: every text once with its own vision, once with that at the place `donors (B,)`.
 
-
-def mixed_contrastive_loss(
-    model: PerceiverVLForPreTraining, vision_latents: Tensor, text_latents: Tensor, chunk: int | None = None
-) -> Tensor:
-    """VTC in the mixed stream: symmetric cross-entropy over the matching logits of this process's batch."""
-    logits = in_chunks(lambda text: model.match_all(vision_latents, text), chunk, text_latents)
-    own = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-
-
-def single_matching_loss(
-    model: PerceiverVLForPreTraining,
-    batch: PreTrainingBatch,
-    donors: Tensor,
-    shown: int,
-    budget: ComputeBudget,
-    chunk: int | None = None,
-) -> Tensor:
-    """VTM as published: the text of the first `shown` pairs, unmasked, each with its donor's vision."""
-    donors = donors[:shown]
-
-    def match(input_ids: Tensor, attention_mask: Tensor, donors: Tensor) -> Tensor:
-        return model.match_jointly(
-            input_ids, attention_mask, batch.pixel_values[donors], batch.frame_mask[donors], budget
-        )
-
-    logits = in_chunks(match, chunk, batch.input_ids[:shown], batch.attention_mask[:shown], donors)
-    return matching_loss(logits, donors == torch.arange(shown, device=donors.device))
-
-
-def joint_masked_word_loss(
-    model: PerceiverVLForPreTraining,
-    batch: PreTrainingBatch,
-    shown: int,
-    budget: ComputeBudget,
-    chunk: int | None = None,
-) -> Tensor:
-    """MLM on the first `shown` pairs, all matched, vision intact; the vocabulary is scored where words are missing
-    only.
+    `clips (ΣB,D+H)` of all processes and `texts (B,D+H)` as `match_summary` has them.
     """
-    labels = batch.mlm_labels[:shown]
+    return _mixed_matching(model, clips, texts, donors, whole, None).loss
+
+
+def _mixed_matching(
+    model: PerceiverVLForPreTraining,
+    clips: Tensor,
+    texts: Tensor,
+    donors: Tensor,
+    whole: WholeBatch,
+    chunk: int | None,
+) -> Answered:
+    own = whole.places.to(donors.device)
+    pairs, pieces = clips[torch.cat([own, donors])], whole.pieces(None if chunk is None else ceil(chunk / 2))
+    logits = in_pieces(model.match_from_summaries, pieces, pairs, torch.cat([texts, texts]))
+    return _matching(logits, torch.cat([torch.ones_like(own, dtype=torch.bool), donors == own]), 2 * whole.total, whole)
+
+
+def _matching(logits: Tensor, matches: Tensor, count: int, whole: WholeBatch) -> Answered:
+    """Binary cross-entropy of logits `(R,)`, `count` of them in all processes."""
+    rows = whole.mean_of(count)
+    surprise = F.binary_cross_entropy_with_logits(logits, matches.to(logits.dtype), reduction="sum")
+    return Answered(surprise / rows, (logits,), "yes_or_no", rows)
+
+
+def _mixed_contrast(
+    model: PerceiverVLForPreTraining, clips: Tensor, texts: Tensor, whole: WholeBatch, chunk: int | None
+) -> Answered:
+    """VTC in the mixed stream, by the matching logits of all pairs; arguments as of `mixed_matching_loss`."""
+    matched = in_pieces(lambda some: model.match_from_summaries(clips, some[:, None]), whole.pieces(chunk), texts)
+    return _in_batch(matched, whole)
+
+
+def shown_jointly(examples: int, share: float) -> Tensor:
+    """Which of a batch's examples the joint objectives see, bool `(ΣB,)`: pairs of neighbours, at equal distances.
+
+    So that as many of them match as do not, and that all processes have about as many of them.
+    """
+    pairs = (examples + 1) // 2
+    shown = max(1, round(share * pairs))
+    return torch.isin(torch.arange(examples) // 2, torch.arange(shown) * pairs // shown)
+
+
+def _single_matching(
+    model: PerceiverVLForPreTraining,
+    batch: PreTrainingBatch,
+    rows: Tensor,
+    donors: Tensor,
+    budget: ComputeBudget,
+    whole: WholeBatch,
+    joint: WholeBatch,
+    chunk: int | None,
+) -> Answered:
+    """VTM as published: the text at `rows (R,)`, unmasked, each with the vision at its place of `donors (B,)`.
+
+    `joint`: such rows in all processes.
+    """
+    places, donors = whole.places.to(donors.device)[rows], donors[rows]
+    pixel_values, where = whole.fetched(batch.pixel_values, donors)
+    frame_mask, _ = whole.fetched(batch.frame_mask, donors)
+
+    def match(rows: Tensor, where: Tensor) -> Tensor:
+        vision = pixel_values[where], frame_mask[where]
+        return model.match_jointly(batch.input_ids[rows], batch.attention_mask[rows], *vision, budget)
+
+    return _matching(in_pieces(match, joint.pieces(chunk), rows, where), donors == places, joint.total, whole)
+
+
+def _joint_masked_words(
+    model: PerceiverVLForPreTraining,
+    batch: PreTrainingBatch,
+    rows: Tensor,
+    budget: ComputeBudget,
+    joint: WholeBatch,
+    chunk: int | None,
+) -> Answered:
+    """MLM on the pairs at `rows (R,)`, all matched, vision intact: the mean over the masked words, 0 if there is none.
+
+    The vocabulary is scored where words are missing only.
+    """
+    labels = batch.mlm_labels[rows]
     is_masked = labels != -100
 
-    def answer(ids: Tensor, mask: Tensor, pixel_values: Tensor, frame_mask: Tensor, is_masked: Tensor) -> Tensor:
-        encoded = model.perceiver_vl(ids, mask, pixel_values, frame_mask, budget)
+    def answer(rows: Tensor, is_masked: Tensor) -> Tensor:
+        vision = batch.pixel_values[rows], batch.frame_mask[rows]
+        encoded = model.perceiver_vl(batch.masked_input_ids[rows], batch.attention_mask[rows], *vision, budget)
         return model.decode_masked_words(encoded.last_hidden_state, is_masked)
 
-    vision = batch.pixel_values[:shown], batch.frame_mask[:shown]
-    answers = in_chunks(answer, chunk, batch.masked_input_ids[:shown], batch.attention_mask[:shown], *vision, is_masked)
-    return masked_word_loss(model.mlm_head(answers[is_masked]), labels[is_masked])
+    logits = model.mlm_head(in_pieces(answer, joint.pieces(chunk), rows, is_masked)[is_masked])
+    count = joint.summed(is_masked.sum()).clamp(min=1)
+    words = joint.mean_of(count.to(torch.promote_types(logits.dtype, torch.float32)))
+    return Answered(F.cross_entropy(logits, labels[is_masked], reduction="sum") / words, (logits,), "classes", words)

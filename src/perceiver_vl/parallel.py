@@ -79,6 +79,16 @@ def beside_others(processes: int, command: Sequence[str]) -> Iterator[None]:
             raise
 
 
+def join_others() -> bool:
+    """Become one of the processes that `torchrun` has started, where it has; whether there are others."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return False
+    from accelerate import PartialState
+
+    PartialState(cpu=not torch.accelerator.is_available())
+    return True
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that writes and prints."""
     return os.environ.get("RANK", "0") == "0"

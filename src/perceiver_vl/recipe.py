@@ -11,6 +11,7 @@ import yaml
 from perceiver_vl.data.augment import Augmentation
 from perceiver_vl.data.broken import MAX_BROKEN, check_share
 from perceiver_vl.data.world import TASKS as WORLD_TASKS
+from perceiver_vl.elastic import Elastic
 from perceiver_vl.errors import UsageError
 from perceiver_vl.objectives import Objectives
 from perceiver_vl.tasks import task_of
@@ -189,6 +190,10 @@ class Recipe:
     `initialise.model`. `training`: fields of `transformers.TrainingArguments`.
     `optimizer`: adamw, or the paper's adam (weight decay as L2). `stages`: what learns when, one stage after the other,
     instead of `training.max_steps` or `training.num_train_epochs`; empty: everything, all the time.
+    `ema`: decay of an exponential moving average of the weights, which is validated and kept instead; None: none.
+    `patience`: stop after so many evaluations without a better `training.metric_for_best_model`; None: never.
+    `max_nonfinite`: stop after so many steps in a row whose loss or gradient is not finite.
+    `elastic`: train smaller budgets beside the full one; None: the full one alone.
     """
 
     output: Path
@@ -202,8 +207,23 @@ class Recipe:
     initialise: Initialise = field(default_factory=Initialise)
     stages: tuple[Stage, ...] = ()
     task: str | None = None
+    ema: float | None = None
+    patience: int | None = None
+    max_nonfinite: int = 5
+    elastic: Elastic | None = None
 
     def __post_init__(self) -> None:
+        if self.elastic is not None and self.elastic.text_latents is not None and not self._reads_text_alone():
+            raise UsageError(
+                f"elastic.text_latents={self.elastic.text_latents}: nothing here reads text alone, as vtc, ttc, "
+                "mixed_vtm and mixed_vtc do; leave it out"
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"ema={self.ema:g}: a decay, above 0 and below 1 (0.999), or leave it out")
+        for name in ("patience", "max_nonfinite"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value}: need at least 1")
         if self.task is not None:
             task_of(self.task)
             if self.objectives != Objectives():
@@ -223,6 +243,12 @@ class Recipe:
                 raise UsageError(
                     f"training.{name}={self.training[name]}: the stages say how long to train, leave one of them out"
                 )
+
+    def _reads_text_alone(self) -> bool:
+        if self.task is not None:
+            return False
+        asked = any(getattr(self.objectives, name) for name in ("vtc", "ttc", "mixed_vtm", "mixed_vtc"))
+        return asked or self.objectives.hard_negatives
 
     def _asks_decoder(self) -> bool:
         if self.task is not None:

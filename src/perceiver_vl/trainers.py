@@ -1,56 +1,73 @@
 """The Trainer of Hugging Face with what ours share, and one for each thing that can be learned.
 
 What they share: batches in the order of the recipe's sampler, the count of files that cannot be read, the schedule of
-stages, and a validation that the first process does for all.
+stages, and a validation that all processes share.
 """
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Sampler
-from transformers import Trainer
+from torch.utils.data import DataLoader, Sampler
 
-from perceiver_vl.budget import FULL_BUDGET
+from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.continuing import Batch
+from perceiver_vl.data.batching import SharedBatches
 from perceiver_vl.data.broken import Tried, check_broken, write_skipped
 from perceiver_vl.data.clips import ClipSource
 from perceiver_vl.data.records import Problem
+from perceiver_vl.elastic import budgets_of_step, pretraining_loss, task_loss
 from perceiver_vl.errors import PerceiverVLError
+from perceiver_vl.health import pretraining_flops, task_flops
 from perceiver_vl.model import PerceiverVLForPreTraining
 from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
+from perceiver_vl.preemption import Stop, outlive_a_signal
 from perceiver_vl.recipe import Recipe
+from perceiver_vl.sharding import UNITS, as_saved, whole_model
 from perceiver_vl.stages import stage_schedule
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import TaskResult, evaluate_task
 from perceiver_vl.tasks.retrieval import RetrievalResult, evaluate_retrieval
+from perceiver_vl.together import WholeBatch, whole_batches
+from perceiver_vl.vitals import WatchedTrainer
 
 RECALLS = ("r1", "r5", "r10")
 SKIPPED = "skipped.jsonl"
 Result = TypeVar("Result", RetrievalResult, TaskResult)
 
 
-class RecipeTrainer(Trainer, Generic[Result]):
+class RecipeTrainer(WatchedTrainer, Generic[Result]):
     """The Trainer of a recipe. known: what could not be read or used before it began."""
 
     def __init__(
         self,
         recipe: Recipe,
+        stop: Stop,
         validation: ClipSource | None,
         sampler: Sampler[int],
+        batch: Batch,
         known: set[Problem],
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.recipe, self.validation, self.sampler, self.known = recipe, validation, sampler, known
+        super().__init__(recipe, stop, **kwargs)
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = UNITS
+        self.validation, self.sampler, self.batch, self.known = validation, sampler, batch, known
         self.tried = Tried(len(self.train_dataset))
+        self._told: set[Problem] = set()  # what all processes know of each other's problems
         self.loss_is_scaled_for_ga = False  # ours is the mean of each batch
-        self._recent: dict[str, list[Tensor]] = {}
         self._fetches, self._waited, self._evaluated, self._since = 0, 0.0, 0.0, time.perf_counter()
+
+    @abstractmethod
+    def loss_of(self, model: nn.Module, inputs: dict[str, Any], whole: WholeBatch) -> Tensor:
+        """The loss of this process's part of the whole batch; its mean over the processes is that of the whole."""
 
     @abstractmethod
     def score(self, validation: ClipSource) -> Result:
@@ -60,12 +77,33 @@ class RecipeTrainer(Trainer, Generic[Result]):
     def figures(self, result: Result) -> dict[str, float]:
         """What the log says of it, by name."""
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return self.sampler
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        """The batches that all processes share; the Trainer would fill up the last one of an epoch with others."""
+        from accelerate.data_loader import prepare_data_loader
+
+        how = self.args
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=SharedBatches(
+                self.sampler, self.batch.examples, how.process_index, how.world_size, how.dataloader_drop_last
+            ),
+            collate_fn=self.data_collator,
+            num_workers=how.dataloader_num_workers,
+            worker_init_fn=outlive_a_signal,
+            pin_memory=how.dataloader_pin_memory,
+            persistent_workers=how.dataloader_persistent_workers,
+            prefetch_factor=how.dataloader_prefetch_factor,
+            multiprocessing_context=how.dataloader_multiprocessing_context,
+        )
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
+        return prepared
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # resumed from the last step, the Trainer would take another
             self.control.should_training_stop = True
+        if self.control.should_training_stop:
             return
         super()._run_epoch(*args, **kwargs)
 
@@ -76,14 +114,45 @@ class RecipeTrainer(Trainer, Generic[Result]):
             self._since = start
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._waited += time.perf_counter() - start
+        files: list[str] = []
         for batch in batches:
             if "error" in batch:
                 raise batch["error"]
+            read = [place for place in batch["tried"] if place not in set(batch["failed"])]
+            files += [self.train_dataset.source.record(place).file_name for place in read]
             self.tried.add(batch)
+        self._share(batches)
+        self.note_batches(batches, files)
         self._fetches += 1
         if self._fetches.bit_count() == 1 or self._fetches % 100 == 0:  # early, then rarely: all processes take part
             self._check_broken()
         return batches, items
+
+    def _share(self, batches: list[dict[str, Any]]) -> None:
+        """Say in each batch of a step whose it is, and what it weighs in the mean of them, by its examples."""
+        wholes = whole_batches([batch.pop("examples") for batch in batches], self.args.device)
+        examples = sum(whole.total for whole in wholes)
+        for batch, whole in zip(batches, wholes, strict=True):
+            batch |= {"whole": whole, "weight": len(wholes) * whole.total / examples}
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """What `loss_of` says, by the weight of the batch among those that are accumulated."""
+        whole, weight = inputs.pop("whole"), inputs.pop("weight")
+        return self.loss_of(model, inputs, whole) * weight
+
+    def _sums(self) -> dict[str, Any]:
+        return super()._sums() | self.batch.to_dict()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Where the run had no such process before, dropout is drawn from the step and the process."""
+        rank = self.args.process_index
+        name = f"rng_state_{rank}.pth" if self.args.world_size > 1 else "rng_state.pth"
+        if checkpoint is None or Path(checkpoint, name).is_file():
+            super()._load_rng_state(checkpoint)
+        else:
+            torch.manual_seed((self.args.seed * 1_000_003 + self.state.global_step) * 1009 + rank)
 
     def _check_broken(self) -> None:
         first = next(iter(self.tried.problems), None)
@@ -96,13 +165,6 @@ class RecipeTrainer(Trainer, Generic[Result]):
             self.write_skipped()
             raise
 
-    def _of_all(self, mine: Any) -> list[Any]:
-        """What each process has."""
-        found = [mine] * self.args.world_size
-        if self.args.world_size > 1:
-            dist.all_gather_object(found, mine)
-        return found
-
     def write_skipped(self) -> tuple[list[Problem], list[str]]:
         """Write what all processes could not read, → it, and the files that lacked frames; by name."""
         found = self._of_all((self.tried.problems, self.tried.damaged))
@@ -111,6 +173,12 @@ class RecipeTrainer(Trainer, Generic[Result]):
         if self.args.process_index == 0:
             write_skipped(self.recipe.output / SKIPPED, skipped)
         return skipped, sorted(set().union(*(damaged for _, damaged in found)))
+
+    def _count_skipped(self) -> int:
+        """How many files all processes could not read so far; each problem is passed on once."""
+        for new in self._of_all(self.tried.problems - self._told):
+            self._told |= new
+        return len(self.known | self._told)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -122,22 +190,68 @@ class RecipeTrainer(Trainer, Generic[Result]):
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each objective's own mean since the last log, and the share of that time spent waiting for data."""
+        """Add each objective's own mean since the last log, the share of that time spent waiting for data, and how the
+        run is doing.
+        """
         if "loss" in logs:
-            logs |= {f"loss_{name}": torch.stack(values).mean().item() for name, values in self._recent.items()}
-            self._recent.clear()
+            logs |= {f"loss_{name}": mean for name, mean in self._recent_means().items()}
+            self.recent.clear()
             now = time.perf_counter()
-            logs["data_wait"] = round(self._waited / max(now - self._since - self._evaluated, self._waited, 1e-9), 4)
+            seconds = max(now - self._since - self._evaluated, self._waited, 1e-9)
+            logs["data_wait"] = round(self._waited / seconds, 4)
+            logs |= self.health(seconds)
+            logs["skipped_files"] = self._count_skipped()
             self._waited, self._evaluated, self._since = 0.0, 0.0, now
+        if "train_runtime" in logs:
+            logs |= self.whole_run()
         super().log(logs, start_time)
 
+    def _recent_means(self) -> dict[str, float]:
+        """Of each objective, over the processes, as far as they have it."""
+        found = self._of_all({name: torch.stack(values).mean().item() for name, values in self.recent.items()})
+        names = dict.fromkeys(name for one in found for name in one)
+        values = {name: [one[name] for one in found if name in one] for name in names}
+        return {name: sum(of_one) / len(of_one) for name, of_one in values.items()}
+
+    def loss_at_budgets(self, model: nn.Module, compute: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Tensor:
+        """The loss of an elastic recipe: `compute(model, budgets, distill)` at the budgets of this step."""
+        elastic = self.recipe.elastic
+        assert elastic is not None
+        inner, distill, budgets = self.accelerator.unwrap_model(model), elastic.distill, self.budgets()
+        with self.accelerator.autocast():
+            total, parts = _through_forward(model, inner, lambda inner: compute(inner, budgets, distill))
+        for name, loss in parts.items():
+            self.recent.setdefault(name, []).append(loss.detach().float())
+        return total  # type: ignore[no-any-return]
+
+    def budgets(self) -> list[ComputeBudget]:
+        """Those at which the losses of this step are computed."""
+        elastic, frames, step = self.recipe.elastic, self.recipe.data.num_frames, self.state.global_step
+        if elastic is None:
+            return [FULL_BUDGET]
+        found: list[ComputeBudget] = budgets_of_step(elastic, self._config(), frames, self.args.seed, step)
+        return found
+
+    def _config(self) -> PerceiverVLConfig:
+        config: PerceiverVLConfig = self.accelerator.unwrap_model(self.model).config
+        return config
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if state_dict is not None and self.is_fsdp_enabled:
+            state_dict = as_saved(self.accelerator.unwrap_model(self.model), state_dict)
+        super()._save(output_dir, state_dict)
+
+    def _whole_model(self) -> Any:
+        return whole_model(self.accelerator.unwrap_model(self.model))
+
     def validate(self) -> Result:
-        """The score on the validation clips; the first process makes it for all."""
+        """The score on the validation clips, of which each process takes its share."""
         assert self.validation is not None
         start = time.perf_counter()
-        found: list[Any] = [self.score(self.validation) if self.args.process_index == 0 else None]
+        with self.averaged():
+            found: list[Any] = [self.score(self.validation)]
         if self.args.world_size > 1:
-            dist.broadcast_object_list(found, src=0)
+            dist.broadcast_object_list(found, src=0)  # they decide by it, and shall decide alike
         result: Result = found[0]
         self.known.update(result.skipped)
         self._evaluated += time.perf_counter() - start
@@ -154,26 +268,31 @@ class RecipeTrainer(Trainer, Generic[Result]):
 class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
     """Our objectives as the loss, and retrieval on the validation clips as the evaluation."""
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def loss_of(self, model: nn.Module, inputs: dict[str, Any], whole: WholeBatch) -> Tensor:
         """The weighted sum of the recipe's objectives."""
         objectives = self.recipe.objectives
+        own = whole.sizes[whole.rank]  # 0 where what there is only stands in
+        batch = PreTrainingBatch.from_dict({name: value[:own] for name, value in inputs.items()})
+        if self.recipe.elastic is not None:
+            return self.loss_at_budgets(
+                model,
+                lambda inner, budgets, distill: pretraining_loss(inner, batch, objectives, budgets, distill, whole),
+            )
         with self.accelerator.autocast():  # it wraps the model's own forward alone, which the objectives go around
             losses = _through_forward(
                 model,
                 self.accelerator.unwrap_model(model),
-                lambda inner: pretraining_losses(inner, PreTrainingBatch.from_dict(inputs), objectives, FULL_BUDGET),
+                lambda inner: pretraining_losses(inner, batch, objectives, FULL_BUDGET, whole),
             )
         for name, loss in losses.items():
-            self._recent.setdefault(name, []).append(loss.detach())
+            self.recent.setdefault(name, []).append(loss.detach().float())
         return torch.stack([getattr(objectives, name) * loss for name, loss in losses.items()]).sum()
 
     def score(self, validation: ClipSource) -> RetrievalResult:
         """As the recipe's `evaluation` says."""
         how, data = self.recipe.evaluation, self.recipe.data
         return evaluate_retrieval(
-            self.accelerator.unwrap_model(self.model),
+            self._whole_model(),
             self.processing_class,
             validation,
             streams=how.streams,
@@ -183,7 +302,22 @@ class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
             batch_size=how.batch_size,
             strict=data.strict,
             max_broken=data.max_broken,
+            shared=True,
         )
+
+    def flops(self, batch: Mapping[str, Tensor]) -> float:
+        """Of the recipe's objectives."""
+        objectives, config = self.recipe.objectives, self._config()
+        return sum(pretraining_flops(config, batch, objectives, budget) for budget in self.budgets())
+
+    def run_on(self, few: dict[str, Tensor]) -> object:
+        """Clips with their words, as VTM and MLM see them; where neither is asked, the clips alone."""
+        names = ["pixel_values", "frame_mask"]
+        if self.recipe.objectives.vtm or self.recipe.objectives.mlm:
+            names += ["input_ids", "attention_mask"]
+        given = {name: few[name] for name in names}
+        inner = self.accelerator.unwrap_model(self.model)
+        return _through_forward(self.model_wrapped, inner, lambda inner: inner.perceiver_vl(**given).last_hidden_state)
 
     def figures(self, result: RetrievalResult) -> dict[str, float]:
         """R@1, R@5 and R@10 of every stream, as `multi_r1` (text to video) and `multi_v2t_r1`."""
@@ -199,11 +333,13 @@ class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
 class TaskTrainer(RecipeTrainer[TaskResult]):
     """The loss of a task's model, and the task's official metric on the validation clips as the evaluation."""
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The model computes its own from `labels`."""
-        return model(**inputs).loss
+    def loss_of(self, model: nn.Module, inputs: dict[str, Any], whole: WholeBatch) -> Tensor:
+        """The model computes its own from `labels`, a mean over the examples."""
+        if self.recipe.elastic is not None:
+            loss = self.loss_at_budgets(model, lambda inner, *how: task_loss(inner, inputs, *how))
+        else:
+            loss = model(**inputs).loss
+        return loss * whole.sizes[whole.rank] / whole.mean_of(whole.total)
 
     def score(self, validation: ClipSource) -> TaskResult:
         """As `evaluate --task` does."""
@@ -211,14 +347,23 @@ class TaskTrainer(RecipeTrainer[TaskResult]):
         data = self.recipe.data
         return evaluate_task(
             task_of(self.recipe.task),
-            self.accelerator.unwrap_model(self.model),
+            self._whole_model(),
             self.processing_class,
             validation,
             num_frames=data.num_frames,
             batch_size=self.recipe.evaluation.batch_size,
             strict=data.strict,
             max_broken=data.max_broken,
+            shared=True,
         )
+
+    def flops(self, batch: Mapping[str, Tensor]) -> float:
+        """Of the task's own loss."""
+        return sum(task_flops(self._config(), batch, budget) for budget in self.budgets())
+
+    def run_on(self, few: dict[str, Tensor]) -> object:
+        """As the loss does."""
+        return self.model_wrapped(**few).logits
 
     def figures(self, result: TaskResult) -> dict[str, float]:
         """The metrics; raises `UsageError` where the one that the best model goes by is not among them."""
@@ -244,8 +389,6 @@ def _through_forward(
     The objectives call several methods of the model in a step; DDP and FSDP hook `forward` alone. For this one call the
     inner model's forward is the computation itself.
     """
-    if wrapper is model:
-        return compute(model)
     forward = model.forward
 
     def redirected() -> Any:

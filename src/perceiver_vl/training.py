@@ -11,10 +11,13 @@ from typing import Any
 import torch
 import yaml
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from perceiver_vl.callbacks import AtSaves, EpochOrder, LogFile, ProgressBar, StepSeed
+from perceiver_vl.callbacks import AtBegin, AtSaves, EarlyStopping, EpochOrder, LiveLog, LogFile, ProgressBar, StepSeed
+from perceiver_vl.checkpoints import PART, checkpoint_of, first_for_all, move_out, only_run_in, told_in_one_line
 from perceiver_vl.console import err, quiet
+from perceiver_vl.continuing import batch_of
 from perceiver_vl.data.augment import Augmentation
 from perceiver_vl.data.batching import DrawnExamples, EpochSampler, PreTrainingCollator, TrainingExamples
 from perceiver_vl.data.broken import read_skipped
@@ -24,7 +27,9 @@ from perceiver_vl.errors import UsageError
 from perceiver_vl.files import write_json, write_text
 from perceiver_vl.model import PerceiverVLPreTrainedModel
 from perceiver_vl.model_card import write_model_card
+from perceiver_vl.preemption import Stop, stop_on_signals
 from perceiver_vl.recipe import Recipe
+from perceiver_vl.sharding import is_sharded, make_shardable, sharding_arguments
 from perceiver_vl.stages import StageSwitch, stage_schedule
 from perceiver_vl.start import Start, prepare_start
 from perceiver_vl.tasks import task_of
@@ -81,38 +86,66 @@ class TrainingResult:
         }
 
 
-def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> TrainingResult:
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    change: Callable[[PerceiverVLPreTrainedModel], None] | None = None,
+) -> TrainingResult:
     """Run a recipe; `resume` goes on from the last checkpoint of `recipe.output` and gives what one run would have.
+
+    `change` is called with the model before it is trained: for parts that no configuration names.
 
     Writes to `recipe.output`: the model, processor and tokenizer (best by `metric_for_best_model` if the recipe asks
     for `load_best_model_at_end`), `README.md` (the model card), `recipe.yaml`, `log.csv`,
     `metrics.json`, `skipped.jsonl` (what was left out, and why), and `checkpoints/`.
     Raises `UsageError` for a recipe that cannot work, before anything is written; `MediaError` at a broken file with
-    `data.strict`, `PerceiverVLError` when there are more than `data.max_broken`.
+    `data.strict`, `PerceiverVLError` when there are more than `data.max_broken`, and for what ends a run from outside,
+    with the checkpoint that it can go on from.
     """
-    output = recipe.output
-    checkpoint = _last_checkpoint(output)
-    if (checkpoint or (output / "metrics.json").is_file()) and not resume:
-        raise UsageError(f"output={output}: holds a run already, add --resume to go on with it or name another output")
     arguments = checked_arguments(recipe)
-    batch = arguments.train_batch_size * arguments.world_size
-    start = prepare_start(recipe, checkpoint, batch, arguments.seed)
+    with only_run_in(recipe.output), told_in_one_line(recipe.output), stop_on_signals() as stop:
+        checkpoint = first_for_all(lambda: checkpoint_of(recipe.output, resume))
+        return _train(recipe, arguments, checkpoint, progress, change, stop)
+
+
+def _train(
+    recipe: Recipe,
+    arguments: TrainingArguments,
+    checkpoint: Path | None,
+    progress: bool,
+    change: Callable[[PerceiverVLPreTrainedModel], None] | None,
+    stop: Stop,
+) -> TrainingResult:
+    """The run from its beginning, or from a checkpoint."""
+    output = recipe.output
+    batch, what_changes = batch_of(arguments, checkpoint)
+    start = prepare_start(recipe, checkpoint, batch.examples, arguments.seed)
     data_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    if change is not None:
+        change(start.model)
     examples, collate = examples_of(recipe, start, data_seed)
     _compile(start.model, recipe.training)
+    if is_sharded(arguments):
+        make_shardable(start.model)
 
     first = arguments.process_index == 0
     if first:
         write_text(output / "recipe.yaml", yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False))
         if start.fresh and progress:
             err.print(f"{recipe.initialise.model} has no {', '.join(start.fresh)}: starts fresh", markup=False)
+        if what_changes:
+            err.print(what_changes, markup=False)
     before = read_skipped(output / SKIPPED) if checkpoint else []
-    sampler = sampler_for(recipe, start, batch, data_seed)
+    sampler = sampler_for(recipe, start, batch.examples, data_seed)
     kind = RetrievalTrainer if start.task is None else TaskTrainer
     trainer: RecipeTrainer[Any] = kind(
         recipe,
+        stop,
         start.validation,
         sampler,
+        batch,
         {*start.problems, *before},
         model=start.model,
         args=arguments,
@@ -120,21 +153,26 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Tra
         eval_dataset=start.validation,
         data_collator=collate,
         processing_class=start.processor,
-        callbacks=[StepSeed(), EpochOrder(sampler), LogFile(output / "log.csv")],
+        callbacks=[StepSeed(), EpochOrder(sampler), LiveLog(output / "log.jsonl"), LogFile(output / "log.csv")],
         optimizer_cls_and_kwargs=_optimizer(recipe, arguments),
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
+    trainer.add_callback(AtBegin(lambda: trainer.go_on_from(checkpoint)))
     trainer.add_callback(AtSaves(trainer.write_skipped))
     if recipe.stages:
         trainer.add_callback(StageSwitch(recipe.stages))
+    if recipe.patience is not None:
+        trainer.add_callback(EarlyStopping(recipe.patience))
     with ExitStack() as bars, quiet():
         if progress and first:
             trainer.add_callback(ProgressBar(bars))
+        trainer.add_callback(stop)
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trainer.save_model(str(output))
+        trainer.settle()
+        trainer.save_model(str(output / PART))
         if first:
-            (output / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says the same
+            move_out(output / PART, output)
         score = trainer.validate() if start.validation is not None else None
         skipped, damaged = trainer.write_skipped()
     result = TrainingResult(
@@ -187,12 +225,18 @@ def checked_arguments(recipe: Recipe) -> TrainingArguments:
     """
     arguments = training_arguments(recipe)
     asked = {name for name, weight in asdict(recipe.objectives).items() if weight}
-    if recipe.task is None and arguments.per_device_train_batch_size < 2 and asked & _COMPARE_PAIRS:
+    if recipe.task is None and arguments.train_batch_size * arguments.world_size < 2 and asked & _COMPARE_PAIRS:
         raise UsageError(
             f"training.per_device_train_batch_size={arguments.per_device_train_batch_size}: "
             "the objectives compare pairs, need at least 2"
         )
+    if arguments.auto_find_batch_size:
+        raise UsageError(
+            "training.auto_find_batch_size=true: the order of the data and the contrasts hang on the batch, set "
+            "objectives.chunk: it computes a large one in the memory of a small one"
+        )
     _check_evaluation(recipe, arguments)
+    _check_trackers(arguments)
     stage_schedule(recipe.stages, arguments)
     return arguments
 
@@ -212,14 +256,15 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     try:
         # `eval_strategy: no` is a false in YAML
         given = {k: "no" if v is False and k.endswith("_strategy") else v for k, v in recipe.training.items()}
+        shards = sharding_arguments(given)
         typed = parser.parse_object(given)
-        given = {name: typed[name] for name in recipe.training if name not in _COMPILING}
+        given = {name: typed[name] for name in given if name not in _COMPILING} | shards
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             given["use_cpu"] = True  # otherwise accelerate starts the processes but never joins their gradients
         if recipe.stages:
             given["max_steps"] = sum(stage.steps for stage in recipe.stages)
         if recipe.task is not None:
-            given = _best_of_a_task(task_of(recipe.task), given) | given
+            given = _best_of_a_task(task_of(recipe.task), given, recipe.patience is not None) | given
         return TrainingArguments(output_dir=str(recipe.output / "checkpoints"), **(_TRAINING_DEFAULTS | given))
     except UsageError:
         raise
@@ -241,6 +286,11 @@ def _compile(model: PerceiverVLPreTrainedModel, asked: dict[str, Any]) -> None:
 def _check_evaluation(recipe: Recipe, arguments: TrainingArguments) -> None:
     """Refuse before training what the first evaluation would stumble over."""
     metric, measured = arguments.metric_for_best_model, measured_by(recipe)
+    if recipe.patience is not None and (metric is None or arguments.eval_strategy == "no"):
+        raise UsageError(
+            f"patience={recipe.patience}: needs training.eval_strategy and training.metric_for_best_model "
+            f"({', '.join(measured[:3])}, …)"
+        )
     if arguments.eval_strategy == "no":
         return
     if recipe.data.validation is None:
@@ -249,9 +299,19 @@ def _check_evaluation(recipe: Recipe, arguments: TrainingArguments) -> None:
         raise UsageError(f"training.metric_for_best_model={metric}: not measured, choose from {', '.join(measured)}")
 
 
-def _best_of_a_task(task: Task, given: dict[str, Any]) -> dict[str, Any]:
+def _check_trackers(arguments: TrainingArguments) -> None:
+    """Refuse before training what the Trainer does not know or cannot import."""
+    installed = get_available_reporting_integrations()
+    for name in arguments.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UsageError(f"training.report_to={name}: unknown, choose from {', '.join(INTEGRATION_TO_CALLBACK)}")
+        if name not in installed:
+            raise UsageError(f"training.report_to={name}: is not installed, install it or leave it out")
+
+
+def _best_of_a_task(task: Task, given: dict[str, Any], stops: bool) -> dict[str, Any]:
     """By which metric the best model is chosen (the first, unless the recipe names one), and which way is better."""
-    if not (given.get("load_best_model_at_end") or given.get("metric_for_best_model")):
+    if not (stops or given.get("load_best_model_at_end") or given.get("metric_for_best_model")):
         return {}
     metric = given.get("metric_for_best_model") or task.metrics[0]
     lower = task.lower_is_better and metric.removeprefix("eval_") == task.metrics[0]
@@ -266,12 +326,6 @@ def _optimizer(
         return None
     betas = (arguments.adam_beta1, arguments.adam_beta2)
     return torch.optim.Adam, {"lr": arguments.learning_rate, "betas": betas, "eps": arguments.adam_epsilon}
-
-
-def _last_checkpoint(output: Path) -> Path | None:
-    """The newest complete checkpoint: the Trainer writes `trainer_state.json` last."""
-    complete = [path.parent for path in output.glob("checkpoints/checkpoint-*/trainer_state.json")]
-    return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
 def _plain(value: Any) -> Any:
