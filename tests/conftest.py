@@ -19,15 +19,20 @@ settings.load_profile("perceiver-vl")
 torch.set_num_threads(1)  # models this small only wait for further threads
 
 
+def in_processes(number: int, script: str, folder: Path) -> None:
+    """Run a script of this folder in so many processes, with `folder` as its argument."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [*run, str(Path(__file__).with_name(script)), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which `two_processes.py` has run: a recipe of batches of 4, its `run`, and contrastive losses."""
+    """The folder in which `two_processes.py` has run: a recipe of batches of 4, and its `run`."""
     folder = tmp_path_factory.mktemp("two_processes")
     recipe = tiny_recipe(folder / "run", objectives={"vtm": 1, "mlm": 0, "vtc": 1}, training={"optim": "sgd"})
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    script = Path(__file__).with_name("two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, folder]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    in_processes(2, "two_processes.py", folder)
     return folder

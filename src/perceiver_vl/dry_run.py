@@ -3,7 +3,7 @@
 One small batch is read and goes through the model once; nothing is written.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from perceiver_vl.budget import FULL_BUDGET
 from perceiver_vl.data.clips import ClipSource
 from perceiver_vl.data.records import Problem
+from perceiver_vl.health import memory
 from perceiver_vl.model.encoder import PerceiverVLEncoder
 from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
 from perceiver_vl.recipe import Recipe, Split
@@ -29,7 +30,7 @@ from perceiver_vl.training import checked_arguments, examples_of, sampler_for
 
 _BYTES_A_PARAMETER = 16
 """In float32: the parameter, its gradient and the two moments of Adam."""
-_EXAMPLES = 2
+_EXAMPLES, _MOST_EXAMPLES = 2, 32
 
 
 @dataclass
@@ -48,8 +49,8 @@ class DryRun:
     parameters: by part of the model. fresh: parts that `initialise.model` lacks. flops_per_example: of a forward
     pass at all reads, a multiply-add counting as two (with the backward pass, three times as many). batch: examples of
     one process at a time; examples_per_step: of all processes, accumulated. memory: bytes of one process: `weights` are
-    parameters, gradients and Adam's moments in float32, `activations` what is kept for the backward pass of a batch,
-    without activation checkpointing and chunks.
+    parameters, gradients and Adam's moments in float32, `activations` what is kept for the backward pass of a batch or
+    of a chunk of it, without activation checkpointing, `program` what Python and its libraries hold in main memory.
     """
 
     model: str
@@ -74,12 +75,13 @@ def dry_run(recipe: Recipe, processes: int = 1) -> DryRun:
 
     Raises what `train` would raise.
     """
+    program = int(memory(torch.device("cpu")).get("memory_mib", 0) * 2**20)
     arguments = checked_arguments(recipe)
     batch = arguments.train_batch_size * max(processes, arguments.world_size)
     start = prepare_start(recipe, None, batch, arguments.seed)
     examples, collate = examples_of(recipe, start, arguments.seed)
     sampler = sampler_for(recipe, start, batch, arguments.seed)
-    items = [item for item, _ in zip(sampler, range(min(_EXAMPLES, batch)), strict=False)]
+    items = [item for item, _ in zip(sampler, range(min(_examples(recipe), batch)), strict=False)]
     read = collate(examples.__getitems__(items))
     if "error" in read:
         raise read["error"]
@@ -97,6 +99,7 @@ def dry_run(recipe: Recipe, processes: int = 1) -> DryRun:
         count = _usable(start.validation, start.task)
         found.append(SplitFound(_name(recipe.data.validation, "validation"), len(start.validation), count))
     accumulated = arguments.gradient_accumulation_steps
+    chunk = recipe.objectives.chunk or arguments.train_batch_size
     return DryRun(
         model=type(start.model).__name__,
         task=recipe.task,
@@ -108,11 +111,19 @@ def dry_run(recipe: Recipe, processes: int = 1) -> DryRun:
         examples_per_step=batch * accumulated,
         memory={
             "weights": _BYTES_A_PARAMETER * sum(parameters.values()),
-            "activations": kept * arguments.train_batch_size // len(items),
+            "activations": kept * min(arguments.train_batch_size, chunk) // len(items),
+            "program": program,
         },
         data=found,
         skipped=start.problems,
     )
+
+
+def _examples(recipe: Recipe) -> int:
+    """Of the batch that is looked at: so many that the joint objectives have their share of it."""
+    if recipe.task is not None:
+        return _EXAMPLES
+    return min(_MOST_EXAMPLES, round(_EXAMPLES / recipe.objectives.joint_share))
 
 
 def _steps(arguments: TrainingArguments, batches: int) -> int:
@@ -138,6 +149,7 @@ def _forward(model: nn.Module, batch: dict[str, Any], recipe: Recipe, arguments:
     """Operations of a forward pass, and bytes that it keeps for the backward pass, weights left out."""
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    objectives = replace(recipe.objectives, chunk=None)  # in chunks nothing is kept at first
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -149,7 +161,7 @@ def _forward(model: nn.Module, batch: dict[str, Any], recipe: Recipe, arguments:
     def loss() -> object:
         if recipe.task is not None:
             return task_loss(model, tensors)  # type: ignore[arg-type]
-        return pretraining_losses(model, PreTrainingBatch.from_dict(tensors), recipe.objectives, FULL_BUDGET)  # type: ignore[arg-type]
+        return pretraining_losses(model, PreTrainingBatch.from_dict(tensors), objectives, FULL_BUDGET)  # type: ignore[arg-type]
 
     for module in model.modules():
         if isinstance(module, PerceiverVLEncoder):

@@ -8,7 +8,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from perceiver_vl.bench.cascade import CascadeReport, measure_cascade
 from perceiver_vl.bench.cost import MOST_SECONDS, Cost, CostReport, measure_cost
+from perceiver_vl.bench.frontier import FrontierReport, measure_frontier
 from perceiver_vl.bench.length import MINUTES, LengthReport, measure_length
 from perceiver_vl.bench.peers import PEERS
 from perceiver_vl.bench.plots import points_svg
@@ -16,14 +18,20 @@ from perceiver_vl.bench.questions import FRAMES as ASKED_FRAMES
 from perceiver_vl.bench.questions import QuestionsReport, measure_questions
 from perceiver_vl.bench.reranking import CANDIDATES, RerankingReport, measure_reranking
 from perceiver_vl.bench.settings import FRAMES, OURS
+from perceiver_vl.bench.sources import open_source
 from perceiver_vl.bench.streams import ITEMS, STREAMS
 from perceiver_vl.bench.tables import Section, cost_sections, length_section, questions_section, reranking_section
+from perceiver_vl.bench.trained import cascade_section, frontier_sections
+from perceiver_vl.bench.trained_figures import cascade_figure, frontier_figures
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.console import err
 from perceiver_vl.files import write_json, write_text
+from perceiver_vl.pretrained_folder import load_retriever
 from perceiver_vl.tasks.record import command_line, machine, versions
 
 QUICK_SECONDS = 2.0
+QUICK_CLIPS = 12
+TRAINED_ITEMS = (10, 30, 100)
 
 
 @dataclass(frozen=True)
@@ -34,13 +42,16 @@ class BenchReport:
     length: LengthReport
     ask: QuestionsReport
     rerank: RerankingReport
+    frontier: FrontierReport | None
+    cascade: CascadeReport | None
     command: str
     machine: str
     versions: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: each bench's figures under its command's name."""
-        benches = {name: getattr(self, name).to_dict() for name in ("cost", "length", "ask", "rerank")}
+        names = ("cost", "length", "ask", "rerank", "frontier", "cascade")
+        benches = {name: getattr(self, name).to_dict() for name in names if getattr(self, name) is not None}
         return {**benches, "command": self.command, "machine": self.machine, "versions": self.versions}
 
 
@@ -52,11 +63,14 @@ def run_benches(
     runs: int = 3,
     seed: int = 0,
     candidates: int = CANDIDATES,
+    trained: Path | None = None,
+    data: str = "",
     device: str = "cpu",
     progress: bool = False,
 ) -> BenchReport:
     """Run all benches, then write `output/bench.json` and `output/bench.html`; `candidates` are those re-ranked.
 
+    `trained`: a folder of a model of retrieval, whose frontier and cascade are measured on `data` too.
     `quick`: one run of everything, of what takes two seconds at most, short videos and clips.
     """
     common: dict[str, Any] = {"seed": seed, "device": device, "progress": progress, "runs": 1 if quick else runs}
@@ -69,10 +83,25 @@ def run_benches(
     ask = measure_questions(config, frames=ASKED_FRAMES[:2] if quick else ASKED_FRAMES, **common)
     _say("Re-ranking", progress)
     rerank = measure_reranking(config, candidates=candidates, **common)
-    report = BenchReport(cost, length, ask, rerank, command_line(), machine(), versions())
+    frontier, cascade = (None, None) if trained is None else _measure_trained(trained, data, quick, common)
+    report = BenchReport(cost, length, ask, rerank, frontier, cascade, command_line(), machine(), versions())
     write_text(output / "bench.html", render_page(report))
     write_json(output / "bench.json", report.to_dict())
     return report
+
+
+def _measure_trained(
+    trained: Path, data: str, quick: bool, common: dict[str, Any]
+) -> tuple[FrontierReport, CascadeReport]:
+    how = {name: common[name] for name in ("runs", "progress")}
+    clips = QUICK_CLIPS if quick else None
+    _say("Frontier", common["progress"])
+    frontier = measure_frontier(trained, data, clips=clips, device=common["device"], **how)
+    _say("Cascade", common["progress"])
+    model, processor = load_retriever(trained, common["device"])
+    source = open_source(data, processor, clips=clips)
+    items = [number for number in TRAINED_ITEMS if number <= len(source)] or [len(source)]
+    return frontier, measure_cascade(model, processor, source, items=items, data=data, **how)
 
 
 def render_page(report: BenchReport) -> str:
@@ -87,7 +116,14 @@ def render_page(report: BenchReport) -> str:
     sections: list[tuple[str, Section]] = [("cost", section) for section in cost_sections(report.cost)]
     sections += [("length", length_section(report.length)), ("ask", questions_section(report.ask))]
     sections += [("rerank", reranking_section(report.rerank))]
-    figures = [Markup(figure) for figure in (*_cost_figures(report.cost), _length_figure(report.length))]
+    drawn = [*_cost_figures(report.cost), _length_figure(report.length)]
+    if report.frontier is not None:
+        sections += [("frontier", section) for section in frontier_sections(report.frontier)]
+        drawn += frontier_figures(report.frontier)
+    if report.cascade is not None:
+        sections.append(("cascade", cascade_section(report.cascade)))
+        drawn.append(cascade_figure(report.cascade))
+    figures = [Markup(figure) for figure in drawn]
     peers = [(peer.title, peer.passes) for peer in PEERS]
     template = environment.get_template("bench/page.html.jinja")
     return template.render(report=report, sections=sections, figures=figures, peers=peers)

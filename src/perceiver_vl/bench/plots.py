@@ -62,6 +62,20 @@ def _logarithmic(axes: Any, xs: Sequence[float]) -> None:
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
 
 
+def front_svg(
+    points: Sequence[tuple[float, float]], front: Sequence[tuple[float, float]], *, x: str, y: str, title: str
+) -> str:
+    """(cost, score) of every setting, and a line through those worth choosing → SVG text, cost logarithmic."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(*zip(*points, strict=True), ".", color="0.6", label="every setting")
+        axes.plot(*zip(*sorted(front), strict=True), "o-", markersize=4, linewidth=1.4, label="the front")
+        axes.set(xscale="log", xlabel=x, ylabel=y, title=title)
+        axes.legend(frameon=False)
+        return _svg(figure)
+
+
 def recall_against_latency_svg(points: Sequence[tuple[str, float, float]], title: str) -> str:
     """(name, milliseconds a query, R@1 in per cent) → SVG text, time on a logarithmic axis."""
     with mpl.rc_context(_STYLE):

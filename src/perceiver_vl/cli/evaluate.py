@@ -103,6 +103,7 @@ def evaluate(
     dials = read_budget(budget, model, device, dtype)
     use_threads(threads)
     from perceiver_vl.data.opening import open_clips
+    from perceiver_vl.parallel import is_first_process, join_others
     from perceiver_vl.tasks.record import evaluation_record
 
     common: dict[str, Any] = {
@@ -111,8 +112,12 @@ def evaluate(
         "batch_size": batch_size,
         "strict": strict,
         "max_broken": max_broken,
-        "progress": True,
+        "progress": is_first_process(),
     }
+    if join_others():
+        if task == "pre-training":
+            raise UsageError("task=pre-training: is measured in one process, start it without torchrun")
+        common["shared"] = True
     where: dict[str, Any] = {"benchmark": benchmark, "split": split, "metadata": metadata, "columns": names}
 
     def opened(processor: Any, need: Any) -> "tuple[ClipSource, list[Problem]]":
@@ -159,8 +164,10 @@ def evaluate(
         if submission is None and not any(asked.is_labelled(source.record(place)) for place in places):
             raise UsageError(f"{data}: does not say what is right, write the predictions with --submission FILE")
         result = evaluate_task(asked, answerer, processor, source, **common)
-        if submission:
+        if submission and is_first_process():
             write_text(submission, asked.submission(result.predictions))
+    if not is_first_process():
+        return
     result.skipped[:0] = problems
     if as_json:
         num_frames = dials.frames or frames or processor.image_processor.num_frames

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,6 +22,9 @@ from perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.search import store
 from perceiver_vl.search.encode import ClipEncoder
 from perceiver_vl.search.store import Clip, EncodedClip, IndexSettings, SkippedFile, StoredIndex
+
+if TYPE_CHECKING:
+    from perceiver_vl.search.cluster import RayEncoder
 
 PART_CLIPS = 256
 PART_SECONDS = 30.0
@@ -70,6 +73,9 @@ def build_index(
     max_broken: float = MAX_BROKEN,
     progress: bool = False,
     device: str | torch.device | None = None,
+    dtype: str | None = None,
+    compiled: bool = False,
+    ray: str | None = None,
 ) -> IndexReport:
     """Bring the index `out` up to date with the folder `media`, making it if it is not there.
 
@@ -77,6 +83,9 @@ def build_index(
     captions follow the metadata. `num_frames`: frames decoded of a clip; None: those of the budget, or the processor's.
     Files that cannot be decoded are skipped and reported, and not tried again before they change; with `strict` the
     first one raises. Whatever ends a run, at most the last `part_clips` clips (or 30 s of work) must be encoded again.
+    `dtype`, `compiled`: as of `load_folder`; queries are encoded in the same dtype.
+    `ray`: encode on the machines of the Ray cluster at this address (`auto`, `HOST:PORT`), or on all cores of this one
+    (`local`), into the same index; `search.cluster` says how.
 
     Raises `UsageError` for folders or settings that do not fit each other, `MediaError` with `strict`,
     `PerceiverVLError` when more than the share `max_broken` of the files cannot be read.
@@ -84,13 +93,15 @@ def build_index(
     started = time.perf_counter()
     if batch_size < 1 or part_clips < 1:
         raise UsageError(f"batch_size={batch_size}, part_clips={part_clips}: need at least 1 of each")
-    model, processor = load_retriever(model_folder, device)
+    if compiled and ray is not None:
+        raise UsageError(f"compile, ray={ray}: the workers of a cluster do not compile, leave one out")
+    model, processor = load_retriever(model_folder, device if ray is None else "cpu", dtype, compiled)
     model.config.check_budget(budget)
     folder = read_folder(media, split=split, metadata=metadata, columns=columns, need=None, strict=strict)
     check_listed(folder.problems, len(folder.records), max_broken)
     index = Path(out).resolve()
     report = IndexReport(str(out), skipped=list(folder.problems))
-    settings = _settings(model, processor, Path(model_folder), folder.path, budget, num_frames)
+    settings = _settings(model, processor, Path(model_folder), folder.path, budget, num_frames, dtype)
     found = _look_at_files(folder.records, report)
     with store.locked(index):
         stored = _open_or_create(index, settings, found)
@@ -100,7 +111,7 @@ def build_index(
         report.unchanged = len(unchanged)
         report.removed = sum(name not in found for name in stored)
         todo = [clip for name, clip in found.items() if name not in unchanged and name not in broken]
-        encoder = ClipEncoder(model, processor, settings, budget, batch_size)
+        encoder = _encoder(model, processor, settings, budget, batch_size, device, ray)
         encoded = _until_too_many(
             encoder.encode(todo, broken, report.damaged, strict), broken, len(found) - len(todo), len(found), max_broken
         )
@@ -124,6 +135,7 @@ def _settings(
     media: Path,
     budget: ComputeBudget,
     num_frames: int | None,
+    dtype: str | None,
 ) -> IndexSettings:
     config = model.config
     asked = num_frames if num_frames is not None else budget.frames
@@ -140,7 +152,25 @@ def _settings(
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads,
         decoders=(decoder_version(),),
+        dtype=dtype,
     )
+
+
+def _encoder(
+    model: PerceiverVLForRetrieval,
+    processor: PerceiverVLProcessor,
+    settings: IndexSettings,
+    budget: ComputeBudget,
+    batch_size: int,
+    device: str | torch.device | None,
+    ray: str | None,
+) -> "ClipEncoder | RayEncoder":
+    """What turns files into rows: this process, or a cluster."""
+    if ray is None:
+        return ClipEncoder(model, processor, settings, budget, batch_size)
+    from perceiver_vl.search.cluster import RayEncoder
+
+    return RayEncoder(ray, settings, budget, batch_size, None if device is None else str(device))
 
 
 def _look_at_files(records: Sequence[Record], report: IndexReport) -> dict[str, Clip]:
@@ -184,8 +214,8 @@ def _open_or_create(index: Path, settings: IndexSettings, found: Mapping[str, Cl
         raise UsageError(
             f"{index}: made by another model ({before.model}), use --model {before.model} or another --out"
         )
-    for dial in ("budget", "frames"):
-        was, asked = getattr(before, dial), getattr(settings, dial)
+    for dial in ("budget", "frames", "dtype"):
+        was, asked = (getattr(made, dial) or "as saved" for made in (before, settings))
         if was != asked:
             raise UsageError(f"{index}: made with {dial} {was}, not {asked}; ask for {was} or give another --out")
     stored = {clip.file_name: clip for clip in opened.clips}

@@ -24,9 +24,9 @@ DECODING_THREADS = 2
 
 @dataclass(frozen=True)
 class Picture:
-    """A frame of a filmstrip: where in the clip, in seconds, and a JPEG as a `data:` address."""
+    """A frame of a filmstrip: where in the clip, in seconds (None: unknown), and a JPEG as a `data:` address."""
 
-    seconds: float
+    seconds: float | None
     width: int
     source: str
 
@@ -71,7 +71,12 @@ def filmstrip(path: Path, frames: int = STRIP_FRAMES) -> Filmstrip:
     )
 
 
-def _picture(seconds: float, frame: Frames) -> Picture:
+def filmstrip_of(frames: Frames) -> Filmstrip:
+    """Frames `(T,H,W,3)` that are decoded already, whenever they were."""
+    return Filmstrip([_picture(None, frame) for frame in frames])
+
+
+def _picture(seconds: float | None, frame: Frames) -> Picture:
     image = ImageOps.contain(Image.fromarray(frame), (STRIP_WIDTH, STRIP_HEIGHT))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=JPEG_QUALITY)

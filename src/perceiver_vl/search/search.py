@@ -89,7 +89,7 @@ class Searcher:
                 f"{index_folder}: made by another model than {folder} now holds; "
                 "give the one that made it with --model, or index again into a new folder"
             )
-        self.model, self.processor = load_retriever(folder, device)
+        self.model, self.processor = load_retriever(folder, device, settings.dtype)
         self.budget = ComputeBudget.parse("" if settings.budget == "full" else settings.budget)
         self._shortlist = open_shortlist(self.index, self._sample_queries, exact_rows)
 

@@ -32,7 +32,8 @@ class IndexSettings:
     """What every clip of an index shares.
 
     `model` and `media` are absolute folders, `fingerprint` is the model's; E is `vector_size`, D `hidden_size`, H
-    `num_attention_heads`. `decoders`: every decoder version that took part, as their pixels differ.
+    `num_attention_heads`. `decoders`: every decoder version that took part, as their pixels differ. `dtype`: what the
+    model encoded in; None: as it was saved.
     """
 
     model: str
@@ -44,6 +45,7 @@ class IndexSettings:
     hidden_size: int
     num_attention_heads: int
     decoders: tuple[str, ...]
+    dtype: str | None = None
     format: int = FORMAT
 
     @property
@@ -95,6 +97,7 @@ def read_settings(index: Path) -> IndexSettings:
         if stored["format"] != FORMAT:
             maker = f"made by {'an older' if stored['format'] < FORMAT else 'a newer'} version"
             raise UsageError(f"{index}: {maker} (format {stored['format']}, not {FORMAT}), index again in a new folder")
+        stored.setdefault("dtype", None)  # of indexes made before there was a choice
         values = {field.name: stored[field.name] for field in fields(IndexSettings)}
         return IndexSettings(**{**values, "decoders": tuple(values["decoders"])})
     except (JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
