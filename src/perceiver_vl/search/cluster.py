@@ -16,7 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -229,20 +229,20 @@ def _cluster(address: str) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-    if address == LOCAL:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
-        here: dict[str, Any] = {"include_dashboard": False, "_temp_dir": scratch} if address == LOCAL else {}
+    with ExitStack() as stack:
+        here: dict[str, Any] = {}
+        if address == LOCAL:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
+            scratch = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+            here = {"include_dashboard": False, "_temp_dir": stack.enter_context(scratch)}
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
         except Exception as error:  # Ray raises its own kinds, and bare ones
             raise UsageError(
                 f"ray={address}: no cluster there ({first_line(error)}), start one with ray start --head, or use local"
             ) from error
-        try:
-            with redirect_stdout(sys.stderr):  # Ray prints there what becomes of its workers
-                yield
-        finally:
-            ray.shutdown()
+        stack.callback(ray.shutdown)
+        stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints there what becomes of its workers
+        yield
