@@ -28,12 +28,12 @@ from perceiver_vl.data.world import World
 from perceiver_vl.elastic import pretraining_loss
 from perceiver_vl.objectives import WEIGHTS, Objectives, PreTrainingBatch, pretraining_losses
 from perceiver_vl.parallel import leave_at_once
-from perceiver_vl.sharding import UNITS, make_shardable, whole_model
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import evaluate_task
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.together import world
-from perceiver_vl.trainers import _through_forward
+from perceiver_vl.training.sharding import UNITS, make_shardable, whole_model
+from perceiver_vl.training.trainers import _through_forward
 from tiny import tiny_batch, tiny_model, tiny_processor
 
 sys.path.append(str(Path(__file__).with_name("tasks")))

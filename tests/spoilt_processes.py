@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-import perceiver_vl.trainers
+import perceiver_vl.training.trainers
 from perceiver_vl.errors import PREEMPTED, PreemptedError
 from perceiver_vl.objectives import pretraining_losses
 from perceiver_vl.recipe import read_recipe
@@ -26,7 +26,7 @@ def losses(*given: Any) -> dict[str, Tensor]:
     return {name: loss * (float("nan") if calls == 3 and dist.get_rank() == 1 else 1) for name, loss in found.items()}
 
 
-perceiver_vl.trainers.pretraining_losses = losses  # type: ignore[attr-defined,assignment]
+perceiver_vl.training.trainers.pretraining_losses = losses  # type: ignore[attr-defined,assignment]
 try:
     train(read_recipe(sys.argv[1]), progress=False)
 except PreemptedError as stopped:

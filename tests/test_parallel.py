@@ -17,8 +17,8 @@ from perceiver_vl import UsageError
 from perceiver_vl.data.world import write_world
 from perceiver_vl.parallel import beside_others, is_first_process
 from perceiver_vl.recipe import read_recipe
-from perceiver_vl.sharding import sharding_arguments
 from perceiver_vl.training import checked_arguments, train
+from perceiver_vl.training.sharding import sharding_arguments
 from tiny import tiny_recipe
 
 

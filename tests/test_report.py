@@ -18,8 +18,8 @@ from perceiver_vl.cli.report import report_at_end
 from perceiver_vl.pretrained_folder import load_retriever
 from perceiver_vl.recipe import read_recipe
 from perceiver_vl.report import OF_TRAINING, charts, thinned, write_report
-from perceiver_vl.start import prepare_start
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
+from perceiver_vl.training.start import prepare_start
 from tiny import tiny_recipe
 
 VALIDATION = {"split": "validation", "world": {"clips": 6, "size": 16}}

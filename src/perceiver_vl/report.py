@@ -24,8 +24,8 @@ from perceiver_vl.errors import PerceiverVLError, first_line
 from perceiver_vl.files import write_text
 from perceiver_vl.hits_and_misses import Examples, retrieval_examples, task_examples
 from perceiver_vl.recipe import Recipe, Split, read_recipe
-from perceiver_vl.start import Start, prepare_start
-from perceiver_vl.trainers import SKIPPED
+from perceiver_vl.training.start import Start, prepare_start
+from perceiver_vl.training.trainers import SKIPPED
 from perceiver_vl.watching import RunReader, RunState
 
 MOST_POINTS = 500

@@ -20,10 +20,10 @@ from perceiver_vl.errors import UsageError
 from perceiver_vl.model.flops import encoder_flops
 from perceiver_vl.pretrained_folder import load_retriever
 from perceiver_vl.recipe import Recipe, read_recipe
-from perceiver_vl.start import open_split
 from perceiver_vl.tasks.record import command_line, machine, versions
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
+from perceiver_vl.training.start import open_split
 
 BUDGETS = (
     "full;latents=8,text_latents=4;latents=4,text_latents=2;frames=4;frames=2;cross_attentions=1;blocks=2;blocks=1;"

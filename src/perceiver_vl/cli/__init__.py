@@ -75,7 +75,7 @@ def train(
 
     plan = read_recipe(recipe, overrides or ())
     if dry:
-        from perceiver_vl.dry_run import dry_run
+        from perceiver_vl.training.dry_run import dry_run
 
         seen = dry_run(plan, processes)
         if as_json:

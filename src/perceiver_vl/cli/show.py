@@ -11,12 +11,12 @@ from perceiver_vl.console import err, out
 
 if TYPE_CHECKING:
     from perceiver_vl.data.records import Problem
-    from perceiver_vl.dry_run import DryRun
     from perceiver_vl.model.released import Conversion
     from perceiver_vl.search import SearchResult
     from perceiver_vl.tasks.evaluation import TaskResult
     from perceiver_vl.tasks.pretraining import PreTrainingResult
     from perceiver_vl.tasks.retrieval import RetrievalResult
+    from perceiver_vl.training.dry_run import DryRun
 
 
 def print_json(value: Any) -> None:

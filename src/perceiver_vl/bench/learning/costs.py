@@ -18,9 +18,9 @@ from perceiver_vl.files import write_json
 from perceiver_vl.model import PerceiverVLPreTrainedModel
 from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
 from perceiver_vl.recipe import Recipe
-from perceiver_vl.start import prepare_start
 from perceiver_vl.tasks.examples import task_loss
 from perceiver_vl.training import examples_of
+from perceiver_vl.training.start import prepare_start
 
 _CLIPS = 256  # enough for a batch: costs do not depend on what is seen
 _PRODUCT = 512

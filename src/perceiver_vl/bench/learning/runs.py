@@ -29,12 +29,12 @@ from perceiver_vl.files import write_json
 from perceiver_vl.model import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
 from perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.recipe import Recipe, Split
-from perceiver_vl.start import open_split
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import evaluate_task
 from perceiver_vl.tasks.record import machine
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
+from perceiver_vl.training.start import open_split
 
 Architecture = Literal["Perceiver-VL", "joint transformer"]
 OURS: Architecture = "Perceiver-VL"

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from perceiver_vl import PerceiverVLError, UsageError
-from perceiver_vl.nonfinite import FILE, NonFiniteSteps
 from perceiver_vl.objectives import pretraining_losses
 from perceiver_vl.recipe import Recipe, read_recipe
 from perceiver_vl.training import train
+from perceiver_vl.training.nonfinite import FILE, NonFiniteSteps
 from tiny import tiny_recipe
 
 Losses = Callable[..., dict[str, Tensor]]
@@ -42,7 +42,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, at: set[int], how: Callable[[Tensor],
         found = LOSSES(model, batch, *rest)
         return found | ({"mlm": how(found["mlm"])} if calls in at else {})
 
-    monkeypatch.setattr("perceiver_vl.trainers.pretraining_losses", losses)
+    monkeypatch.setattr("perceiver_vl.training.trainers.pretraining_losses", losses)
 
 
 def named_in(output: Path) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def test_nothing_is_learned_from_such_a_step_and_the_run_goes_on(
     # the count is that of the step that is resumed from, and so are the names
     for step in (2, 3, 4):
         shutil.rmtree(output / "checkpoints" / f"checkpoint-{step}")
-    monkeypatch.setattr("perceiver_vl.trainers.pretraining_losses", LOSSES)
+    monkeypatch.setattr("perceiver_vl.training.trainers.pretraining_losses", LOSSES)
     train(recipe_of(output, training=training), resume=True, progress=False)
     assert [line["nonfinite_steps"] for line in log_of(output)] == ["0", "0", "0", "0"]
     assert named_in(output) == []
@@ -124,7 +124,7 @@ def test_a_few_in_a_row_end_the_run_with_a_diagnosis_and_a_good_checkpoint(
     assert [entry["step"] for entry in named_in(output)] == [2, 4, 5, 6]
     last = load_file(output / "checkpoints" / "checkpoint-4" / "model.safetensors")
     assert all(tensor.isfinite().all() for tensor in last.values())
-    monkeypatch.setattr("perceiver_vl.trainers.pretraining_losses", LOSSES)
+    monkeypatch.setattr("perceiver_vl.training.trainers.pretraining_losses", LOSSES)
     assert train(recipe_of(output, training={"max_steps": 9}), resume=True, progress=False).steps == 9
     assert [entry["step"] for entry in named_in(output)] == [2, 4]
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from perceiver_vl.checkpoints import (
+from perceiver_vl.errors import PerceiverVLError
+from perceiver_vl.files import write_json
+from perceiver_vl.training.checkpoints import (
     PART,
     cannot_write,
     could_not_write,
@@ -22,8 +24,6 @@ from perceiver_vl.checkpoints import (
     keep_last,
     put_in_place,
 )
-from perceiver_vl.errors import PerceiverVLError
-from perceiver_vl.files import write_json
 
 SUMS = "sums.json"
 """In a checkpoint: what the log adds up between two lines, so that a line across a resume is that of a run left alone.

@@ -17,16 +17,16 @@ from transformers import TrainingArguments
 from perceiver_vl.budget import FULL_BUDGET
 from perceiver_vl.data.clips import ClipSource
 from perceiver_vl.data.records import Problem
-from perceiver_vl.health import memory
 from perceiver_vl.model.encoder import PerceiverVLEncoder
 from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
 from perceiver_vl.recipe import Recipe, Split
-from perceiver_vl.stages import part_of
-from perceiver_vl.start import prepare_start
 from perceiver_vl.tasks.evaluation import usable_examples
 from perceiver_vl.tasks.examples import task_loss
 from perceiver_vl.tasks.task import Task
-from perceiver_vl.training import checked_arguments, examples_of, sampler_for
+from perceiver_vl.training.health import memory
+from perceiver_vl.training.run import checked_arguments, examples_of, sampler_for
+from perceiver_vl.training.stages import part_of
+from perceiver_vl.training.start import prepare_start
 
 _BYTES_A_PARAMETER = 16
 """In float32: the parameter, its gradient and the two moments of Adam."""

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from perceiver_vl.errors import PREEMPTED, PreemptedError
-from perceiver_vl.preemption import SIGNALS, stop_on_signals
 from perceiver_vl.recipe import Recipe, read_recipe
 from perceiver_vl.training import train
+from perceiver_vl.training.preemption import SIGNALS, stop_on_signals
 from tiny import tiny_recipe
 
 HOW: dict[str, Any] = {
@@ -90,7 +90,7 @@ def test_a_thread_that_gets_no_signals_trains_without() -> None:
 def test_a_worker_heeds_the_second_signal_alone() -> None:
     words = """
 import os, signal, sys
-from perceiver_vl.preemption import outlive_a_signal
+from perceiver_vl.training.preemption import outlive_a_signal
 outlive_a_signal(3)
 os.kill(os.getpid(), signal.SIGTERM)
 print("alive", flush=True)
@@ -161,7 +161,7 @@ def test_torchrun_passes_the_signal_on_and_all_processes_skip_what_one_of_them_c
     training = HOW["training"] | {"max_steps": 100_000, "save_steps": 2, "save_total_limit": 100}
     training |= {"logging_steps": 4, "per_device_train_batch_size": 2, "lr_scheduler_type": "constant"}
     recipe_of(tmp_path / "run", objectives={"vtm": 1, "mlm": 0}, training=training)
-    script = Path(__file__).with_name("spoilt_processes.py")
+    script = Path(__file__).parents[1] / "spoilt_processes.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     process = subprocess.Popen(
         [*launcher, script, tmp_path / "run.yaml"],

@@ -22,7 +22,7 @@ from perceiver_vl.model.attention import AttentionBlock
 from perceiver_vl.model.encoder import EncoderBlock, PerceiverVLEncoder
 from perceiver_vl.model.flops import encoder_flops, matching_flops
 from perceiver_vl.objectives import Objectives
-from perceiver_vl.stages import part_of
+from perceiver_vl.training.stages import part_of
 
 FEW = 4
 """Examples of a batch that are looked into."""

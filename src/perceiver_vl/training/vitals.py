@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import IntervalStrategy
 
-from perceiver_vl.averaging import WeightAverage
-from perceiver_vl.callbacks import AtSteps
-from perceiver_vl.checkpoints import first_for_all
-from perceiver_vl.health import FEW, gradient_norms, look_into, looks_into, memory, norms_by_part
-from perceiver_vl.nonfinite import NonFiniteSteps
 from perceiver_vl.peak import peak_gflops
-from perceiver_vl.preemption import Stop
 from perceiver_vl.recipe import Recipe
-from perceiver_vl.saving import SavingTrainer
+from perceiver_vl.training.averaging import WeightAverage
+from perceiver_vl.training.callbacks import AtSteps
+from perceiver_vl.training.checkpoints import first_for_all
+from perceiver_vl.training.health import FEW, gradient_norms, look_into, looks_into, memory, norms_by_part
+from perceiver_vl.training.nonfinite import NonFiniteSteps
+from perceiver_vl.training.preemption import Stop
+from perceiver_vl.training.saving import SavingTrainer
 
 
 class WatchedTrainer(SavingTrainer):

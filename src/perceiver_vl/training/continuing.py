@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from perceiver_vl.errors import UsageError
-from perceiver_vl.saving import SUMS
+from perceiver_vl.training.saving import SUMS
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_vl import PerceiverVLForPreTraining, PerceiverVLForRetrieval
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.health import (
+from perceiver_vl.model.encoder import EncoderBlock
+from perceiver_vl.model.flops import encoder_flops
+from perceiver_vl.objectives import Objectives, PreTrainingBatch, pretraining_losses
+from perceiver_vl.recipe import PARTS, read_recipe
+from perceiver_vl.training import train
+from perceiver_vl.training.health import (
     encoding_flops,
     gradient_norms,
     likeness,
@@ -25,12 +30,7 @@ from perceiver_vl.health import (
     pretraining_flops,
     task_flops,
 )
-from perceiver_vl.model.encoder import EncoderBlock
-from perceiver_vl.model.flops import encoder_flops
-from perceiver_vl.objectives import Objectives, PreTrainingBatch, pretraining_losses
-from perceiver_vl.recipe import PARTS, read_recipe
-from perceiver_vl.stages import part_of
-from perceiver_vl.training import train
+from perceiver_vl.training.stages import part_of
 from tiny import tiny_config, tiny_inputs, tiny_model, tiny_recipe
 
 
@@ -202,9 +202,9 @@ def test_looking_into_a_run_does_not_change_it(tmp_path: Path, monkeypatch: pyte
         "model": {"layer_drop": 0.5, "hidden_dropout_prob": 0.1, "num_blocks": 3},
         "training": {"max_steps": 4, "learning_rate": 0.01, "save_strategy": "no"},
     }
-    monkeypatch.setattr("perceiver_vl.vitals.looks_into", lambda step, every: True)
+    monkeypatch.setattr("perceiver_vl.training.vitals.looks_into", lambda step, every: True)
     looked = run(tmp_path / "looked", **changes)
-    monkeypatch.setattr("perceiver_vl.vitals.looks_into", lambda step, every: False)
+    monkeypatch.setattr("perceiver_vl.training.vitals.looks_into", lambda step, every: False)
     left_alone = run(tmp_path / "alone", **changes)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("looked", "alone"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

@@ -22,10 +22,10 @@ from perceiver_vl.model.pretrained import initialise_from
 from perceiver_vl.pretrained_folder import check_model_folder
 from perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor, load_tokenizer, train_tokenizer
 from perceiver_vl.recipe import Data, Recipe, Split
-from perceiver_vl.stages import part_of
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import usable_examples
 from perceiver_vl.tasks.task import Task
+from perceiver_vl.training.stages import part_of
 
 _OF_A_HEAD = ("id2label", "label2id", "num_labels", "problem_type")
 

@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from perceiver_vl import PerceiverVLError, UsageError
-from perceiver_vl.checkpoints import CHECKSUMS, checkpoint_of, damage, only_run_in, seal, told_in_one_line
 from perceiver_vl.recipe import Recipe, read_recipe
 from perceiver_vl.training import TrainingResult, train
+from perceiver_vl.training.checkpoints import CHECKSUMS, checkpoint_of, damage, only_run_in, seal, told_in_one_line
 from tiny import tiny_recipe
 
 MEASURED = {"data_wait", "train_runtime", "train_samples_per_second", "train_steps_per_second"}

@@ -15,14 +15,14 @@ from torch import Tensor
 from perceiver_vl import PerceiverVLForPreTraining, UsageError
 from perceiver_vl.parallel import beside_others
 from perceiver_vl.recipe import PARTS, Recipe, Stage, read_recipe
-from perceiver_vl.stages import part_of, stage_at
 from perceiver_vl.training import train
+from perceiver_vl.training.stages import part_of, stage_at
 from tiny import tiny_config, tiny_recipe
 
 READS_THEN_ALL = [{"steps": 4, "train": ["reads"]}, {"steps": 4}]
 ALL_OBJECTIVES = {"vtm": 1, "mlm": 1, "vtc": 1, "mixed_vtm": 1, "mixed_vtc": 1}
 SGD = {"optim": "sgd", "max_grad_norm": 0.0}
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "train.md"
 
 
 def recipe_of(

@@ -18,25 +18,25 @@ from torch.utils.data import DataLoader, Sampler
 
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.continuing import Batch
 from perceiver_vl.data.batching import SharedBatches
 from perceiver_vl.data.broken import Tried, check_broken, write_skipped
 from perceiver_vl.data.clips import ClipSource
 from perceiver_vl.data.records import Problem
 from perceiver_vl.elastic import budgets_of_step, pretraining_loss, task_loss
 from perceiver_vl.errors import PerceiverVLError
-from perceiver_vl.health import pretraining_flops, task_flops
 from perceiver_vl.model import PerceiverVLForPreTraining
 from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
-from perceiver_vl.preemption import Stop, outlive_a_signal
 from perceiver_vl.recipe import Recipe
-from perceiver_vl.sharding import UNITS, as_saved, whole_model
-from perceiver_vl.stages import stage_schedule
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import TaskResult, evaluate_task
 from perceiver_vl.tasks.retrieval import RetrievalResult, evaluate_retrieval
 from perceiver_vl.together import WholeBatch, whole_batches
-from perceiver_vl.vitals import WatchedTrainer
+from perceiver_vl.training.continuing import Batch
+from perceiver_vl.training.health import pretraining_flops, task_flops
+from perceiver_vl.training.preemption import Stop, outlive_a_signal
+from perceiver_vl.training.sharding import UNITS, as_saved, whole_model
+from perceiver_vl.training.stages import stage_schedule
+from perceiver_vl.training.vitals import WatchedTrainer
 
 RECALLS = ("r1", "r5", "r10")
 SKIPPED = "skipped.jsonl"

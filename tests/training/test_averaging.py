@@ -17,10 +17,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from perceiver_vl import PerceiverVLError, UsageError
-from perceiver_vl.averaging import FILE, WeightAverage
 from perceiver_vl.recipe import Recipe, read_recipe
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
+from perceiver_vl.training.averaging import FILE, WeightAverage
 from tiny import tiny_recipe
 
 
@@ -150,7 +150,7 @@ def test_a_run_keeps_the_average_and_learns_as_it_would_without(
         validated.append(weights_of(model))
         return evaluate_retrieval(model, *args, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("perceiver_vl.trainers.evaluate_retrieval", evaluate)
+    monkeypatch.setattr("perceiver_vl.training.trainers.evaluate_retrieval", evaluate)
     output = tmp_path / "run"
     train(recipe_of(output, ema=0.5), progress=False)
     checkpoints = [output / "checkpoints" / f"checkpoint-{step}" for step in (2, 4, 6)]
