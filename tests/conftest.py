@@ -1,8 +1,5 @@
 """Settings of all tests, and what is too slow to be made twice."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import torch
 import yaml
 from hypothesis import settings
 
+from launching import in_processes
 from tiny import tiny_recipe
 
 # The same few examples on every run, and no deadline that a busy machine could miss
@@ -17,15 +15,6 @@ settings.register_profile("perceiver-vl", max_examples=25, deadline=None, derand
 settings.load_profile("perceiver-vl")
 
 torch.set_num_threads(1)  # models this small only wait for further threads
-
-
-def in_processes(number: int, script: str, folder: Path) -> None:
-    """Run a script of this folder in so many processes, with `folder` as its argument."""
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [*run, str(Path(__file__).with_name(script)), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.fixture(scope="session")

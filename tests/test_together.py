@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import several_processes
-from conftest import in_processes
+from launching import in_processes
 from perceiver_vl.data.batching import EpochSampler, SharedBatches
 from perceiver_vl.together import Crew, WholeBatch, whole_batches
 
