@@ -21,8 +21,8 @@ bench: $(STAMP)
 	$(BIN)/perceiver-vl bench all --out bench
 
 faults: $(STAMP)
-	$(BIN)/python tests/faults/kills.py --kills 20
-	$(BIN)/python tests/faults/kills.py --kills 10 --processes 2
+	$(BIN)/python tests/faults/kills.py --kills 30
+	$(BIN)/python tests/faults/kills.py --kills 30 --processes 2
 	$(BIN)/python tests/faults/injected.py
 
 $(STAMP): pyproject.toml constraints.txt

@@ -50,6 +50,7 @@ CHOICES = ("action", "transition")
 FRAMES, MANY_FRAMES = 4, 8
 _FINE = {"patch_size": 8}
 HELD_OUT = 256
+_LEAST = 64  # a batch
 QUESTIONS = 1000
 CHANCE = {"frame": 17, "yesno": 53, "image": 28, "count": 20, "action": 21, "transition": 22, "pairs": 50, "long": 23}
 """The best of three guessers that never see a clip, in per cent (docs/world.md)."""
@@ -68,7 +69,7 @@ class Scale:
 
     def clips(self, full: int) -> int:
         """Of a split that has `full` clips at full scale."""
-        return max(min(full, 16), round(full * self.share))
+        return max(min(full, _LEAST), round(full * self.share))
 
 
 FULL, QUICK = Scale(), Scale(0.005, (0,))
