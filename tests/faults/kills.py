@@ -239,7 +239,7 @@ def main() -> None:
     else:
         print(
             f"{report.survived} of {report.kills} kills survived, bit for bit, in {report.runs} runs of "
-            f"{report.seconds:.1f} s in {report.processes} process{'es' if report.processes > 1 else ''} (seed {report.seed}); "
+            f"{report.seconds:.1f} s, processes: {report.processes} (seed {report.seed}); "
             f"{report.in_checkpoint} left half a checkpoint"
         )
         for line in report.differences:
