@@ -124,6 +124,7 @@ def retrieval_run(data: Path, name: str, kind: Architecture = OURS, scale: Scale
         tokenizer=Words(vocab_size=4000),
         evaluation=Evaluation(STREAMS, batch_size=50),
         training=_training(scale, 500, learning_rate=2e-3, metric_for_best_model="multi_r10"),
+        ema=0.98,
     )
     return Run(f"retrieval, {name}, {kind}", recipe, kind)
 
