@@ -41,6 +41,7 @@ LOCAL = "local"
 BATCHES_A_TASK = 4
 RETRIES = 2
 """How often clips whose worker died are given to another, before they are tried one by one."""
+_STARTS = 3  # Ray gives itself 30 seconds to start here, which a busy machine may exceed
 _DEADLY = "every process that read it died"
 
 _RESULT = pa.schema(
@@ -237,12 +238,17 @@ def _cluster(address: str) -> Iterator[None]:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
             scratch = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
             here = {"include_dashboard": False, "_temp_dir": stack.enter_context(scratch)}
-        try:
-            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
-        except Exception as error:  # Ray raises its own kinds, and bare ones
-            raise UsageError(
-                f"ray={address}: no cluster there ({first_line(error)}), start one with ray start --head, or use local"
-            ) from error
+        for left in reversed(range(_STARTS if address == LOCAL else 1)):
+            try:
+                ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
+                break
+            except Exception as error:  # Ray raises its own kinds, and bare ones
+                ray.shutdown()
+                if not left:
+                    raise UsageError(
+                        f"ray={address}: no cluster there ({first_line(error)}), start one with ray start --head, "
+                        "or use local"
+                    ) from error
         stack.callback(ray.shutdown)
         stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints there what becomes of its workers
         yield
