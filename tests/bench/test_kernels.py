@@ -15,8 +15,13 @@ def test_the_forms_are_measured() -> None:
         assert 0 < row.fastest <= row.milliseconds <= row.slowest
         assert row.peak_mib > 0
         assert row.difference < (1e-5 if row.dtype == "float32" else 0.2)
+        assert row.relative_difference < (1e-5 if row.dtype == "float32" else 0.05)
+        assert row.speedup is not None
+        assert row.speedup > 0
+    assert {row.dtype for row in report.forms} == {"float32", "bfloat16", "int8"}
     eager, sdpa = (next(row for row in report.forms if row.form == form) for form in ("eager", "sdpa"))
     assert sdpa.difference == 0 < eager.difference
+    assert sdpa.speedup == 1
 
 
 def test_more_input_holds_more_memory() -> None:

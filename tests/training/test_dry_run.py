@@ -11,8 +11,9 @@ from perceiver_vl.training.dry_run import dry_run
 from tiny import tiny_recipe
 
 
-def memory_of(folder: Path, batch: int, **objectives: Any) -> dict[str, int]:
+def memory_of(folder: Path, batch: int, elastic: dict[str, Any] | None = None, **objectives: Any) -> dict[str, int]:
     recipe = tiny_recipe(folder / "run", objectives=objectives, training={"per_device_train_batch_size": batch})
+    recipe |= {"elastic": elastic} if elastic else {}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return dry_run(read_recipe(folder / "recipe.yaml")).memory
 
@@ -29,6 +30,15 @@ def test_objectives_on_a_share_of_the_batch_hold_that_share(tmp_path: Path) -> N
         memory_of(tmp_path, 16, vtm=1, mlm=0, vtc=0, joint_share=share) for share in (1.0, 0.125)
     )  # of 16: 16, 2
     assert eighth["activations"] == pytest.approx(joint["activations"] / 8, rel=0.3)
+
+
+def test_an_elastic_run_holds_all_its_budgets(tmp_path: Path) -> None:
+    plain = memory_of(tmp_path, 8, vtc=1)["activations"]
+    two, three = (
+        memory_of(tmp_path, 8, {"latents": 1, "smallest": smallest}, vtc=1)["activations"] for smallest in (False, True)
+    )
+    assert 1.7 * plain < two < 2.3 * plain
+    assert two < three < 1.7 * two
 
 
 def test_what_the_program_holds_is_part_of_it(tmp_path: Path) -> None:

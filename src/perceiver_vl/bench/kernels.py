@@ -1,5 +1,5 @@
 """What the same forward costs in other forms: attention written out, `scaled_dot_product_attention`, compiled; in
-float32 and in bfloat16.
+float32, in bfloat16 and in int8.
 
 The runs are interleaved, so that a machine whose speed drifts slows all forms alike; the ratios are what to trust.
 """
@@ -18,16 +18,22 @@ from perceiver_vl.bench.measuring import held, wait
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.console import Stages
 from perceiver_vl.model import PerceiverVLModel
+from perceiver_vl.runtime import set_dtype
 from perceiver_vl.tasks.record import command_line, machine, versions
 
 TEXT_TOKENS = 40
-FORMS = tuple((form, dtype) for dtype in ("float32", "bfloat16") for form in ("eager", "sdpa", "compiled"))
+FORMS = (
+    *((form, dtype) for dtype in ("float32", "bfloat16") for form in ("eager", "sdpa", "compiled")),
+    ("sdpa", "int8"),
+)
+REFERENCE = ("sdpa", "float32")
 
 
 @dataclass(frozen=True)
 class Form:
-    """One row: median milliseconds of a forward and their range, the most memory that it holds beside model and
-    inputs in MiB, and the largest difference of the latents from those of sdpa in float32.
+    """One row: median milliseconds of a forward and their range; how many times as fast as sdpa in float32 (None where
+    that was not measured); the most memory that it holds beside model and inputs in MiB; and how far the latents are
+    from those of sdpa in float32: the largest difference, and the norm of all over the norm of the latents.
     """
 
     form: str
@@ -35,8 +41,10 @@ class Form:
     milliseconds: float
     fastest: float
     slowest: float
+    speedup: float | None
     peak_mib: float
     difference: float
+    relative_difference: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def measure_kernels(
     Compiling needs a C++ compiler (CPU) or Triton (GPU).
     """
     config = config or PerceiverVLConfig()
-    models = {dtype: _model(config, dtype, seed, device) for dtype in ("float32", "bfloat16")}
+    models = {dtype: _model(config, dtype, seed, device) for dtype in {REFERENCE[1], *(dtype for _, dtype in forms)}}
     inputs = _inputs(config, frames, batch_size, seed, device)
     forwards = [_forward(models[dtype], form) for form, dtype in forms]
     seconds: list[list[float]] = [[] for _ in forms]
@@ -93,24 +101,29 @@ def measure_kernels(
                 wait(device)
                 seconds[number].append(time.perf_counter() - start)
                 advance()
-    exact = _forward(models["float32"], "sdpa")(inputs)
+    exact = _forward(models[REFERENCE[1]], REFERENCE[0])(inputs)
+    medians = {form: 1e3 * statistics.median(seconds[number]) for number, form in enumerate(forms)}
     rows = [
         Form(
-            *forms[number],
-            1e3 * statistics.median(seconds[number]),
+            *form,
+            medians[form],
             1e3 * min(seconds[number]),
             1e3 * max(seconds[number]),
+            medians[REFERENCE] / medians[form] if REFERENCE in medians else None,
             peaks[number],
             (latents[number] - exact).abs().max().item(),
+            ((latents[number] - exact).norm() / exact.norm()).item(),
         )
-        for number in range(len(forms))
+        for number, form in enumerate(forms)
     ]
     return KernelReport(rows, frames, batch_size, runs, seed, command_line(), machine(), versions())
 
 
 def _model(config: PerceiverVLConfig, dtype: str, seed: int, device: str | torch.device) -> PerceiverVLModel:
     torch.manual_seed(seed)
-    return PerceiverVLModel(config).eval().to(device, getattr(torch, dtype))
+    model = PerceiverVLModel(config).eval()
+    set_dtype(model, dtype)
+    return model.to(device)
 
 
 def _inputs(

@@ -259,7 +259,7 @@ def kernels(
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Seconds and memory of a forward: eager, sdpa, compiled; float32, bfloat16; at base size with random weights."""
+    """Seconds and memory of a forward: eager, sdpa, compiled; float32, bfloat16, int8; at base size, random weights."""
     from perceiver_vl.bench.kernels import measure_kernels
 
     report = measure_kernels(frames=frames, batch_size=batch_size, runs=runs, seed=seed, device=device, progress=True)
@@ -267,13 +267,12 @@ def kernels(
         print_json(report.to_dict())
         return
     table = Table(title=f"encoding {report.batch_size} × {report.frames} frames and 40 words, base size")
-    for column in ("form", "dtype", "ms", "fastest", "slowest", "ratio", "MiB", "max diff"):
+    for column in ("form", "dtype", "ms", "fastest", "slowest", "speedup", "MiB", "rel. diff"):
         table.add_column(column, justify="left" if column in ("form", "dtype") else "right", no_wrap=True)
-    reference = next(row for row in report.forms if (row.form, row.dtype) == ("sdpa", "float32"))
     for row in report.forms:
         times = (f"{value:.0f}" for value in (row.milliseconds, row.fastest, row.slowest))
-        relative = f"{row.milliseconds / reference.milliseconds:.2f}"
-        table.add_row(row.form, row.dtype, *times, relative, f"{row.peak_mib:.0f}", f"{row.difference:.1e}")
+        speedup = "" if row.speedup is None else f"{row.speedup:.2f}"
+        table.add_row(row.form, row.dtype, *times, speedup, f"{row.peak_mib:.0f}", f"{row.relative_difference:.1e}")
     out.print(table)
     print_provenance(report)
 

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainingArguments
 
+from perceiver_vl import elastic
 from perceiver_vl.budget import FULL_BUDGET
 from perceiver_vl.data.clips import ClipSource
 from perceiver_vl.data.records import Problem
@@ -50,7 +51,8 @@ class DryRun:
     pass at all reads, a multiply-add counting as two (with the backward pass, three times as many). batch: examples of
     one process at a time; examples_per_step: of all processes, accumulated. memory: bytes of one process: `weights` are
     parameters, gradients and Adam's moments in float32, `activations` what is kept for the backward pass of a batch or
-    of a chunk of it, without activation checkpointing, `program` what Python and its libraries hold in main memory.
+    of a chunk of it, without activation checkpointing (of an elastic recipe at the dearest budgets that it may draw),
+    `program` what Python and its libraries hold in main memory.
     """
 
     model: str
@@ -163,12 +165,20 @@ def _forward(model: nn.Module, batch: dict[str, Any], recipe: Recipe, arguments:
             return task_loss(model, tensors)  # type: ignore[arg-type]
         return pretraining_losses(model, PreTrainingBatch.from_dict(tensors), objectives, FULL_BUDGET)  # type: ignore[arg-type]
 
+    def elastic_loss() -> object:
+        assert recipe.elastic is not None
+        _, *smaller = elastic.budgets_of_step(recipe.elastic, model.config, recipe.data.num_frames, arguments.seed, 0)  # type: ignore[arg-type]
+        how: Any = [FULL_BUDGET, *smaller[:-1], FULL_BUDGET], recipe.elastic.distill  # what is drawn may be the whole
+        if recipe.task is not None:
+            return elastic.task_loss(model, tensors, *how)  # type: ignore[arg-type]
+        return elastic.pretraining_loss(model, PreTrainingBatch.from_dict(tensors), objectives, *how)  # type: ignore[arg-type]
+
     for module in model.modules():
         if isinstance(module, PerceiverVLEncoder):
             module.layer_drop = 0.0  # at all reads
     with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16 or arguments.fp16):
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            held = loss()  # noqa: F841 (while it lives no storage is given to another tensor)
+            held = loss() if recipe.elastic is None else elastic_loss()  # noqa: F841 (while it lives no storage is given to another tensor)
         model.requires_grad_(False)  # the counter cannot follow a graph that some of its modules are not part of
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             loss()
