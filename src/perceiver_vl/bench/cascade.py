@@ -7,7 +7,7 @@ limit its time is extrapolated by n² from the most items that it was run on, an
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from perceiver_vl.bench.sources import FirstClips
@@ -17,7 +17,7 @@ from perceiver_vl.data.clips import CachedClips, ClipSource
 from perceiver_vl.errors import UsageError
 from perceiver_vl.model import PerceiverVLForRetrieval
 from perceiver_vl.processing import PerceiverVLProcessor
-from perceiver_vl.tasks.record import command_line, machine, versions
+from perceiver_vl.tasks.record import Circumstances
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 
 ITEMS = (10, 30, 100, 300, 1000)
@@ -42,7 +42,7 @@ class StreamRun:
 
 
 @dataclass(frozen=True)
-class CascadeReport:
+class CascadeReport(Circumstances):
     """All runs. `time_ratio`: the cascade's time over the single stream's at the most items (`time_items`);
     `r1_difference`: the cascade's R@1 less the single stream's, at the most items that the latter ranked (`r1_items`).
     """
@@ -57,14 +57,7 @@ class CascadeReport:
     budget: str
     data: str
     runs: int
-    command: str
-    machine: str
-    versions: dict[str, str]
     seed: int = 0  # of the generated world
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def measure_cascade(
@@ -124,8 +117,7 @@ def measure_cascade(
             ]
             if "single" not in streams:
                 found.append(_extrapolated(before[-1], number))
-    circumstances = command_line(), machine(), versions()
-    return _report(found, shortlist, str(budget), data, runs, circumstances)
+    return _report(found, shortlist, str(budget), data, runs)
 
 
 def _extrapolated(run: StreamRun, items: int) -> StreamRun:
@@ -140,7 +132,6 @@ def _report(
     budget: str,
     data: str,
     runs: int,
-    circumstances: tuple[str, str, dict[str, str]],
 ) -> CascadeReport:
     by_place = {(one.items, one.stream): one for one in found}
     most = max(one.items for one in found)
@@ -160,7 +151,4 @@ def _report(
         budget=budget,
         data=data,
         runs=runs,
-        command=circumstances[0],
-        machine=circumstances[1],
-        versions=circumstances[2],
     )

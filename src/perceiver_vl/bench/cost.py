@@ -5,8 +5,7 @@ run, and says so. The runs are interleaved (`measuring.take_turns`); the ratios 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from perceiver_vl.console import Stages
 from perceiver_vl.errors import UsageError
 from perceiver_vl.model import PerceiverVLForRetrieval
 from perceiver_vl.model.flops import encoder_flops, matching_flops
-from perceiver_vl.tasks.record import command_line, machine, versions
+from perceiver_vl.tasks.record import Circumstances
 
 MOST_SECONDS = 5.0
 
@@ -56,7 +55,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class CostReport:
+class CostReport(Circumstances):
     """The lines, the streams, who wins where, and what it takes to get them again."""
 
     costs: list[Cost]
@@ -67,13 +66,6 @@ class CostReport:
     batch_size: int
     runs: int
     seed: int
-    command: str
-    machine: str
-    versions: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
     def part(self, name: str) -> list[Cost]:
         """The lines of one part: frames, sizes, tables, latents, reads or words."""
@@ -132,10 +124,7 @@ def measure_cost(
         streams = measure_streams(models.ours, config, runs=runs, product=product, seed=seed, stages=stages)
         parameters = models.parameters()
         compared = crossovers(costs, models.count_at, Setting(OURS, 1, config.image_size, WORDS, full))
-    circumstances = command_line(), machine(), versions()
-    return CostReport(
-        costs, streams, compared, parameters, turns.product_gflops, batch_size, runs, seed, *circumstances
-    )
+    return CostReport(costs, streams, compared, parameters, turns.product_gflops, batch_size, runs, seed)
 
 
 class _Models:

@@ -9,7 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from PIL import Image
 from perceiver_vl.console import Stages
 from perceiver_vl.errors import first_line
 from perceiver_vl.media import Frames, decoder_version, load_frames, sample_indices
-from perceiver_vl.tasks.record import command_line, machine, versions
+from perceiver_vl.tasks.record import Circumstances, versions
 
 RATE = 30
 KEYFRAME_EVERY = 250  # frames, as x264 does unless told
@@ -62,7 +62,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class DecodingReport:
+class DecodingReport(Circumstances):
     """The rows, which decoders are not there and why, and what it takes to get the figures again."""
 
     rows: list[Row]
@@ -71,13 +71,6 @@ class DecodingReport:
     size: tuple[int, int]
     runs: int
     seed: int
-    command: str
-    machine: str
-    versions: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def measure_decoding(
@@ -112,9 +105,7 @@ def measure_decoding(
                     difference = float(np.abs(frames - ours).mean())
                     setting = name, codec, height, len(wanted)
                     rows.append(Row(*setting, 1 / middle, 1e3 * middle, fastest, slowest, difference))
-    return DecodingReport(
-        rows, absent, seconds, SIZE, runs, seed, command_line(), machine(), versions() | found_versions
-    )
+    return DecodingReport(rows, absent, seconds, SIZE, runs, seed, versions=versions() | found_versions)
 
 
 def write_clip(path: Path, codec: str, height: int, seconds: float, seed: int) -> Path:

@@ -7,10 +7,9 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from perceiver_vl.bench.tables import Section
 from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
@@ -20,7 +19,7 @@ from perceiver_vl.errors import UsageError
 from perceiver_vl.model.flops import encoder_flops
 from perceiver_vl.pretrained_folder import load_retriever
 from perceiver_vl.recipe import Recipe, read_recipe
-from perceiver_vl.tasks.record import command_line, machine, versions
+from perceiver_vl.tasks.record import Circumstances
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
 from perceiver_vl.training.start import open_split
@@ -50,7 +49,7 @@ class BudgetScore:
 
 
 @dataclass(frozen=True)
-class ElasticReport:
+class ElasticReport(Circumstances):
     """All budgets, and what it takes to get the figures again. `within_a_point`: at how many budgets the elastic
     checkpoint is at most a point below.
     """
@@ -61,13 +60,6 @@ class ElasticReport:
     seeds: list[int]
     scores: list[BudgetScore]
     within_a_point: int
-    command: str
-    machine: str
-    versions: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def measure_elastic(
@@ -126,9 +118,6 @@ def measure_elastic(
         seeds=list(seeds),
         scores=found,
         within_a_point=sum(one.difference >= -1 for one in found),
-        command=command_line(),
-        machine=machine(),
-        versions=versions(),
     )
 
 

@@ -6,7 +6,7 @@ Scores are those of `evaluate`. Costs are of one example (`frontier.unit_of`), t
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.runtime import DTYPES
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import evaluate_task
-from perceiver_vl.tasks.record import command_line, machine, versions
+from perceiver_vl.tasks.record import Circumstances
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 
 STREAMS = ("multi", "mixed", "cascade")
@@ -74,7 +74,7 @@ class OfDtype:
 
 
 @dataclass(frozen=True)
-class FrontierReport:
+class FrontierReport(Circumstances):
     """Every setting, dearest first, and every data type; `frontier_file`: where the front was written."""
 
     settings: list[Measured]
@@ -87,14 +87,7 @@ class FrontierReport:
     dtype: str
     frontier_file: str
     runs: int
-    command: str
-    machine: str
-    versions: dict[str, str]
     seed: int = 0  # of the generated world, and of the noise that is timed
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @torch.inference_mode()
@@ -171,7 +164,6 @@ def measure_frontier(
         ],
         lower_is_better,
     )
-    circumstances = command_line(), machine(), versions()
     kept = tuple(
         Setting(one.budget, _oriented(one.score, lower_is_better), one.gflops, one.milliseconds)
         for one in measured
@@ -180,11 +172,9 @@ def measure_frontier(
     unit, mark = unit_of(model), fingerprint(model_folder)
     path = write_frontier(
         model_folder,
-        Frontier(kept, task, metric, lower_is_better, unit, mark, data, len(source), dtype, *circumstances),
+        Frontier(kept, task, metric, lower_is_better, unit, mark, data, len(source), dtype, **vars(Circumstances())),
     )
-    return FrontierReport(
-        measured, dtypes, task, metric, unit, data, len(source), dtype, str(path), runs, *circumstances
-    )
+    return FrontierReport(measured, dtypes, task, metric, unit, data, len(source), dtype, str(path), runs)
 
 
 def default_grid(config: PerceiverVLConfig, num_frames: int, apart: bool) -> dict[str, list[int]]:

@@ -7,9 +7,8 @@ The runs are interleaved, so that a machine whose speed drifts slows all forms a
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.console import Stages
 from perceiver_vl.model import PerceiverVLModel
 from perceiver_vl.runtime import set_dtype
-from perceiver_vl.tasks.record import command_line, machine, versions
+from perceiver_vl.tasks.record import Circumstances
 
 TEXT_TOKENS = 40
 FORMS = (
@@ -48,7 +47,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class KernelReport:
+class KernelReport(Circumstances):
     """The rows, and what it takes to get them again."""
 
     forms: list[Form]
@@ -56,13 +55,6 @@ class KernelReport:
     batch_size: int
     runs: int
     seed: int
-    command: str
-    machine: str
-    versions: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @torch.inference_mode()
@@ -116,7 +108,7 @@ def measure_kernels(
         )
         for number, form in enumerate(forms)
     ]
-    return KernelReport(rows, frames, batch_size, runs, seed, command_line(), machine(), versions())
+    return KernelReport(rows, frames, batch_size, runs, seed)
 
 
 def _model(config: PerceiverVLConfig, dtype: str, seed: int, device: str | torch.device) -> PerceiverVLModel:

@@ -6,7 +6,7 @@ Frames are sampled at one a second and given as pixels; decoding is not counted,
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from perceiver_vl.console import Stages
 from perceiver_vl.errors import UsageError
 from perceiver_vl.model import PerceiverVLModel
 from perceiver_vl.model.flops import embedding_flops, encoder_flops
-from perceiver_vl.tasks.record import command_line, machine, versions
+from perceiver_vl.tasks.record import Circumstances
 
 MINUTES = (1, 5, 20, 60)
 CHUNK_FRAMES = 32
@@ -45,7 +45,7 @@ class Length:
 
 
 @dataclass(frozen=True)
-class LengthReport:
+class LengthReport(Circumstances):
     """The videos, and what it takes to get them again. `max_difference`: of the latents of the shortest video in
     chunks from those of it whole.
     """
@@ -56,13 +56,6 @@ class LengthReport:
     image_size: int
     runs: int
     seed: int
-    command: str
-    machine: str
-    versions: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @torch.inference_mode()
@@ -112,8 +105,7 @@ def measure_length(
                     lengths.append(_measured(call, form, number, frames, gflops, runs, device))
                 advance()
     difference = (apart - whole).abs().max().item()
-    circumstances = command_line(), machine(), versions()
-    return LengthReport(lengths, difference, chunk_frames, config.image_size, runs, seed, *circumstances)
+    return LengthReport(lengths, difference, chunk_frames, config.image_size, runs, seed)
 
 
 def _measured(

@@ -27,7 +27,7 @@ from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.console import err
 from perceiver_vl.files import write_json, write_text
 from perceiver_vl.pretrained_folder import load_retriever
-from perceiver_vl.tasks.record import command_line, machine, versions
+from perceiver_vl.tasks.record import Circumstances
 
 QUICK_SECONDS = 2.0
 QUICK_CLIPS = 12
@@ -35,7 +35,7 @@ TRAINED_ITEMS = (10, 30, 100)
 
 
 @dataclass(frozen=True)
-class BenchReport:
+class BenchReport(Circumstances):
     """What each bench found, and what it takes to get it again."""
 
     cost: CostReport
@@ -44,9 +44,6 @@ class BenchReport:
     rerank: RerankingReport
     frontier: FrontierReport | None
     cascade: CascadeReport | None
-    command: str
-    machine: str
-    versions: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: each bench's figures under its command's name."""
@@ -84,7 +81,7 @@ def run_benches(
     _say("Re-ranking", progress)
     rerank = measure_reranking(config, candidates=candidates, **common)
     frontier, cascade = (None, None) if trained is None else _measure_trained(trained, data, quick, common)
-    report = BenchReport(cost, length, ask, rerank, frontier, cascade, command_line(), machine(), versions())
+    report = BenchReport(cost, length, ask, rerank, frontier, cascade)
     write_text(output / "bench.html", render_page(report))
     write_json(output / "bench.json", report.to_dict())
     return report

@@ -4,8 +4,7 @@ First: embed the clip, cache what it contributes, answer. Second: answer from th
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from perceiver_vl.console import Stages
 from perceiver_vl.errors import UsageError
 from perceiver_vl.model import PerceiverVLForQuestionAnswering
 from perceiver_vl.model.caching import VisionCache
-from perceiver_vl.tasks.record import command_line, machine, versions
+from perceiver_vl.tasks.record import Circumstances
 
 FRAMES = (8, 32, 64, 256)
 ANSWERS = 3129  # of VQAv2
@@ -43,20 +42,13 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class QuestionsReport:
+class QuestionsReport(Circumstances):
     """The clips, `second_over_first` by frames at all reads, and what it takes to get them again."""
 
     questions: list[Questions]
     second_over_first: dict[str, float]
     runs: int
     seed: int
-    command: str
-    machine: str
-    versions: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @torch.inference_mode()
@@ -92,7 +84,7 @@ def measure_questions(
                 clip = _Clip(model, pixels[:, :number], words, budget)
                 questions.append(_ask_twice(clip, runs, product, advance))
     by_frames = {str(one.frames): one.second_over_first for one in questions if one.reads == config.num_blocks}
-    return QuestionsReport(questions, by_frames, runs, seed, command_line(), machine(), versions())
+    return QuestionsReport(questions, by_frames, runs, seed)
 
 
 @dataclass(frozen=True)

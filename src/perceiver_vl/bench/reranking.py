@@ -4,8 +4,7 @@ Both give the mixed stream's logits. The query is encoded beforehand, as it is f
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,14 +14,14 @@ from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.console import Stages
 from perceiver_vl.errors import UsageError
 from perceiver_vl.model import PerceiverVLForRetrieval
-from perceiver_vl.tasks.record import command_line, machine, versions
+from perceiver_vl.tasks.record import Circumstances
 
 CANDIDATES = 1000
 BATCH = 64  # clips whose latents the decoder reads at once
 
 
 @dataclass(frozen=True)
-class RerankingReport:
+class RerankingReport(Circumstances):
     """Milliseconds (median) of one query in both ways and their ratio `speedup`; the largest difference of the logits,
     and the logits' standard deviation to measure it by; bytes of one clip, as stored in float32, and their ratio.
     """
@@ -39,13 +38,6 @@ class RerankingReport:
     bytes_ratio: float
     runs: int
     seed: int
-    command: str
-    machine: str
-    versions: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @torch.inference_mode()
@@ -98,7 +90,4 @@ def measure_reranking(
         bytes_ratio=decoder_bytes / summary_bytes,
         runs=runs,
         seed=seed,
-        command=command_line(),
-        machine=machine(),
-        versions=versions(),
     )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +105,16 @@ def machine() -> str:
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return ", ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What it takes to get a bench's figures again: the report of each is one of these."""
+
+    command: str = field(default_factory=command_line)
+    machine: str = field(default_factory=machine)
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)

@@ -15,11 +15,11 @@ from perceiver_vl.bench.plots import points_svg
 from perceiver_vl.bench.tables import Section
 from perceiver_vl.errors import PerceiverVLError
 from perceiver_vl.files import write_json, write_text
-from perceiver_vl.tasks.record import command_line, machine, versions
+from perceiver_vl.tasks.record import Circumstances
 
 
 @dataclass(frozen=True)
-class LearningReport:
+class LearningReport(Circumstances):
     """What came out. failed: why a run has no figures, by its name; costs: of the runs that stand beside others;
     beside: tables that no run of ours makes, by the names of the parts that they stand in.
     """
@@ -29,9 +29,6 @@ class LearningReport:
     failed: dict[str, str]
     costs: list[RunCost]
     beside: Mapping[str, Sequence[Section]]
-    command: str
-    machine: str
-    versions: dict[str, str]
 
     @property
     def minutes(self) -> float:
@@ -85,7 +82,7 @@ def measure_learning(
         name, reason = next(iter(failed.items()))
         raise PerceiverVLError(f"every run failed, the first: {name}: {reason}")
     costs = measure_costs(compared, output) if compared else []
-    report = LearningReport(tuple(parts), results, failed, costs, beside or {}, command_line(), machine(), versions())
+    report = LearningReport(tuple(parts), results, failed, costs, beside or {})
     write_text(output / "learning.html", render_page(report))
     write_json(output / "learning.json", report.to_dict())
     return report

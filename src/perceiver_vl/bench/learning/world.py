@@ -134,7 +134,7 @@ def choice_run(scale: Scale, kind: Architecture) -> Run:
     """One of five doings, from the model that retrieves: choosing is matching."""
     recipe = world_recipe(
         scale,
-        1000,
+        300,
         CHOICES,
         "multiple-choice",
         clips=20_000,
@@ -148,7 +148,7 @@ def choice_run(scale: Scale, kind: Architecture) -> Run:
 def pair_run(scale: Scale, kind: Architecture) -> Run:
     """Statements about two pictures, from the model that answers open questions."""
     how: dict[str, Any] = {"clips": 20_000, "frames": 1, "learning_rate": 1e-3, "model": _FINE}
-    recipe = world_recipe(scale, 1500, ("pairs",), "pairs", **how)
+    recipe = world_recipe(scale, 600, ("pairs",), "pairs", **how)
     return Run(f"pairs, {kind}", recipe, kind, start=open_run(scale, kind))
 
 
