@@ -87,7 +87,7 @@ class Asked:
 
 
 QUESTIONS = {
-    CLIPS: Asked("MSRVTT-QA", 500, FRAMES, start=CLIPS),
+    CLIPS: Asked("MSRVTT-QA", 600, start=CLIPS),
     ROOMS: Asked("DAQUAR", 500, start=PHOTOGRAPHS),
     DRAWINGS: Asked("NLVR", 200, start=PHOTOGRAPHS, learning_rate=1e-3, training={"per_device_train_batch_size": 32}),
 }
@@ -123,7 +123,7 @@ def retrieval_run(data: Path, name: str, kind: Architecture = OURS, scale: Scale
         objectives=OBJECTIVES,
         tokenizer=Words(vocab_size=4000),
         evaluation=Evaluation(STREAMS, batch_size=50),
-        training=_training(scale, 500, learning_rate=2e-3, metric_for_best_model="multi_r10"),
+        training=_training(scale, 900, learning_rate=2e-3, metric_for_best_model="multi_r10"),
         ema=0.98,
     )
     return Run(f"retrieval, {name}, {kind}", recipe, kind)
