@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from perceiver_vl import ComputeBudget, PerceiverVLError, PerceiverVLForRetrieval, PerceiverVLModel, UsageError
+from perceiver_vl import (
+    ComputeBudget,
+    PerceiverVLError,
+    PerceiverVLForQuestionAnswering,
+    PerceiverVLForRetrieval,
+    PerceiverVLModel,
+    UsageError,
+)
+from perceiver_vl.data.world import LongWorld
 from perceiver_vl.model.long_input import temporal_table
 from tiny import AGGREGATIONS, assert_same, differs, tiny_inputs, tiny_model
 
@@ -82,6 +90,26 @@ def test_many_questions_about_a_stream_that_came_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^vision_cache: its spill is closed[^\n]+$"):
         model.match_jointly(questions["input_ids"], vision_cache=clip)
     assert not list(tmp_path.iterdir())
+
+
+def test_accuracy_on_the_long_clips_of_the_world_does_not_depend_on_the_chunks() -> None:
+    world = LongWorld("test", clips=24, num_frames=40, size=16, seconds=40)
+    answers = sorted({world.record(index).answers[0] for index in range(len(world))})
+    labels = torch.tensor([answers.index(world.record(index).answers[0]) for index in range(len(world))])
+    model = tiny_model(PerceiverVLForQuestionAnswering, max_frames=40, num_labels=len(answers))
+    words = tiny_inputs(len(world))["input_ids"]
+    frames = torch.stack([torch.from_numpy(world.frames(index, 40)) for index in range(len(world))])
+    pixels = frames.permute(0, 1, 4, 2, 3).double() / 127.5 - 1
+
+    with torch.no_grad():
+        whole = model(words, pixel_values=pixels).logits
+        for size in (1, 7, 16, 40):
+            for row, number in enumerate(words):
+                chunks = list(pixels[row : row + 1].split(size, dim=1))
+                with model.long_vision(chunks) as clip:
+                    assert_same(model(number[None], vision_cache=clip).logits, whole[row : row + 1])
+    accuracy = (whole.argmax(1) == labels).double().mean()
+    assert 0 < accuracy < 1  # so that one answer that is another would show
 
 
 def test_no_more_than_two_chunks_are_alive_at_once() -> None:
