@@ -18,6 +18,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from perceiver_vl.bench.tables import Section
 from perceiver_vl.console import Stages
 from perceiver_vl.errors import first_line
 from perceiver_vl.media import Frames, decoder_version, load_frames, sample_indices
@@ -106,6 +107,25 @@ def measure_decoding(
                     setting = name, codec, height, len(wanted)
                     rows.append(Row(*setting, 1 / middle, 1e3 * middle, fastest, slowest, difference))
     return DecodingReport(rows, absent, seconds, SIZE, runs, seed, versions=versions() | found_versions)
+
+
+def decoding_section(report: DecodingReport) -> Section:
+    """`bench decoding`."""
+    ours = {(row.codec, row.height, row.frames): row for row in report.rows if row.decoder == OURS}
+    rows = []
+    for row in report.rows:
+        setting = row.codec, row.height, row.frames
+        names = map(str, setting) if row.decoder == OURS else ("", "", "")
+        times = (f"{value:.0f}" for value in (row.milliseconds, row.fastest, row.slowest))
+        ratio = f"{row.milliseconds / ours[setting].milliseconds:.2f}"
+        rows.append((*names, row.decoder, f"{row.clips_per_second:.2f}", *times, ratio, f"{row.difference:.1f}"))
+    size = "×".join(str(side) for side in report.size)
+    return Section(
+        f"clips of {report.seconds:g} s and {RATE} frames a second, decoded and resized to {size}",
+        ("codec", "height", "frames", "decoder", "clips/s/core", "ms", "fastest", "slowest", "ratio", "diff"),
+        rows,
+        tuple(f"not measured: {name} ({reason})" for name, reason in report.absent.items()),
+    )
 
 
 def write_clip(path: Path, codec: str, height: int, seconds: float, seed: int) -> Path:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from perceiver_vl.bench.measuring import held, wait
+from perceiver_vl.bench.tables import Section
 from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.console import Stages
 from perceiver_vl.model import PerceiverVLModel
@@ -109,6 +110,21 @@ def measure_kernels(
         for number, form in enumerate(forms)
     ]
     return KernelReport(rows, frames, batch_size, runs, seed)
+
+
+def kernels_section(report: KernelReport) -> Section:
+    """`bench kernels`."""
+    rows = []
+    for row in report.forms:
+        times = (f"{value:.0f}" for value in (row.milliseconds, row.fastest, row.slowest))
+        speedup = "" if row.speedup is None else f"{row.speedup:.2f}"
+        rows.append((row.form, row.dtype, *times, speedup, f"{row.peak_mib:.0f}", f"{row.relative_difference:.1e}"))
+    return Section(
+        f"encoding {report.batch_size} × {report.frames} frames and {TEXT_TOKENS} words, base size",
+        ("attention", "dtype", "ms", "fastest", "slowest", "speedup", "MiB", "difference"),
+        rows,
+        ("Speedup: times as fast as sdpa in float32; difference: norm of that of the latents over the latents' norm.",),
+    )
 
 
 def _model(config: PerceiverVLConfig, dtype: str, seed: int, device: str | torch.device) -> PerceiverVLModel:

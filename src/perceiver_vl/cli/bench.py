@@ -13,7 +13,10 @@ from perceiver_vl.console import out
 from perceiver_vl.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from perceiver_vl.bench.tables import Section
+    from perceiver_vl.tasks.record import Circumstances
 
 QuickOption = Annotated[bool, typer.Option("--quick", help="Once, and only what takes seconds.")]
 SeedOption = Annotated[int, typer.Option(help="Of weights and inputs.")]
@@ -53,14 +56,7 @@ def cost(
         device=device,
         progress=True,
     )
-    if as_json:
-        print_json(report.to_dict())
-        return
-    for section in cost_sections(report):
-        print_section(section)
-    for sentence in report.crossovers:
-        out.print(sentence, soft_wrap=False)
-    print_provenance(report)
+    show(report, cost_sections(report), as_json, report.crossovers)
 
 
 @bench_app.command()
@@ -90,11 +86,7 @@ def length(
         device=device,
         progress=True,
     )
-    if as_json:
-        print_json(report.to_dict())
-        return
-    print_section(length_section(report))
-    print_provenance(report)
+    show(report, [length_section(report)], as_json)
 
 
 @bench_app.command()
@@ -111,11 +103,7 @@ def ask(
     from perceiver_vl.bench.tables import questions_section
 
     report = measure_questions(frames=numbers, runs=runs, seed=seed, device=device, progress=True)
-    if as_json:
-        print_json(report.to_dict())
-        return
-    print_section(questions_section(report))
-    print_provenance(report)
+    show(report, [questions_section(report)], as_json)
 
 
 @bench_app.command()
@@ -131,11 +119,7 @@ def rerank(
     from perceiver_vl.bench.tables import reranking_section
 
     report = measure_reranking(candidates=candidates, runs=runs, seed=seed, device=device, progress=True)
-    if as_json:
-        print_json(report.to_dict())
-        return
-    print_section(reranking_section(report))
-    print_provenance(report)
+    show(report, [reranking_section(report)], as_json)
 
 
 @bench_app.command()
@@ -167,11 +151,7 @@ def elastic(
         stream=stream,
         progress=True,
     )
-    if as_json:
-        print_json(report.to_dict())
-        return
-    print_section(elastic_section(report))
-    print_provenance(report)
+    show(report, [elastic_section(report)], as_json)
 
 
 @bench_app.command(name="all")
@@ -260,21 +240,10 @@ def kernels(
     as_json: JsonOption = False,
 ) -> None:
     """Seconds and memory of a forward: eager, sdpa, compiled; float32, bfloat16, int8; at base size, random weights."""
-    from perceiver_vl.bench.kernels import measure_kernels
+    from perceiver_vl.bench.kernels import kernels_section, measure_kernels
 
     report = measure_kernels(frames=frames, batch_size=batch_size, runs=runs, seed=seed, device=device, progress=True)
-    if as_json:
-        print_json(report.to_dict())
-        return
-    table = Table(title=f"encoding {report.batch_size} × {report.frames} frames and 40 words, base size")
-    for column in ("form", "dtype", "ms", "fastest", "slowest", "speedup", "MiB", "rel. diff"):
-        table.add_column(column, justify="left" if column in ("form", "dtype") else "right", no_wrap=True)
-    for row in report.forms:
-        times = (f"{value:.0f}" for value in (row.milliseconds, row.fastest, row.slowest))
-        speedup = "" if row.speedup is None else f"{row.speedup:.2f}"
-        table.add_row(row.form, row.dtype, *times, speedup, f"{row.peak_mib:.0f}", f"{row.relative_difference:.1e}")
-    out.print(table)
-    print_provenance(report)
+    show(report, [kernels_section(report)], as_json)
 
 
 @bench_app.command()
@@ -284,27 +253,10 @@ def decoding(
     as_json: JsonOption = False,
 ) -> None:
     """Clips a second a core, sampled and resized: ours, PyAV, and OpenCV, decord and torchcodec where installed."""
-    from perceiver_vl.bench.decoding import OURS, measure_decoding
+    from perceiver_vl.bench.decoding import decoding_section, measure_decoding
 
     report = measure_decoding(runs=runs, seed=seed, progress=True)
-    if as_json:
-        print_json(report.to_dict())
-        return
-    size = "×".join(str(side) for side in report.size)
-    table = Table(title=f"clips of {report.seconds:g} s and 30 frames a second, decoded and resized to {size}")
-    for column in ("codec", "height", "frames", "decoder", "clips/s/core", "ms", "fastest", "slowest", "ratio", "diff"):
-        table.add_column(column, justify="left" if column in ("codec", "decoder") else "right", no_wrap=True)
-    ours = {(row.codec, row.height, row.frames): row for row in report.rows if row.decoder == OURS}
-    for row in report.rows:
-        setting = row.codec, row.height, row.frames
-        times = (f"{value:.0f}" for value in (row.milliseconds, row.fastest, row.slowest))
-        relative = f"{row.milliseconds / ours[setting].milliseconds:.2f}"
-        names = map(str, setting) if row.decoder == OURS else ("", "", "")
-        table.add_row(*names, row.decoder, f"{row.clips_per_second:.2f}", *times, relative, f"{row.difference:.1f}")
-    out.print(table)
-    for name, reason in report.absent.items():
-        out.print(f"not measured: {name} ({reason})", markup=False)
-    print_provenance(report)
+    show(report, [decoding_section(report)], as_json)
 
 
 def read_numbers(name: str, text: str) -> list[int]:
@@ -328,3 +280,17 @@ def print_section(section: "Section") -> None:
     for note in section.notes:
         out.print(note, style="dim", markup=False, soft_wrap=False)
     out.print()
+
+
+def show(
+    report: "Circumstances", sections: "Iterable[Section]", as_json: bool, sentences: "Iterable[str]" = ()
+) -> None:
+    """A report as JSON, or its tables, what they come to in words, and what it takes to get them again."""
+    if as_json:
+        print_json(report.to_dict())
+        return
+    for section in sections:
+        print_section(section)
+    for sentence in sentences:
+        out.print(sentence, markup=False, soft_wrap=False)
+    print_provenance(report)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from perceiver_vl.cli.bench import bench_app, print_section, read_numbers
+from perceiver_vl.cli.bench import bench_app, read_numbers, show
 from perceiver_vl.cli.options import (
     BudgetOption,
     DeviceOption,
@@ -17,8 +17,6 @@ from perceiver_vl.cli.options import (
     read_budget,
     require_extra,
 )
-from perceiver_vl.cli.show import print_json, print_provenance
-from perceiver_vl.console import out
 from perceiver_vl.threads import use_threads
 
 DataOption = Annotated[
@@ -84,13 +82,7 @@ def frontier(
         from perceiver_vl.files import write_text
 
         write_text(svg, frontier_figures(report)[0])
-    if as_json:
-        print_json(report.to_dict())
-        return
-    for section in frontier_sections(report):
-        print_section(section)
-    out.print(f"the front: {report.frontier_file}", markup=False)
-    print_provenance(report)
+    show(report, frontier_sections(report), as_json, [f"the front: {report.frontier_file}"])
 
 
 @bench_app.command()
@@ -132,8 +124,4 @@ def cascade(
         data=data,
         progress=True,
     )
-    if as_json:
-        print_json(report.to_dict())
-        return
-    print_section(cascade_section(report))
-    print_provenance(report)
+    show(report, [cascade_section(report)], as_json)
