@@ -43,6 +43,7 @@ def test_what_is_trained_is_compared_and_not_trained_again(tmp_path: Path, monke
     assert report.scores[1].gflops_per_clip < report.scores[0].gflops_per_clip
     assert json.loads(json.dumps(report.to_dict()))["scores"][1]["budget"] == budgets.split(";")[1]
     assert len(elastic_section(report).rows) == 2
+    assert min(report.seconds, report.seconds_alone) > 0
 
     alone = "frames-1-latents-2-cross_attentions-1"
     names = {"elastic", "full", alone}
@@ -57,6 +58,18 @@ def test_what_is_trained_is_compared_and_not_trained_again(tmp_path: Path, monke
     assert replace(again, command="") == replace(report, command="")
     with pytest.raises(UsageError, match=r"^out=[^\n]*: holds a run of another recipe, [^\n]+$"):
         measure_elastic(runs, path, ["training.max_steps=3"], budgets=budgets, seeds=(0,), stream="multi")
+
+
+def test_the_elastic_model_may_train_longer_and_another_recall_be_compared(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    report = measure_elastic(runs, recipe_in(tmp_path), budgets="full", elastic_steps=3, metric="r5")
+    assert (report.steps, report.elastic_steps) == (2, 3)
+    first = measure_elastic(runs, recipe_in(tmp_path), budgets="full", elastic_steps=3)
+    (at_5,), (at_1,) = report.scores, first.scores
+    assert (at_5.elastic[0], at_5.alone[0]) >= (at_1.elastic[0], at_1.alone[0])
+    assert "R@5 among 6 clips" in elastic_section(report).title
+    with pytest.raises(UsageError, match=r"^metric=r7: choose from r1, r5, r10$"):
+        measure_elastic(runs, recipe_in(tmp_path), metric="r7")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from perceiver_vl.tasks.record import Circumstances
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
 from perceiver_vl.training.start import open_split
+from perceiver_vl.training.trainers import RECALLS
 
 BUDGETS = (
     "full;latents=8,text_latents=4;latents=4,text_latents=2;frames=4;frames=2;cross_attentions=1;blocks=2;blocks=1;"
@@ -33,8 +34,8 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "world_elastic.yaml"
 
 @dataclass(frozen=True)
 class BudgetScore:
-    """R@1 (text to video, per cent) at one budget, of each seed: `elastic`, of the one checkpoint; `alone`, of a model
-    trained for it.
+    """Recall (text to video, per cent) at one budget, of each seed: `elastic`, of the one checkpoint; `alone`, of
+    a model trained for it.
 
     `difference`: elastic less alone, averaged over the seeds; `standard_error`: of that, None with one seed.
     `gflops_per_clip`: encoding a clip.
@@ -51,12 +52,17 @@ class BudgetScore:
 @dataclass(frozen=True)
 class ElasticReport(Circumstances):
     """All budgets, and what it takes to get the figures again. `within_a_point`: at how many budgets the elastic
-    checkpoint is at most a point below.
+    checkpoint is at most a point below. `seconds`: of training the elastic model, of the first seed; `seconds_alone`:
+    of all the others of that seed together.
     """
 
     stream: str
+    metric: str
     clips: int
     steps: int
+    elastic_steps: int
+    seconds: float
+    seconds_alone: float
     seeds: list[int]
     scores: list[BudgetScore]
     within_a_point: int
@@ -70,12 +76,15 @@ def measure_elastic(
     budgets: str = BUDGETS,
     seeds: Sequence[int] = (0,),
     stream: str = "mixed",
+    metric: str = "r1",
+    elastic_steps: int | None = None,
     progress: bool = False,
 ) -> ElasticReport:
     """Train in `output`, for each seed, the elastic recipe and one model for each budget, and score them all on the
     recipe's validation clips. Again: what is there is only scored, and what was interrupted goes on.
 
-    `budgets`: as after `--budget`, with semicolons between. `stream`: of retrieval, whose R@1 is compared.
+    `budgets`: as after `--budget`, with semicolons between. `stream`: of retrieval, whose recall is compared:
+    `metric`, one of `RECALLS`. `elastic_steps`: of the elastic recipe, None: as many as of the others.
     Raises `UsageError` for a recipe that is not elastic, has no validation clips or is of a task, for a budget that no
     model can be trained for alone, and for a folder that holds runs of another recipe.
     """
@@ -83,11 +92,14 @@ def measure_elastic(
     if plan.elastic is None or plan.task is not None or plan.data.validation is None:
         raise UsageError(f"recipe {recipe}: need one of retrieval with an elastic section and data.validation")
     dials = parse_budgets(budgets)
+    if metric not in RECALLS:
+        raise UsageError(f"metric={metric}: choose from {', '.join(RECALLS)}")
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds={','.join(map(str, seeds))}: need one or more, each once")
     runs: dict[tuple[ComputeBudget | None, int], Recipe] = {}
     for seed in seeds:
-        runs[None, seed] = _run(plan, output / f"elastic-{seed}", seed)
+        longer = plan.training if elastic_steps is None else plan.training | {"max_steps": elastic_steps}
+        runs[None, seed] = _run(replace(plan, training=longer), output / f"elastic-{seed}", seed)
     for dial, seed in product(dials, seeds):
         runs[dial, seed] = _run(_alone(plan, dial), output / f"{_name(dial)}-{seed}", seed)
     for one in runs.values():  # before any of them is trained
@@ -106,15 +118,20 @@ def measure_elastic(
         for dial, seed in product(dials, seeds):
             for is_elastic in (True, False):
                 folder = runs[None if is_elastic else dial, seed].output
-                recall, clips = _recall(plan, folder, dial, is_elastic, stream)
+                recall, clips = _recall(plan, folder, dial, is_elastic, stream, metric)
                 recalls.setdefault((dial, is_elastic), []).append(recall)
             advance()
     found = [_compared(plan, dial, recalls[dial, True], recalls[dial, False]) for dial in dials]
-    steps = json.loads((runs[None, seeds[0]].output / "metrics.json").read_text(encoding="utf-8"))["steps"]
+    trained = {key: json.loads((one.output / "metrics.json").read_text("utf-8")) for key, one in runs.items()}
+    first = seeds[0]
     return ElasticReport(
         stream=stream,
+        metric=metric,
         clips=clips,
-        steps=steps,
+        steps=trained[dials[0], first]["steps"],
+        elastic_steps=trained[None, first]["steps"],
+        seconds=trained[None, first]["seconds"],
+        seconds_alone=sum(trained[dial, first]["seconds"] for dial in dials),
         seeds=list(seeds),
         scores=found,
         within_a_point=sum(one.difference >= -1 for one in found),
@@ -134,7 +151,7 @@ def elastic_section(report: ElasticReport) -> Section:
     """`bench elastic`."""
     seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
     return Section(
-        f"{report.stream} stream, R@1 among {report.clips} clips, {report.steps} steps, {seeds}",
+        f"{report.stream} stream, R@{report.metric.removeprefix('r')} among {report.clips} clips, {seeds}",
         ("budget", "GFLOPs a clip", "elastic", "alone", "difference"),
         [
             (
@@ -147,7 +164,9 @@ def elastic_section(report: ElasticReport) -> Section:
             for one in report.scores
         ],
         (
-            "Elastic: one checkpoint at all budgets. Alone: a model of that size, trained for it, on the same steps.",
+            f"Elastic: one checkpoint at all budgets, {report.elastic_steps} steps, {report.seconds / 60:.1f} minutes "
+            f"of training. Alone: a model of that size, trained for it, {report.steps} steps each, "
+            f"{report.seconds_alone / 60:.1f} minutes together (seed {report.seeds[0]}).",
             f"At {report.within_a_point} of {len(report.scores)} budgets the elastic one is at most a point below.",
         ),
     )
@@ -182,8 +201,10 @@ def _check_holds(recipe: Recipe) -> None:
         raise UsageError(f"out={recipe.output}: holds a run of another recipe, name another folder")
 
 
-def _recall(recipe: Recipe, folder: Path, budget: ComputeBudget, is_elastic: bool, stream: str) -> tuple[float, int]:
-    """R@1 of a trained model, and among how many clips; what was trained alone is asked at its only budget."""
+def _recall(
+    recipe: Recipe, folder: Path, budget: ComputeBudget, is_elastic: bool, stream: str, metric: str
+) -> tuple[float, int]:
+    """A recall of a trained model, and among how many clips; what was trained alone is asked at its only budget."""
     model, processor = load_retriever(folder, "cpu")
     size = processor.image_processor.size["height"], processor.image_processor.size["width"]
     assert recipe.data.validation is not None
@@ -201,7 +222,7 @@ def _recall(recipe: Recipe, folder: Path, budget: ComputeBudget, is_elastic: boo
         budget=asked,
         batch_size=how.batch_size,
     )
-    return result.stream(stream).text_to_video.r1, result.clips
+    return getattr(result.stream(stream).text_to_video, metric), result.clips
 
 
 def _compared(recipe: Recipe, budget: ComputeBudget, elastic: list[float], alone: list[float]) -> BudgetScore:

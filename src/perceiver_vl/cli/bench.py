@@ -133,10 +133,14 @@ def elastic(
         str | None, typer.Option(help="Budgets with semicolons between, as in 'full;latents=8;frames=4,blocks=1'.")
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of the trainings, one or more.")] = "0",
-    stream: Annotated[str, typer.Option(help="Whose R@1 is compared: multi, mixed, single, cascade.")] = "mixed",
+    stream: Annotated[str, typer.Option(help="Whose recall is compared: multi, mixed, single, cascade.")] = "mixed",
+    metric: Annotated[str, typer.Option(help="Which recall: r1, r5 or r10.")] = "r1",
+    elastic_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the elastic model (default: as many as of the others).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train one elastic model, and one for each budget alone; R@1 of both at every budget."""
+    """Train one elastic model, and one for each budget alone; the recall of both at every budget."""
     for module in ("accelerate", "jsonargparse"):
         require_extra(module, "train")
     numbers = read_numbers("seeds", seeds)
@@ -149,6 +153,8 @@ def elastic(
         budgets=budgets or BUDGETS,
         seeds=numbers,
         stream=stream,
+        metric=metric,
+        elastic_steps=elastic_steps,
         progress=True,
     )
     show(report, [elastic_section(report)], as_json)
