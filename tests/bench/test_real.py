@@ -91,11 +91,12 @@ class TestRealParts:
 
     def test_quick_is_short(self, data: Path) -> None:
         runs = [run for part in real_parts(data, QUICK) for run in part.runs]
-        assert {run.recipe.training["max_steps"] for run in runs} <= {2, 3}
+        assert max(run.recipe.training["max_steps"] for run in runs) <= 5
 
     def test_chance_is_said_of_what_is_there(self, data: Path) -> None:
         retrieval, _ = real_parts(data)
-        clips, photographs, described = (table.notes[0] for table in retrieval.tables)
+        assert len(retrieval.tables) == 6  # each set in two streams
+        clips, photographs, described = (table.notes[0] for table in retrieval.tables[::2])
         assert clips == photographs == "Chance: R@1 100.0, R@5 100.0, R@10 100.0; of texts for a clip R@1 100.0."
         assert described.startswith("Chance: R@1 33.3, R@5 100.0")
 

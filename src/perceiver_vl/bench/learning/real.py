@@ -173,22 +173,20 @@ def retrieval_part(data: Path, scale: Scale = FULL) -> Part:
         test = Test(name, split, FRAMES, streams=STREAMS, captions_per_clip=captions)
         records = _records(split)
         counts = [len(record.texts[:captions]) for record in records]
-        tables.append(
+        chance = ", ".join(f"R@{k} {chance_recall(counts, k)[0]:.1f}" for k in (1, 5, 10))
+        tables += [
             Table(
-                f"{title}: {sum(counts)} texts against {len(counts)}",
+                f"{title}, {stream}: {sum(counts)} texts against {len(counts)}",
                 tuple(Row(kind, (retrieval_run(data, of, kind, scale),), (test,)) for kind in BOTH),
                 (
-                    *(Column(f"{stream} R@{k}", (stream, f"r{k}")) for stream in STREAMS for k in (1, 5, 10)),
-                    *(Column(f"{stream} text R@1", (stream, "v2t_r1")) for stream in STREAMS),
+                    *(Column(f"R@{k}", (stream, f"r{k}")) for k in (1, 5, 10)),
+                    Column("of texts R@1", (stream, "v2t_r1")),
                     *_TRAINED,
                 ),
-                notes=(
-                    "Chance: "
-                    + ", ".join(f"R@{k} {chance_recall(counts, k)[0]:.1f}" for k in (1, 5, 10))
-                    + f"; of texts for a clip R@1 {chance_recall(counts, 1)[1]:.1f}.",
-                ),
+                notes=(f"Chance: {chance}; of texts for a clip R@1 {chance_recall(counts, 1)[1]:.1f}.",),
             )
-        )
+            for stream in STREAMS
+        ]
     return Part("real-retrieval", "Retrieval of real clips and photographs", tuple(tables))
 
 
