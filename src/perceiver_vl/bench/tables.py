@@ -145,19 +145,21 @@ def questions_section(report: QuestionsReport) -> Section:
 
 def reranking_section(report: RerankingReport) -> Section:
     """`bench rerank`."""
-    summary = (f"{report.summaries_ms:.0f}", f"{report.speedup:.1f}", f"{report.summary_bytes}")
+    projected, decoder, summaries = report.projected_ms, report.decoder_ms, report.summaries_ms
+    whole = str(report.decoder_bytes), "1"
     return Section(
         f"re-ranking {report.candidates} clips for one query",
         ("from", "ms", "speedup", "bytes a clip", "ratio"),
         [
+            (f"{report.latents} latents, keys and values projected", f"{projected:.0f}", "1.0", *whole),
+            (f"{report.latents} latents, in their own space", f"{decoder:.0f}", f"{projected / decoder:.1f}", *whole),
             (
-                f"{report.latents} latents, by the decoder",
-                f"{report.decoder_ms:.0f}",
-                "1.0",
-                f"{report.decoder_bytes}",
-                "1",
+                "stored summaries",
+                f"{summaries:.0f}",
+                f"{report.speedup:.1f}",
+                str(report.summary_bytes),
+                f"{report.bytes_ratio:.0f}",
             ),
-            ("stored summaries", *summary, f"{report.bytes_ratio:.0f}"),
         ],
         (f"Largest difference of the logits {report.max_difference:.1e}, their spread {report.logits_std:.2f}.",),
     )
