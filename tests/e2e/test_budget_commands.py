@@ -67,6 +67,19 @@ def test_the_cascade_is_measured(model: Path) -> None:
     assert "extrapolated from 2" in shown.out.replace("\n", " ")
 
 
+def test_the_elastic_model_is_compared(tmp_path: Path) -> None:
+    small = ("training.max_steps=1", "data.train.world.clips=64", "data.validation.world.clips=4", "data.num_frames=4")
+    words = ("bench", "elastic", "--out", tmp_path / "runs", "--budgets", "full;frames=2,blocks=1", *small)
+    shown = run_cli(*words, "--elastic-steps", 2)
+    assert shown.code == 0, shown.err
+    said = " ".join(shown.out.split())
+    assert "R@1 among 4 clips" in said
+    assert "2 steps" in said
+    assert "seeds 0;" in said
+    assert run_cli(*words, "--elastic-steps", 2, "--metric", "r5", "--json").json()["metric"] == "r5"
+    assert "metric=r7: choose from r1, r5, r10" in run_cli(*words, "--metric", "r7").error(2)
+
+
 def test_an_index_keeps_its_dtype(model: Path, world: Path, tmp_path: Path) -> None:
     index = ("index", "--model", model, "--media", world, "--split", "test", "--out", tmp_path / "index")
     assert run_cli(*index, "--dtype", "bfloat16", "--json").json()["encoded"] == 6

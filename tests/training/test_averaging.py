@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+import small_runs
 from perceiver_vl import PerceiverVLError, UsageError
-from perceiver_vl.recipe import Recipe, read_recipe
+from perceiver_vl.recipe import Recipe
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
 from perceiver_vl.training.averaging import FILE, WeightAverage
@@ -136,9 +136,7 @@ NEVER = tiny_recipe(Path())["training"]
 
 
 def recipe_of(output: Path, ema: float | None, **changes: Any) -> Recipe:
-    file = output.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(tiny_recipe(output, **HOW) | {"ema": ema} | changes))
-    return read_recipe(file)
+    return small_runs.recipe_of(output, {"ema": ema} | changes, **HOW)
 
 
 def test_a_run_keeps_the_average_and_learns_as_it_would_without(

@@ -6,21 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from perceiver_vl import UsageError
-from perceiver_vl.recipe import Recipe, read_recipe
 from perceiver_vl.training import checked_arguments, train
-from tiny import tiny_recipe
+from small_runs import recipe_of
 
 VALIDATION = {"validation": {"split": "validation", "world": {"clips": 4, "size": 16}}}
 EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "multi_r1"}
-
-
-def recipe_of(output: Path, top: dict[str, Any] | None = None, **changes: Any) -> Recipe:
-    file = output.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(tiny_recipe(output, **changes) | (top or {})))
-    return read_recipe(file)
 
 
 def live_log(output: Path) -> list[dict[str, Any]]:

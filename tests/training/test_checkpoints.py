@@ -25,25 +25,14 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from perceiver_vl import PerceiverVLError, UsageError
-from perceiver_vl.recipe import Recipe, read_recipe
-from perceiver_vl.training import TrainingResult, train
 from perceiver_vl.training.checkpoints import CHECKSUMS, checkpoint_of, damage, only_run_in, seal, told_in_one_line
+from small_runs import run
 from tiny import tiny_recipe
 
 MEASURED = {"data_wait", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 MEASURED |= {"clips_per_second", "share_of_peak", "memory_mib", "gpu_memory_mib"}
 BY_BEST = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "max_steps": 8}
 VALIDATION = {"validation": {"split": "validation", "world": {"clips": 10, "size": 16}}}
-
-
-def recipe_of(output: Path, **changes: Any) -> Recipe:
-    file = output.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(tiny_recipe(output, **changes)))
-    return read_recipe(file)
-
-
-def run(output: Path, resume: bool = False, **changes: Any) -> TrainingResult:
-    return train(recipe_of(output, **changes), resume=resume, progress=False)
 
 
 def checkpoints_of(output: Path) -> list[str]:

@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 import torch
 import transformers.trainer
-import yaml
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+import small_runs
 from perceiver_vl.errors import PREEMPTED, PreemptedError
 from perceiver_vl.recipe import Recipe, read_recipe
 from perceiver_vl.training import train
 from perceiver_vl.training.preemption import SIGNALS, stop_on_signals
-from tiny import tiny_recipe
 
 HOW: dict[str, Any] = {
     "model": {"layer_drop": 0.5, "hidden_dropout_prob": 0.1},
@@ -30,9 +29,7 @@ HOW: dict[str, Any] = {
 
 
 def recipe_of(output: Path, **changes: Any) -> Recipe:
-    file = output.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(tiny_recipe(output, **(HOW | changes)) | {"ema": 0.9}))
-    return read_recipe(file)
+    return small_runs.recipe_of(output, {"ema": 0.9}, **(HOW | changes))
 
 
 def assert_ended_alike(output: Path, whole: Path) -> None:

@@ -27,22 +27,13 @@ from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.shards import write_shards
 from perceiver_vl.data.world import write_world
 from perceiver_vl.processing import train_tokenizer
-from perceiver_vl.recipe import Recipe, read_recipe
-from perceiver_vl.training import TrainingResult, train
+from perceiver_vl.recipe import read_recipe
+from perceiver_vl.training import train
+from small_runs import recipe_of, run
 from tiny import tiny_recipe
 
 EVERYTHING = {"vtm": 1, "mlm": 1, "vtc": 1, "mixed_vtm": 1, "mixed_vtc": 1, "hard_negatives": True}
 SGD = {"optim": "sgd", "max_grad_norm": 0.0}
-
-
-def recipe_of(output: Path, **changes: Any) -> Recipe:
-    file = output.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(tiny_recipe(output, **changes)))
-    return read_recipe(file)
-
-
-def run(output: Path, resume: bool = False, **changes: Any) -> TrainingResult:
-    return train(recipe_of(output, **changes), resume=resume, progress=False)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

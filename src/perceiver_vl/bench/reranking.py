@@ -25,9 +25,8 @@ class RerankingReport(Circumstances):
     """Milliseconds (median) of one query in three ways: `projected_ms` by the decoder over latents as the paper writes
     it, keys and values of each latent projected; `decoder_ms` by the same decoder as it runs here, which meets the
     latents in their own space; `summaries_ms` from stored summaries. `speedup`: the first over the last;
-    `speedup_over_decoder`: the second over the last. The largest difference of the logits from those of
-    the summaries, and the logits'
-    standard deviation to measure it by; bytes of one clip, as stored in float32, and their ratio.
+    `speedup_over_decoder`: the second over the last. The largest difference of the logits from those of the summaries,
+    and the logits' standard deviation to measure it by; bytes of one clip, as stored in float32, and their ratio.
     """
 
     candidates: int

@@ -157,7 +157,7 @@ def elastic(
         elastic_steps=elastic_steps,
         progress=True,
     )
-    show(report, [elastic_section(report)], as_json)
+    show(report, [elastic_section(report)], as_json, repeats=f"seeds {seeds}")
 
 
 @bench_app.command(name="all")
@@ -289,9 +289,15 @@ def print_section(section: "Section") -> None:
 
 
 def show(
-    report: "Circumstances", sections: "Iterable[Section]", as_json: bool, sentences: "Iterable[str]" = ()
+    report: "Circumstances",
+    sections: "Iterable[Section]",
+    as_json: bool,
+    sentences: "Iterable[str]" = (),
+    repeats: str = "",
 ) -> None:
-    """A report as JSON, or its tables, what they come to in words, and what it takes to get them again."""
+    """A report as JSON, or its tables, what they come to in words, and what it takes to get them again (`repeats` as of
+    `print_provenance`).
+    """
     if as_json:
         print_json(report.to_dict())
         return
@@ -299,4 +305,4 @@ def show(
         print_section(section)
     for sentence in sentences:
         out.print(sentence, markup=False, soft_wrap=False)
-    print_provenance(report)
+    print_provenance(report, repeats)

@@ -168,7 +168,10 @@ def print_damaged(names: list[str]) -> None:
         err.print(f"damaged, used as far as they go: {', '.join(names[:3])}{more}", markup=False)
 
 
-def print_provenance(report: Any) -> None:
-    """What it takes to get the figures of a bench again."""
+def print_provenance(report: Any, repeats: str = "") -> None:
+    """What it takes to get the figures of a bench again. repeats: how often it was measured, in words, where that is
+    not in interleaved runs from one seed.
+    """
+    repeats = repeats or f"{report.runs} interleaved runs, seed {report.seed}"
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    out.print(f"{report.command}; {report.runs} interleaved runs, seed {report.seed}; {report.machine}; {versions}")
+    out.print(f"{report.command}; {repeats}; {report.machine}; {versions}")

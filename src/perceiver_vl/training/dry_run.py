@@ -173,12 +173,13 @@ def _forward(model: nn.Module, batch: dict[str, Any], recipe: Recipe, arguments:
             return elastic.task_loss(model, tensors, *how)  # type: ignore[arg-type]
         return elastic.pretraining_loss(model, PreTrainingBatch.from_dict(tensors), objectives, *how)  # type: ignore[arg-type]
 
+    trained = loss if recipe.elastic is None else elastic_loss
     for module in model.modules():
         if isinstance(module, PerceiverVLEncoder):
             module.layer_drop = 0.0  # at all reads
     with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16 or arguments.fp16):
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            held = loss() if recipe.elastic is None else elastic_loss()  # noqa: F841 (while it lives no storage is given to another tensor)
+            held = trained()  # noqa: F841 (while it lives no storage is given to another tensor)
         model.requires_grad_(False)  # the counter cannot follow a graph that some of its modules are not part of
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             loss()

@@ -1,0 +1,22 @@
+"""Training runs of a tiny model on a tiny world."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from perceiver_vl.recipe import Recipe, read_recipe
+from perceiver_vl.training import TrainingResult, train
+from tiny import tiny_recipe
+
+
+def recipe_of(output: Path, top: dict[str, Any] | None = None, **changes: Any) -> Recipe:
+    """The tiny recipe as its file beside `output` is read; `top`: keys in the place of its own."""
+    file = output.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(tiny_recipe(output, **changes) | (top or {})))
+    return read_recipe(file)
+
+
+def run(output: Path, resume: bool = False, **changes: Any) -> TrainingResult:
+    """Train by it."""
+    return train(recipe_of(output, **changes), resume=resume, progress=False)
