@@ -22,18 +22,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, PerceiverVLForPreTraining, PerceiverVLForRetrieval
 from perceiver_vl.data.batching import SharedBatches
-from perceiver_vl.data.clips import Frames
 from perceiver_vl.data.records import Record
-from perceiver_vl.data.world import World
-from perceiver_vl.elastic import pretraining_loss
-from perceiver_vl.objectives import WEIGHTS, Objectives, PreTrainingBatch, pretraining_losses
-from perceiver_vl.parallel import leave_at_once
+from perceiver_vl.data.sources import Frames
+from perceiver_vl.data.synthetic import World
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import evaluate_task
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
-from perceiver_vl.together import world
+from perceiver_vl.training.elastic import pretraining_loss
+from perceiver_vl.training.losses import WEIGHTS, Objectives, PreTrainingBatch, pretraining_losses
 from perceiver_vl.training.sharding import UNITS, make_shardable, whole_model
 from perceiver_vl.training.trainers import _through_forward
+from perceiver_vl.utils.distributed import world
+from perceiver_vl.utils.launch import leave_at_once
 from tiny import tiny_batch, tiny_model, tiny_processor
 
 sys.path.append(str(Path(__file__).with_name("tasks")))

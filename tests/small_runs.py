@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from perceiver_vl.recipe import Recipe, read_recipe
 from perceiver_vl.training import TrainingResult, train
+from perceiver_vl.training.recipe import Recipe, read_recipe
 from tiny import tiny_recipe
 
 

@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 import perceiver_vl.training.trainers
-from perceiver_vl.errors import PREEMPTED, PreemptedError
-from perceiver_vl.objectives import pretraining_losses
-from perceiver_vl.recipe import read_recipe
 from perceiver_vl.training import train
+from perceiver_vl.training.losses import pretraining_losses
+from perceiver_vl.training.recipe import read_recipe
+from perceiver_vl.utils.errors import PREEMPTED, PreemptedError
 
 calls = 0
 

@@ -18,10 +18,10 @@ from PIL import Image
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from perceiver_vl.cli import main
-from perceiver_vl.convert import convert
-from perceiver_vl.data.world import write_world
-from perceiver_vl.recipe import read_recipe
+from perceiver_vl.data.synthetic import write_world
+from perceiver_vl.models.perceiver_vl.convert import convert
 from perceiver_vl.training import train
+from perceiver_vl.training.recipe import read_recipe
 from released_checkpoint import forty_words, released_state, save
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,16 +16,16 @@ import yaml
 
 import perceiver_vl
 from perceiver_vl import MediaError, PerceiverVLError, PerceiverVLForRetrieval, UsageError
-from perceiver_vl.convert import convert
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.shards import ShardedClips, write_shards
-from perceiver_vl.data.world import write_world
-from perceiver_vl.media import load_frames
-from perceiver_vl.pretrained_folder import load_retriever
-from perceiver_vl.recipe import read_recipe
+from perceiver_vl.data.synthetic import write_world
+from perceiver_vl.media.decode import load_frames
+from perceiver_vl.models.loading import load_retriever
+from perceiver_vl.models.perceiver_vl.convert import convert
 from perceiver_vl.search import Searcher, build_index
 from perceiver_vl.training import train
 from perceiver_vl.training.checkpoints import seal
+from perceiver_vl.training.recipe import read_recipe
 from tiny import tiny_recipe
 
 SOURCES = sorted(Path(perceiver_vl.__file__).parent.rglob("*.py"))

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from perceiver_vl import PerceiverVLConfig, PerceiverVLForPreTraining, PerceiverVLImageProcessor, PerceiverVLProcessor
-from perceiver_vl.model import PerceiverVLPreTrainedModel
-from perceiver_vl.objectives import PreTrainingBatch
-from perceiver_vl.processing import train_tokenizer
+from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.processing import train_tokenizer
+from perceiver_vl.training.losses import PreTrainingBatch
 
 AGGREGATIONS = ("joint", "separate", "separate_plus")
 MASK_TOKEN = 4

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from perceiver_vl.parallel import leave_at_once
-from perceiver_vl.recipe import read_recipe
 from perceiver_vl.training import train
+from perceiver_vl.training.recipe import read_recipe
+from perceiver_vl.utils.launch import leave_at_once
 
 folder = Path(sys.argv[1])
 recipe = read_recipe(folder / "recipe.yaml")

@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from perceiver_vl._version import __version__
-from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.errors import MediaError, PerceiverVLError, UsageError
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError
 
 if TYPE_CHECKING:
-    from perceiver_vl.configuration import PerceiverVLConfig
-    from perceiver_vl.media import load_frames
-    from perceiver_vl.model import (
+    from perceiver_vl.inference.pipelines import pipeline
+    from perceiver_vl.media.decode import load_frames
+    from perceiver_vl.models.perceiver_vl import (
         PerceiverVLForImageClassification,
         PerceiverVLForImagesAndTextClassification,
         PerceiverVLForMultipleChoice,
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
         PerceiverVLForRetrieval,
         PerceiverVLModel,
     )
-    from perceiver_vl.model.pretrained import initialise_from
-    from perceiver_vl.pipelines import pipeline
-    from perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor
+    from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+    from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor
+    from perceiver_vl.models.perceiver_vl.warm_start import initialise_from
 
 _HOME = {
-    "PerceiverVLConfig": "perceiver_vl.model",
-    "PerceiverVLModel": "perceiver_vl.model",
-    "PerceiverVLForPreTraining": "perceiver_vl.model",
-    "PerceiverVLForRetrieval": "perceiver_vl.model",
-    "PerceiverVLForQuestionAnswering": "perceiver_vl.model",
-    "PerceiverVLForMultipleChoice": "perceiver_vl.model",
-    "PerceiverVLForImagesAndTextClassification": "perceiver_vl.model",
-    "PerceiverVLForImageClassification": "perceiver_vl.model",
-    "PerceiverVLProcessor": "perceiver_vl.processing",
-    "PerceiverVLImageProcessor": "perceiver_vl.processing",
-    "initialise_from": "perceiver_vl.model.pretrained",
-    "load_frames": "perceiver_vl.media",
-    "pipeline": "perceiver_vl.pipelines",
+    "PerceiverVLConfig": "perceiver_vl.models.perceiver_vl",
+    "PerceiverVLModel": "perceiver_vl.models.perceiver_vl",
+    "PerceiverVLForPreTraining": "perceiver_vl.models.perceiver_vl",
+    "PerceiverVLForRetrieval": "perceiver_vl.models.perceiver_vl",
+    "PerceiverVLForQuestionAnswering": "perceiver_vl.models.perceiver_vl",
+    "PerceiverVLForMultipleChoice": "perceiver_vl.models.perceiver_vl",
+    "PerceiverVLForImagesAndTextClassification": "perceiver_vl.models.perceiver_vl",
+    "PerceiverVLForImageClassification": "perceiver_vl.models.perceiver_vl",
+    "PerceiverVLProcessor": "perceiver_vl.models.perceiver_vl.processing",
+    "PerceiverVLImageProcessor": "perceiver_vl.models.perceiver_vl.processing",
+    "initialise_from": "perceiver_vl.models.perceiver_vl.warm_start",
+    "load_frames": "perceiver_vl.media.decode",
+    "pipeline": "perceiver_vl.inference.pipelines",
 }
 
 __all__ = [
@@ -67,8 +67,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        import_module("perceiver_vl.model")
-        import_module("perceiver_vl.processing")
+        import_module("perceiver_vl.models.perceiver_vl")
+        import_module("perceiver_vl.models.perceiver_vl.processing")
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

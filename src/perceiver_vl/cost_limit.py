@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from perceiver_vl.errors import UsageError
+from perceiver_vl.utils.errors import UsageError
 
 Unit = Literal["ms", "GFLOPs"]
 _FACTORS: dict[str, tuple[float, Unit]] = {

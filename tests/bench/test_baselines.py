@@ -16,7 +16,7 @@ from perceiver_vl.bench.learning.baselines import (
     majority_by_kind,
 )
 from perceiver_vl.data.records import Record
-from perceiver_vl.errors import UsageError
+from perceiver_vl.utils.errors import UsageError
 
 
 def asked(question: str, *answers: str) -> Record:

@@ -11,7 +11,7 @@ from perceiver_vl.bench.peers import PEERS
 from perceiver_vl.bench.settings import FRAMES, OURS, entries
 from perceiver_vl.bench.streams import ITEMS, STREAMS
 from perceiver_vl.bench.tables import cost_sections
-from perceiver_vl.model.flops import encoder_flops, matching_flops
+from perceiver_vl.models.perceiver_vl.flops import encoder_flops, matching_flops
 from tiny import tiny_config
 
 CONFIG = tiny_config(num_blocks=2, self_attentions_per_block=1, num_latents=8, num_text_latents=8)

@@ -10,7 +10,7 @@ import yaml
 from perceiver_vl import PerceiverVLConfig, UsageError
 from perceiver_vl.bench import elastic
 from perceiver_vl.bench.elastic import BUDGETS, RECIPE, elastic_section, measure_elastic, parse_budgets
-from perceiver_vl.recipe import read_recipe
+from perceiver_vl.training.recipe import read_recipe
 from tiny import tiny_recipe
 
 

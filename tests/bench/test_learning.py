@@ -15,13 +15,13 @@ from perceiver_vl.bench.learning.report import measure_learning
 from perceiver_vl.bench.learning.runs import JOINT, OURS, Learned, Run, Test, digest, load_model, make_runs
 from perceiver_vl.bench.learning.single_stream import rank_jointly
 from perceiver_vl.bench.learning.world import FULL, QUICK, compared, world_parts, world_recipe
-from perceiver_vl.budget import FULL_BUDGET
-from perceiver_vl.data.world import World
-from perceiver_vl.errors import PerceiverVLError, UsageError
-from perceiver_vl.model.caching import VisionCache
-from perceiver_vl.model.encoder import InputArray
-from perceiver_vl.recipe import Split, WorldSplit
+from perceiver_vl.data.synthetic import World
+from perceiver_vl.models.budget import FULL_BUDGET
+from perceiver_vl.models.perceiver_vl.encoder import InputArray
+from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
+from perceiver_vl.training.recipe import Split, WorldSplit
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_blocks": 2, "num_latents": 4, "num_text_latents": 2}
 ASKED = Test("asked", Split(split="test", world=WorldSplit(clips=16, task="frame")), 1)

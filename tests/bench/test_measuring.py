@@ -4,7 +4,7 @@ import torch
 
 from perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.bench.measuring import MatrixProduct, available_mib, count, count_and_hold, held, take_turns
-from perceiver_vl.model.flops import encoder_flops, matching_flops
+from perceiver_vl.models.perceiver_vl.flops import encoder_flops, matching_flops
 from tiny import tiny_config, tiny_inputs
 
 MIB = 2**18  # float32 numbers

@@ -8,7 +8,7 @@ from torch import nn
 from perceiver_vl import PerceiverVLConfig
 from perceiver_vl.bench.measuring import count
 from perceiver_vl.bench.peers import PEERS, build_peer, fuse_attention
-from perceiver_vl.model.flops import block_flops, embedding_flops
+from perceiver_vl.models.perceiver_vl.flops import block_flops, embedding_flops
 from tiny import tiny_config
 
 CONFIG = tiny_config(max_frames=8)

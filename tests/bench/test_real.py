@@ -23,8 +23,8 @@ from perceiver_vl.bench.learning.real import (
 from perceiver_vl.bench.learning.runs import JOINT, OURS, Test
 from perceiver_vl.bench.learning.world import QUICK
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.errors import UsageError
-from perceiver_vl.recipe import Split
+from perceiver_vl.training.recipe import Split
+from perceiver_vl.utils.errors import UsageError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED}: not there")

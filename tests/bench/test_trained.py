@@ -16,7 +16,6 @@ from perceiver_vl import (
     PerceiverVLForQuestionAnswering,
     PerceiverVLForRetrieval,
     UsageError,
-    frontier,
 )
 from perceiver_vl.bench.cascade import measure_cascade
 from perceiver_vl.bench.frontier import FrontierReport, measure_frontier
@@ -24,10 +23,18 @@ from perceiver_vl.bench.sources import open_source
 from perceiver_vl.bench.trained import cascade_section, frontier_sections
 from perceiver_vl.bench.trained_figures import cascade_figure, frontier_figures
 from perceiver_vl.cost_limit import CostLimit, is_limit
-from perceiver_vl.data.world import World, write_world
-from perceiver_vl.frontier import FILE, Setting, choose_budget, front_of, read_frontier, write_frontier
-from perceiver_vl.model.flops import encoder_flops, merging_flops, summary_flops
-from perceiver_vl.pretrained_folder import load_retriever
+from perceiver_vl.data.synthetic import World, write_world
+from perceiver_vl.inference import budget_selection
+from perceiver_vl.inference.budget_selection import (
+    FILE,
+    Setting,
+    choose_budget,
+    front_of,
+    read_frontier,
+    write_frontier,
+)
+from perceiver_vl.models.loading import load_retriever
+from perceiver_vl.models.perceiver_vl.flops import encoder_flops, merging_flops, summary_flops
 from tiny import tiny_config, tiny_processor
 
 GRID = {"frames": [2, 4], "latents": [6, 2], "text_latents": [4], "cross_attentions": [3, 1]}
@@ -152,7 +159,7 @@ def test_times_are_those_of_this_machine(
         tried.append(setting.budget)
         return 10 * setting.milliseconds
 
-    monkeypatch.setattr(frontier, "_milliseconds", here)
+    monkeypatch.setattr(budget_selection, "_milliseconds", here)
     choice = choose_budget(folder, "45ms", "cpu")
     assert (choice.setting.budget, choice.cost) == ("latents=4", 40)
     assert len(tried) < len(rungs)

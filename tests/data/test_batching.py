@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 
 from perceiver_vl import MediaError, PerceiverVLError
 from perceiver_vl.data.batching import EpochSampler, Example, PreTrainingCollator, TrainingExamples
-from perceiver_vl.data.clips import CachedClips, FolderClips, Frames
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.data.world import World, write_world
+from perceiver_vl.data.sources import CachedClips, FolderClips, Frames
+from perceiver_vl.data.synthetic import World, write_world
 from tiny import tiny_processor
 
 WORDS = ["red square moves left", "blue circle grows", "two green triangles meet", "yellow star blinks"] * 2

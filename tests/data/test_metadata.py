@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.metadata import read_rows, write_metadata
 from perceiver_vl.data.records import Record
-from perceiver_vl.errors import UsageError
+from perceiver_vl.utils.errors import UsageError
 
 NAMES = ("a.mp4", "b c/ü.mp4", "d.jpg")
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)

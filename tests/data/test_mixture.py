@@ -15,12 +15,12 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from perceiver_vl import MediaError, UsageError
 from perceiver_vl.data.batching import EpochSampler, TrainingExamples
-from perceiver_vl.data.clips import CachedClips, FolderClips, Frames, is_damaged
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.mixture import Mixture, MixtureSampler, pools_of, sampler_of
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.shards import ShardedClips, write_shards
-from perceiver_vl.data.world import World, write_world
+from perceiver_vl.data.sources import CachedClips, FolderClips, Frames, is_damaged
+from perceiver_vl.data.synthetic import World, write_world
 
 
 class Numbered:

@@ -6,7 +6,7 @@ import pytest
 from command_line import run_cli, run_program
 
 from perceiver_vl import PerceiverVLForQuestionAnswering, PerceiverVLProcessor
-from perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from command_line import run_cli
 
-from perceiver_vl import ComputeBudget, export
-from perceiver_vl.export import Exported
+from perceiver_vl import ComputeBudget
+from perceiver_vl.inference import export
+from perceiver_vl.inference.export import Exported
 
 GRID = ("--frames", "4,2", "--latents", "6,3", "--text-latents", 3, "--cross-attentions", "2,1", "--runs", 1)
 

@@ -19,8 +19,8 @@ from command_line import ENVIRONMENT, PROGRAM, Answer, run_cli, run_program, wri
 from safetensors.torch import load_file
 
 from perceiver_vl import cli
-from perceiver_vl.demo import run_demo
-from perceiver_vl.files import sha256
+from perceiver_vl.bench.demo import run_demo
+from perceiver_vl.utils.files import sha256
 
 COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands if command.callback]
 STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")

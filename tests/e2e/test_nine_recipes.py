@@ -1,4 +1,4 @@
-"""`benchmarks/nine_recipes.py` on some of the nine: official files, a tiny model, its metric and a submission file."""
+"""`scripts/nine_recipes.py` on some of the nine: official files, a tiny model, its metric and a submission file."""
 
 import importlib.util
 import sys
@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from command_line import SHARED_DATA, needs_shared_data, run_cli
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "nine_recipes.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "nine_recipes.py"
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from kills import differences, kill_runs
 from transformers import TrainerCallback
 
 from perceiver_vl import PerceiverVLError, cli
-from perceiver_vl.data.world import write_world
-from perceiver_vl.recipe import Recipe, read_recipe
+from perceiver_vl.data.synthetic import write_world
 from perceiver_vl.training import train
 from perceiver_vl.training.checkpoints import damage
+from perceiver_vl.training.recipe import Recipe, read_recipe
 from tiny import tiny_recipe
 
 SEED = 29

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from perceiver_vl import ComputeBudget
-from perceiver_vl.model import PerceiverVLPreTrainedModel
-from perceiver_vl.model.released import MODELS, load_released, released_config
+from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.original_checkpoint import MODELS, load_released, released_config
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "parity" / "perceiver_vl"
 TASKS = {

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PerceiverConfig, PerceiverForMaskedLM
 
-from perceiver_vl.model.attention import AttentionBlock
-from perceiver_vl.model.summaries import merge_summaries
+from perceiver_vl.layers.attention import AttentionBlock
+from perceiver_vl.layers.partial_attention import merge_summaries
 from tiny import assert_same
 
 EPS = 1e-5

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perceiver_vl.media import MediaError, find_media, load_clip
+from perceiver_vl.media.decode import MediaError, find_media, load_clip
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:

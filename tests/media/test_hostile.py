@@ -15,7 +15,8 @@ from mutate_media import bounded_child, growth, mutated, outcome
 from numbered_clips import numbers_of, write_numbered, write_numbered_animation
 from PIL import Image
 
-from perceiver_vl.media import MediaError, load_clip, load_frames, source, stream_clip
+from perceiver_vl.media import source
+from perceiver_vl.media.decode import MediaError, load_clip, load_frames, stream_clip
 
 ODD = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "odd_media"
 MANIFEST = [json.loads(line) for line in (ODD / "manifest.jsonl").open()] if ODD.is_dir() else []
@@ -111,7 +112,7 @@ def test_a_file_may_not_expand_without_end(still: Path, tmp_path: Path, monkeypa
 
 
 def test_a_clip_may_not_take_all_memory(still: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perceiver_vl.media.MAX_CLIP_BYTES", 100_000)
+    monkeypatch.setattr("perceiver_vl.media.decode.MAX_CLIP_BYTES", 100_000)
     with pytest.raises(MediaError, match=r"40 frames of 32x64 take more than the 100000 bytes allowed.*stream_clip"):
         load_frames(still, 40)
     assert len(load_frames(still, 40, size=(16, 16))) == 40

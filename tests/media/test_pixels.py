@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numbered_clips import numbers_of, write_numbered
 from PIL import Image
 
-from perceiver_vl.media import load_clip, load_frames, resize_frame
 from perceiver_vl.media.colour import BT2020, HLG, PQ, to_sdr
+from perceiver_vl.media.decode import load_clip, load_frames, resize_frame
 
 Frames = npt.NDArray[np.uint8]
 

@@ -15,10 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, PerceiverVLForRetrieval, UsageError
-from perceiver_vl.data.clips import Frames
 from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.data.world import World
-from perceiver_vl.model.flops import encoder_flops, pooling_flops, summary_flops
+from perceiver_vl.data.sources import Frames
+from perceiver_vl.data.synthetic import World
+from perceiver_vl.models.perceiver_vl.flops import encoder_flops, pooling_flops, summary_flops
 from perceiver_vl.tasks.retrieval import (
     STREAMS,
     Recall,

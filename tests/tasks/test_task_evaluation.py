@@ -17,8 +17,8 @@ from PIL import Image
 from small_tasks import ANSWERS, PROCESSOR, OtherPictures, Pictures, model_of, records_of
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, UsageError
-from perceiver_vl.data.clips import FolderClips
 from perceiver_vl.data.records import Problem, Record
+from perceiver_vl.data.sources import FolderClips
 from perceiver_vl.tasks import TASKS, task_of
 from perceiver_vl.tasks.evaluation import TaskResult, evaluate_task
 

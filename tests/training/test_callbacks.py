@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from perceiver_vl import UsageError
-from perceiver_vl.training import checked_arguments, train
+from perceiver_vl.training.run import checked_arguments, train
 from small_runs import recipe_of
 
 VALIDATION = {"validation": {"split": "validation", "world": {"clips": 4, "size": 16}}}

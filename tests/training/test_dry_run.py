@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from perceiver_vl.recipe import read_recipe
 from perceiver_vl.training.dry_run import dry_run
+from perceiver_vl.training.recipe import read_recipe
 from tiny import tiny_recipe
 
 

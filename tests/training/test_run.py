@@ -25,10 +25,10 @@ from perceiver_vl import (
 )
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.shards import write_shards
-from perceiver_vl.data.world import write_world
-from perceiver_vl.processing import train_tokenizer
-from perceiver_vl.recipe import read_recipe
+from perceiver_vl.data.synthetic import write_world
+from perceiver_vl.models.perceiver_vl.processing import train_tokenizer
 from perceiver_vl.training import train
+from perceiver_vl.training.recipe import read_recipe
 from small_runs import recipe_of, run
 from tiny import tiny_recipe
 

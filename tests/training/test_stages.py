@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from perceiver_vl import PerceiverVLForPreTraining, UsageError
-from perceiver_vl.parallel import beside_others
-from perceiver_vl.recipe import PARTS, Recipe, Stage, read_recipe
 from perceiver_vl.training import train
+from perceiver_vl.training.recipe import PARTS, Recipe, Stage, read_recipe
 from perceiver_vl.training.stages import part_of, stage_at
+from perceiver_vl.utils.launch import beside_others
 from tiny import tiny_config, tiny_recipe
 
 READS_THEN_ALL = [{"steps": 4, "train": ["reads"]}, {"steps": 4}]

@@ -20,15 +20,15 @@ from perceiver_vl import PerceiverVLError, PerceiverVLProcessor, UsageError
 from perceiver_vl.cli import main
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.shards import write_shards
-from perceiver_vl.data.world import open_world, write_world
-from perceiver_vl.model.flops import encoder_flops
-from perceiver_vl.parallel import beside_others
-from perceiver_vl.recipe import Recipe, read_recipe
+from perceiver_vl.data.synthetic import open_world, write_world
+from perceiver_vl.models.perceiver_vl.flops import encoder_flops
 from perceiver_vl.tasks import TASKS
 from perceiver_vl.tasks.evaluation import evaluate_task
 from perceiver_vl.training import TrainingResult, train
 from perceiver_vl.training.dry_run import dry_run
+from perceiver_vl.training.recipe import Recipe, read_recipe
 from perceiver_vl.training.stages import part_of
+from perceiver_vl.utils.launch import beside_others
 from tiny import tiny_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from perceiver_vl.bench.sources import FirstClips
-from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.console import Stages
-from perceiver_vl.data.clips import CachedClips, ClipSource
-from perceiver_vl.errors import UsageError
-from perceiver_vl.model import PerceiverVLForRetrieval
-from perceiver_vl.processing import PerceiverVLProcessor
-from perceiver_vl.tasks.record import Circumstances
+from perceiver_vl.data.sources import CachedClips, ClipSource
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.tasks.provenance import Circumstances
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
+from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.errors import UsageError
 
 ITEMS = (10, 30, 100, 300, 1000)
 CACHED = ("multi", "mixed", "cascade")

@@ -15,13 +15,13 @@ from perceiver_vl.bench.measuring import MatrixProduct, Timing, available_mib, c
 from perceiver_vl.bench.peers import PEERS, build_peer
 from perceiver_vl.bench.settings import FRAMES, OURS, PATCHES, WORDS, Entry, Published, Setting, entries, full_budget
 from perceiver_vl.bench.streams import StreamCosts, measure_streams
-from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.console import Stages
-from perceiver_vl.errors import UsageError
-from perceiver_vl.model import PerceiverVLForRetrieval
-from perceiver_vl.model.flops import encoder_flops, matching_flops
-from perceiver_vl.tasks.record import Circumstances
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.flops import encoder_flops, matching_flops
+from perceiver_vl.tasks.provenance import Circumstances
+from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.errors import UsageError
 
 MOST_SECONDS = 5.0
 

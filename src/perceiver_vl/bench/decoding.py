@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from perceiver_vl.bench.tables import Section
-from perceiver_vl.console import Stages
-from perceiver_vl.errors import first_line
-from perceiver_vl.media import Frames, decoder_version, load_frames, sample_indices
-from perceiver_vl.tasks.record import Circumstances, versions
+from perceiver_vl.media.decode import Frames, decoder_version, load_frames, sample_indices
+from perceiver_vl.tasks.provenance import Circumstances, versions
+from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.errors import first_line
 
 RATE = 30
 KEYFRAME_EVERY = 250  # frames, as x264 does unless told

@@ -12,24 +12,24 @@ from itertools import product
 from pathlib import Path
 
 from perceiver_vl.bench.tables import Section
-from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.console import Stages, err
-from perceiver_vl.errors import UsageError
-from perceiver_vl.model.flops import encoder_flops
-from perceiver_vl.pretrained_folder import load_retriever
-from perceiver_vl.recipe import Recipe, read_recipe
-from perceiver_vl.tasks.record import Circumstances
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.loading import load_retriever
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.flops import encoder_flops
+from perceiver_vl.tasks.provenance import Circumstances
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
-from perceiver_vl.training.start import open_split
+from perceiver_vl.training.recipe import Recipe, read_recipe
+from perceiver_vl.training.setup import open_split
 from perceiver_vl.training.trainers import RECALLS
+from perceiver_vl.utils.console import Stages, err
+from perceiver_vl.utils.errors import UsageError
 
 BUDGETS = (
     "full;latents=8,text_latents=4;latents=4,text_latents=2;frames=4;frames=2;cross_attentions=1;blocks=2;blocks=1;"
     "frames=4,latents=8,text_latents=4,cross_attentions=1;frames=2,latents=4,text_latents=2,blocks=1"
 )
-RECIPE = Path(__file__).parents[1] / "recipes" / "world_elastic.yaml"
+RECIPE = Path(__file__).parents[1] / "training" / "recipes" / "world_elastic.yaml"
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,9 @@ import torch
 
 from perceiver_vl.bench.measuring import MatrixProduct, count, take_turns
 from perceiver_vl.bench.sources import open_source
-from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.console import Stages
-from perceiver_vl.data.clips import CachedClips, ClipSource
 from perceiver_vl.data.folder import Need
-from perceiver_vl.errors import UsageError
-from perceiver_vl.frontier import (
+from perceiver_vl.data.sources import CachedClips, ClipSource
+from perceiver_vl.inference.budget_selection import (
     RETRIEVAL,
     Frontier,
     Setting,
@@ -30,14 +26,22 @@ from perceiver_vl.frontier import (
     unit_of,
     write_frontier,
 )
-from perceiver_vl.model import PerceiverVLForImageClassification, PerceiverVLForRetrieval, PerceiverVLPreTrainedModel
-from perceiver_vl.pretrained_folder import fingerprint, load_folder
-from perceiver_vl.processing import PerceiverVLProcessor
-from perceiver_vl.runtime import DTYPES
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.loading import fingerprint, load_folder
+from perceiver_vl.models.perceiver_vl import (
+    PerceiverVLForImageClassification,
+    PerceiverVLForRetrieval,
+    PerceiverVLPreTrainedModel,
+)
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.models.quantization import DTYPES
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import evaluate_task
-from perceiver_vl.tasks.record import Circumstances
+from perceiver_vl.tasks.provenance import Circumstances
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
+from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.errors import UsageError
 
 STREAMS = ("multi", "mixed", "cascade")
 DIALS = ("frames", "latents", "text_latents", "cross_attentions", "blocks")

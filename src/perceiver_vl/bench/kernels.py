@@ -15,11 +15,11 @@ from torch import Tensor
 
 from perceiver_vl.bench.measuring import held, wait
 from perceiver_vl.bench.tables import Section
-from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.console import Stages
-from perceiver_vl.model import PerceiverVLModel
-from perceiver_vl.runtime import set_dtype
-from perceiver_vl.tasks.record import Circumstances
+from perceiver_vl.models.perceiver_vl import PerceiverVLModel
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.quantization import set_dtype
+from perceiver_vl.tasks.provenance import Circumstances
+from perceiver_vl.utils.console import Stages
 
 TEXT_TOKENS = 40
 FORMS = (

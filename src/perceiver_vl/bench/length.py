@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from perceiver_vl.bench.measuring import MatrixProduct, available_mib, held, timed
-from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.console import Stages
-from perceiver_vl.errors import UsageError
-from perceiver_vl.model import PerceiverVLModel
-from perceiver_vl.model.flops import embedding_flops, encoder_flops
-from perceiver_vl.tasks.record import Circumstances
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLModel
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.flops import embedding_flops, encoder_flops
+from perceiver_vl.tasks.provenance import Circumstances
+from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.errors import UsageError
 
 MINUTES = (1, 5, 20, 60)
 CHUNK_FRAMES = 32

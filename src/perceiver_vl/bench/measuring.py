@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from perceiver_vl.peak import MatrixProduct as MatrixProduct
-from perceiver_vl.peak import timed as timed
-from perceiver_vl.peak import wait as wait
+from perceiver_vl.utils.timing import MatrixProduct as MatrixProduct
+from perceiver_vl.utils.timing import timed as timed
+from perceiver_vl.utils.timing import wait as wait
 
 MEMORY_IN_USE = 0.8  # of what is available, the most that a setting may need
 

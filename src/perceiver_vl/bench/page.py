@@ -13,7 +13,6 @@ from perceiver_vl.bench.cost import MOST_SECONDS, Cost, CostReport, measure_cost
 from perceiver_vl.bench.frontier import FrontierReport, measure_frontier
 from perceiver_vl.bench.length import MINUTES, LengthReport, measure_length
 from perceiver_vl.bench.peers import PEERS
-from perceiver_vl.bench.plots import points_svg
 from perceiver_vl.bench.questions import FRAMES as ASKED_FRAMES
 from perceiver_vl.bench.questions import QuestionsReport, measure_questions
 from perceiver_vl.bench.reranking import CANDIDATES, RerankingReport, measure_reranking
@@ -23,11 +22,12 @@ from perceiver_vl.bench.streams import ITEMS, STREAMS
 from perceiver_vl.bench.tables import Section, cost_sections, length_section, questions_section, reranking_section
 from perceiver_vl.bench.trained import cascade_section, frontier_sections
 from perceiver_vl.bench.trained_figures import cascade_figure, frontier_figures
-from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.console import err
-from perceiver_vl.files import write_json, write_text
-from perceiver_vl.pretrained_folder import load_retriever
-from perceiver_vl.tasks.record import Circumstances
+from perceiver_vl.models.loading import load_retriever
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.tasks.provenance import Circumstances
+from perceiver_vl.utils.console import err
+from perceiver_vl.utils.files import write_json, write_text
+from perceiver_vl.utils.plots import points_svg
 
 QUICK_SECONDS = 2.0
 QUICK_CLIPS = 12

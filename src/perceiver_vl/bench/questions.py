@@ -11,13 +11,13 @@ from torch import Tensor
 
 from perceiver_vl.bench.measuring import MatrixProduct, count, take_turns
 from perceiver_vl.bench.settings import WORDS
-from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.console import Stages
-from perceiver_vl.errors import UsageError
-from perceiver_vl.model import PerceiverVLForQuestionAnswering
-from perceiver_vl.model.caching import VisionCache
-from perceiver_vl.tasks.record import Circumstances
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForQuestionAnswering
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
+from perceiver_vl.tasks.provenance import Circumstances
+from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.errors import UsageError
 
 FRAMES = (8, 32, 64, 256)
 ANSWERS = 3129  # of VQAv2

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from perceiver_vl.bench.measuring import MatrixProduct, take_turns
-from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.console import Stages
-from perceiver_vl.errors import UsageError
-from perceiver_vl.model import PerceiverVLForRetrieval
-from perceiver_vl.tasks.record import Circumstances
+from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.tasks.provenance import Circumstances
+from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.errors import UsageError
 
 CANDIDATES = 1000
 BATCH = 64  # clips whose latents the decoder reads at once

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from perceiver_vl.bench.peers import PEERS
-from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 
 OURS = "perceiver_vl"
 WORDS = 40

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perceiver_vl.data.clips import ClipSource, Frames, is_damaged
 from perceiver_vl.data.folder import Need
-from perceiver_vl.data.opening import open_clips
+from perceiver_vl.data.open import open_clips
 from perceiver_vl.data.records import Record
-from perceiver_vl.data.world import World
-from perceiver_vl.errors import UsageError
-from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.data.sources import ClipSource, Frames, is_damaged
+from perceiver_vl.data.synthetic import World
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.utils.errors import UsageError
 
 WORLD = "world"
 WORLD_CLIPS = 256

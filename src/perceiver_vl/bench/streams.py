@@ -12,9 +12,9 @@ import torch
 
 from perceiver_vl.bench.measuring import MatrixProduct, count, take_turns
 from perceiver_vl.bench.settings import FEW_FRAMES, WORDS, full_budget
-from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.console import Stages
-from perceiver_vl.model import PerceiverVLForRetrieval
+from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.utils.console import Stages
 
 ITEMS = (10, 30, 100, 300, 1000)
 STREAMS = ("single", "mixed", "mixed_from_summaries", "multi")

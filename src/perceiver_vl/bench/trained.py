@@ -3,7 +3,7 @@
 from perceiver_vl.bench.cascade import CascadeReport
 from perceiver_vl.bench.frontier import FrontierReport, Measured
 from perceiver_vl.bench.tables import Section
-from perceiver_vl.budget import ComputeBudget
+from perceiver_vl.models.budget import ComputeBudget
 
 _SHORT = {"frames": "T", "latents": "N", "text_latents": "N text", "cross_attentions": "reads", "blocks": "blocks"}
 

@@ -2,7 +2,7 @@
 
 from perceiver_vl.bench.cascade import CascadeReport
 from perceiver_vl.bench.frontier import FrontierReport
-from perceiver_vl.bench.plots import front_svg, points_svg
+from perceiver_vl.utils.plots import front_svg, points_svg
 
 
 def frontier_figures(report: FrontierReport) -> list[str]:

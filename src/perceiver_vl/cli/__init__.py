@@ -43,10 +43,10 @@ from perceiver_vl.cli.show import (
     print_task,
 )
 from perceiver_vl.cli.watch import watch
-from perceiver_vl.console import err, out
 from perceiver_vl.cost_limit import is_limit
-from perceiver_vl.errors import PREEMPTED, PerceiverVLError, PreemptedError, UsageError
-from perceiver_vl.threads import use_threads
+from perceiver_vl.utils.console import err, out
+from perceiver_vl.utils.errors import PREEMPTED, PerceiverVLError, PreemptedError, UsageError
+from perceiver_vl.utils.threads import use_threads
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,7 +71,7 @@ def train(
     """Train a model by a recipe; writes a folder that from_pretrained loads."""
     require_extra("accelerate", "train")
     require_extra("jsonargparse", "train")
-    from perceiver_vl.recipe import read_recipe
+    from perceiver_vl.training.recipe import read_recipe
 
     plan = read_recipe(recipe, overrides or ())
     if dry:
@@ -83,8 +83,8 @@ def train(
         else:
             print_dry_run(seen)
         return
-    from perceiver_vl.parallel import beside_others, is_first_process
     from perceiver_vl.training import train as run
+    from perceiver_vl.utils.launch import beside_others, is_first_process
 
     command = ["train", str(recipe), *(overrides or ()), *(["--resume"] if resume else [])]
     with beside_others(processes, command):
@@ -211,7 +211,7 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Turn the authors' checkpoint into a folder that from_pretrained loads."""
-    from perceiver_vl.convert import convert as run
+    from perceiver_vl.models.perceiver_vl.convert import convert as run
 
     given = {} if num_attention_heads is None else {"num_attention_heads": num_attention_heads}
     result = run(source, output, task=task, tokenizer=tokenizer, num_frames=num_frames, progress=True, **given)
@@ -238,7 +238,7 @@ def export(
     dials = read_budget(budget, model, "cpu", None)
     if is_limit(budget):
         dials = replace(dials, frames=None)  # a graph takes any number
-    from perceiver_vl.export import export as run
+    from perceiver_vl.inference.export import export as run
 
     result = run(model, output, format=format, budget=dials, progress=True)  # type: ignore[arg-type]
     if as_json:
@@ -261,7 +261,7 @@ def demo(
     """
     for module, extra in (("accelerate", "train"), ("jsonargparse", "train"), ("matplotlib", "report")):
         require_extra(module, extra)
-    from perceiver_vl.demo import run_demo
+    from perceiver_vl.bench.demo import run_demo
 
     result = run_demo(output, seed)
     if as_json:
@@ -297,7 +297,7 @@ def main() -> None:
         _run()
     except SystemExit as stop:
         if whole_process and "torch.distributed" in sys.modules:  # nothing heavy is imported for this
-            from perceiver_vl.parallel import leave_at_once
+            from perceiver_vl.utils.launch import leave_at_once
 
             leave_at_once(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
         raise

@@ -16,9 +16,9 @@ from perceiver_vl.cli.options import (
     read_budget,
 )
 from perceiver_vl.cli.show import print_json
-from perceiver_vl.console import out
-from perceiver_vl.errors import UsageError
-from perceiver_vl.threads import use_threads
+from perceiver_vl.utils.console import out
+from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.threads import use_threads
 
 
 def ask(
@@ -54,8 +54,8 @@ def ask(
     dials = read_budget(budget, model, device, dtype)
     use_threads(threads)
     from perceiver_vl import pipeline
-    from perceiver_vl.configuration import PerceiverVLConfig
-    from perceiver_vl.pretrained_folder import check_model_folder
+    from perceiver_vl.models.loading import check_model_folder
+    from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 
     how: dict[str, Any] = {"start": start, "end": end, "fps": fps, "spill": spill, "budget": dials, "progress": True}
     kinds = PerceiverVLConfig.from_pretrained(check_model_folder(model)).architectures or []

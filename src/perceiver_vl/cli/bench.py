@@ -9,14 +9,14 @@ from rich.table import Table
 
 from perceiver_vl.cli.options import JsonOption, require_extra
 from perceiver_vl.cli.show import print_json, print_provenance
-from perceiver_vl.console import out
-from perceiver_vl.errors import UsageError
+from perceiver_vl.utils.console import out
+from perceiver_vl.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from perceiver_vl.bench.tables import Section
-    from perceiver_vl.tasks.record import Circumstances
+    from perceiver_vl.tasks.provenance import Circumstances
 
 QuickOption = Annotated[bool, typer.Option("--quick", help="Once, and only what takes seconds.")]
 SeedOption = Annotated[int, typer.Option(help="Of weights and inputs.")]

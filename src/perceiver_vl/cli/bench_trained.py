@@ -17,7 +17,7 @@ from perceiver_vl.cli.options import (
     read_budget,
     require_extra,
 )
-from perceiver_vl.threads import use_threads
+from perceiver_vl.utils.threads import use_threads
 
 DataOption = Annotated[
     str, typer.Option(help="Folder of media, folder or URL of shards, or `world`: the generated world's test split.")
@@ -79,7 +79,7 @@ def frontier(
     )
     if svg is not None:
         from perceiver_vl.bench.trained_figures import frontier_figures
-        from perceiver_vl.files import write_text
+        from perceiver_vl.utils.files import write_text
 
         write_text(svg, frontier_figures(report)[0])
     show(report, frontier_sections(report), as_json, [f"the front: {report.frontier_file}"])
@@ -109,7 +109,7 @@ def cascade(
     from perceiver_vl.bench.cascade import measure_cascade
     from perceiver_vl.bench.sources import open_source
     from perceiver_vl.bench.trained import cascade_section
-    from perceiver_vl.pretrained_folder import load_retriever
+    from perceiver_vl.models.loading import load_retriever
 
     retriever, processor = load_retriever(model, device, dtype)
     report = measure_cascade(

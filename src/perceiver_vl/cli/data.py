@@ -9,8 +9,8 @@ import typer
 
 from perceiver_vl.cli.options import ColumnsOption, JsonOption, MetadataOption, SplitOption, StrictOption, parse_columns
 from perceiver_vl.cli.show import print_json, print_skipped
-from perceiver_vl.console import Stages, err, out
-from perceiver_vl.errors import UsageError
+from perceiver_vl.utils.console import Stages, err, out
+from perceiver_vl.utils.errors import UsageError
 
 data_app = typer.Typer(no_args_is_help=True, help="Look after data sets.")
 
@@ -36,7 +36,7 @@ def world(
     as_json: JsonOption = False,
 ) -> None:
     """Write the generated world: video and picture files with captions and questions whose truth is known."""
-    from perceiver_vl.data.world import write_world
+    from perceiver_vl.data.synthetic import write_world
 
     counts = write_world(
         folder,
@@ -88,8 +88,8 @@ def prepare(
         return
     if output is None:
         raise UsageError("OUT is missing: give the folder to write")
-    from perceiver_vl.data.prepare import prepare as run
-    from perceiver_vl.data.reencode import Settings
+    from perceiver_vl.data.transcode.prepare import prepare as run
+    from perceiver_vl.data.transcode.reencode import Settings
 
     settings = Settings(_parse_size(size), fps, min_frames, format, keyframes)  # type: ignore[arg-type]
     if benchmark is None:
@@ -98,7 +98,7 @@ def prepare(
         names = parse_columns(columns)
         folder = read_folder(source, split=split, metadata=metadata, columns=names, need=None, strict=strict)
     else:
-        from perceiver_vl.data.benchmarks import read_benchmark
+        from perceiver_vl.data.datasets import read_benchmark
 
         if metadata or columns:
             raise UsageError(f"benchmark={benchmark}: has its own files, leave out --metadata and --columns")
@@ -122,7 +122,7 @@ def _parse_size(text: str) -> int | tuple[int, int]:
 
 
 def _verify_prepared(folder: Path, workers: int, as_json: bool) -> None:
-    from perceiver_vl.data.prepared import verify_prepared
+    from perceiver_vl.data.transcode.prepared import verify_prepared
 
     with Stages(True) as stages:
         result = verify_prepared(folder, workers, lambda total: stages.stage("Verifying", total))
@@ -151,7 +151,7 @@ def check(
     """Count what a data set names, what is there and what cannot be used; exit code 1 if anything is amiss."""
     names = parse_columns(columns)
     from perceiver_vl.cli.show_data import print_check
-    from perceiver_vl.data.check import check_data
+    from perceiver_vl.data.validate import check_data
 
     result = check_data(name, folder, split=split, metadata=metadata, columns=names, decode=decode, progress=True)
     if as_json:
@@ -169,8 +169,8 @@ def list_benchmarks(
 ) -> None:
     """Name the benchmarks that can be read, with the published counts of their splits."""
     from perceiver_vl.cli.show_data import benchmark_as_dict, print_benchmark, print_benchmarks
-    from perceiver_vl.data.benchmarks import BENCHMARKS
-    from perceiver_vl.data.benchmarks.read import find_benchmark
+    from perceiver_vl.data.datasets import BENCHMARKS
+    from perceiver_vl.data.datasets.read import find_benchmark
 
     chosen = [find_benchmark(name)] if name else list(BENCHMARKS.values())
     if as_json:
@@ -216,15 +216,15 @@ def shard(
     if folder is None or output is None:
         raise UsageError("DIR and OUT are needed: where the files lie, and the folder to write")
     names = parse_columns(columns)
-    from perceiver_vl.data.check import FOLDER
-    from perceiver_vl.data.reencode import Settings
     from perceiver_vl.data.shards import write_shards
+    from perceiver_vl.data.transcode.reencode import Settings
+    from perceiver_vl.data.validate import FOLDER
 
     reencoding = None if size is None else Settings(_parse_size(size))
     if name == FOLDER:
         from perceiver_vl.data.folder import read_folder
         from perceiver_vl.data.metadata import find_metadata
-        from perceiver_vl.media import is_media
+        from perceiver_vl.media.decode import is_media
 
         described = folder.is_dir() and find_metadata(folder, metadata) is not None
         by_class = folder.is_dir() and not described and not any(is_media(path) for path in folder.iterdir())
@@ -235,7 +235,7 @@ def shard(
     elif metadata or names:
         raise UsageError("--metadata, --columns: for a folder; a benchmark has files and columns of its own")
     else:
-        from perceiver_vl.data.benchmarks import read_benchmark
+        from perceiver_vl.data.datasets import read_benchmark
 
         source = read_benchmark(name, folder, split=split, strict=strict)
     report = write_shards(

@@ -30,13 +30,13 @@ from perceiver_vl.cli.show import (
     print_skipped,
     print_task,
 )
-from perceiver_vl.console import out
-from perceiver_vl.errors import UsageError
-from perceiver_vl.threads import use_threads
+from perceiver_vl.utils.console import out
+from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.threads import use_threads
 
 if TYPE_CHECKING:
-    from perceiver_vl.data.clips import ClipSource
     from perceiver_vl.data.records import Problem
+    from perceiver_vl.data.sources import ClipSource
 
 
 TASKS = (
@@ -102,9 +102,9 @@ def evaluate(
     _refuse_others(task, {**ranking, "captions": captions, "seed": seed, "submission": submission})
     dials = read_budget(budget, model, device, dtype)
     use_threads(threads)
-    from perceiver_vl.data.opening import open_clips
-    from perceiver_vl.parallel import is_first_process, join_others
-    from perceiver_vl.tasks.record import evaluation_record
+    from perceiver_vl.data.open import open_clips
+    from perceiver_vl.tasks.provenance import evaluation_record
+    from perceiver_vl.utils.launch import is_first_process, join_others
 
     common: dict[str, Any] = {
         "num_frames": frames,
@@ -126,8 +126,8 @@ def evaluate(
 
     result: Any
     if task == "retrieval":
-        from perceiver_vl.pretrained_folder import load_retriever
-        from perceiver_vl.tasks.folds import evaluate_in_folds
+        from perceiver_vl.models.loading import load_retriever
+        from perceiver_vl.tasks.retrieval_folds import evaluate_in_folds
 
         retriever, processor = load_retriever(model, device, dtype, compiled)
         source, problems = opened(processor, "text")
@@ -142,8 +142,8 @@ def evaluate(
             **common,
         )
     elif task == "pre-training":
-        from perceiver_vl.model import PerceiverVLForPreTraining
-        from perceiver_vl.pretrained_folder import load_folder
+        from perceiver_vl.models.loading import load_folder
+        from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining
         from perceiver_vl.tasks.pretraining import evaluate_pretraining
 
         pretrained, processor = load_folder(PerceiverVLForPreTraining, task, model, device, dtype, compiled)
@@ -152,10 +152,10 @@ def evaluate(
             pretrained, processor, source, captions_per_clip=captions, seed=seed or 0, **common
         )
     else:
-        from perceiver_vl.files import write_text
-        from perceiver_vl.pretrained_folder import load_folder
+        from perceiver_vl.models.loading import load_folder
         from perceiver_vl.tasks import task_of
         from perceiver_vl.tasks.evaluation import evaluate_task, usable_examples
+        from perceiver_vl.utils.files import write_text
 
         asked = task_of(task)
         answerer, processor = load_folder(asked.model_class, asked.name, model, device, dtype, compiled)

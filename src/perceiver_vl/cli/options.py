@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.console import err
 from perceiver_vl.cost_limit import CostLimit, is_limit
-from perceiver_vl.errors import UsageError
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.utils.console import err
+from perceiver_vl.utils.errors import UsageError
 
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder, as written by train or save_pretrained.")]
 BudgetOption = Annotated[
@@ -67,7 +67,7 @@ def read_budget(text: str, model: Path, device: str | None, dtype: str | None) -
     if not is_limit(text):
         return ComputeBudget.parse(text)
     limit = CostLimit.parse(text)
-    from perceiver_vl.frontier import choose_budget
+    from perceiver_vl.inference.budget_selection import choose_budget
 
     choice = choose_budget(model, limit, device, dtype)
     err.print(str(choice), markup=False)

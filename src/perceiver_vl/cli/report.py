@@ -8,8 +8,8 @@ import typer
 
 from perceiver_vl.cli.options import DeviceOption, JsonOption, require_extra
 from perceiver_vl.cli.show import print_json
-from perceiver_vl.console import err, out
-from perceiver_vl.errors import PerceiverVLError
+from perceiver_vl.utils.console import err, out
+from perceiver_vl.utils.errors import PerceiverVLError
 
 
 def report(
@@ -20,7 +20,7 @@ def report(
 ) -> None:
     """Write a page about a training run: its curves, recipe and data, clips that it gets right and wrong."""
     require_extra("matplotlib", "report")
-    from perceiver_vl.report import write_report
+    from perceiver_vl.training.reporting.report import write_report
 
     written = write_report(run, output, progress=True, device=device)
     if as_json:
@@ -36,7 +36,7 @@ def report_at_end(run: Path) -> None:
     if find_spec("matplotlib") is None:
         err.print("no report.html: matplotlib is not installed: pip install 'perceiver-vl[report]'", markup=False)
         return
-    from perceiver_vl.report import write_report
+    from perceiver_vl.training.reporting.report import write_report
 
     try:
         write_report(run, progress=True)

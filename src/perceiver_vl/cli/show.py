@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
-from perceiver_vl.console import err, out
+from perceiver_vl.utils.console import err, out
 
 if TYPE_CHECKING:
     from perceiver_vl.data.records import Problem
-    from perceiver_vl.model.released import Conversion
+    from perceiver_vl.models.perceiver_vl.original_checkpoint import Conversion
     from perceiver_vl.search import SearchResult
     from perceiver_vl.tasks.evaluation import TaskResult
     from perceiver_vl.tasks.pretraining import PreTrainingResult

@@ -7,11 +7,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from perceiver_vl.cli.show import print_skipped
-from perceiver_vl.console import out
+from perceiver_vl.utils.console import out
 
 if TYPE_CHECKING:
-    from perceiver_vl.data.benchmarks import Benchmark
-    from perceiver_vl.data.check import Check
+    from perceiver_vl.data.datasets import Benchmark
+    from perceiver_vl.data.validate import Check
 
 
 def print_check(check: "Check") -> None:

@@ -10,12 +10,12 @@ import typer
 
 from perceiver_vl.cli.options import JsonOption
 from perceiver_vl.cli.show import print_json
-from perceiver_vl.console import out
+from perceiver_vl.utils.console import out
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from perceiver_vl.watching import RunState
+    from perceiver_vl.training.reporting.monitor import RunState
 
 REFRESH = 1.0
 """Seconds between two looks at the run."""
@@ -31,7 +31,7 @@ def watch(
     """Show how a training run is doing, until it ends: steps, losses, validations, speed, health, what was skipped."""
     from rich.live import Live
 
-    from perceiver_vl.watching import RunReader
+    from perceiver_vl.training.reporting.monitor import RunReader
 
     reader = RunReader(run)
     state = reader.read()

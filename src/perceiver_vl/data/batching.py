@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from perceiver_vl.data.augment import Augmentation, augment
-from perceiver_vl.data.clips import ClipSource, Frames, is_damaged
 from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.errors import MediaError, PerceiverVLError
-from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.data.sources import ClipSource, Frames, is_damaged
+from perceiver_vl.data.transforms import Augmentation, augment
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
 _CAPTION_DRAWS, _MASKING_DRAWS, _FRAME_DRAWS, _AUGMENTATION_DRAWS, _NEGATIVE_DRAWS = 0, 1, 2, 3, 5
 

@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from perceiver_vl.data.records import Record
-from perceiver_vl.errors import UsageError
+from perceiver_vl.utils.errors import UsageError
 
 COLUMNS = tuple(
     "file_name text question answer answers choices label start end split second_file_name id kind".split()  # noqa: SIM905

@@ -19,8 +19,8 @@ from perceiver_vl.data.fields import (
 )
 from perceiver_vl.data.metadata import METADATA_NAMES, find_metadata, metadata_elsewhere, read_rows
 from perceiver_vl.data.records import Folder, Problem, Record
-from perceiver_vl.errors import PerceiverVLError, UsageError
-from perceiver_vl.media import find_media
+from perceiver_vl.media.decode import find_media
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 Need = Literal["text", "question", "label"]
 _WORDS = {"text": "caption", "question": "question", "label": "label"}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from perceiver_vl.data.records import Record
-from perceiver_vl.errors import UsageError, first_line
-from perceiver_vl.files import write_with
+from perceiver_vl.utils.errors import UsageError, first_line
+from perceiver_vl.utils.files import write_with
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _TABLES = frozenset({".jsonl", ".json", ".csv", ".tsv", ".parquet"})

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from perceiver_vl.data.batching import EpochSampler, drawn_captions
-from perceiver_vl.data.clips import CachedClips, ClipSource, Frames, is_damaged, is_image
 from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.data.world import World
-from perceiver_vl.errors import UsageError
+from perceiver_vl.data.sources import CachedClips, ClipSource, Frames, is_damaged, is_image
+from perceiver_vl.data.synthetic import World
+from perceiver_vl.utils.errors import UsageError
 
 Places = npt.NDArray[np.int64]
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from perceiver_vl.errors import MediaError
 from perceiver_vl.media.resizing import resize_frame
 from perceiver_vl.media.sampling import Seconds, Taken
 from perceiver_vl.media.source import MAX_FRAMES, MAX_PICTURE_PIXELS, PixelCount, Source, check_pixels
+from perceiver_vl.utils.errors import MediaError
 
 Frames = npt.NDArray[np.uint8]
 

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from perceiver_vl.errors import MediaError, UsageError
 from perceiver_vl.media.source import MAX_FRAMES
+from perceiver_vl.utils.errors import MediaError, UsageError
 
 Sampling = Literal["uniform", "random"]
 Indices = npt.NDArray[np.int64]

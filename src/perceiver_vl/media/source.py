@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from perceiver_vl.errors import MediaError
+from perceiver_vl.utils.errors import MediaError
 
 MAX_PICTURE_PIXELS = 100_000_000  # of a picture, or of a frame that is shown
 MAX_VIDEO_PIXELS = 8192 * 8192  # of a frame of video, of which a decoder may hold twenty

@@ -15,10 +15,10 @@ import av
 import numpy as np
 from av.video.frame import PictureType
 
-from perceiver_vl.errors import MediaError
 from perceiver_vl.media.rendering import Renderer
 from perceiver_vl.media.sampling import Seconds, Taken
 from perceiver_vl.media.source import MAX_FRAMES, MAX_VIDEO_PIXELS, PixelCount, Source, check_pixels
+from perceiver_vl.utils.errors import MediaError
 
 KEPT_PACKET_BYTES = 16 << 20  # a video stream up to this size is read from disk once, a larger one twice
 SINGLE_THREAD_PIXELS = 640 * 480  # below this, starting decoder threads costs more than they save

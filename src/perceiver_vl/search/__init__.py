@@ -1,7 +1,24 @@
 """Find clips by words: `build_index` once, then `Searcher(...).search(...)`, and `write_page` to see what was found."""
 
-from perceiver_vl.search.index import IndexReport, build_index
-from perceiver_vl.search.page import write_page
-from perceiver_vl.search.search import Hit, Searcher, SearchResult
+from typing import TYPE_CHECKING
+
+from perceiver_vl.utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from perceiver_vl.search.build import IndexReport, build_index
+    from perceiver_vl.search.html import write_page
+    from perceiver_vl.search.searcher import Hit, Searcher, SearchResult
 
 __all__ = ["Hit", "IndexReport", "SearchResult", "Searcher", "build_index", "write_page"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Hit": "perceiver_vl.search.searcher",
+        "IndexReport": "perceiver_vl.search.build",
+        "SearchResult": "perceiver_vl.search.searcher",
+        "Searcher": "perceiver_vl.search.searcher",
+        "build_index": "perceiver_vl.search.build",
+        "write_page": "perceiver_vl.search.html",
+    },
+)

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.errors import MediaError, PerceiverVLError
-from perceiver_vl.media import Clip as Decoded
-from perceiver_vl.media import load_clip
-from perceiver_vl.model import PerceiverVLForRetrieval
-from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.media.decode import Clip as Decoded
+from perceiver_vl.media.decode import load_clip
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.search.store import Clip, EncodedClip, IndexSettings, SkippedFile
+from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
 DECODING_THREADS = min(8, os.cpu_count() or 1)
 

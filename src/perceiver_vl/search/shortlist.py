@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from filelock import FileLock
 
-from perceiver_vl.errors import UsageError
-from perceiver_vl.files import write_json
 from perceiver_vl.search.store import StoredIndex, Vectors
+from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.files import write_json
 
 EXACT_ROWS = 50_000
 RECALL_AT = 10

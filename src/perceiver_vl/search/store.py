@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from filelock import FileLock, Timeout
 
-from perceiver_vl.errors import PerceiverVLError, UsageError
-from perceiver_vl.files import write_json, write_text, write_with
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
+from perceiver_vl.utils.files import write_json, write_text, write_with
 
 FORMAT = 2
 _SHOWN = ["file_name", "size", "mtime_ns", "texts", "duration"]

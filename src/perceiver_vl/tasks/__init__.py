@@ -4,13 +4,13 @@
 asks two things of each caption, go their own way.
 """
 
-from perceiver_vl.errors import UsageError
 from perceiver_vl.tasks.classification import CLASSIFICATION
 from perceiver_vl.tasks.counting import COUNTING
+from perceiver_vl.tasks.image_pairs import PAIRS
 from perceiver_vl.tasks.multiple_choice import MULTIPLE_CHOICE
-from perceiver_vl.tasks.pairs import PAIRS
 from perceiver_vl.tasks.question_answering import QUESTION_ANSWERING, VQA
 from perceiver_vl.tasks.task import Task
+from perceiver_vl.utils.errors import UsageError
 
 TASKS = {task.name: task for task in (VQA, QUESTION_ANSWERING, COUNTING, MULTIPLE_CHOICE, PAIRS, CLASSIFICATION)}
 """By the names that recipes and `evaluate --task` know."""

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.data.records import Record
-from perceiver_vl.errors import UsageError
-from perceiver_vl.model import PerceiverVLForImageClassification
-from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForImageClassification
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.metrics import probabilities, top_k_hits
 from perceiver_vl.tasks.task import Prediction, Seen, Task, csv_text, kinds_of
+from perceiver_vl.utils.errors import UsageError
 
 
 def _missing(record: Record) -> str | None:

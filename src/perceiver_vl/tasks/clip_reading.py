@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceiver_vl.data.broken import check_broken
-from perceiver_vl.data.clips import ClipSource, is_damaged
 from perceiver_vl.data.records import Problem
-from perceiver_vl.errors import MediaError
-from perceiver_vl.processing import PerceiverVLProcessor
-from perceiver_vl.together import Crew
+from perceiver_vl.data.skipped import check_broken
+from perceiver_vl.data.sources import ClipSource, is_damaged
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.utils.distributed import Crew
+from perceiver_vl.utils.errors import MediaError
 
 
 class ClipReader:

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.data.records import Record
-from perceiver_vl.errors import UsageError
-from perceiver_vl.model import PerceiverVLForQuestionAnswering
+from perceiver_vl.models.perceiver_vl import PerceiverVLForQuestionAnswering
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.tasks.metrics import counting_error, rounded_count
 from perceiver_vl.tasks.question_answering import ask_question, question_words
 from perceiver_vl.tasks.task import Prediction, Task, kinds_of, number_or_text
+from perceiver_vl.utils.errors import UsageError
 
 
 def _count(record: Record) -> int | None:

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.console import Stages
-from perceiver_vl.data.broken import MAX_BROKEN, check_broken
-from perceiver_vl.data.clips import ClipSource, is_damaged
+from perceiver_vl.data.prefetch import ReadBatch, medium_of, other_pictures, read_ahead
 from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.errors import PerceiverVLError, UsageError
-from perceiver_vl.model import PerceiverVLPreTrainedModel
-from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.data.skipped import MAX_BROKEN, check_broken
+from perceiver_vl.data.sources import ClipSource, is_damaged
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.metrics import by_kind
-from perceiver_vl.tasks.reading import ReadBatch, medium_of, other_pictures, read_ahead
 from perceiver_vl.tasks.task import Prediction, Seen, Task
-from perceiver_vl.together import Crew
+from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.distributed import Crew
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from perceiver_vl.data.answers import normalise_answer
-from perceiver_vl.errors import UsageError
+from perceiver_vl.utils.errors import UsageError
 
 MOST_COUNTED, LEAST_COUNTED = 10, 1
 """What TGIF-QA's answers to counting questions lie between."""

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.data.records import Record
-from perceiver_vl.model import PerceiverVLForMultipleChoice
-from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForMultipleChoice
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.metrics import probabilities
 from perceiver_vl.tasks.task import Prediction, Seen, Task, kinds_of, number_or_text
 

@@ -18,20 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.console import Stages
 from perceiver_vl.data.batching import mask_words
-from perceiver_vl.data.broken import MAX_BROKEN
-from perceiver_vl.data.clips import ClipSource, is_damaged
+from perceiver_vl.data.prefetch import read_ahead
 from perceiver_vl.data.records import Problem
-from perceiver_vl.errors import PerceiverVLError, UsageError
-from perceiver_vl.model import PerceiverVLForPreTraining
-from perceiver_vl.model.answering import beside
-from perceiver_vl.model.encoder import InputArray
-from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.data.skipped import MAX_BROKEN
+from perceiver_vl.data.sources import ClipSource, is_damaged
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining
+from perceiver_vl.models.perceiver_vl.encoder import InputArray
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.models.perceiver_vl.question_answering import beside
 from perceiver_vl.tasks.evaluation import checked_frames, seen_of
 from perceiver_vl.tasks.metrics import majority_word_accuracy, masked_word_accuracy, matching_accuracy
-from perceiver_vl.tasks.reading import read_ahead
+from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 MLM_PROBABILITY = 0.15
 _PAIR_DRAWS = 4  # beside those of data.batching

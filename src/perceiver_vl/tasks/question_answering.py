@@ -18,8 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.data.answers import (
     frequent_answers,
     majority_answer,
@@ -28,13 +26,15 @@ from perceiver_vl.data.answers import (
     vqa_vocabulary,
 )
 from perceiver_vl.data.records import Record
-from perceiver_vl.errors import UsageError
-from perceiver_vl.model import PerceiverVLForQuestionAnswering
-from perceiver_vl.model.answering import beside
-from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForQuestionAnswering
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.models.perceiver_vl.question_answering import beside
 from perceiver_vl.tasks.metrics import probabilities, question_word, vqa_accuracy
 from perceiver_vl.tasks.question_types import vqa_question_type
 from perceiver_vl.tasks.task import Prediction, Seen, Task, kinds_of, number_or_text
+from perceiver_vl.utils.errors import UsageError
 
 MOST_ANSWERS = 1500
 """How many answers a head gets for open questions, the most frequent ones: what ClipBERT gives MSRVTT-QA."""

@@ -17,15 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.console import Stages
-from perceiver_vl.data.broken import MAX_BROKEN
-from perceiver_vl.data.clips import ClipSource
 from perceiver_vl.data.records import Problem
-from perceiver_vl.errors import PerceiverVLError, UsageError
-from perceiver_vl.model import PerceiverVLForRetrieval
-from perceiver_vl.model.encoder import InputArray
-from perceiver_vl.model.flops import (
+from perceiver_vl.data.skipped import MAX_BROKEN
+from perceiver_vl.data.sources import ClipSource
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
+from perceiver_vl.models.perceiver_vl.encoder import InputArray
+from perceiver_vl.models.perceiver_vl.flops import (
     asking_flops,
     encoder_flops,
     matching_flops,
@@ -33,8 +31,10 @@ from perceiver_vl.model.flops import (
     pooling_flops,
     summary_flops,
 )
-from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.clip_reading import ClipReader
+from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
 _PAIR_BYTES = 1 << 28  # memory that the input arrays of one batch of single-stream pairs may take

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.data.records import Record
-from perceiver_vl.model import PerceiverVLPreTrainedModel
-from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 
 
 @dataclass(frozen=True)

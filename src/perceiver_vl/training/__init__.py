@@ -1,9 +1,19 @@
 """Training: a recipe in, a `from_pretrained` folder out.
 
-`start` is what a run begins with, `run` is the run; `trainers` has a Trainer of Hugging Face for each thing that can be
-learned, on top of `vitals` (what each step is watched for) and `saving` (checkpoints that are whole or not there).
+`setup` is what a run begins with, `run` is the run; `trainers` has a Trainer of Hugging Face for each thing that can be
+learned, on top of `monitored_trainer` (what each step is watched for) and `checkpoint_trainer` (checkpoints that are
+whole or not there).
 """
 
-from perceiver_vl.training.run import TrainingResult, checked_arguments, examples_of, sampler_for, train
+from typing import TYPE_CHECKING
 
-__all__ = ["TrainingResult", "checked_arguments", "examples_of", "sampler_for", "train"]
+from perceiver_vl.utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from perceiver_vl.training.run import TrainingResult, train
+
+__all__ = ["TrainingResult", "train"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__, {"TrainingResult": "perceiver_vl.training.run", "train": "perceiver_vl.training.run"}
+)

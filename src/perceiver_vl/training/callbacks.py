@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from perceiver_vl.console import Stages
-from perceiver_vl.files import write_text
-from perceiver_vl.journal import append_line, keep_until
+from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.files import write_text
+from perceiver_vl.utils.jsonl import append_line, keep_until
 
 _FIRST_COLUMNS = "step", "epoch", "loss", "learning_rate", "grad_norm"
 

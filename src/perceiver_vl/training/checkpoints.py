@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import rotate_checkpoints
 
-from perceiver_vl.console import err
-from perceiver_vl.errors import PerceiverVLError, UsageError, first_line
-from perceiver_vl.files import sha256, write_json
-from perceiver_vl.parallel import LostProcessError
+from perceiver_vl.utils.console import err
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
+from perceiver_vl.utils.files import sha256, write_json
+from perceiver_vl.utils.launch import LostProcessError
 
 CHECKSUMS = "checksums.json"
 """Of each file of a checkpoint, by its path in there: `sha256` and `bytes`."""

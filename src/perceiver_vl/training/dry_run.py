@@ -14,20 +14,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainingArguments
 
-from perceiver_vl import elastic
-from perceiver_vl.budget import FULL_BUDGET
-from perceiver_vl.data.clips import ClipSource
 from perceiver_vl.data.records import Problem
-from perceiver_vl.model.encoder import PerceiverVLEncoder
-from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
-from perceiver_vl.recipe import Recipe, Split
+from perceiver_vl.data.sources import ClipSource
+from perceiver_vl.models.budget import FULL_BUDGET
+from perceiver_vl.models.perceiver_vl.encoder import PerceiverVLEncoder
+from perceiver_vl.tasks.dataset import task_loss
 from perceiver_vl.tasks.evaluation import usable_examples
-from perceiver_vl.tasks.examples import task_loss
 from perceiver_vl.tasks.task import Task
-from perceiver_vl.training.health import memory
+from perceiver_vl.training import elastic
+from perceiver_vl.training.losses import PreTrainingBatch, pretraining_losses
+from perceiver_vl.training.recipe import Recipe, Split
 from perceiver_vl.training.run import checked_arguments, examples_of, sampler_for
+from perceiver_vl.training.setup import prepare_start
 from perceiver_vl.training.stages import part_of
-from perceiver_vl.training.start import prepare_start
+from perceiver_vl.training.statistics import memory
 
 _BYTES_A_PARAMETER = 16
 """In float32: the parameter, its gradient and the two moments of Adam."""

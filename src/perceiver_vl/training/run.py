@@ -14,21 +14,16 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from perceiver_vl.console import err, quiet
-from perceiver_vl.data.augment import Augmentation
 from perceiver_vl.data.batching import DrawnExamples, EpochSampler, PreTrainingCollator, TrainingExamples
-from perceiver_vl.data.broken import read_skipped
 from perceiver_vl.data.mixture import MixtureSampler, letters_of_caption, sampler_of
+from perceiver_vl.data.prefetch import other_pictures
 from perceiver_vl.data.records import Problem
-from perceiver_vl.errors import UsageError
-from perceiver_vl.files import write_json, write_text
-from perceiver_vl.model import PerceiverVLPreTrainedModel
-from perceiver_vl.model_card import write_model_card
-from perceiver_vl.recipe import Recipe
+from perceiver_vl.data.skipped import read_skipped
+from perceiver_vl.data.transforms import Augmentation
+from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.tasks import task_of
+from perceiver_vl.tasks.dataset import TaskCollator, TaskExamples, letters_of_task
 from perceiver_vl.tasks.evaluation import TaskResult
-from perceiver_vl.tasks.examples import TaskCollator, TaskExamples, letters_of_task
-from perceiver_vl.tasks.reading import other_pictures
 from perceiver_vl.tasks.retrieval import RetrievalResult
 from perceiver_vl.tasks.task import Task
 from perceiver_vl.training.callbacks import (
@@ -49,12 +44,17 @@ from perceiver_vl.training.checkpoints import (
     only_run_in,
     told_in_one_line,
 )
-from perceiver_vl.training.continuing import batch_of
-from perceiver_vl.training.preemption import Stop, stop_on_signals
+from perceiver_vl.training.recipe import Recipe
+from perceiver_vl.training.reporting.model_card import write_model_card
+from perceiver_vl.training.resume import batch_of
+from perceiver_vl.training.setup import Start, prepare_start
 from perceiver_vl.training.sharding import is_sharded, make_shardable, sharding_arguments
+from perceiver_vl.training.signals import Stop, stop_on_signals
 from perceiver_vl.training.stages import StageSwitch, stage_schedule
-from perceiver_vl.training.start import Start, prepare_start
 from perceiver_vl.training.trainers import SKIPPED, RecipeTrainer, RetrievalTrainer, TaskTrainer, measured_by
+from perceiver_vl.utils.console import err, quiet
+from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.files import write_json, write_text
 
 _TRAINING_DEFAULTS: dict[str, Any] = {
     "remove_unused_columns": False,

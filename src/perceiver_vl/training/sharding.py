@@ -10,8 +10,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 
-from perceiver_vl.errors import UsageError
-from perceiver_vl.model import PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
+from perceiver_vl.utils.errors import UsageError
 
 UNITS = ["EncoderBlock"]
 """What is gathered at a time. All else is used outside of a forward pass of its own, and belongs to the whole model."""

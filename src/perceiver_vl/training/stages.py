@@ -15,8 +15,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 
-from perceiver_vl.errors import UsageError
-from perceiver_vl.recipe import Stage
+from perceiver_vl.training.recipe import Stage
+from perceiver_vl.utils.errors import UsageError
 
 _PLACES = {
     "reads": r"perceiver_vl\.encoder\.blocks\.\d+\.reads\.",

@@ -16,27 +16,27 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 
-from perceiver_vl.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.data.batching import SharedBatches
-from perceiver_vl.data.broken import Tried, check_broken, write_skipped
-from perceiver_vl.data.clips import ClipSource
 from perceiver_vl.data.records import Problem
-from perceiver_vl.elastic import budgets_of_step, pretraining_loss, task_loss
-from perceiver_vl.errors import PerceiverVLError
-from perceiver_vl.model import PerceiverVLForPreTraining
-from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
-from perceiver_vl.recipe import Recipe
+from perceiver_vl.data.skipped import Tried, check_broken, write_skipped
+from perceiver_vl.data.sources import ClipSource
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import TaskResult, evaluate_task
 from perceiver_vl.tasks.retrieval import RetrievalResult, evaluate_retrieval
-from perceiver_vl.together import WholeBatch, whole_batches
-from perceiver_vl.training.continuing import Batch
-from perceiver_vl.training.health import pretraining_flops, task_flops
-from perceiver_vl.training.preemption import Stop, outlive_a_signal
+from perceiver_vl.training.elastic import budgets_of_step, pretraining_loss, task_loss
+from perceiver_vl.training.losses import PreTrainingBatch, pretraining_losses
+from perceiver_vl.training.monitored_trainer import WatchedTrainer
+from perceiver_vl.training.recipe import Recipe
+from perceiver_vl.training.resume import Batch
 from perceiver_vl.training.sharding import UNITS, as_saved, whole_model
+from perceiver_vl.training.signals import Stop, outlive_a_signal
 from perceiver_vl.training.stages import stage_schedule
-from perceiver_vl.training.vitals import WatchedTrainer
+from perceiver_vl.training.statistics import pretraining_flops, task_flops
+from perceiver_vl.utils.distributed import WholeBatch, whole_batches
+from perceiver_vl.utils.errors import PerceiverVLError
 
 RECALLS = ("r1", "r5", "r10")
 SKIPPED = "skipped.jsonl"

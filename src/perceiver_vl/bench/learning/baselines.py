@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perceiver_vl.data.records import Record
-from perceiver_vl.errors import UsageError
 from perceiver_vl.tasks.metrics import by_kind, per_cent
 from perceiver_vl.tasks.question_answering import MOST_ANSWERS, QUESTION_ANSWERING
+from perceiver_vl.utils.errors import UsageError
 
 Answerer = Callable[[Record], str]
 """What answers a question."""

@@ -13,14 +13,14 @@ from perceiver_vl.bench.learning.joint_transformer import as_joint_transformer
 from perceiver_vl.bench.learning.runs import JOINT, Run, digest
 from perceiver_vl.bench.measuring import MatrixProduct, count, take_turns
 from perceiver_vl.bench.tables import Section
-from perceiver_vl.budget import FULL_BUDGET
-from perceiver_vl.files import write_json
-from perceiver_vl.model import PerceiverVLPreTrainedModel
-from perceiver_vl.objectives import PreTrainingBatch, pretraining_losses
-from perceiver_vl.recipe import Recipe
-from perceiver_vl.tasks.examples import task_loss
-from perceiver_vl.training import examples_of
-from perceiver_vl.training.start import prepare_start
+from perceiver_vl.models.budget import FULL_BUDGET
+from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
+from perceiver_vl.tasks.dataset import task_loss
+from perceiver_vl.training.losses import PreTrainingBatch, pretraining_losses
+from perceiver_vl.training.recipe import Recipe
+from perceiver_vl.training.run import examples_of
+from perceiver_vl.training.setup import prepare_start
+from perceiver_vl.utils.files import write_json
 
 _CLIPS = 256  # enough for a batch: costs do not depend on what is seen
 _PRODUCT = 512

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.errors import UsageError
-from perceiver_vl.model import PerceiverVLPreTrainedModel
-from perceiver_vl.model.attention import AttentionBlock
-from perceiver_vl.model.encoder import InputArray
+from perceiver_vl.layers.attention import AttentionBlock
+from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.encoder import InputArray
+from perceiver_vl.utils.errors import UsageError
 
 
 class JointTransformer(nn.Module):

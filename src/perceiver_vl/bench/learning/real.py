@@ -23,12 +23,12 @@ from perceiver_vl.bench.learning.parts import Column, Part, Row, Table
 from perceiver_vl.bench.learning.runs import JOINT, OURS, Architecture, Run, Test
 from perceiver_vl.bench.learning.world import FULL, Scale
 from perceiver_vl.bench.tables import Section
-from perceiver_vl.data.augment import Augmentation
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Record
-from perceiver_vl.errors import UsageError
-from perceiver_vl.objectives import Objectives
-from perceiver_vl.recipe import Data, Evaluation, Recipe, Split, Words
+from perceiver_vl.data.transforms import Augmentation
+from perceiver_vl.training.losses import Objectives
+from perceiver_vl.training.recipe import Data, Evaluation, Recipe, Split, Words
+from perceiver_vl.utils.errors import UsageError
 
 CLIPS, PHOTOGRAPHS, DESCRIBED = "msrvtt_keyframes", "flickr8k", "autoeval_video"
 ROOMS, DRAWINGS = "daquar", "nlvr"

@@ -11,11 +11,11 @@ from markupsafe import Markup
 from perceiver_vl.bench.learning.costs import RunCost, costs_section, measure_costs
 from perceiver_vl.bench.learning.parts import Part, Results
 from perceiver_vl.bench.learning.runs import Run, make_runs
-from perceiver_vl.bench.plots import points_svg
 from perceiver_vl.bench.tables import Section
-from perceiver_vl.errors import PerceiverVLError
-from perceiver_vl.files import write_json, write_text
-from perceiver_vl.tasks.record import Circumstances
+from perceiver_vl.tasks.provenance import Circumstances
+from perceiver_vl.utils.errors import PerceiverVLError
+from perceiver_vl.utils.files import write_json, write_text
+from perceiver_vl.utils.plots import points_svg
 
 
 @dataclass(frozen=True)

@@ -20,21 +20,21 @@ from safetensors.torch import load_file
 
 from perceiver_vl.bench.learning.joint_transformer import as_joint_transformer
 from perceiver_vl.bench.learning.single_stream import rank_jointly
-from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.console import Stages, err, quiet
-from perceiver_vl.data.clips import ClipSource
-from perceiver_vl.errors import first_line
-from perceiver_vl.files import write_json
-from perceiver_vl.model import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
-from perceiver_vl.processing import PerceiverVLProcessor
-from perceiver_vl.recipe import Recipe, Split
+from perceiver_vl.data.sources import ClipSource
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import evaluate_task
-from perceiver_vl.tasks.record import machine
+from perceiver_vl.tasks.provenance import machine
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
-from perceiver_vl.training.start import open_split
+from perceiver_vl.training.recipe import Recipe, Split
+from perceiver_vl.training.setup import open_split
+from perceiver_vl.utils.console import Stages, err, quiet
+from perceiver_vl.utils.errors import first_line
+from perceiver_vl.utils.files import write_json
 
 Architecture = Literal["Perceiver-VL", "joint transformer"]
 OURS: Architecture = "Perceiver-VL"

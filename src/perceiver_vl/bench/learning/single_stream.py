@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceiver_vl.budget import ComputeBudget
-from perceiver_vl.data.clips import ClipSource
-from perceiver_vl.model import PerceiverVLForRetrieval
-from perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.data.sources import ClipSource
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 
 _PAIRS = 64
 

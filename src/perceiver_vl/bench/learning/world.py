@@ -11,9 +11,9 @@ from typing import Any
 
 from perceiver_vl.bench.learning.parts import Column, Part, Row, Table
 from perceiver_vl.bench.learning.runs import JOINT, OURS, Architecture, Run, Test
-from perceiver_vl.data.world import GENERALISATION
-from perceiver_vl.objectives import Objectives
-from perceiver_vl.recipe import Data, Evaluation, Recipe, Split, WorldSplit
+from perceiver_vl.data.synthetic import GENERALISATION
+from perceiver_vl.training.losses import Objectives
+from perceiver_vl.training.recipe import Data, Evaluation, Recipe, Split, WorldSplit
 
 MODEL: dict[str, Any] = {
     "hidden_size": 64,

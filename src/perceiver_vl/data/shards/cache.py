@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from perceiver_vl.errors import PerceiverVLError, UsageError, first_line
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
 
 DEFAULT_CACHE_BYTES = 64 << 30
 TRIES, FIRST_WAIT = 4, 0.5  # a fetch that breaks off is tried again after 0.5, 1 and 2 seconds

@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from perceiver_vl.console import Stages
 from perceiver_vl.data.folder import Need
 from perceiver_vl.data.records import Problem, Record
 from perceiver_vl.data.shards.cache import is_url, open_remote
-from perceiver_vl.errors import PerceiverVLError, UsageError, first_line
-from perceiver_vl.files import sha256
+from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
+from perceiver_vl.utils.files import sha256
 
 FORMAT, VERSION = "perceiver-vl shards", 1
 MANIFEST, INDEX = "manifest.json", "index.parquet"

@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.data.reencode import Settings, ended, reencode
 from perceiver_vl.data.shards.manifest import Shard, record_values
 from perceiver_vl.data.shards.planning import Plan, Sample
-from perceiver_vl.errors import MediaError
-from perceiver_vl.files import sha256, write_json, write_with
-from perceiver_vl.media import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, load_clip
+from perceiver_vl.data.transcode.reencode import Settings, ended, reencode
+from perceiver_vl.media.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, load_clip
+from perceiver_vl.utils.errors import MediaError
+from perceiver_vl.utils.files import sha256, write_json, write_with
 
 MAX_MEDIA_BYTES = 1 << 30  # a sample is read into memory whole
 PARTS = ".parts"

@@ -11,7 +11,6 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from perceiver_vl.data.clips import Frames
 from perceiver_vl.data.fields import split_name
 from perceiver_vl.data.folder import Need
 from perceiver_vl.data.records import Record
@@ -27,8 +26,9 @@ from perceiver_vl.data.shards.manifest import (
     read_manifest,
     size_problem,
 )
-from perceiver_vl.errors import MediaError, PerceiverVLError, UsageError, first_line
-from perceiver_vl.media import Sampling, load_clip
+from perceiver_vl.data.sources import Frames
+from perceiver_vl.media.decode import Sampling, load_clip
+from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError, first_line
 
 OPEN_SHARDS = 16
 _PLACES = "offset", "size", "crc32"

@@ -17,10 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from perceiver_vl import __version__
-from perceiver_vl.console import Stages
-from perceiver_vl.data.processes import run_in_processes
 from perceiver_vl.data.records import Folder, Problem
-from perceiver_vl.data.reencode import Settings
 from perceiver_vl.data.shards.manifest import (
     FORMAT,
     INDEX,
@@ -33,9 +30,12 @@ from perceiver_vl.data.shards.manifest import (
 )
 from perceiver_vl.data.shards.one_shard import PARTS, ShardWriter, note_path, part_path
 from perceiver_vl.data.shards.planning import Plan, fingerprint, media_sizes, plan_shards
-from perceiver_vl.errors import PerceiverVLError, UsageError
-from perceiver_vl.files import sha256, write_json, write_with
-from perceiver_vl.media import decoder_version
+from perceiver_vl.data.transcode.reencode import Settings
+from perceiver_vl.media.decode import decoder_version
+from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
+from perceiver_vl.utils.files import sha256, write_json, write_with
+from perceiver_vl.utils.process_pool import run_in_processes
 
 DEFAULT_SHARD_BYTES = 256 << 20
 _SETTINGS = "settings.json"

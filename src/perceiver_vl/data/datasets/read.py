@@ -1,0 +1,103 @@
+"""Reading a benchmark: its splits by name, what is missing named and counted, never a long job stopped."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from perceiver_vl.data.datasets.table import BENCHMARKS, Benchmark
+from perceiver_vl.data.datasets.tree import MissingAnnotationsError, Tree
+from perceiver_vl.data.fields import split_name
+from perceiver_vl.data.records import Folder, Problem, Record
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
+
+
+@dataclass
+class Part(Folder):
+    """One split: its records, its problems, and the `rows` of annotations that both came from."""
+
+    rows: int = 0
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The benchmark of this name; `UsageError` if there is none."""
+    if name not in BENCHMARKS:
+        close = difflib.get_close_matches(name.lower().replace("_", "-"), BENCHMARKS, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"{name}: unknown benchmark, {hint}perceiver-vl data list names them all")
+    return BENCHMARKS[name]
+
+
+def read_benchmark(name: str, folder: str | Path, *, split: str | None = None, strict: bool = False) -> Folder:
+    """Read the records of a benchmark from its official files in `folder`, in the order of these.
+
+    split: one of `BENCHMARKS[name].splits` (`val`, `valid` and `dev` mean `validation`); without it every split whose
+    annotations are there, save those that share their media with others and are read on request only.
+    Media that are not there and captions that are empty become problems, each once; `strict` raises at the first.
+
+    Raises `UsageError` for an unknown name or split, annotations that are not there or not as their format says,
+    and for names of media that lead out of the folder; `PerceiverVLError` if nothing usable is left.
+    """
+    splits = read_splits(name, folder, split=split)
+    result = Folder(Path(folder), [record for part in splits.values() for record in part.records])
+    result.classes = next((part.classes for part in splits.values()), ())
+    result.problems += dict.fromkeys(problem for part in splits.values() for problem in part.problems)
+    if result.problems and strict:
+        first = result.problems[0]
+        raise PerceiverVLError(f"{folder}: {first.file_name}: {first.reason}; leave out strict to skip such files")
+    if not result.records:
+        first = result.problems[0] if result.problems else Problem(", ".join(splits), "no rows")
+        raise PerceiverVLError(
+            f"{folder}: no usable record of {name}, the first: {first.file_name}: {first.reason}; "
+            f"see perceiver-vl data list {name}"
+        )
+    return result
+
+
+def read_splits(
+    name: str,
+    folder: str | Path,
+    *,
+    split: str | None = None,
+    on_request: bool = False,
+    progress: Callable[[], object] = lambda: None,
+) -> dict[str, Part]:
+    """The splits whose annotations are there, as `read_benchmark` says.
+
+    on_request: also those that share their media with others. progress: called after each split.
+    """
+    benchmark = find_benchmark(name)
+    tree = Tree(Path(folder), benchmark.kind)
+    result: dict[str, Part] = {}
+    missing: MissingAnnotationsError | None = None
+    for part in _wanted(benchmark, split, on_request):
+        try:
+            result[part] = _read(benchmark, tree, part)
+        except MissingAnnotationsError as error:
+            missing = missing or error
+        progress()
+    if missing and not result:
+        raise UsageError(f"{missing}; see perceiver-vl data list {name}") from missing
+    return result
+
+
+def _wanted(benchmark: Benchmark, split: str | None, on_request: bool) -> list[str]:
+    if split is None:
+        return [part for part, facts in benchmark.splits.items() if on_request or not facts.on_request]
+    wanted = split if split in benchmark.splits else split_name(split)
+    if wanted not in benchmark.splits:
+        raise UsageError(f"split={split}: {benchmark.name} has {', '.join(benchmark.splits)}")
+    return [wanted]
+
+
+def _read(benchmark: Benchmark, tree: Tree, split: str) -> Part:
+    result = Part(tree.folder, [], classes=benchmark.classes(tree) if benchmark.classes else ())
+    problems: dict[Problem, None] = {}
+    for found in benchmark.read(tree, split):
+        result.rows += 1
+        if isinstance(found, Record):
+            result.records.append(found)
+        else:
+            problems |= dict.fromkeys(found)
+    result.problems += problems
+    return result

@@ -1,0 +1,60 @@
+"""Where a user says that clips are, opened: a folder, a benchmark's own files, or shards."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from perceiver_vl.data.datasets import read_benchmark
+from perceiver_vl.data.folder import Need, read_folder
+from perceiver_vl.data.records import Problem
+from perceiver_vl.data.shards import ShardedClips, is_sharded
+from perceiver_vl.data.skipped import MAX_BROKEN, check_listed
+from perceiver_vl.data.sources import ClipSource, FolderClips
+from perceiver_vl.utils.errors import UsageError
+
+
+def open_clips(
+    where: str | Path,
+    size: tuple[int, int],
+    *,
+    benchmark: str | None = None,
+    split: str | None = None,
+    metadata: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    need: Need | None = "text",
+    classes: Sequence[str] = (),
+    strict: bool = False,
+    max_broken: float = MAX_BROKEN,
+) -> tuple[ClipSource, list[Problem]]:
+    """The clips of a folder (or of shards, a folder or URL of theirs) at `size` (height, width), and the records that
+    had to be left out.
+
+    `benchmark`: its folder is read as that benchmark's official files (`data.benchmarks`). `metadata`, `columns`: as
+    for `read_folder`. `need`: what every record must have. `classes`: the names of classes in their order (those of a
+    model), where labels are names; without them those of a folder are those found in it. The source has `classes`.
+    Raises `UsageError` for options that do not go together, or nothing that has what is needed; `PerceiverVLError`
+    where more than the share `max_broken` of the records cannot be used.
+    """
+    if is_sharded(where):
+        for name, value in {"benchmark": benchmark, "metadata": metadata, "columns": columns}.items():
+            if value:
+                raise UsageError(f"{name}={value}: {where} holds shards, which have their own records; leave it out")
+        return ShardedClips(where, size, split, need=need), []
+    if benchmark is None:
+        folder = read_folder(
+            where, split=split, metadata=metadata, columns=columns, need=need, classes=classes, strict=strict
+        )
+    else:
+        folder = read_benchmark(benchmark, where, split=split, strict=strict)
+        if need is not None:
+            has = {"text": "texts", "question": "question", "label": "label"}[need]
+            kept = [record for record in folder.records if getattr(record, has) not in (None, (), "")]
+            if not kept:
+                raise UsageError(f"benchmark={benchmark}: none of its records has a {need}, choose another")
+            folder.problems += [
+                Problem(record.file_name, f"no {need}")
+                for record in folder.records
+                if getattr(record, has) in (None, (), "")
+            ]
+            folder.records = kept
+    check_listed(folder.problems, len(folder.records), max_broken)
+    return FolderClips(folder.records, size, folder.classes), folder.problems

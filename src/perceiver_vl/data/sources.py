@@ -1,0 +1,121 @@
+"""Where clips and captions come from: one small interface for folders, single files and the generated world."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from perceiver_vl.data.records import Record
+from perceiver_vl.media.decode import IMAGE_EXTENSIONS, Sampling, load_clip
+
+Frames = npt.NDArray[np.uint8]
+_IMAGES = IMAGE_EXTENSIONS - {".gif"}  # most of those move
+
+
+class ClipSource(Protocol):
+    """Clips and what is said of them, by index."""
+
+    def __len__(self) -> int: ...
+
+    def record(self, index: int) -> Record:
+        """What is known of clip `index`: its name, its words."""
+
+    def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
+        """Up to `num_frames` frames `(T,H,W,3)`: the middles of equal segments, or (`rng`) a random one of each.
+
+        Raises `MediaError` for a file that cannot be read.
+        """
+
+
+def is_image(record: Record) -> bool:
+    """Whether a record is about a picture, by the ending of its file."""
+    return record.path.suffix.lower() in _IMAGES
+
+
+def is_damaged(source: ClipSource, index: int) -> bool:
+    """Whether clip `index` lacked frames when the source decoded it; of some sources nobody knows."""
+    asked = getattr(source, "is_damaged", None)  # of sources that hold others
+    return bool(asked(index)) if asked else index in getattr(source, "damaged", ())
+
+
+class FolderClips:
+    """The records of a folder, decoded when asked for, at `size` (height, width).
+
+    classes: the names that labels are indices of, where they are names. damaged: clips whose files lacked frames when
+    they were decoded.
+    """
+
+    def __init__(self, records: Sequence[Record], size: tuple[int, int], classes: Sequence[str] = ()) -> None:
+        self.records = records
+        self.size = size
+        self.classes = tuple(classes)
+        self.damaged: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def record(self, index: int) -> Record:
+        """As the metadata says."""
+        return self.records[index]
+
+    def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
+        """Decode."""
+        record = self.records[index]
+        sampling: Sampling = "uniform" if rng is None else "random"
+        clip = load_clip(
+            record.path, num_frames, sampling=sampling, rng=rng, size=self.size, start=record.start, end=record.end
+        )
+        if clip.lost:
+            self.damaged.add(index)
+        return clip.frames
+
+    def frame_count(self, index: int) -> int | None:
+        """About how many frames there are to sample from, as the head of the file says; None where it does not."""
+        record = self.records[index]
+        try:
+            with av.open(str(record.path)) as container:
+                stream = container.streams.video[0]
+                frames, rate = stream.frames, stream.average_rate
+        except Exception:  # whatever it is, decoding will say it
+            return None
+        if not (frames and rate):
+            return frames or None
+        begin, end = record.start or 0.0, frames / rate if record.end is None else min(record.end, frames / rate)
+        return max(1, round((end - begin) * rate))
+
+
+class CachedClips:
+    """Another source, whose records and frames are kept in memory once they were asked for: for small data.
+
+    Records about one clip share its frames. Frames that are sampled at random are new each time, and not kept.
+    """
+
+    def __init__(self, source: ClipSource) -> None:
+        self.source = source
+        self._frames: dict[tuple[object, ...], Frames] = {}
+        self._records: dict[int, Record] = {}
+
+    def is_damaged(self, index: int) -> bool:
+        """As the source knows."""
+        return is_damaged(self.source, index)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def record(self, index: int) -> Record:
+        """From memory, or from the source."""
+        if index not in self._records:
+            self._records[index] = self.source.record(index)
+        return self._records[index]
+
+    def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
+        """From memory, or from the source."""
+        if rng is not None:
+            return self.source.frames(index, num_frames, rng)
+        record = self.record(index)
+        key = record.path, record.start, record.end, num_frames
+        if key not in self._frames:
+            self._frames[key] = self.source.frames(index, num_frames)
+        return self._frames[key]

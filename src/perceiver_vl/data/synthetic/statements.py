@@ -1,0 +1,110 @@
+"""Statements about two pictures, true or false, as in NLVR2: each is said of four pairs, and true of two of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from perceiver_vl.data.synthetic.references import (
+    Demands,
+    Noun,
+    demands_of,
+    draw_counted,
+    draw_noun,
+    plural,
+    with_article,
+)
+from perceiver_vl.data.synthetic.stage import Stage, belongs, draw_cells, draw_stage, draw_things, pick
+
+PAIRS_PER_STATEMENT = 4
+_MOST, _MOST_OF_TWO = 3, 2
+_EXTRA, _MORE_EXTRA = (1, 3), (4, 5)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement about how many things of a noun there are: `holds(left, right)`; kind: its form."""
+
+    text: str
+    kind: str
+    noun: Noun
+    holds: Callable[[int, int], bool]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures, what is said of them, and whether it is true."""
+
+    left: Stage
+    right: Stage
+    text: str
+    kind: str
+    truth: bool
+
+
+def draw_statements(rng: np.random.Generator, split: str) -> tuple[Statement, ...]:
+    """One statement, or (test-productive) two of different nouns, which "and" will join."""
+    demands = demands_of(split)
+    most = _MOST_OF_TWO if demands.deep else _MOST
+    first = _draw_statement(rng, draw_noun(rng, demands), most)
+    if not demands.deep:
+        return (first,)
+    while True:
+        noun = draw_noun(rng, demands)
+        if noun != first.noun and (noun.colour is None, noun.shape is None) == (
+            first.noun.colour is None,
+            first.noun.shape is None,
+        ):
+            return first, _draw_statement(rng, noun, most)
+
+
+def _draw_statement(rng: np.random.Generator, noun: Noun, most: int) -> Statement:
+    one, many = with_article(str(noun)), plural(str(noun))
+    side, number = int(rng.integers(2)), int(rng.integers(1, most + 1))
+    where = ("left", "right")[side]
+    counted = f"{number} {many if number > 1 else noun}"
+    are = "are" if number > 1 else "is"
+    return pick(
+        rng,
+        (
+            Statement(f"there are more {many} in the {where} picture", "more", noun, _more_on(side)),
+            Statement(f"both pictures hold {one}", "both", noun, lambda left, right: bool(left and right)),
+            Statement(f"only one picture holds {one}", "one", noun, lambda left, right: bool(left) != bool(right)),
+            Statement(f"the {where} picture holds exactly {counted}", "exactly", noun, _exactly_on(side, number)),
+            Statement(f"the pictures hold equally many {many}", "same", noun, lambda left, right: left == right),
+            Statement(f"there {are} {counted} in all", "total", noun, lambda left, right: left + right == number),
+        ),
+    )
+
+
+def _more_on(side: int) -> Callable[[int, int], bool]:
+    return lambda left, right: left > right if side == 0 else right > left
+
+
+def _exactly_on(side: int, number: int) -> Callable[[int, int], bool]:
+    return lambda left, right: (left, right)[side] == number
+
+
+def draw_pair(rng: np.random.Generator, split: str, statements: tuple[Statement, ...], truth: bool) -> Pair:
+    """Two pictures of a split, of which the statements are true; or of which one statement, no matter which, is not."""
+    demands = demands_of(split)
+    most = _MOST_OF_TWO if demands.deep else _MOST
+    wanted = [True] * len(statements)
+    wanted[rng.integers(len(statements))] = truth
+    left: dict[Noun, int] = {}
+    right: dict[Noun, int] = {}
+    for statement, holds in zip(statements, wanted, strict=True):
+        possible = [(a, b) for a in range(most + 1) for b in range(most + 1) if statement.holds(a, b) == holds]
+        left[statement.noun], right[statement.noun] = pick(rng, possible)
+    text = " and ".join(statement.text for statement in statements)
+    kind = "and" if demands.deep else statements[0].kind
+    return Pair(_picture(rng, demands, split, left), _picture(rng, demands, split, right), text, kind, truth)
+
+
+def _picture(rng: np.random.Generator, demands: Demands, split: str, numbers: dict[Noun, int]) -> Stage:
+    least, most = _MORE_EXTRA if demands.crowded else _EXTRA
+    while True:
+        combinations = draw_counted(rng, numbers, int(rng.integers(least, most + 1)))
+        stage = draw_stage(rng, draw_things(rng, draw_cells(rng, len(combinations)), combinations))
+        if belongs(stage, split):
+            return stage

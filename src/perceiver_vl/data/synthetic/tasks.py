@@ -1,0 +1,305 @@
+"""The generated world's other tasks as collections in memory: questions, pairs of pictures, long clips.
+
+Like `World` they draw a clip when it is asked for, and each depends on (seed, split, index) alone: a smaller collection
+is the beginning of a larger one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from perceiver_vl.data.records import Record
+from perceiver_vl.data.synthetic.collection import World
+from perceiver_vl.data.synthetic.long import SHORTEST_SECONDS, LongClip, draw_long_clip
+from perceiver_vl.data.synthetic.questions import QUESTIONS, Question, draw_question
+from perceiver_vl.data.synthetic.references import demands_of
+from perceiver_vl.data.synthetic.render import Pixels, frame_times
+from perceiver_vl.data.synthetic.scene import SPLITS
+from perceiver_vl.data.synthetic.stage import TASK_SPLITS, belongs, settled
+from perceiver_vl.data.synthetic.statements import PAIRS_PER_STATEMENT, Pair, draw_pair, draw_statements
+from perceiver_vl.utils.errors import UsageError
+
+LONG_SPLITS = (*SPLITS, "test-distractor", "test-systematic")
+"""Of long clips the questions are all of one depth."""
+LONG_FRAMES_PER_SECOND = 2
+_STREAMS = {"action": 1, "transition": 2, "frame": 3, "count": 4, "yesno": 5, "image": 6, "pairs": 7, "long": 8}
+_FIRST_STREAM = 1000  # the captions' own streams have the number of the split in its place
+_MOMENT = np.array([0.5])
+
+
+TASKS = ("captions", *QUESTIONS, "pairs", "long")
+"""What the generated world can be drawn and written for."""
+AnyWorld: TypeAlias = "World | QuestionWorld | PairWorld | LongWorld"
+
+
+def splits_of(task: str) -> tuple[str, ...]:
+    """The splits that a task has."""
+    if task == "captions":
+        return SPLITS
+    return LONG_SPLITS if task == "long" else TASK_SPLITS
+
+
+@dataclass(frozen=True)
+class QuestionWorld:
+    """`clips` questions of one task (action, transition, frame, count, yesno; image: about pictures), each about a clip
+    of its own.
+
+    split: train, validation or test, or one of `GENERALISATION`. A stage that occurs in one of training, validation and
+    test occurs in no other, whatever the seed.
+    Raises `UsageError` for a value that cannot work.
+    """
+
+    task: str
+    split: str = "train"
+    clips: int = 2000
+    seed: int = 0
+    num_frames: int = 16
+    size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.task not in QUESTIONS:
+            raise UsageError(f"task={self.task!r}: choose one of {', '.join(QUESTIONS)}")
+        _check(self, num_frames=1)
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def question(self, index: int) -> Question:
+        """All that is known of example `index` (0..len-1)."""
+        return _question(self.task, self.seed, self.split, _within(index, self.clips))
+
+    def record(self, index: int) -> Record:
+        """As `write_world` writes it."""
+        question = self.question(index)
+        name = _picture_name(self.split, index) if self.task == "image" else _clip_name(self.split, index)
+        return Record(
+            name,
+            Path(name),
+            split=self.split,
+            question=question.text,
+            answers=question.answers,
+            choices=question.choices,
+            label=question.label,
+            example_id=f"{self.task}-{self.split}-{index}",
+            kind=question.kind,
+        )
+
+    def frames(self, index: int, num_frames: int | None = None, rng: np.random.Generator | None = None) -> Pixels:
+        """RGB bytes (T, size, size, 3) from T equal parts of the clip, as `World.frames`; of a picture T is 1."""
+        stage = self.question(index).stage
+        if self.task == "image":
+            return stage.render(_MOMENT, self.size)
+        return stage.render(_times(self.num_frames if num_frames is None else num_frames, rng), self.size)
+
+
+@dataclass(frozen=True)
+class PairWorld:
+    """`clips` statements about pairs of pictures; four in a row are the same words, true of two of the pairs.
+
+    Otherwise as `QuestionWorld`. `second` has the other pictures.
+    """
+
+    split: str = "train"
+    clips: int = 2000
+    seed: int = 0
+    size: int = 64
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def pair(self, index: int) -> Pair:
+        """All that is known of example `index` (0..len-1)."""
+        group, place = divmod(_within(index, self.clips), PAIRS_PER_STATEMENT)
+        return _pairs(self.seed, self.split, group)[place]
+
+    def record(self, index: int) -> Record:
+        """The statement is its text, the label 1 if it is true; the id has NLVR2's form, SPLIT-SET-PAIR-SENTENCE."""
+        pair = self.pair(index)
+        group, place = divmod(index, PAIRS_PER_STATEMENT)
+        name = f"{self.split.replace('-', '_')}-{group}-{place}"
+        left, right = (f"pictures/{name}-img{number}.png" for number in (0, 1))
+        return Record(
+            left,
+            Path(left),
+            (pair.text,),
+            self.split,
+            label=int(pair.truth),
+            second_file_name=right,
+            second_path=Path(right),
+            example_id=f"{name}-0",
+            kind=pair.kind,
+        )
+
+    def frames(
+        self, index: int, num_frames: int = 1, rng: np.random.Generator | None = None, *, second: bool = False
+    ) -> Pixels:
+        """RGB bytes (1, size, size, 3) of the left picture, or of the `second`, the right one."""
+        pair = self.pair(index)
+        return (pair.right if second else pair.left).render(_MOMENT, self.size)
+
+    @property
+    def second(self) -> "SecondPictures":
+        """The right pictures as a source of their own."""
+        return SecondPictures(self)
+
+
+@dataclass(frozen=True)
+class SecondPictures:
+    """The right pictures of pairs, by the same places."""
+
+    pairs: PairWorld
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def record(self, index: int) -> Record:
+        """The record of the pair, with its right picture in the place of the left."""
+        record = self.pairs.record(index)
+        assert record.second_file_name is not None
+        assert record.second_path is not None
+        return replace(record, file_name=record.second_file_name, path=record.second_path)
+
+    def frames(self, index: int, num_frames: int = 1, rng: np.random.Generator | None = None) -> Pixels:
+        """RGB bytes (1, size, size, 3)."""
+        return self.pairs.frames(index, num_frames, rng, second=True)
+
+
+@dataclass(frozen=True)
+class LongWorld:
+    """`clips` long clips of `seconds` each with one short event, a question about it and captions that tell it.
+
+    split: one of `LONG_SPLITS`; otherwise as `QuestionWorld`.
+    """
+
+    split: str = "train"
+    clips: int = 2000
+    seed: int = 0
+    num_frames: int = 64
+    size: int = 64
+    seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        _check(self, LONG_SPLITS, num_frames=1)
+        if not SHORTEST_SECONDS <= self.seconds <= 86_400:
+            raise UsageError(f"seconds={self.seconds}: a long clip lasts {SHORTEST_SECONDS:g} seconds to a day")
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def clip(self, index: int) -> LongClip:
+        """All that is known of clip `index` (0..len-1)."""
+        return _long_clip(self.seconds, self.seed, self.split, _within(index, self.clips))
+
+    def record(self, index: int) -> Record:
+        """The question and its answer, and the captions as texts."""
+        clip = self.clip(index)
+        name = _clip_name(self.split, index)
+        return Record(
+            name,
+            Path(name),
+            clip.captions,
+            self.split,
+            question=clip.question,
+            answers=(clip.answer,),
+            example_id=f"long-{self.split}-{index}",
+            kind=clip.kind,
+        )
+
+    def frames(self, index: int, num_frames: int | None = None, rng: np.random.Generator | None = None) -> Pixels:
+        """RGB bytes (T, size, size, 3) from T equal parts of the clip; only these are drawn."""
+        times = _times(self.num_frames if num_frames is None else num_frames, rng)
+        return self.clip(index).stage.render(times, self.size)
+
+    def stream(self, index: int, frames_per_second: float) -> Iterator[Pixels]:
+        """The frames (size, size, 3) of the whole clip, one after the other, at the middles of their times."""
+        stage, count = self.clip(index).stage, max(1, round(self.seconds * frames_per_second))
+        for number in range(count):
+            yield stage.render(np.array([(number + 0.5) / count]), self.size)[0]
+
+
+def open_world(
+    task: str,
+    split: str = "train",
+    clips: int = 2000,
+    seed: int = 0,
+    num_frames: int | None = None,
+    size: int = 64,
+    seconds: float = 60.0,
+) -> AnyWorld:
+    """The clips of one of `TASKS`; `seconds`: of a long clip. Raises `UsageError` for a value that cannot work."""
+    frames = {} if num_frames is None else {"num_frames": num_frames}
+    if task == "captions":
+        return World(split, clips, seed, size=size, **frames)
+    if task == "pairs":
+        return PairWorld(split, clips, seed, size)
+    if task == "long":
+        return LongWorld(split, clips, seed, size=size, seconds=seconds, **frames)
+    if task not in QUESTIONS:
+        raise UsageError(f"task={task}: choose from {', '.join(TASKS)}")
+    return QuestionWorld(task, split, clips, seed, size=size, **frames)
+
+
+def _check(world: Any, splits: tuple[str, ...] = TASK_SPLITS, **least: int) -> None:
+    if world.split not in splits:
+        raise UsageError(f"split={world.split!r}: choose one of {', '.join(splits)}")
+    for name, smallest in {"clips": 1, "seed": 0, "size": 16, **least}.items():
+        if getattr(world, name) < smallest:
+            raise UsageError(f"{name}={getattr(world, name)}: need at least {smallest}")
+
+
+def _within(index: int, clips: int) -> int:
+    if not 0 <= index < clips:
+        raise IndexError(f"clip {index} of a world of {clips}")
+    return index
+
+
+def _times(num_frames: int, rng: np.random.Generator | None) -> Any:
+    if num_frames < 1:
+        raise UsageError(f"num_frames={num_frames}: need at least 1")
+    return frame_times(num_frames, rng)
+
+
+def _clip_name(split: str, index: int) -> str:
+    return f"clips/{split}-{index:06d}.mp4"
+
+
+def _picture_name(split: str, index: int) -> str:
+    return f"pictures/{split}-{index:06d}.png"
+
+
+def _generator(task: str, seed: int, split: str, index: int) -> np.random.Generator:
+    return np.random.default_rng([seed, _FIRST_STREAM + _STREAMS[task], TASK_SPLITS.index(split), index])
+
+
+@lru_cache(maxsize=1024)
+def _question(task: str, seed: int, split: str, index: int) -> Question:
+    rng, demands = _generator(task, seed, split, index), demands_of(split)
+    while True:
+        question = draw_question(rng, task, demands)
+        if belongs(question.stage, split):
+            return replace(question, stage=settled(question.stage))
+
+
+@lru_cache(maxsize=256)
+def _pairs(seed: int, split: str, group: int) -> tuple[Pair, ...]:
+    """The four pairs of a statement."""
+    rng = _generator("pairs", seed, split, group)
+    statements = draw_statements(rng, split)
+    truths = rng.permutation([True, False] * (PAIRS_PER_STATEMENT // 2)).tolist()
+    return tuple(draw_pair(rng, split, statements, truth) for truth in truths)
+
+
+@lru_cache(maxsize=1024)
+def _long_clip(seconds: float, seed: int, split: str, index: int) -> LongClip:
+    rng, demands = _generator("long", seed, split, index), demands_of(split)
+    while True:
+        clip = draw_long_clip(rng, demands, seconds)
+        if belongs(clip.stage, split):
+            return replace(clip, stage=settled(clip.stage))

@@ -1,0 +1,1 @@
+"""Media re-encoded once, for quick training and search."""

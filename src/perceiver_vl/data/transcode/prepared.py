@@ -1,0 +1,172 @@
+"""A prepared folder: what it says of itself, and whether it still is what it says.
+
+`prepare.json` says how it was made; `prepare.files.jsonl` has a line for each file, written as soon as the file is, so
+that a run that is stopped can go on; `metadata.jsonl` comes last.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from perceiver_vl.data.records import Problem
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
+from perceiver_vl.utils.files import sha256, write_with
+
+MANIFEST = "prepare.json"
+FILES = "prepare.files.jsonl"
+METADATA = "metadata.jsonl"
+Key = tuple[str, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class PreparedFile:
+    """One file of a prepared folder and where it is from.
+
+    start, end, duration: seconds, of a picture None. bytes, mtime_ns: size and time of change; lost: the source
+    breaks off or parts of it are damaged.
+    """
+
+    file_name: str
+    bytes: int
+    sha256: str
+    frames: int
+    duration: float | None
+    lost: bool
+    source: str
+    start: float | None
+    end: float | None
+    source_bytes: int
+    source_mtime_ns: int
+
+    @property
+    def key(self) -> Key:
+        """What of the source it shows."""
+        return self.source, self.start, self.end
+
+
+@dataclass
+class Verification:
+    """What became of the files of a prepared folder: how many were looked at, and what is wrong."""
+
+    files: int
+    problems: list[Problem]
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What `prepare.json` says; None if the folder has none. Raises `PerceiverVLError` for one that is damaged."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PerceiverVLError(f"{path}: damaged, remove the folder and prepare it again") from error
+    if not isinstance(manifest, dict) or "settings" not in manifest:
+        raise PerceiverVLError(f"{path}: not written by prepare, give another folder")
+    return manifest
+
+
+def read_files(folder: Path) -> dict[Key, PreparedFile]:
+    """The files of a prepared folder by what they show; a line that a stopped run left half-written is passed over."""
+    path = folder / FILES
+    if not path.is_file():
+        return {}
+    known = {field.name for field in fields(PreparedFile)}
+    found: dict[Key, PreparedFile] = {}
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(values, dict) and values.keys() == known:
+                one = PreparedFile(**values)
+                found[one.key] = one
+    return found
+
+
+def file_line(one: PreparedFile) -> str:
+    """A line of `prepare.files.jsonl`."""
+    return json.dumps(asdict(one)) + "\n"
+
+
+def write_files(folder: Path, files: Iterable[PreparedFile]) -> None:
+    """Write `prepare.files.jsonl` anew, atomically."""
+    lines = map(file_line, files)
+
+    def write(beside: Path) -> None:
+        with beside.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+
+    write_with(folder / FILES, write)
+
+
+def files_hash(files: Iterable[PreparedFile]) -> str:
+    """SHA-256 over the names and checksums of the files, by name: the same wherever the folder was made."""
+    digest = hashlib.sha256()
+    for name, checksum in sorted((one.file_name, one.sha256) for one in files):
+        digest.update(f"{json.dumps(name)} {checksum}\n".encode())
+    return digest.hexdigest()
+
+
+def describe_prepared(folder: str | Path) -> str | None:
+    """One line for an evaluation record: how the media of `folder` were prepared, and their hash; None for raw media.
+
+    A folder whose preparation did not end says so.
+    """
+    manifest = read_manifest(Path(folder))
+    if manifest is None:
+        return None
+    settings = " ".join(f"{name}={value}" for name, value in manifest["settings"].items() if value is not None)
+    return f"{settings}; {'sha256 ' + manifest['hash'] if manifest.get('complete') else 'incomplete'}"
+
+
+def verify_prepared(
+    folder: str | Path, workers: int = 1, started: Callable[[int], Callable[..., None]] = lambda _: lambda *_: None
+) -> Verification:
+    """Read every file of a prepared folder again and compare its checksum, and that of the metadata.
+
+    `workers`: threads. `started` is given the number of files and gives back what to call after each.
+
+    Raises `UsageError` for a folder that is not prepared, or not to its end.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UsageError(f"{folder}: no {MANIFEST}, not a prepared folder")
+    if not manifest.get("complete"):
+        raise UsageError(f"{folder}: its preparation did not end, run it again first")
+    files = list(read_files(folder).values())
+    advance = started(len(files))
+    result = Verification(len(files), [])
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for one, reason in zip(files, pool.map(lambda one: _compare(folder, one), files), strict=True):
+            if reason:
+                result.problems.append(Problem(one.file_name, reason))
+            advance()
+    if files_hash(files) != manifest["hash"]:
+        result.problems.append(Problem(FILES, f"does not say what {MANIFEST} says"))
+    wanted = manifest["metadata_sha256"]
+    metadata = folder / METADATA
+    if (sha256(metadata) if metadata.is_file() else None) != wanted:
+        result.problems.append(Problem(METADATA, "changed since it was written" if metadata.is_file() else "gone"))
+    return result
+
+
+def _compare(folder: Path, one: PreparedFile) -> str | None:
+    """What is wrong with a file."""
+    path = folder / one.file_name
+    try:
+        size = os.stat(path).st_size  # noqa: PTH116
+        if size == one.bytes and sha256(path) == one.sha256:
+            return None
+    except FileNotFoundError:
+        return "gone"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return f"changed: {size} bytes instead of {one.bytes}" if size != one.bytes else "changed: another checksum"

@@ -1,0 +1,1 @@
+"""Trained models in use: pipelines, export, the choice of a budget."""

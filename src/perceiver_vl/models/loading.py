@@ -1,0 +1,109 @@
+"""A model folder on this machine: what must be in it, its fingerprint, and loading it quietly."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+
+from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval, PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.models.quantization import check_dtype, compile_encoder, set_dtype
+from perceiver_vl.utils.console import quiet
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
+from perceiver_vl.utils.files import sha256
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PROCESSOR = ("processor_config.json", "preprocessor_config.json")
+_TOKENIZER = ("tokenizer.json",)
+_Model = TypeVar("_Model", bound=PerceiverVLPreTrainedModel)
+
+
+def load_retriever(
+    model_folder: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
+    compiled: bool = False,
+) -> tuple[PerceiverVLForRetrieval, PerceiverVLProcessor]:
+    """The retrieval model of a folder, and its processor; see `load_folder`."""
+    return load_folder(PerceiverVLForRetrieval, "retrieval", model_folder, device, dtype, compiled)
+
+
+def load_folder(
+    kind: type[_Model],
+    purpose: str,
+    model_folder: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
+    compiled: bool = False,
+) -> tuple[_Model, PerceiverVLProcessor]:
+    """The model of a folder, in evaluation mode on `device` (None: a GPU if there is one), and its processor.
+
+    `dtype`: float32, bfloat16 or int8 (`runtime.set_dtype`); None: as it was saved. `compiled`: its encoder is
+    (`runtime.compile_encoder`).
+    Raises `UsageError` naming what the folder lacks (weights that a model trained for `purpose` would have), another
+    dtype or a device that is not here, `PerceiverVLError` if its files are damaged.
+    """
+    check_dtype(dtype)
+    folder = check_model_folder(model_folder)
+    place = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        with quiet():
+            processor = PerceiverVLProcessor.from_pretrained(folder)
+            model, loading = kind.from_pretrained(folder, output_loading_info=True)
+    except UsageError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if "ignore_mismatched_sizes" in str(error):  # what transformers says of weights of other shapes
+            raise UsageError(f"{folder}: weights of other shapes, give a model trained for {purpose}") from error
+        raise PerceiverVLError(f"{folder}: cannot be loaded ({first_line(error)}), save the model again") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise UsageError(
+            f"{folder}: no weights for {missing[0]} and {len(missing) - 1} more, give a model trained for {purpose}"
+        )
+    set_dtype(model, dtype)
+    model.eval().to(place)
+    if compiled:
+        compile_encoder(model)
+    return model, processor
+
+
+def check_model_folder(model_folder: str | Path) -> Path:
+    """The folder, if it holds a Perceiver-VL model with weights and processor; otherwise a `UsageError` in one line."""
+    folder = Path(model_folder)
+    if not folder.is_dir():
+        raise UsageError(f"model {folder}: no such folder, give one that save_pretrained wrote")
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UsageError(f"model {folder}: no config.json in it, give a folder that save_pretrained wrote")
+    try:
+        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{config}: not a configuration ({first_line(error)}), save the model again") from error
+    if model_type != PerceiverVLConfig.model_type:
+        raise UsageError(f"{config}: model_type={model_type!r}, need a model of type {PerceiverVLConfig.model_type!r}")
+    for what, names in (("weights", _WEIGHTS), ("processor", _PROCESSOR), ("tokenizer", _TOKENIZER)):
+        if not any((folder / name).is_file() for name in names):
+            raise UsageError(f"model {folder}: no {what} in it ({' or '.join(names)}), save the {what} there")
+    return folder
+
+
+def fingerprint(model_folder: str | Path) -> str:
+    """SHA-256 over what the output for a clip depends on: configuration, weights and frame preparation."""
+    folder = check_model_folder(model_folder)
+    names = {path.name for path in folder.glob("*.safetensors")} | {"config.json", *_PROCESSOR}
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        if (folder / name).is_file():
+            digest.update(f"{name} {sha256(folder / name)}\n".encode())
+    return digest.hexdigest()
+
+
+def _usable_device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise UsageError(f"device={device}: cannot be used here ({first_line(error)}), cpu always can") from error

@@ -1,0 +1,216 @@
+"""What a Perceiver-VL is made of; refuses what cannot work, by name."""
+
+from dataclasses import fields
+from typing import Any, Literal, TypeVar, get_args
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import PreTrainedConfig
+
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.utils.errors import UsageError
+
+# Keys that transformers itself writes into a config.json or passes to a configuration, beside the declared fields.
+_KEYS_OF_TRANSFORMERS = frozenset(
+    {"model_type", "num_labels", "torch_dtype", "name_or_path", "attn_implementation", "output_attentions", "auto_map"}
+    | {"use_cache", "bos_token_id", "eos_token_id"}  # the Trainer sets them, on every model
+)
+
+_Config = TypeVar("_Config", bound=PreTrainedConfig)
+
+
+def _refuse_in_one_line(config_class: type[_Config]) -> type[_Config]:
+    """Say a wrong type as every other error is said; take whole numbers for fractions (`layer_drop: 0` in a recipe)."""
+    declared = {field.name: field.type for field in fields(config_class)}
+    set_strictly: Any = config_class.__setattr__
+
+    def set_attribute(self: _Config, name: str, value: Any) -> None:
+        if declared.get(name) is float and type(value) is int:
+            value = float(value)
+        try:
+            set_strictly(self, name, value)
+        except StrictDataclassFieldValidationError as error:
+            kinds = get_args(declared[name]) or (declared[name],)
+            wanted = " or ".join(getattr(kind, "__name__", repr(kind)) for kind in kinds)
+            raise UsageError(f"{name}={value!r}: need {wanted.replace('NoneType', 'None')}") from error
+
+    config_class.__setattr__ = set_attribute  # type: ignore[method-assign, assignment]
+    return config_class
+
+
+@_refuse_in_one_line
+@strict
+class PerceiverVLConfig(PreTrainedConfig):
+    """Configuration of every Perceiver-VL model; the defaults are the paper's base size (paper 4.1; facts in brackets).
+
+    Raises `UsageError` for an unknown key, a value out of range, or values that do not fit each other.
+    """
+
+    model_type = "perceiver_vl"
+
+    # The width and depth of everything (ViT-B/32, BERT-base)
+    hidden_size: int = 768  # D, the width of inputs, latents and queries
+    num_attention_heads: int = 12  # heads of every attention; must divide D
+    intermediate_ratio: int = 4  # width of every MLP, in units of D
+    num_blocks: int = 3  # k: one read (cross-attention), then l self-attentions
+    self_attentions_per_block: int = 4  # l: 12 self-attentions in all (the paper's "l = 3" is a misprint)
+
+    # Latents
+    num_latents: int = 128  # N, for vision and for joint inputs
+    num_text_latents: int | None = None  # N of a text-only stream; None: as many as num_latents
+    latent_position: Literal["learned", "fourier", "none"] = "learned"  # what tells the latents apart (paper 3.2)
+
+    # Vision
+    image_size: int = 384  # pixels a side, of the position table; other sizes interpolate it
+    patch_size: int = 32  # pixels a side; no overlap
+    num_channels: int = 3
+    max_frames: int = 64  # rows of the temporal table
+    frame_class_token: bool = True  # ViT's class token in front of the patches of each frame: M = 145 a frame
+    # Text
+    vocab_size: int = 30522
+    max_text_length: int = 40  # rows of the text position table and of the MLM query table
+    pad_token_id: int | None = 0
+    mask_token_id: int = 103  # [MASK] of BERT: what is masked when no mlm_labels are given
+
+    # Reading
+    layer_drop: float = 0.5  # probability of DROPPING a read in training, block 0 excepted (paper 3.3)
+    modality_aggregation: Literal["joint", "separate", "separate_plus"] = "joint"  # paper 3.2, Figure 3
+
+    # Where the released code departs from the paper: `as_released` sets these six, and latent_position="none"
+    cross_attention_residual: Literal["queries", "normed_queries"] = "queries"  # what a read's findings are added to
+    modality_embedding: bool = True  # tell vision from text (paper 3.1)
+    type_vocab_size: int = 0  # rows of BERT's segment table, of which the first is added to every word; 0: no table
+    mask_embedding_row: Literal[0, 1] = 1  # the row of the MLM queries' table that says "masked"
+    zero_frames_are_padding: bool = False  # a frame of a clip whose pixels average to 0 is masked
+    answers_from: Literal["query", "mean_latents"] = "query"  # what heads of answers and classes see
+
+    # Retrieval
+    projection_dim: int | None = None  # E, the length of the multi-stream vectors; None: D
+
+    # Training
+    hidden_dropout_prob: float = 0.0  # after the text embeddings, and after each attention and MLP
+    initializer_range: float = 0.02  # standard deviation of linear layers and tables
+    latent_initializer_range: float = 1.0  # standard deviation of latents and latent positions (N(0, 1) as released)
+    layer_norm_eps: float = 1e-6
+    text_layer_norm_eps: float = 1e-12  # of the norms that come from BERT
+    tie_word_embeddings: bool = False  # share the MLM head's projection with the word table
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        declared = {field.name for field in fields(self)}
+        for key in kwargs:
+            if key not in declared | _KEYS_OF_TRANSFORMERS and not key.startswith("_"):
+                raise UsageError(
+                    f"configuration key {key}={kwargs[key]!r}: unknown, see PerceiverVLConfig for the names"
+                )
+        if self.num_text_latents is None:
+            self.num_text_latents = self.num_latents
+        if self.projection_dim is None:
+            self.projection_dim = self.hidden_size
+        self._check_values()
+        super().__post_init__(**kwargs)
+        if self.id2label and not getattr(self, "label2id", None):  # transformers derives it only where both are missing
+            self.label2id = {name: label for label, name in self.id2label.items()}
+
+    def _check_values(self) -> None:
+        at_least_one = (
+            "hidden_size num_attention_heads intermediate_ratio num_blocks self_attentions_per_block num_latents "
+            "num_text_latents image_size patch_size num_channels max_frames vocab_size max_text_length projection_dim"
+        )
+        for name in at_least_one.split():
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}: need at least 1")
+        if self.type_vocab_size < 0:
+            raise UsageError(f"type_vocab_size={self.type_vocab_size}: need 0 (no segment table) or more")
+        if self.hidden_size % self.num_attention_heads:
+            raise UsageError(
+                f"num_attention_heads={self.num_attention_heads}: must divide hidden_size={self.hidden_size} evenly"
+            )
+        if self.image_size % self.patch_size:
+            raise UsageError(f"patch_size={self.patch_size}: must divide image_size={self.image_size} evenly")
+        if self.latent_position == "fourier" and self.hidden_size % 2:
+            raise UsageError(f"latent_position='fourier': needs an even hidden_size, not {self.hidden_size}")
+        if self.num_text_latents > self.num_latents:  # type: ignore[operator]
+            raise UsageError(
+                f"num_text_latents={self.num_text_latents}: the text stream uses the first of the "
+                f"num_latents={self.num_latents}, so at most that many"
+            )
+        if not 0 <= self.mask_token_id < self.vocab_size:
+            raise UsageError(f"mask_token_id={self.mask_token_id}: not in the vocabulary of {self.vocab_size} words")
+        if not 0.0 <= self.layer_drop <= 1.0:
+            raise UsageError(f"layer_drop={self.layer_drop}: a probability of dropping, 0 to 1")
+        if not 0.0 <= self.hidden_dropout_prob < 1.0:
+            raise UsageError(f"hidden_dropout_prob={self.hidden_dropout_prob}: a probability, 0 to below 1")
+        for name in ("initializer_range", "latent_initializer_range"):
+            if not getattr(self, name) >= 0.0:
+                raise UsageError(f"{name}={getattr(self, name)}: a standard deviation, 0 or more")
+        for name in ("layer_norm_eps", "text_layer_norm_eps"):
+            if not getattr(self, name) > 0.0:
+                raise UsageError(f"{name}={getattr(self, name)}: need a small number above 0")
+        if self.modality_aggregation == "separate_plus" and self.self_attentions_per_block < 2:
+            raise UsageError(
+                f"self_attentions_per_block={self.self_attentions_per_block}: separate_plus thinks once after each "
+                "modality, so at least 2"
+            )
+
+    @classmethod
+    def as_released(cls, **changes: Any) -> "PerceiverVLConfig":
+        """The configuration that computes what the authors' code computes, and that their checkpoint needs."""
+        departures: dict[str, Any] = {
+            "cross_attention_residual": "normed_queries",
+            "latent_position": "none",
+            "modality_embedding": False,
+            "type_vocab_size": 2,
+            "mask_embedding_row": 0,
+            "zero_frames_are_padding": True,
+            "answers_from": "mean_latents",
+        }
+        return cls(**(departures | changes))
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of every MLP."""
+        return self.intermediate_ratio * self.hidden_size
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Length of one frame's part of the input array at `image_size` (145 at base size)."""
+        return (self.image_size // self.patch_size) ** 2 + self.frame_class_token
+
+    def text_latents_of(self, num_latents: int) -> int:
+        """Latents of the text stream if there are `num_latents` in all: all of them if it uses all now, else its
+        own number if there are as many.
+        """
+        assert self.num_text_latents is not None
+        return num_latents if self.num_text_latents == self.num_latents else min(self.num_text_latents, num_latents)
+
+    def check_budget(self, budget: ComputeBudget) -> None:
+        """Raise `UsageError` if `budget` asks for more than this model has; the lower ends are checked already."""
+        most = {
+            "frames": (self.max_frames, "the temporal table's rows (max_frames)"),
+            "latents": (self.num_latents, "the model's latents (num_latents)"),
+            "text_latents": (self.num_latents, "the model's latents (num_latents)"),
+            "cross_attentions": (self.num_blocks, "the model's reads (num_blocks)"),
+            "blocks": (self.num_blocks, "the model's blocks (num_blocks)"),
+        }
+        for dial, (limit, what) in most.items():
+            value = getattr(budget, dial)
+            if value is not None and value > limit:
+                raise UsageError(f"budget {dial}={value}: more than {limit}, {what}")
+
+    def blocks_of(self, budget: ComputeBudget) -> int:
+        """How many blocks run."""
+        return budget.blocks or self.num_blocks
+
+    def reads_of(self, budget: ComputeBudget) -> int:
+        """How many blocks read the input array."""
+        return budget.cross_attentions or self.blocks_of(budget)
+
+    def latents_of(self, budget: ComputeBudget, text_only: bool = False) -> tuple[int, int]:
+        """How many latents read first, and how many go on from there; `text_only`: in the text stream.
+
+        They are as many, unless the budget chooses after the first read.
+        """
+        pool = self.num_text_latents if text_only else self.num_latents
+        assert pool is not None
+        kept = (budget.text_latents if text_only else budget.latents) or pool
+        return (max(pool, kept) if budget.latent_choice == "diverse" else kept), kept

@@ -1,0 +1,156 @@
+"""Words and pixels become one long input array.
+
+Each token is the sum of a content, a position, a temporal (clips only) and a modality embedding (paper 3.1, Figure 1).
+Shapes: B batch, T frames, P patches a frame (with the class token where there is one), L text tokens, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.utils.errors import UsageError
+
+
+class TextEmbeddings(nn.Module):
+    """Word and position embeddings (and the first row of BERT's segment table, where there is one), normed as in
+    BERT.
+    """
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_text_length, config.hidden_size)
+        self.segment_embeddings = (
+            nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """`input_ids (B,L)` → `(B,L,D)`. Raises `UsageError` for more tokens than the position table has rows."""
+        length, longest = input_ids.shape[1], self.position_embeddings.num_embeddings
+        if length > longest:
+            raise UsageError(f"text of {length} tokens: longer than max_text_length={longest}, truncate it")
+        tokens = self.word_embeddings(input_ids) + self.position_embeddings.weight[:length]
+        if self.segment_embeddings is not None:
+            tokens = tokens + self.segment_embeddings.weight[0]
+        return self.dropout(self.norm(tokens))
+
+
+class VisionEmbeddings(nn.Module):
+    """Linear projections of the patches of each frame, plus patch positions and, in clips, the frame's own row.
+
+    An image is a clip of one frame: what has one real frame receives no temporal embedding.
+    """
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        self.grid = config.image_size // config.patch_size
+        self.patch_size = config.patch_size
+        self.patch_projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.position_embeddings = nn.Parameter(torch.zeros(self.grid**2, config.hidden_size))
+        self.temporal_embeddings = nn.Parameter(torch.zeros(config.max_frames, config.hidden_size))
+        self.has_class_token = config.frame_class_token
+        if self.has_class_token:
+            self.class_token = nn.Parameter(torch.zeros(config.hidden_size))
+            self.class_position = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def forward(self, pixel_values: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` bool → tokens `(B,T·P,D)` in raster order, mask `(B,T·P)`
+        bool.
+        """
+        frames, most = pixel_values.shape[1], len(self.temporal_embeddings)
+        if frames > most:
+            raise UsageError(f"clip of {frames} frames: more than max_frames={most}, sample fewer")
+        is_clip = (frame_mask.sum(1) > 1)[:, None, None]
+        return self.place_frames(pixel_values, frame_mask, self.temporal_embeddings[:frames] * is_clip)
+
+    def place_frames(self, pixel_values: Tensor, frame_mask: Tensor, temporal: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for any frames of a clip, given their rows of time `temporal (T,D)` or `(B,T,D)`."""
+        height, width = pixel_values.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise UsageError(f"frames of {height}x{width} pixels: need multiples of patch_size={self.patch_size}")
+
+        patches = self.project_patches(pixel_values.flatten(0, 1))
+        patches = patches + self.patch_positions(height // self.patch_size, width // self.patch_size)  # (B·T,P,D)
+        if self.has_class_token:
+            class_tokens = (self.class_token + self.class_position).expand(len(patches), 1, -1)
+            patches = torch.cat([class_tokens, patches], dim=1)
+        tokens = patches.unflatten(0, pixel_values.shape[:2])  # (B,T,P,D)
+
+        tokens = tokens + temporal[..., None, :]
+        token_mask = frame_mask[:, :, None].expand(tokens.shape[:3])
+        return tokens.flatten(1, 2), token_mask.flatten(1, 2)
+
+    def project_patches(self, frames: Tensor) -> Tensor:
+        """`frames (F,3,H,W)` → `(F,P,D)`. A convolution whose stride is its kernel, as one matrix product: faster to
+        train.
+        """
+        p, weight = self.patch_size, self.patch_projection.weight
+        frames = frames.to(weight.dtype).unflatten(2, (-1, p)).unflatten(4, (-1, p))  # (F,3,rows,p,columns,p)
+        patches = frames.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (F,P,3·p·p)
+        return F.linear(patches, weight.flatten(1), self.patch_projection.bias)
+
+    def patch_positions(self, rows: int, columns: int) -> Tensor:
+        """The position table, resized bilinearly (corners aligned) where the patch grid is another →
+        `(rows·columns,D)`.
+        """
+        return resize_positions(self.position_embeddings, (self.grid, self.grid), (rows, columns))
+
+
+def resize_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """A table of patch positions `(rows·columns,D)` of `grid`, resized bilinearly (corners aligned) to `new_grid`."""
+    if grid == new_grid:
+        return table
+    as_image = table.unflatten(0, grid).permute(2, 0, 1)[None]
+    return F.interpolate(as_image, size=new_grid, mode="bilinear", align_corners=True)[0].flatten(1).T
+
+
+class InputEmbeddings(nn.Module):
+    """The input array's two parts, each with its modality embedding, through the norm they share."""
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        self.text = TextEmbeddings(config)
+        self.vision = VisionEmbeddings(config)
+        # row 0 vision, row 1 text
+        self.modality_embeddings = nn.Embedding(2, config.hidden_size) if config.modality_embedding else None
+        self.zero_frames_are_padding = config.zero_frames_are_padding
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def embed_vision(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` (1 real, 0 padding; None: all real) → tokens, bool mask."""
+        if pixel_values.ndim != 5:
+            raise UsageError(f"pixel_values of shape {tuple(pixel_values.shape)}: need (B,T,3,H,W), an image has T=1")
+        if frame_mask is None:
+            frame_mask = torch.ones(pixel_values.shape[:2], device=pixel_values.device)
+        frame_mask = frame_mask.bool()
+        if pixel_values.shape[1] > 1:
+            frame_mask = self.real_frames(pixel_values, frame_mask)
+        tokens, token_mask = self.vision(pixel_values, frame_mask)
+        return self._finish(tokens, modality=0), token_mask
+
+    def real_frames(self, pixel_values: Tensor, frame_mask: Tensor) -> Tensor:
+        """The bool mask `(B,T)`, less the frames of a clip whose pixels average to 0 where those are padding."""
+        return frame_mask & (pixel_values.mean(dim=(2, 3, 4)) != 0) if self.zero_frames_are_padding else frame_mask
+
+    def embed_frames(self, pixel_values: Tensor, frame_mask: Tensor, temporal: Tensor) -> tuple[Tensor, Tensor]:
+        """Some frames of clips, arguments as of `VisionEmbeddings.place_frames` → tokens, bool mask."""
+        tokens, token_mask = self.vision.place_frames(pixel_values, frame_mask, temporal)
+        return self._finish(tokens, modality=0), token_mask
+
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`input_ids (B,L)`, `attention_mask (B,L)` (1 real, 0 padding; None: all real) → tokens `(B,L,D)`, bool
+        mask.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        return self._finish(self.text(input_ids), modality=1), attention_mask.bool()
+
+    def _finish(self, tokens: Tensor, modality: int) -> Tensor:
+        if self.modality_embeddings is not None:
+            tokens = tokens + self.modality_embeddings.weight[modality]
+        return self.norm(tokens)

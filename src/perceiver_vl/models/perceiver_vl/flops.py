@@ -1,0 +1,114 @@
+"""What a forward costs, from the configuration alone: the formulas of the paper's cost model, O(k·M·N + k·l·N²).
+
+A multiply-add counts as two operations, as the paper counts. Norms, biases, GELU and softmax are left out: below 2 % at
+base size. `tests/models/perceiver_vl/test_flops.py` holds these formulas against the operations counted on the built
+model.
+Shapes: M inputs, N latents, Q queries, D width, k blocks, l self-attentions a block.
+"""
+
+from perceiver_vl.layers.attention import absorbing_pays
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+
+
+def block_flops(config: PerceiverVLConfig, queries: int, inputs: int) -> int:
+    """One transformer block in which `queries` tokens read `inputs` tokens (self-attention: the same number)."""
+    return summarising_flops(config, queries, inputs) + finishing_flops(config, queries)
+
+
+def summarising_flops(config: PerceiverVLConfig, queries: int, inputs: int) -> int:
+    """A block's attention up to what `queries` tokens find in `inputs` tokens (`AttentionBlock.summarise`).
+
+    Few queries (the decoder's) are met in the inputs' own space: no keys and values are made.
+    """
+    d, heads = config.hidden_size, config.num_attention_heads
+    if absorbing_pays(queries, inputs, d, 2 * d, heads):
+        return 2 * (3 * d * d * queries + 2 * queries * inputs * d * heads)
+    return 2 * (d * d * queries + 2 * d * d * inputs + 2 * queries * inputs * d)
+
+
+def finishing_flops(config: PerceiverVLConfig, queries: int) -> int:
+    """The rest of the block: attention's way out, and the MLP (`AttentionBlock.finish`)."""
+    return 2 * (1 + 2 * config.intermediate_ratio) * config.hidden_size**2 * queries
+
+
+def embedding_flops(config: PerceiverVLConfig, frames: int) -> int:
+    """The patch projection of `frames` frames of `image_size` (words are looked up, which costs nothing here)."""
+    patches = (config.image_size // config.patch_size) ** 2
+    return 2 * frames * patches * config.num_channels * config.patch_size**2 * config.hidden_size
+
+
+def encoder_flops(
+    config: PerceiverVLConfig, frames: int = 0, text_tokens: int = 0, budget: ComputeBudget = FULL_BUDGET
+) -> int:
+    """Embedding and encoding one example: `frames` frames (0: text alone) and `text_tokens` tokens (0: vision
+    alone).
+    """
+    frames = min(frames, budget.frames or frames)
+    first, latents = config.latents_of(budget, text_only=not frames)
+    vision_tokens = frames * config.tokens_per_frame
+    if config.modality_aggregation == "joint":
+        parts = [vision_tokens + text_tokens]
+    else:
+        parts = [tokens for tokens in (vision_tokens, text_tokens) if tokens]
+    read = sum(block_flops(config, latents, tokens) for tokens in parts)
+    reads = config.reads_of(budget)
+    thoughts = config.blocks_of(budget) * config.self_attentions_per_block
+    total = embedding_flops(config, frames) + reads * read + thoughts * block_flops(config, latents, latents)
+    if first > latents:
+        total += block_flops(config, first, parts[0]) - block_flops(config, latents, parts[0])
+        total += _choosing_flops(config, first, parts[0])
+        if config.modality_aggregation == "separate_plus" and not frames:  # half of the thoughts come before the words
+            early = (config.self_attentions_per_block + 1) // 2
+            total += early * (block_flops(config, first, first) - block_flops(config, latents, latents))
+    return total
+
+
+def _choosing_flops(config: PerceiverVLConfig, latents: int, inputs: int) -> int:
+    """Choosing among `latents` by what they attended to: the weights, written out, and the similarity of all to all."""
+    d = config.hidden_size
+    return 2 * (d * d * (latents + inputs) + latents * inputs * (d + latents))
+
+
+def asking_flops(config: PerceiverVLConfig, frames: int, text_tokens: int, budget: ComputeBudget = FULL_BUDGET) -> int:
+    """Encoding one text together with a clip that was met before: what `encoder_flops` of both is with `vision_cache`.
+
+    The first read finds the clip's summary there, the others its keys and values.
+    """
+    d, (first, latents) = config.hidden_size, config.latents_of(budget)
+    vision_tokens = min(frames, budget.frames or frames) * config.tokens_per_frame
+    reads = config.reads_of(budget)
+    clip = (
+        reads * (2 * d * d * latents + finishing_flops(config, latents)) + (reads - 1) * 4 * latents * vision_tokens * d
+    )
+    is_joint = config.modality_aggregation == "joint"
+    if is_joint:
+        words = 2 * (2 * d * d * text_tokens + 2 * latents * text_tokens * d)
+    else:
+        words = block_flops(config, latents, text_tokens)
+    if first > latents:
+        clip += (first - latents) * (2 * d * d + is_joint * 4 * text_tokens * d)
+        clip += finishing_flops(config, first - latents)
+        clip += _choosing_flops(config, first, vision_tokens + is_joint * text_tokens)
+    thoughts = config.blocks_of(budget) * config.self_attentions_per_block
+    return clip + reads * words + thoughts * block_flops(config, latents, latents)
+
+
+def matching_flops(config: PerceiverVLConfig, latents: int) -> int:
+    """One pair's way through the decoder and the matching head, its query reading `latents` latents."""
+    return summary_flops(config, latents) + merging_flops(config)
+
+
+def summary_flops(config: PerceiverVLConfig, latents: int) -> int:
+    """All that `latents` latents of one side contribute to a mixed-stream match (`match_summary`), made alone."""
+    return summarising_flops(config, 1, latents)
+
+
+def merging_flops(config: PerceiverVLConfig) -> int:
+    """One pair's mixed-stream logit from the summaries of both sides (`match_from_summaries`)."""
+    return finishing_flops(config, 1) + 2 * config.hidden_size * (config.hidden_size + 1)
+
+
+def pooling_flops(config: PerceiverVLConfig) -> int:
+    """The projection of one pooled example to a multi-stream vector."""
+    return 2 * config.hidden_size * (config.projection_dim or config.hidden_size)

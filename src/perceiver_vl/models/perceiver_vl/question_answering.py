@@ -1,0 +1,147 @@
+"""Heads that answer from a fixed set, or with a number: questions about clips and images, and classes (paper 4.3).
+
+Shapes: B batch, T frames, L text tokens, M inputs, N latents, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, PerceiverVLDecoder
+from perceiver_vl.models.perceiver_vl.encoder import InputArray
+from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLModel, PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
+
+
+@dataclass
+class PerceiverVLAnswerOutput(ModelOutput):
+    """`loss ()` when labels are given; `logits (B,num_labels)`."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class AnswerHead(nn.Module):
+    """Linear and tanh, then linear, norm, GELU, linear: the released code's heads of answers and of classes."""
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.expand = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.norm = nn.LayerNorm(2 * config.hidden_size)
+        self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels)
+
+    def forward(self, answer: Tensor) -> Tensor:
+        """`(B,D)` → `(B,num_labels)`."""
+        return self.classifier(F.gelu(self.norm(self.expand(torch.tanh(self.dense(answer))))))
+
+
+def beside(vision: InputArray, rows: Tensor, text: InputArray) -> InputArray:
+    """The input array of each text `(B,M_t,D)` and its clip: the row `rows (B,)` int64 of `vision (V,M_v,D)`.
+
+    So a clip that several texts ask about is decoded and embedded once. A cache of clips knows itself which texts are
+    about which: its `rows` are those of as many texts for each clip, in its order.
+    """
+    if vision.vision_cache is not None:
+        return InputArray(text=text.text, text_mask=text.text_mask, vision_cache=vision.vision_cache)
+    assert vision.vision is not None
+    assert vision.vision_mask is not None
+    return InputArray(vision.vision[rows], vision.vision_mask[rows], text.text, text.text_mask)
+
+
+class _AnsweringModel(PerceiverVLPreTrainedModel):
+    """Latents → one vector, by a learned query through the decoder or by their mean → one logit a label."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(vtm|mlm|contrastive)"]
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__(config)
+        self.perceiver_vl = PerceiverVLModel(config)
+        if config.answers_from == "query":
+            self.decoder = PerceiverVLDecoder(config)
+            self.answer_query = ClassQuery(config)
+        self.answer_head = AnswerHead(config)
+        self.post_init()
+
+    def answer_inputs(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> Tensor:
+        """An input array that is embedded already (`PerceiverVLModel.embed`) → `logits (B,num_labels)`."""
+        return self._answer(self.perceiver_vl.read(inputs, budget))
+
+    def _answer(self, latents: Tensor) -> Tensor:
+        if self.config.answers_from == "mean_latents":
+            return self.answer_head(latents.mean(1))
+        return self.answer_head(self.decoder(self.answer_query(len(latents)), latents)[:, 0])
+
+    def _output(self, latents: Tensor, labels: Tensor | None) -> PerceiverVLAnswerOutput:
+        logits = self._answer(latents)
+        loss = None if labels is None else answer_loss(logits, labels, self.config.problem_type)
+        return PerceiverVLAnswerOutput(loss=loss, logits=logits)
+
+
+class PerceiverVLForQuestionAnswering(_AnsweringModel):
+    """Open-ended questions over a set of answers (`config.num_labels`, named by `config.id2label`).
+
+    With `config.problem_type="regression"` and one label it answers with a number: TGIF-QA's repetition count, which
+    the benchmark's own code trains by squared error and rounds.
+    The released code has no decoder here (`answers_from="mean_latents"`); the paper's query for this task is in its
+    appendix, ours is one learned vector, as for VTM.
+    """
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        budget: ComputeBudget | None = None,
+        return_dict: bool | None = None,
+        vision_cache: VisionCache | None = None,
+    ) -> PerceiverVLAnswerOutput:
+        """Question `input_ids (B,L)` and clip `pixel_values (B,T,3,H,W)` → `logits (B,num_labels)`.
+
+        `labels`: the right answers, int64 `(B,)` (cross-entropy; -100 for one that has no label), or scores in [0, 1]
+        of every answer, float `(B,num_labels)` (binary cross-entropy summed over the answers, as for VQAv2's soft
+        targets); with `problem_type="regression"` the numbers `(B,)` (squared error). `vision_cache`: in the place of
+        `pixel_values`, as of `PerceiverVLModel.forward`.
+        """
+        encoded = self.perceiver_vl(
+            input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache=vision_cache
+        )
+        return self._output(encoded.last_hidden_state, labels)
+
+
+class PerceiverVLForImageClassification(_AnsweringModel):
+    """Classes of images, and of clips."""
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        frame_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        budget: ComputeBudget | None = None,
+        return_dict: bool | None = None,
+    ) -> PerceiverVLAnswerOutput:
+        """`pixel_values (B,T,3,H,W)` → `logits (B,num_labels)`; `labels` as for question answering."""
+        latents = self.perceiver_vl(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget).last_hidden_state
+        return self._output(latents, labels)
+
+
+def answer_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:
+    """What `logits (B,num_labels)` miss of `labels`.
+
+    One right answer each, int64 `(B,)`: mean cross-entropy over those that have one (a label of -100 says: none), 0 if
+    none has. Soft scores `(B,num_labels)`: binary cross-entropy, summed over the answers and averaged over the batch.
+    Numbers `(B,)` with `problem_type="regression"` (and one label): mean squared error.
+    """
+    if problem_type == "regression":
+        return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+    if labels.is_floating_point():
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)) * logits.shape[-1]
+    total = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+    return total / (labels != -100).sum().clamp(min=1)

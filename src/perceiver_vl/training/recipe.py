@@ -1,0 +1,353 @@
+"""A training run as a file: YAML into strict dataclasses, with `key=value` overrides; a misspelt key is an error."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+import yaml
+
+from perceiver_vl.data.skipped import MAX_BROKEN, check_share
+from perceiver_vl.data.synthetic import TASKS as WORLD_TASKS
+from perceiver_vl.data.transforms import Augmentation
+from perceiver_vl.tasks import task_of
+from perceiver_vl.tasks.retrieval import STREAMS
+from perceiver_vl.training.elastic import Elastic
+from perceiver_vl.training.losses import Objectives
+from perceiver_vl.utils.errors import UsageError
+
+Parsed = TypeVar("Parsed")
+PARTS = ("reads", "latents", "thoughts", "embeddings", "decoder", "heads", "all")
+
+
+@dataclass(frozen=True)
+class WorldSplit:
+    """Clips of the generated world, drawn while training instead of read from files.
+
+    task: captions, or what is asked about the clips (see `data.world.open_world`); seconds: of a clip of `task: long`.
+    """
+
+    clips: int = 2000
+    seed: int = 0
+    size: int = 64
+    task: str = "captions"
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.task not in WORLD_TASKS:
+            raise UsageError(f"data: world.task={self.task}: unknown, choose from {', '.join(WORLD_TASKS)}")
+        if self.seconds is not None and self.task != "long":
+            raise UsageError(f"data: world.seconds={self.seconds:g}: only task=long has clips of any length")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where one split's clips are: a `folder`, `shards` or the generated `world`; give one of them.
+
+    benchmark: which public benchmark's official files the folder holds (`data.benchmarks`).
+    metadata, columns: for files that do not follow the folder convention (see `data.folder.read_folder`).
+    shards: a folder or URL that `data shard` wrote.
+    weight: how often batches of this source come, beside the other sources' weights; None, for all of them: as many
+    batches as it has clips.
+    """
+
+    folder: Path | None = None
+    split: str | None = None
+    metadata: Path | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    world: WorldSplit | None = None
+    benchmark: str | None = None
+    shards: str | None = None
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.folder, self.world, self.shards)) != 1:
+            raise UsageError("data: give a folder or a world or shards for each split, one of them")
+        if self.benchmark is not None and (self.folder is None or self.metadata is not None or self.columns):
+            raise UsageError(f"data: benchmark={self.benchmark}: needs the folder it lies in, no metadata or columns")
+        if self.folder is None and (self.metadata is not None or self.columns):
+            raise UsageError("data: metadata and columns are those of a folder, leave them out")
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise UsageError(f"data: weight={self.weight:g}: need more than 0, or leave the source out")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on, what is validated on (None: nothing), and how clips are sampled.
+
+    train: one source, or several (a list in YAML), mixed by their weights. `augmentation`: of training clips.
+    `bucket`: sort the captions of so many batches at a time by length, so that less is padded; 0: do not.
+    `cache`: keep decoded frames in memory (uniform sampling only). `strict`: stop at the first broken file.
+    `max_broken`: stop when more than this share of the clips cannot be read.
+    """
+
+    train: tuple[Split, ...]
+    validation: Split | None = None
+    num_frames: int = 8
+    sampling: Literal["uniform", "random"] = "random"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    bucket: int = 0
+    cache: bool = False
+    strict: bool = False
+    max_broken: float = MAX_BROKEN
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise UsageError("data.train=[]: give at least one source")
+        weighted = [source.weight is not None for source in self.train]
+        if any(weighted) and not all(weighted):
+            raise UsageError(f"data.train[{weighted.index(False)}]: no weight, give one to every source or to none")
+        if self.num_frames < 1:
+            raise UsageError(f"data.num_frames={self.num_frames}: need at least one frame")
+        if self.bucket < 0:
+            raise UsageError(f"data.bucket={self.bucket}: need a number of batches, or 0")
+        check_share(self.max_broken, "data.max_broken")
+        if self.cache and self.sampling == "random":
+            raise UsageError(
+                "data.cache=true: random sampling takes new frames each time, set sampling=uniform or no cache"
+            )
+
+
+@dataclass(frozen=True)
+class Words:
+    """The tokenizer: BERT's or another's by `name` (a local folder or a hub name), else one trained on the words of the
+    training clips.
+    """
+
+    name: str | None = None
+    vocab_size: int = 8000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the validation split is scored while training; of a `task` only `batch_size` matters."""
+
+    streams: tuple[str, ...] = ("multi", "mixed", "cascade")
+    captions_per_clip: int | None = None
+    shortlist: int = 20
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for stream in self.streams:
+            if stream not in STREAMS:
+                raise UsageError(f"evaluation.streams: unknown stream {stream!r}, choose from {', '.join(STREAMS)}")
+        for name in ("captions_per_clip", "shortlist", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"evaluation.{name}={value}: need at least 1")
+
+
+@dataclass(frozen=True)
+class Initialise:
+    """What a model starts from instead of chance; what is left out starts fresh, and so does what that model lacks.
+
+    `model`: a whole Perceiver-VL, as `save_pretrained` or `convert` wrote it. `latents`: where the recipe asks for
+    another number of latents than it has, new ones (fresh) or its own interpolated. `vision`: a ViT or CLIP, `text`: a
+    BERT or CLIP (paper 4.2); folders or hub names.
+    """
+
+    model: Path | None = None
+    latents: Literal["fresh", "interpolate"] = "fresh"
+    vision: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some steps of a run in which only the parts named in `train` learn.
+
+    reads: the cross-attentions of the encoder; latents: with their positions; thoughts: the self-attentions, and the
+    encoder's last norm; embeddings: of words and pixels; decoder: with its queries; heads: whatever else there is; all.
+    The learning rate starts anew with each stage; `learning_rate` and `warmup_steps` are those of `training` if None.
+    """
+
+    steps: int
+    train: tuple[str, ...] = ("all",)
+    learning_rate: float | None = None
+    warmup_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UsageError(f"stages: steps={self.steps}: need at least 1")
+        if not self.train:
+            raise UsageError(f"stages: train=[]: name what learns, of {', '.join(PARTS)}")
+        for part in self.train:
+            if part not in PARTS:
+                raise UsageError(f"stages: train: unknown part {part!r}, choose from {', '.join(PARTS)}")
+        if self.learning_rate is not None and not self.learning_rate >= 0:
+            raise UsageError(f"stages: learning_rate={self.learning_rate}: need 0 or more")
+        if self.warmup_steps is not None and not 0 <= self.warmup_steps <= self.steps:
+            raise UsageError(f"stages: warmup_steps={self.warmup_steps}: need 0 to the stage's {self.steps} steps")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run needs.
+
+    `task`: what is learned, one of `tasks.TASKS`; None: the `objectives` of pre-training and retrieval.
+    `model`: fields of `PerceiverVLConfig` (vocabulary and mask token come from the tokenizer), laid over those of
+    `initialise.model`. `training`: fields of `transformers.TrainingArguments`.
+    `optimizer`: adamw, or the paper's adam (weight decay as L2). `stages`: what learns when, one stage after the other,
+    instead of `training.max_steps` or `training.num_train_epochs`; empty: everything, all the time.
+    `ema`: decay of an exponential moving average of the weights, which is validated and kept instead; None: none.
+    `patience`: stop after so many evaluations without a better `training.metric_for_best_model`; None: never.
+    `max_nonfinite`: stop after so many steps in a row whose loss or gradient is not finite.
+    `elastic`: train smaller budgets beside the full one; None: the full one alone.
+    """
+
+    output: Path
+    data: Data
+    model: dict[str, Any] = field(default_factory=dict)
+    objectives: Objectives = field(default_factory=Objectives)
+    tokenizer: Words = field(default_factory=Words)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    training: dict[str, Any] = field(default_factory=dict)
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    initialise: Initialise = field(default_factory=Initialise)
+    stages: tuple[Stage, ...] = ()
+    task: str | None = None
+    ema: float | None = None
+    patience: int | None = None
+    max_nonfinite: int = 5
+    elastic: Elastic | None = None
+
+    def __post_init__(self) -> None:
+        if self.elastic is not None and self.elastic.text_latents is not None and not self._reads_text_alone():
+            raise UsageError(
+                f"elastic.text_latents={self.elastic.text_latents}: nothing here reads text alone, as vtc, ttc, "
+                "mixed_vtm and mixed_vtc do; leave it out"
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"ema={self.ema:g}: a decay, above 0 and below 1 (0.999), or leave it out")
+        for name in ("patience", "max_nonfinite"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value}: need at least 1")
+        if self.task is not None:
+            task_of(self.task)
+            if self.objectives != Objectives():
+                raise UsageError(
+                    f"objectives: those of pre-training; task={self.task} has its own loss, leave them out"
+                )
+            if self.evaluation != Evaluation(batch_size=self.evaluation.batch_size):
+                raise UsageError(f"evaluation: task={self.task} has its own metric, set nothing but batch_size")
+        if any(set(stage.train) == {"decoder"} for stage in self.stages) and not self._asks_decoder():
+            whose = "no objective" if self.task is None else "no head"
+            raise UsageError(
+                f"stages: train=[decoder]: {whose} asks the decoder, add an objective (vtm, mlm, mixed_vtm, …) "
+                "or leave out answers_from=mean_latents"
+            )
+        for name in ("max_steps", "num_train_epochs"):
+            if self.stages and name in self.training:
+                raise UsageError(
+                    f"training.{name}={self.training[name]}: the stages say how long to train, leave one of them out"
+                )
+
+    def _reads_text_alone(self) -> bool:
+        if self.task is not None:
+            return False
+        asked = any(getattr(self.objectives, name) for name in ("vtc", "ttc", "mixed_vtm", "mixed_vtc"))
+        return asked or self.objectives.hard_negatives
+
+    def _asks_decoder(self) -> bool:
+        if self.task is not None:
+            return self.task == "multiple-choice" or self.model.get("answers_from") != "mean_latents"
+        return any(getattr(self.objectives, name) for name in ("vtm", "mlm", "mixed_vtm", "mixed_vtc"))
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; `overrides` are `dotted.key=value`, as in `training.max_steps=100` or, `stages.0.steps=9`.
+
+    Raises `UsageError` for a file that cannot be read, an unknown key or a value of the wrong type.
+    """
+    path = Path(path)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path}: cannot be read ({_one_line(error)}), give a YAML file") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {path}: not YAML ({_one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"recipe {path}: need a mapping with output, data, model, …, found a {type(values).__name__}")
+    values = {section: value for section, value in values.items() if value is not None}  # an empty `training:`
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not (key and equals):
+            raise UsageError(f"override {override!r}: need key=value, as in training.max_steps=100")
+        try:
+            _set(values, key, yaml.load(text, _Loader))
+        except yaml.YAMLError as error:
+            raise UsageError(f"override {override}: not a YAML value ({_one_line(error)})") from error
+
+    data, where = values.get("data"), f"recipe {path}"
+    if isinstance(data, dict) and isinstance(train := data.get("train"), dict | list):
+        sources = train if isinstance(train, list) else [train]
+        names = [f"data.train[{number}]" for number in range(len(sources))] if train is sources else ["data.train"]
+        parsed = [_parse(Split, one, f"{where}: {name}") for one, name in zip(sources, names, strict=True)]
+        values["data"] = {**data, "train": parsed}
+    return _parse(Recipe, values, where)
+
+
+def _parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
+    """A dataclass from what YAML holds; raises `UsageError`, which says where, for what does not fit it."""
+    from jsonargparse import ArgumentParser
+
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: a {type(values).__name__}, need a mapping")
+    _refuse_names_of_code(kind, values, where)
+    _refuse_class_paths(values, where)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, as_positional=False)
+    try:
+        return kind(**vars(parser.instantiate_classes(parser.parse_object(values))))
+    except UsageError:
+        raise
+    except Exception as error:  # jsonargparse raises its own kinds, and what our dataclasses raise inside them
+        raise UsageError(f"{where}: {_one_line(error)}") from error
+
+
+def _refuse_names_of_code(kind: Any, values: dict[str, Any], where: str) -> None:
+    """A recipe is data: of a string in a section's place jsonargparse would import the module that it names."""
+    for name, hint in get_type_hints(kind).items():
+        for section in (part for part in (hint, *get_args(hint)) if is_dataclass(part)):
+            if isinstance(values.get(name), str):
+                raise UsageError(f"{where}: {name}={values[name]!r}: need a mapping")
+            if isinstance(values.get(name), dict):
+                _refuse_names_of_code(section, values[name], where)
+
+
+def _refuse_class_paths(value: Any, where: str) -> None:
+    """And of a mapping with `class_path`, it would make the class."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if key == "class_path":
+            raise UsageError(f"{where}: class_path={item!r}: a recipe names no code, leave it out")
+        _refuse_class_paths(item, where)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-5 is a number, as in YAML 1.2; PyYAML's 1.1 wants 1.0e-5."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    at: Any = values
+    for parent in parents:
+        below = at[_place(at, parent, dotted)] if isinstance(at, list) else at.get(parent)
+        if not isinstance(below, dict | list):
+            below = at[parent] = {}
+        at = below
+    at[_place(at, last, dotted) if isinstance(at, list) else last] = value
+
+
+def _place(values: list[Any], word: str, dotted: str) -> int:
+    if not (word.isdecimal() and int(word) < len(values)):
+        raise UsageError(f"override {dotted}: {word} is no place in a list of {len(values)}, counted from 0")
+    return int(word)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,303 @@
+"""What a run starts from: its clips, its processor and configuration, and its model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from perceiver_vl.data.folder import Need
+from perceiver_vl.data.mixture import Lacks, Mixture, Pool, no_caption, pools_of
+from perceiver_vl.data.open import open_clips
+from perceiver_vl.data.records import Problem, Record
+from perceiver_vl.data.sources import CachedClips, ClipSource
+from perceiver_vl.data.synthetic import open_world
+from perceiver_vl.models.loading import check_model_folder
+from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.processing import (
+    PerceiverVLImageProcessor,
+    PerceiverVLProcessor,
+    load_tokenizer,
+    train_tokenizer,
+)
+from perceiver_vl.models.perceiver_vl.warm_start import initialise_from
+from perceiver_vl.tasks import task_of
+from perceiver_vl.tasks.evaluation import usable_examples
+from perceiver_vl.tasks.task import Task
+from perceiver_vl.training.recipe import Data, Recipe, Split
+from perceiver_vl.training.stages import part_of
+from perceiver_vl.utils.console import quiet
+from perceiver_vl.utils.errors import UsageError
+
+_OF_A_HEAD = ("id2label", "label2id", "num_labels", "problem_type")
+
+
+@dataclass
+class Start:
+    """Everything at the beginning of a run.
+
+    source, pools: the training clips, and which of them a batch can be made of. problems: records that were left out.
+    fresh: the parts of the model that `initialise.model` does not have, nothing where there is none.
+    """
+
+    task: Task | None
+    processor: PerceiverVLProcessor
+    config: PerceiverVLConfig
+    source: Mixture
+    pools: list[Pool]
+    validation: ClipSource | None
+    problems: list[Problem]
+    model: PerceiverVLPreTrainedModel
+    fresh: list[str]
+
+
+def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int) -> Start:
+    """Open the data of a recipe, and make its model, or the one of `checkpoint`, whose weights the Trainer loads.
+
+    batch: clips of a batch, of all processes. Raises `UsageError` for what cannot work; `PerceiverVLError` where more
+    records than `data.max_broken` allows cannot be used.
+    """
+    task = None if recipe.task is None else task_of(recipe.task)
+    data = recipe.data
+    processor, config = processor_and_config(recipe, checkpoint)
+    if recipe.elastic is not None:
+        recipe.elastic.check(config, data.num_frames)
+    size = processor.image_processor.size["height"], processor.image_processor.size["width"]
+    known = _class_names(config, task) if checkpoint else ()
+    source, problems = open_training(data, size, task, known)
+    pools, few = pools_of(source, [split.weight for split in data.train], batch, lacks_of(task))
+    problems += few
+    if task is not None and checkpoint is None:
+        config = _with_head(config, task, source, pools)
+    validation = None
+    if data.validation is not None:
+        validation, more = open_split(data.validation, size, data, task, _class_names(config, task))
+        problems += more
+        if task is not None:
+            labelled, _ = usable_examples(task, validation, labelled=True)
+            task.check_head(config, [validation.record(index) for index in labelled])
+    model, fresh = starting_model(recipe, config, seed, resumed=checkpoint is not None)
+    return Start(task, processor, config, source, pools, validation, problems, model, fresh)
+
+
+def open_split(
+    split: Split, size: tuple[int, int], data: Data, task: Task | None = None, classes: Sequence[str] = ()
+) -> tuple[ClipSource, list[Problem]]:
+    """The clips of one split of a recipe, at `size` (height, width), and the records that had to be left out.
+
+    classes: of the model, in their order. Raises `PerceiverVLError` where more records than `data.max_broken` allows
+    cannot be used.
+    """
+    source: ClipSource
+    problems: list[Problem] = []
+    if split.world is not None:
+        world = split.world
+        length = {} if world.seconds is None else {"seconds": world.seconds}
+        part = split.split or "train"
+        source = open_world(world.task, part, world.clips, world.seed, data.num_frames, world.size, **length)
+    else:
+        where = split.shards if split.folder is None else split.folder
+        assert where is not None
+        source, problems = open_clips(
+            where,
+            size,
+            benchmark=split.benchmark,
+            split=split.split,
+            metadata=split.metadata,
+            columns=split.columns,
+            need=_need_of(task),
+            classes=classes,
+            strict=data.strict,
+            max_broken=data.max_broken,
+        )
+    found = classes_of(source)
+    if classes and found and found != tuple(classes):
+        raise UsageError(
+            f"data: {split.folder or split.shards}: has other classes than those trained on, or in another order"
+        )
+    return CachedClips(source) if data.cache else source, problems
+
+
+def open_training(
+    data: Data, size: tuple[int, int], task: Task | None = None, classes: Sequence[str] = ()
+) -> tuple[Mixture, list[Problem]]:
+    """The clips that a recipe trains on, decoded for frames of `size`, and the records that had to be left out.
+
+    Labels that are names of classes are numbered alike in all sources: as in `classes`, or as in the first source.
+    """
+    sources: list[ClipSource] = []
+    problems: list[Problem] = []
+    for split in data.train:
+        known = classes or (classes_of(sources[0]) if sources else ())
+        source, left = open_split(split, data.augmentation.decoding_size(size), data, task, known)
+        sources.append(source)
+        problems += left
+    return Mixture(sources), problems
+
+
+def lacks_of(task: Task | None) -> Lacks:
+    """What a record lacks to be trained on."""
+    if task is None:
+        return no_caption
+    return lambda record: task.missing(record) or (None if task.is_labelled(record) else "does not say what is right")
+
+
+def classes_of(source: ClipSource) -> tuple[str, ...]:
+    """The names that the labels of a source are indices of; nothing where they are numbers."""
+    bare = source.source if isinstance(source, CachedClips) else source
+    return tuple(getattr(bare, "classes", ()))
+
+
+def _need_of(task: Task | None) -> Need | None:
+    """What every record must have; of other tasks the records themselves tell."""
+    if task is None:
+        return "text"
+    return "label" if task.name == "image-classification" else None
+
+
+def _class_names(config: PerceiverVLConfig, task: Task | None) -> tuple[str, ...]:
+    """The names of the classes that a model tells apart, where it has been told names."""
+    names = tuple(config.id2label[label] for label in sorted(config.id2label))
+    return names if _need_of(task) == "label" and names[0] != "0" else ()
+
+
+def _with_head(config: PerceiverVLConfig, task: Task, source: Mixture, pools: Sequence[Pool]) -> PerceiverVLConfig:
+    """The configuration with the head that the training clips ask for."""
+    head = task.head(source.record(place) for pool in pools for place in pool.clips.tolist())
+    names = classes_of(source.sources[0])
+    if names and _need_of(task) == "label":
+        head |= {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+    without = {name: value for name, value in config.to_dict().items() if name not in _OF_A_HEAD}
+    return PerceiverVLConfig.from_dict(without | head)
+
+
+def processor_and_config(recipe: Recipe, checkpoint: Path | None) -> tuple[PerceiverVLProcessor, PerceiverVLConfig]:
+    """The processor and configuration of a run: of the checkpoint, of the model it starts from, or new ones."""
+    start = checkpoint or recipe.initialise.model
+    if start is not None:
+        folder = check_model_folder(start)
+        config = PerceiverVLConfig.from_pretrained(folder)
+        if checkpoint is None:
+            text = config.text_latents_of(recipe.model.get("num_latents", config.num_latents))
+            config = PerceiverVLConfig.from_dict(config.to_dict() | {"num_text_latents": text} | recipe.model)
+        for name, value in recipe.model.items():
+            if value is not None and getattr(config, name, None) != value:
+                raise UsageError(
+                    f"model.{name}={value}: {folder} has {getattr(config, name, 'no such key')}, resume with that"
+                )
+        with quiet():
+            processor = PerceiverVLProcessor.from_pretrained(folder)
+    else:
+        for name in ("vocab_size", "mask_token_id", "pad_token_id"):
+            if name in recipe.model:
+                raise UsageError(
+                    f"model.{name}={recipe.model[name]}: comes from the tokenizer, see tokenizer in the recipe"
+                )
+        longest = recipe.model.get("max_text_length", PerceiverVLConfig.max_text_length)
+        tokenizer = _tokenizer(recipe, longest)
+        words = {
+            "vocab_size": len(tokenizer),
+            "mask_token_id": tokenizer.mask_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        config = PerceiverVLConfig(**words, **recipe.model)
+        size = {"height": config.image_size, "width": config.image_size}
+        processor = PerceiverVLProcessor(
+            PerceiverVLImageProcessor(size=size, num_frames=recipe.data.num_frames), tokenizer
+        )
+    if recipe.data.num_frames > config.max_frames:
+        raise UsageError(
+            f"data.num_frames={recipe.data.num_frames}: more than model.max_frames={config.max_frames}, "
+            "the rows of the temporal table"
+        )
+    return processor, config
+
+
+def _tokenizer(recipe: Recipe, longest: int) -> Any:
+    """The tokenizer by name, or of the text model that the run starts from, or one trained on the clips' words."""
+    name = recipe.tokenizer.name or recipe.initialise.text
+    if name is None:
+        task = None if recipe.task is None else task_of(recipe.task)
+        source, _ = open_training(recipe.data, (1, 1), task)
+        records = (source.record(index) for index in range(len(source)))
+        words = [text for record in records for text in _words_of(record, task)]
+        if not words and _need_of(task) == "label":  # a model of classes reads none, but is saved with a tokenizer
+            words = [*classes_of(source.sources[0])] or ["a picture"]
+        return train_tokenizer(words, vocab_size=recipe.tokenizer.vocab_size, max_length=longest)
+    tokenizer = load_tokenizer(name)
+    tokenizer.model_max_length = longest
+    return tokenizer
+
+
+def _words_of(record: Record, task: Task | None) -> tuple[str, ...]:
+    """What a model may read of a record; of classes, which no model reads, their names."""
+    asked = () if task is None else (record.question or "", *record.choices, *record.answers)
+    return *record.texts, *filter(None, asked)
+
+
+def starting_model(
+    recipe: Recipe, config: PerceiverVLConfig, seed: int, resumed: bool
+) -> tuple[PerceiverVLPreTrainedModel, list[str]]:
+    """The model at the start of a run, and its parts that `initialise.model` lacks; of one that is resumed the Trainer
+    loads the weights.
+    """
+    kind = PerceiverVLForPreTraining if recipe.task is None else task_of(recipe.task).model_class
+    torch.manual_seed(seed)
+    start = recipe.initialise
+    fresh: list[str] = []
+    if resumed or start.model is None:
+        model: PerceiverVLPreTrainedModel = kind(config)
+    else:
+        model, fresh = _model_of(kind, start.model, config, start.latents)
+    if not resumed and (start.vision or start.text):
+        initialise_from(model, vision=start.vision, text=start.text)
+    return model, fresh
+
+
+def _model_of(
+    kind: type[PerceiverVLPreTrainedModel],
+    folder: Path,
+    config: PerceiverVLConfig,
+    latents: Literal["fresh", "interpolate"],
+) -> tuple[PerceiverVLPreTrainedModel, list[str]]:
+    """The model of a folder with the recipe's changes to its configuration, another number of latents and other labels
+    among them, and the names of its parts that are new.
+    """
+    own = PerceiverVLConfig.from_pretrained(folder)
+    kept = ("num_latents", "num_text_latents", "id2label", "label2id", "problem_type")
+    of_it = {name: getattr(own, name) for name in kept}
+    changed = {name: value for name, value in config.to_dict().items() if name != "num_labels"}
+    with quiet():
+        model, loading = kind.from_pretrained(
+            folder,
+            config=PerceiverVLConfig.from_dict(changed | of_it),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    for name, theirs, ours in loading["mismatched_keys"]:
+        if part_of(name) != "heads":  # a head of another task starts fresh
+            raise UsageError(
+                f"initialise.model={folder}: does not fit the recipe's model: {name} is {tuple(theirs)}, "
+                f"need {tuple(ours)}"
+            )
+    fresh = {name.split(".")[0] for name in (*loading["missing_keys"], *(one[0] for one in loading["mismatched_keys"]))}
+    if config.num_latents != own.num_latents:
+        model.resize_latents(config.num_latents, latents)
+    model.config.num_text_latents, model.config.problem_type = config.num_text_latents, config.problem_type
+    if config.id2label != own.id2label:
+        fresh |= _rename_labels(model, config)
+    return model, sorted(fresh)
+
+
+def _rename_labels(model: PerceiverVLPreTrainedModel, config: PerceiverVLConfig) -> set[str]:
+    """Give a model other labels: the last layer of its head starts fresh; → the name of that, if it has one."""
+    model.config.id2label, model.config.label2id = config.id2label, config.label2id
+    head = getattr(model, "answer_head", None)
+    if head is None:
+        return set()
+    head.classifier = nn.Linear(head.classifier.in_features, config.num_labels)
+    model._init_weights(head.classifier)
+    return {"answer_head.classifier"}

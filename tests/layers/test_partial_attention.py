@@ -1,0 +1,158 @@
+"""Attention read in parts is attention read at once."""
+
+import functools
+import itertools
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from perceiver_vl import PerceiverVLForRetrieval
+from perceiver_vl.layers.attention import AttentionBlock
+from perceiver_vl.layers.partial_attention import AttentionSummary, KeysValues, attend, merge_summaries, unpack
+from tiny import assert_same, tiny_model
+
+chunkings = st.lists(st.integers(1, 4), min_size=1, max_size=4)
+ways = st.sampled_from(["fused", "unfused", "eager", "gradient"])
+
+
+def drawn(seed: int, inputs: int, masking: float, loudness: float = 3.0) -> tuple[Tensor, KeysValues]:
+    """Queries `(2,3,4,5)` of two examples, and their inputs, of which about a share of `masking` is masked."""
+    draw = torch.Generator().manual_seed(seed)
+    q, keys, values = (torch.randn(2, 3, n, 5, generator=draw, dtype=torch.float64) for n in (4, inputs, inputs))
+    return loudness * q, KeysValues(keys, values, torch.rand(2, inputs, generator=draw) >= masking)
+
+
+def part(inputs: KeysValues, a: int, b: int) -> KeysValues:
+    mask = None if inputs.mask is None else inputs.mask[:, a:b]
+    return KeysValues(inputs.keys[:, :, a:b], inputs.values[:, :, a:b], mask)
+
+
+def in_parts(q: Tensor, inputs: KeysValues, sizes: list[int], eager: bool = False) -> AttentionSummary:
+    edges = itertools.accumulate(sizes, initial=0)
+    found = (attend(q, part(inputs, a, b), eager=eager) for a, b in itertools.pairwise(edges))
+    return functools.reduce(merge_summaries, found)
+
+
+@given(sizes=chunkings, masking=st.sampled_from([0.0, 0.5, 0.9, 1.0]), way=ways, seed=st.integers(0, 99))
+def test_any_parts_merge_to_the_whole_even_where_all_is_masked(
+    sizes: list[int], masking: float, way: str, seed: int
+) -> None:
+    q, inputs = drawn(seed, sum(sizes), masking)
+    assert inputs.mask is not None
+    q.requires_grad_(way == "gradient")
+    with sdpa_kernel(SDPBackend.MATH) if way == "unfused" else nullcontext():
+        found = in_parts(q, inputs, sizes, eager=way == "eager")
+    mask = inputs.mask[:, None, None]
+    assert_same(found.output, F.scaled_dot_product_attention(q, inputs.keys, inputs.values, attn_mask=mask))
+    scores = (q @ inputs.keys.transpose(-1, -2) / 5**0.5).masked_fill(~mask, -torch.inf)
+    assert_same(found.logsumexp, scores.logsumexp(-1))
+    silent = ~inputs.mask.any(1)
+    assert not found.output[silent].any()
+    assert (found.logsumexp[silent] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@given(sizes=chunkings, masking=st.sampled_from([0.0, 0.5]))
+def test_parts_merge_in_every_precision(dtype: torch.dtype, sizes: list[int], masking: float) -> None:
+    q, inputs = drawn(1, sum(sizes), masking)
+    low = KeysValues(inputs.keys.to(dtype), inputs.values.to(dtype), inputs.mask)
+    found, wanted = in_parts(q.to(dtype), low, sizes), attend(q, inputs)
+    assert found.logsumexp.dtype == torch.float32  # eight bits would lose what is quiet beside what is loud
+    tolerance = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found.output.double(), wanted.output, rtol=0, atol=2 * tolerance)
+    torch.testing.assert_close(found.logsumexp.double(), wanted.logsumexp, rtol=tolerance, atol=2 * tolerance)
+
+
+def test_merging_has_no_order_and_nothing_is_its_zero() -> None:
+    q, inputs = drawn(3, 9, 0.3)
+    a, b, c = (attend(q, part(inputs, n, n + 3)) for n in (0, 3, 6))
+    nothing = AttentionSummary(torch.zeros_like(a.output), torch.full_like(a.logsumexp, -torch.inf))
+    wanted = merge_summaries(merge_summaries(a, b), c)
+    for found in (
+        merge_summaries(c, merge_summaries(b, a)),
+        merge_summaries(merge_summaries(nothing, wanted), nothing),
+    ):
+        assert_same(found.output, wanted.output)
+        assert_same(found.logsumexp, wanted.logsumexp)
+
+
+def test_gradients_come_through_parts_that_may_be_empty() -> None:
+    grads = []
+    for sizes in ([6], [2, 1, 3]):
+        q, inputs = drawn(4, 6, 0.0)
+        inputs = KeysValues(inputs.keys, inputs.values, torch.tensor([[0, 0, 1, 0, 1, 1], [0, 0, 0, 1, 1, 0]]).bool())
+        leaves = [leaf.requires_grad_() for leaf in (q, inputs.keys, inputs.values)]
+        (in_parts(q, inputs, sizes).output ** 2).sum().backward()
+        grads.append([leaf.grad for leaf in leaves])
+    for found, wanted in zip(*grads, strict=True):
+        assert found is not None
+        assert found.any()
+        assert_same(found, wanted)
+
+
+@given(times=st.integers(1, 3), masking=st.sampled_from([0.0, 0.4]))
+def test_inputs_shared_by_several_rows_of_queries_are_not_copied_but_serve_all(times: int, masking: float) -> None:
+    _, inputs = drawn(5, 7, masking)
+    q = torch.randn(2 * times, 3, 4, 5, dtype=torch.float64)
+    assert inputs.mask is not None
+    copied = (inputs.keys, inputs.values, inputs.mask)
+    wanted = attend(q, KeysValues(*(value.repeat_interleave(times, 0) for value in copied)))
+    found = attend(q, inputs)
+    assert_same(found.output, wanted.output)
+    assert_same(found.logsumexp, wanted.logsumexp)
+
+
+def test_one_row_of_queries_serves_all_inputs() -> None:
+    q, inputs = drawn(6, 7, 0.4)
+    found, wanted = attend(q[:1], inputs), attend(q[:1].expand(2, -1, -1, -1), inputs)
+    assert_same(found.output, wanted.output)
+    assert_same(found.repeat(3).output, wanted.output.repeat_interleave(3, 0))
+
+
+def test_a_summary_is_stored_as_one_array() -> None:
+    found = attend(*drawn(7, 6, 0.2))
+    packed = found.pack()
+    assert packed.shape == (2, 4, 15 + 3)
+    assert torch.equal(unpack(packed, 3).output, found.output)
+    assert torch.equal(unpack(packed, 3).logsumexp, found.logsumexp)
+
+
+@pytest.mark.parametrize("residual", ["queries", "normed_queries", "none"])
+@pytest.mark.parametrize("queries", [1, 4])  # one is met in the space of the inputs, four are not
+@given(sizes=chunkings, masking=st.sampled_from([0.0, 0.5, 1.0]))
+def test_a_block_finishes_from_the_summaries_of_parts(
+    residual: str, queries: int, sizes: list[int], masking: float
+) -> None:
+    torch.manual_seed(0)
+    block = AttentionBlock(12, 3, 24, eps=1e-6, norm_inputs=True, residual=residual).double().eval()  # type: ignore[arg-type]
+    latents, inputs = torch.randn(2, queries, 12).double(), torch.randn(2, sum(sizes), 12).double()
+    mask = torch.rand(2, sum(sizes)) >= masking
+    edges = itertools.accumulate(sizes, initial=0)
+    parts = [block.summarise(latents, inputs[:, a:b], mask[:, a:b]) for a, b in itertools.pairwise(edges)]
+    found = block.finish(latents, functools.reduce(merge_summaries, parts))
+    assert_same(found, block(latents, inputs, mask))
+    assert_same(found, block.train()(latents, inputs, mask))
+
+
+# --- The mixed stream from summaries --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("released", [False, True])
+@given(clips=st.integers(1, 4), latents=st.integers(1, 9))
+def test_pairs_are_matched_from_one_row_a_side(released: bool, clips: int, latents: int) -> None:
+    quirks = {"cross_attention_residual": "normed_queries", "modality_embedding": False} if released else {}
+    model = tiny_model(PerceiverVLForRetrieval, **quirks)
+    vision, text = 3 * torch.randn(clips, latents, 16).double(), 3 * torch.randn(clips, 4, 16).double()
+    stored = model.match_summary(vision), model.match_summary(text)
+    assert stored[0].shape == (clips, 16 + 4)
+    assert_same(model.match_from_summaries(*stored), model.match(vision, text))
+    everything = model.match_from_summaries(stored[0], stored[1][:, None])
+    assert everything.shape == (clips, clips)
+    assert_same(everything, model.match_all(vision, text))
+    assert_same(everything.diagonal(), model.match(vision, text))

@@ -1,0 +1,70 @@
+"""Model folders that cannot be used are refused in one line that names what is missing."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perceiver_vl import PerceiverVLError, UsageError
+from perceiver_vl.models.loading import fingerprint, load_retriever
+
+
+def cut_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+
+
+def change_config(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+def keep_base_model_only(folder: Path) -> None:
+    load_retriever(folder, "cpu")[0].perceiver_vl.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (shutil.rmtree, "no such folder"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a configuration"),
+        (lambda folder: change_config(folder, model_type="bert"), "model_type='bert'"),
+        (lambda folder: change_config(folder, hidden_size=33), "hidden_size=33"),
+        (lambda folder: change_config(folder, hidden_size=64), "weights of other shapes, give a model trained for"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
+        (lambda folder: (folder / "processor_config.json").unlink(), "no processor"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
+        (cut_weights, "cannot be loaded"),
+        (keep_base_model_only, "trained for retrieval"),
+    ],
+)
+def test_unusable_model_folder(
+    spoil: Callable[[Path], object], message: str, model_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    spoil(folder)
+    with pytest.raises(PerceiverVLError, match=message) as error:
+        load_retriever(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_fingerprint_is_of_weights_configuration_and_frame_preparation(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    (folder / "README.md").write_text("about")
+    assert fingerprint(folder) == fingerprint(model_folder)
+    change_config(folder, max_frames=3)
+    assert fingerprint(folder) != fingerprint(model_folder)
+
+
+def test_loading_is_quiet(model_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model, _ = load_retriever(model_folder)
+    assert not model.training
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_empty_folder_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=str(tmp_path)):
+        fingerprint(tmp_path)

@@ -1,0 +1,410 @@
+"""Indexing: once, incrementally, whatever is broken and whenever it is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_media import write_clip, write_image
+
+from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, UsageError
+from perceiver_vl.models.loading import fingerprint, load_retriever
+from perceiver_vl.search import IndexReport, build_index
+from perceiver_vl.search.store import (
+    Clip,
+    EncodedClip,
+    IndexSettings,
+    StoredIndex,
+    locked,
+    part_paths,
+    read_settings,
+    write_part,
+    write_settings,
+)
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+def counts(report: IndexReport) -> tuple[int, int, int, int, int]:
+    return report.encoded, report.unchanged, report.removed, len(report.skipped), report.total
+
+
+def vectors(index: Path) -> dict[str, np.ndarray]:
+    stored = StoredIndex(index)
+    return dict(
+        zip([clip.file_name for clip in stored.clips], np.concatenate(list(stored.vectors_by_part())), strict=True)
+    )
+
+
+def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
+    message = str(error.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+def test_second_run_encodes_nothing_and_writes_no_part(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    first = build_index(model_folder, media, tmp_path / "index")
+    before = {path: path.stat().st_mtime_ns for path in part_paths(tmp_path / "index")}
+    second = build_index(model_folder, media, tmp_path / "index")
+    assert counts(first) == (8, 0, 0, 0, 8)
+    assert counts(second) == (0, 8, 0, 0, 8)
+    assert {path: path.stat().st_mtime_ns for path in part_paths(tmp_path / "index")} == before
+
+
+def test_report_is_a_line_and_plain_values(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    (media / "broken.mp4").write_bytes(b"nothing")
+    report = build_index(model_folder, media, tmp_path / "index")
+    assert "8 encoded" in report.summary()
+    assert "1 skipped" in report.summary()
+    assert json.loads(json.dumps(report.as_dict()))["skipped"][0]["file_name"] == "broken.mp4"
+
+
+def test_stored_rows_are_what_the_model_says(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    build_index(model_folder, media, tmp_path / "index", batch_size=3, part_clips=3)
+    stored = StoredIndex(tmp_path / "index")
+    model, processor = load_retriever(model_folder, "cpu")
+    block = np.concatenate(list(stored.vectors_by_part()))
+    summaries = stored.summaries(range(len(stored.clips)))
+    for clip, vector, summary in zip(stored.clips, block, summaries, strict=True):
+        inputs = processor(videos=[media / clip.file_name])
+        with torch.inference_mode():
+            expected = model.encode_vision(**inputs)
+            np.testing.assert_allclose(vector, model.pool_vision(expected)[0].numpy(), atol=1e-5)
+            np.testing.assert_allclose(summary, model.match_summary(expected)[0].numpy(), rtol=1e-5, atol=1e-5)
+    assert {clip.file_name: clip.duration for clip in stored.clips}["image0.png"] is None
+    assert {clip.file_name: clip.duration for clip in stored.clips}["trip/clip4.mp4"] == pytest.approx(0.8, abs=0.05)
+
+
+def test_new_changed_and_removed_clips(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    build_index(model_folder, media, tmp_path / "index", part_clips=3)
+    before = vectors(tmp_path / "index")
+    (media / "image0.png").unlink()
+    write_clip(media / "clip1.mp4", seed=99)
+    write_clip(media / "clip9.mp4", seed=9)
+    report = build_index(model_folder, media, tmp_path / "index", part_clips=3)
+    after = vectors(tmp_path / "index")
+    assert counts(report) == (2, 6, 1, 0, 8)
+    assert set(after) == set(before) - {"image0.png"} | {"clip9.mp4"}
+    assert not np.allclose(after["clip1.mp4"], before["clip1.mp4"], atol=1e-3)
+    for name in set(before) - {"image0.png", "clip1.mp4"}:
+        np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_updated_index_equals_a_fresh_one(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    build_index(model_folder, media, tmp_path / "index", part_clips=3)
+    (media / "clip0.mp4").unlink()
+    write_image(media / "image1.png", seed=77)
+    build_index(model_folder, media, tmp_path / "index", part_clips=3)
+    build_index(model_folder, media, tmp_path / "fresh")
+    updated, fresh = vectors(tmp_path / "index"), vectors(tmp_path / "fresh")
+    assert set(updated) == set(fresh)
+    for name, vector in fresh.items():
+        np.testing.assert_allclose(updated[name], vector, atol=1e-5)
+
+
+def test_captions_follow_the_metadata_without_encoding(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    def write(lines: list[dict[str, object]]) -> None:
+        (media / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    write([{"file_name": "clip0.mp4", "text": ["one", "two"]}, {"file_name": "clip1.mp4"}])
+    build_index(model_folder, media, tmp_path / "index")
+    write([{"file_name": "clip0.mp4", "text": "three"}, {"file_name": "clip1.mp4"}])
+    report = build_index(model_folder, media, tmp_path / "index")
+    assert counts(report) == (0, 2, 0, 0, 2)
+    assert [clip.texts for clip in StoredIndex(tmp_path / "index").clips] == [("three",), ()]
+    write([{"file_name": "clip0.mp4", "text": "three"}, {"file_name": "gone.mp4"}])
+    report = build_index(model_folder, media, tmp_path / "index")
+    assert counts(report) == (0, 1, 1, 1, 1)
+    assert report.skipped[0].file_name == "gone.mp4"
+
+
+def test_a_file_of_two_splits_is_one_clip_with_the_captions_of_both(
+    model_folder: Path, media: Path, tmp_path: Path
+) -> None:
+    lines = [{"file_name": "clip0.mp4", "text": split, "split": split} for split in ("train", "test")]
+    (media / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    build_index(model_folder, media, tmp_path / "index")
+    assert [clip.texts for clip in StoredIndex(tmp_path / "index").clips] == [("train", "test")]
+
+
+def test_broken_files_are_skipped_reported_and_remembered_until_they_change(
+    model_folder: Path, media: Path, tmp_path: Path
+) -> None:
+    (media / "a_broken.mp4").write_bytes(b"not a video")
+    (media / "empty.jpg").touch()
+    for expected in [(8, 0, 0, 2, 8), (0, 8, 0, 2, 8)]:
+        report = build_index(model_folder, media, tmp_path / "index")
+        assert counts(report) == expected
+        assert {problem.file_name for problem in report.skipped} == {"a_broken.mp4", "empty.jpg"}
+        assert all(problem.reason and "\n" not in problem.reason for problem in report.skipped)
+    write_clip(media / "a_broken.mp4", seed=5)
+    assert counts(build_index(model_folder, media, tmp_path / "index")) == (1, 8, 0, 1, 9)
+
+
+def test_too_many_broken_files_stop_a_run_and_keep_what_was_encoded(
+    model_folder: Path, media: Path, tmp_path: Path
+) -> None:
+    for number in range(16):
+        (media / f"z{number}.mp4").write_bytes(b"not a video")
+    index = tmp_path / "index"
+    for encoded in (8, 8):  # again: what is known to be broken counts still
+        with pytest.raises(PerceiverVLError, match=r"16 of 24 clips cannot be read[^\n]+max_broken=0.5") as stop:
+            build_index(model_folder, media, index, max_broken=0.5, batch_size=1)
+        one_line(stop)
+        assert len(vectors(index)) == encoded
+    assert counts(build_index(model_folder, media, index, max_broken=0.7)) == (0, 8, 0, 16, 8)
+    with pytest.raises(PerceiverVLError, match="cannot be read"):
+        build_index(model_folder, media, tmp_path / "other", batch_size=1)
+    assert set(vectors(index)) == {name for name in vectors(index) if not name.startswith("z")}
+
+
+def test_files_that_are_gone_in_numbers_do_not_empty_the_index(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    lines = [{"file_name": f"clip{number}.mp4"} for number in range(4)]
+    lines += [{"file_name": f"{number}.mp4"} for number in range(18)]
+    for number in range(18):
+        (media / f"{number}.mp4").write_bytes((media / "clip0.mp4").read_bytes())
+    (media / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    build_index(model_folder, media, tmp_path / "index")
+    for number in range(18):
+        (media / f"{number}.mp4").unlink()
+    with pytest.raises(PerceiverVLError, match=r"^18 of 22 clips cannot be read"):
+        build_index(model_folder, media, tmp_path / "index")
+    assert len(vectors(tmp_path / "index")) == 22
+
+
+def test_the_skipped_files_lie_beside_the_index(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    (media / "a_broken.mp4").write_bytes(b"not a video")
+    names = ["clip0.mp4", "gone.mp4", "a_broken.mp4"]
+    (media / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": name}) for name in names))
+    report = build_index(model_folder, media, tmp_path / "index")
+    lines = [json.loads(line) for line in (tmp_path / "index" / "skipped.jsonl").read_text().splitlines()]
+    assert [(line["file_name"], line["reason"]) for line in lines] == [
+        (problem.file_name, problem.reason) for problem in report.skipped
+    ]
+    assert [line["file_name"] for line in lines] == ["gone.mp4", "a_broken.mp4"]
+    assert report.damaged == []
+
+
+def test_a_clip_that_breaks_leaves_the_index(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    build_index(model_folder, media, tmp_path / "index")
+    (media / "clip0.mp4").write_bytes(b"spoilt")
+    assert counts(build_index(model_folder, media, tmp_path / "index")) == (0, 7, 0, 1, 7)
+    assert "clip0.mp4" not in vectors(tmp_path / "index")
+
+
+def test_strict_stops_at_the_first_broken_file_and_keeps_what_was_encoded(
+    model_folder: Path, media: Path, tmp_path: Path
+) -> None:
+    (media / "clip2.mp4").write_bytes(b"not a video")
+    with pytest.raises(MediaError) as error:
+        build_index(model_folder, media, tmp_path / "index", strict=True)
+    assert "clip2.mp4" in one_line(error)
+    assert set(vectors(tmp_path / "index")) == {"clip0.mp4", "clip1.mp4"}
+    build_index(model_folder, media, tmp_path / "index")
+    with pytest.raises(MediaError):  # also when the file is known to be broken
+        build_index(model_folder, media, tmp_path / "index", strict=True)
+    assert len(vectors(tmp_path / "index")) == 7
+
+
+def test_a_killed_run_loses_only_the_part_in_progress(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    for number in range(20, 40):
+        write_clip(media / f"clip{number}.mp4", seed=number, frames=30)
+    index = tmp_path / "index"
+    code = (
+        "import sys; from perceiver_vl.search import build_index\n"
+        "build_index(*sys.argv[1:], batch_size=1, part_clips=1, device='cpu')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code, str(model_folder), str(media), str(index)], env=environment)
+    try:
+        while process.poll() is None and len(part_paths(index)) < 3:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    survived = len(vectors(index))
+    assert 3 <= survived < 28
+    (index / "parts" / ".part-000099.parquet.1.part").write_bytes(b"half a part")
+    report = build_index(model_folder, media, index)
+    assert (report.encoded, report.unchanged) == (28 - survived, survived)
+    assert not list(index.glob("parts/.*"))
+    build_index(model_folder, media, tmp_path / "whole")
+    resumed, whole = vectors(index), vectors(tmp_path / "whole")
+    assert set(resumed) == set(whole)
+    for name, vector in whole.items():
+        np.testing.assert_allclose(resumed[name], vector, atol=1e-5)
+
+
+def test_two_runs_at_once_are_refused(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "index"), pytest.raises(UsageError, match="another run") as error:
+        build_index(model_folder, media, tmp_path / "index")
+    one_line(error)
+
+
+def test_a_clip_in_two_parts_counts_once_and_the_later_part_wins(
+    tmp_path: Path, model_folder: Path, media: Path
+) -> None:
+    build_index(model_folder, media, tmp_path / "index")
+    stored = StoredIndex(tmp_path / "index")
+    vector = np.zeros(stored.settings.vector_size, dtype=np.float32)
+    summary = np.zeros(stored.settings.summary_size, dtype=np.float32)
+    write_part(tmp_path / "index", [EncodedClip(Clip("clip0.mp4", 1, 1, (), 1.0), vector, summary)])
+    stored = StoredIndex(tmp_path / "index")
+    assert len(stored.clips) == 8
+    assert (vectors(tmp_path / "index")["clip0.mp4"] == 0).all()
+    assert (stored.summaries([7]) == 0).all()
+    assert (stored.summaries([0]) != 0).any()
+
+
+def test_summaries_of_any_clips_are_read_across_parts(tmp_path: Path) -> None:
+    settings = IndexSettings("model", "fingerprint", "media", "full", 4, 8, 32, 4, ("decoder",))
+    write_settings(tmp_path, settings)
+    draw = np.random.default_rng(0)
+    summaries = draw.standard_normal((25, 32 + 4)).astype(np.float32)
+    vectors = draw.standard_normal((25, 8)).astype(np.float32)
+    clips = [Clip(f"{number}.mp4", 1, 1, (), None) for number in range(25)]
+    encoded = [EncodedClip(*row) for row in zip(clips, vectors, summaries, strict=True)]
+    write_part(tmp_path, encoded[:20])
+    write_part(tmp_path, encoded[20:])
+    for chosen in ([24, 3, 19, 8, 7, 20, 16, 3], []):
+        np.testing.assert_array_equal(StoredIndex(tmp_path).summaries(chosen), summaries[chosen])
+
+
+def test_a_clip_takes_as_many_bytes_whatever_the_latents(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    sizes = []
+    for latents in (1, 6):
+        index = tmp_path / str(latents)
+        build_index(model_folder, media, index, budget=ComputeBudget(latents=latents))
+        sizes.append([path.stat().st_size for path in part_paths(index)])
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize(("number", "named"), [(1, "an older version"), (3, "a newer version")])
+def test_an_index_of_another_format_is_refused_and_left_as_it_is(
+    model_folder: Path, media: Path, tmp_path: Path, number: int, named: str
+) -> None:
+    index = tmp_path / "index"
+    build_index(model_folder, media, index)
+    settings = json.loads((index / "index.json").read_text())
+    assert settings["format"] == 2
+    (index / "index.json").write_text(json.dumps(settings | {"format": number}))
+    before = {path: path.read_bytes() for path in index.rglob("*") if path.is_file()}
+    (media / "clip0.mp4").unlink()
+    for attempt in (lambda: build_index(model_folder, media, index), lambda: StoredIndex(index)):
+        with pytest.raises(UsageError, match=named) as error:
+            attempt()
+        assert str(index) in one_line(error)
+        assert "new folder" in one_line(error)
+    assert {path: path.read_bytes() for path in index.rglob("*") if path.is_file()} == before
+
+
+def test_damaged_weights_are_noticed(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    model, processor = load_retriever(model_folder, "cpu")
+    torch.nn.init.constant_(model.perceiver_vl.encoder.norm.weight, float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    with pytest.raises(PerceiverVLError, match="not numbers") as error:
+        build_index(tmp_path / "model", media, tmp_path / "index")
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: {"budget": ComputeBudget(latents=3)}, "budget"),
+        (lambda: {"num_frames": 2}, "frames"),
+    ],
+)
+def test_another_setting_is_refused(
+    model_folder: Path, media: Path, tmp_path: Path, change: Callable[[], dict[str, object]], message: str
+) -> None:
+    build_index(model_folder, media, tmp_path / "index")
+    with pytest.raises(UsageError, match=message) as error:
+        build_index(model_folder, media, tmp_path / "index", **change())  # type: ignore[arg-type]
+    assert str(tmp_path / "index") in one_line(error)
+
+
+def test_another_model_is_refused(model_folder: Path, other_model_folder: Path, media: Path, tmp_path: Path) -> None:
+    build_index(model_folder, media, tmp_path / "index")
+    with pytest.raises(UsageError, match="another model") as error:
+        build_index(other_model_folder, media, tmp_path / "index")
+    assert str(model_folder) in one_line(error)
+    assert fingerprint(model_folder) != fingerprint(other_model_folder)
+
+
+def test_a_folder_may_move_but_not_be_swapped(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    build_index(model_folder, media, tmp_path / "index")
+    moved = media.rename(tmp_path / "moved")
+    assert counts(build_index(model_folder, moved, tmp_path / "index")) == (0, 8, 0, 0, 8)
+    assert read_settings(tmp_path / "index").media == str(moved)
+    write_clip(tmp_path / "elsewhere" / "other.mp4", seed=1)
+    with pytest.raises(UsageError, match="none of them") as error:
+        build_index(model_folder, tmp_path / "elsewhere", tmp_path / "index")
+    one_line(error)
+    assert len(vectors(tmp_path / "index")) == 8
+
+
+def test_budget_sets_frames_and_latents(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    build_index(model_folder, media, tmp_path / "index", budget=ComputeBudget(frames=2, latents=4, cross_attentions=1))
+    stored = StoredIndex(tmp_path / "index")
+    assert (stored.settings.frames, stored.settings.budget) == (2, "frames=2,latents=4,cross_attentions=1")
+    build_index(model_folder, media, tmp_path / "full")
+    assert not np.allclose(stored.summaries(range(8)), StoredIndex(tmp_path / "full").summaries(range(8)), atol=1e-2)
+
+
+def test_only_an_index_or_an_empty_folder_is_written_to(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "letter.txt").write_text("dear")
+    with pytest.raises(UsageError, match="other things") as error:
+        build_index(model_folder, media, tmp_path / "docs")
+    one_line(error)
+    with pytest.raises(UsageError, match="cannot be made"):
+        build_index(model_folder, media, tmp_path / "docs" / "letter.txt")
+
+
+def test_values_that_cannot_work_are_named(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    for options, message in [
+        ({"num_frames": 0}, "num_frames=0"),
+        ({"num_frames": 5}, "num_frames=5"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"budget": ComputeBudget(latents=7)}, "latents=7"),
+        ({"split": "train"}, "split=train"),
+    ]:
+        with pytest.raises(UsageError, match=message) as error:
+            build_index(model_folder, media, tmp_path / "index", **options)  # type: ignore[arg-type]
+        one_line(error)
+    with pytest.raises(UsageError, match="no such folder"):
+        build_index(model_folder, tmp_path / "nowhere", tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def test_damaged_index_files_are_named(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    build_index(model_folder, media, tmp_path / "index")
+    part = part_paths(tmp_path / "index")[0]
+    stored, whole = StoredIndex(tmp_path / "index"), part.read_bytes()
+    part.write_bytes(whole[:100])
+    with pytest.raises(PerceiverVLError, match=part.name) as error:
+        StoredIndex(tmp_path / "index")
+    one_line(error)
+    with pytest.raises(PerceiverVLError, match=part.name):
+        stored.summaries([0])
+    part.write_bytes(whole)
+    settings = read_settings(tmp_path / "index")
+    write_settings(tmp_path / "index", replace(settings, num_attention_heads=8))
+    with pytest.raises(PerceiverVLError, match=part.name) as error:
+        StoredIndex(tmp_path / "index").summaries([0])
+    one_line(error)
+    (tmp_path / "index" / "index.json").write_text("{")
+    with pytest.raises(PerceiverVLError, match="damaged") as error:
+        StoredIndex(tmp_path / "index")
+    one_line(error)

@@ -1,0 +1,237 @@
+"""Searching: the same order as a direct computation, through every shortlist, and a page to look at it."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_media import write_clip
+
+from perceiver_vl import ComputeBudget, PerceiverVLError, UsageError
+from perceiver_vl.models.loading import load_retriever
+from perceiver_vl.search import Searcher, build_index, write_page
+from perceiver_vl.search.shortlist import RECALL_AT
+from perceiver_vl.search.store import Clip, EncodedClip, StoredIndex, part_paths, write_part
+
+QUERY = "a red square moves left"
+
+
+@pytest.fixture(scope="module")
+def indexed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(index, media): twelve clips, two of them with captions, in several parts."""
+    media, index = tmp_path_factory.mktemp("media"), tmp_path_factory.mktemp("index")
+    for number in range(12):
+        write_clip(media / f"clip{number:02d}.mp4", seed=number)
+    lines: list[dict[str, object]] = [{"file_name": f"clip{number:02d}.mp4"} for number in range(12)]
+    lines[0]["text"], lines[1]["text"] = "a red <b>square</b>", "a blue circle"
+    (media / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    build_index(model_folder, media, index, part_clips=5, batch_size=4)
+    return index, media
+
+
+def directly(
+    model_folder: Path, media: Path, budget: ComputeBudget | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """(scale * cosine, matching logit) of the query with every clip, from the files, nothing cached."""
+    model, processor = load_retriever(model_folder, "cpu")
+    text = processor(text=[QUERY])
+    multi, mixed = {}, {}
+    with torch.inference_mode():
+        for path in sorted(media.glob("*.mp4")):
+            video = processor(videos=[path])
+            cosine = (
+                model.get_vision_features(**video, budget=budget) @ model.get_text_features(**text, budget=budget).T
+            )
+            multi[path.name] = (model.logit_scale * cosine).item()
+            pair = model.encode_vision(**video, budget=budget), model.encode_text(**text, budget=budget)
+            mixed[path.name] = model.match(*pair).item()
+    return multi, mixed
+
+
+def names(result: object) -> list[str]:
+    return [hit.file_name for hit in result.hits]  # type: ignore[attr-defined]
+
+
+def best_first(scores: dict[str, float]) -> list[str]:
+    return sorted(scores, key=lambda name: -scores[name])
+
+
+def test_hits_are_in_the_order_of_a_direct_computation(model_folder: Path, indexed: tuple[Path, Path]) -> None:
+    index, media = indexed
+    multi, mixed = directly(model_folder, media)
+    total = F.log_softmax(torch.tensor(list(multi.values())), 0) + F.log_softmax(torch.tensor(list(mixed.values())), 0)
+    combined = dict(zip(multi, total.tolist(), strict=True))
+    searcher = Searcher(index)
+    for rerank, scores in [("none", multi), ("mixed", mixed), ("combined", combined)]:
+        result = searcher.search(QUERY, top=12, rerank=rerank)  # type: ignore[arg-type]
+        assert names(result) == best_first(scores)
+        assert [hit.rank for hit in result.hits] == list(range(1, 13))
+    assert [hit.score for hit in result.hits] == pytest.approx([combined[name] for name in names(result)], abs=1e-4)
+
+
+def test_stored_summaries_give_the_score_of_the_files_themselves(
+    model_folder: Path, indexed: tuple[Path, Path]
+) -> None:
+    index, media = indexed
+    multi, mixed = directly(model_folder, media)
+    assert max(mixed.values()) - min(mixed.values()) > 0.05  # so that the tolerance below tells clips apart
+    searcher = Searcher(index)
+    for hit in searcher.search(QUERY, top=12).hits:
+        assert hit.mixed_score == pytest.approx(mixed[hit.file_name], abs=1e-5)
+        scale = searcher.model.logit_scale.item()
+        assert scale * hit.multi_score == pytest.approx(multi[hit.file_name], abs=1e-4)
+
+
+def test_budget_of_the_index_is_the_budget_of_the_query(
+    model_folder: Path, indexed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    budget = ComputeBudget(latents=3, text_latents=2, cross_attentions=1)
+    build_index(model_folder, indexed[1], tmp_path / "index", budget=budget)
+    multi, _ = directly(model_folder, indexed[1], budget)
+    assert names(Searcher(tmp_path / "index").search(QUERY, top=12, rerank="none")) == best_first(multi)
+
+
+def test_only_the_shortlist_is_ranked_again(model_folder: Path, indexed: tuple[Path, Path]) -> None:
+    index, media = indexed
+    multi, mixed = directly(model_folder, media)
+    result = Searcher(index).search(QUERY, top=3, shortlist=4, rerank="mixed")
+    chosen = best_first(multi)[:4]
+    assert names(result) == best_first({name: mixed[name] for name in chosen})[:3]
+
+
+def test_result_says_how_and_how_long(indexed: tuple[Path, Path]) -> None:
+    result = Searcher(indexed[0]).search(QUERY, top=2)
+    assert (result.method, result.recall, result.searched, len(result.hits)) == ("exact", 1.0, 12, 2)
+    assert set(result.seconds) == {"encode", "shortlist", "rerank", "total"}
+    plain = json.loads(json.dumps(result.as_dict()))
+    assert plain["hits"][0]["path"] == str(indexed[1] / plain["hits"][0]["file_name"])
+
+
+def test_index_works_from_another_directory(
+    indexed: tuple[Path, Path], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(indexed[1].parent)
+    build_index(model_folder, indexed[1].name, tmp_path / "index")
+    monkeypatch.chdir(tmp_path)
+    hits = Searcher("index").search(QUERY).hits
+    assert all(hit.path.is_file() for hit in hits)
+
+
+def test_lancedb_agrees_with_exact_search_and_follows_the_parts(
+    model_folder: Path, indexed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("lancedb")
+    index = tmp_path / "index"
+    build_index(model_folder, indexed[1], index, part_clips=5)
+    for more in (False, True):
+        if more:
+            add_random_clips(index, 300)
+        exact, lance = Searcher(index), Searcher(index, exact_rows=10)
+        expected, found = exact.search(QUERY, top=12), lance.search(QUERY, top=12)
+        assert (found.method, expected.method) == ("lancedb", "exact")
+        assert names(found) == names(expected)
+        assert [hit.score for hit in found.hits] == pytest.approx([hit.score for hit in expected.hits], abs=1e-4)
+        assert found.recall == 1.0  # with so few clips, every partition is probed
+        assert found.searched == (312 if more else 12)
+    assert len(list((index / "lance").iterdir())) == 1
+    assert RECALL_AT < 12  # so that the recall above could have been less than 1
+
+
+def test_missing_lancedb_is_named_with_its_remedy(indexed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lancedb", None)  # as if it were not installed
+    with pytest.raises(UsageError, match=r"pip install 'perceiver-vl\[lancedb\]'") as error:
+        Searcher(indexed[0], exact_rows=10)
+    assert "\n" not in str(error.value)
+
+
+def add_random_clips(index: Path, count: int) -> None:
+    settings = StoredIndex(index).settings
+    draw = np.random.default_rng(3)
+    vectors = draw.standard_normal((count, settings.vector_size)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    summaries = draw.standard_normal((count, settings.summary_size)).astype(np.float32)
+    clips = [Clip(f"random{number}.mp4", 1, 1, (), 1.0) for number in range(count)]
+    rows = zip(clips, vectors, summaries, strict=True)
+    write_part(index, [EncodedClip(*row) for row in rows])
+
+
+def test_changes_under_an_open_index_are_noticed(
+    model_folder: Path, indexed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    media = tmp_path / "media"
+    for number in range(4):
+        write_clip(media / f"clip{number}.mp4", seed=number)
+    build_index(model_folder, media, tmp_path / "index")
+    searcher = Searcher(tmp_path / "index")
+    (media / "clip0.mp4").unlink()
+    build_index(model_folder, media, tmp_path / "index")
+    with pytest.raises(PerceiverVLError, match="search again"):
+        searcher.search(QUERY)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"words": "  "}, "query"),
+        ({"words": QUERY, "top": 0}, "top=0"),
+        ({"words": QUERY, "shortlist": 0}, "shortlist=0"),
+        ({"words": QUERY, "rerank": "best"}, "rerank='best'"),
+    ],
+)
+def test_queries_that_cannot_work(indexed: tuple[Path, Path], options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        Searcher(indexed[0]).search(**options)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+def test_folders_that_cannot_be_searched(
+    model_folder: Path, other_model_folder: Path, indexed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    write_clip(tmp_path / "media" / "clip.mp4", seed=0)
+    build_index(model_folder, tmp_path / "media", index)
+    part_paths(index)[0].unlink()
+    for folder, model, message in [
+        (tmp_path, None, "not an index"),
+        (index, None, "without clips"),
+        (indexed[0], other_model_folder, "another model"),
+        (indexed[0], tmp_path / "nowhere", "no such folder"),
+        (indexed[0], tmp_path, "no config.json"),
+    ]:
+        with pytest.raises(UsageError, match=message) as error:
+            Searcher(folder, model)
+        assert "\n" not in str(error.value)
+
+
+def test_model_that_moved(model_folder: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    write_clip(tmp_path / "media" / "clip.mp4", seed=0)
+    build_index(model, tmp_path / "media", tmp_path / "index")
+    model.rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match="--model"):
+        Searcher(tmp_path / "index")
+    assert names(Searcher(tmp_path / "index", tmp_path / "moved").search(QUERY)) == ["clip.mp4"]
+
+
+def test_page_is_self_contained_and_escapes(indexed: tuple[Path, Path], model_folder: Path, tmp_path: Path) -> None:
+    write_clip(tmp_path / "media" / "<script>alert(1)<.mp4", seed=0)
+    write_clip(tmp_path / "media" / "gone.mp4", seed=1)
+    build_index(model_folder, tmp_path / "media", tmp_path / "index")
+    results = [Searcher(tmp_path / "index").search("<i>words</i> & more"), Searcher(indexed[0]).search(QUERY, top=12)]
+    (tmp_path / "media" / "gone.mp4").unlink()
+    write_page(tmp_path / "page.html", results)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "<i>words" not in page
+    assert "<b>square" not in page
+    assert "a red &lt;b&gt;square&lt;/b&gt;" in page
+    assert "no such file" in page
+    addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'>)]*)""", page)
+    assert addresses
+    assert all(address.startswith("data:image/jpeg;base64,") for address in addresses)
+    assert page.count("<figure") == 13 * 8

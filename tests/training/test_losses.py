@@ -1,0 +1,279 @@
+"""What the objectives ask, against what their definitions say."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from perceiver_vl import ComputeBudget, PerceiverVLForPreTraining, UsageError
+from perceiver_vl.training.losses import (
+    Objectives,
+    PreTrainingBatch,
+    contrastive_loss,
+    draw_hard_negatives,
+    mixed_matching_loss,
+    pretraining_losses,
+)
+from perceiver_vl.utils.distributed import WholeBatch
+from tiny import assert_same, differs, tiny_batch, tiny_model
+
+EVERYTHING = Objectives(vtm=1, mlm=1, vtc=1, ttc=1, mixed_vtm=1, mixed_vtc=1, hard_negatives=True)
+FULL = ComputeBudget()
+
+
+def ask(batch: PreTrainingBatch, objectives: Objectives, budget: ComputeBudget = FULL) -> dict[str, Tensor]:
+    return pretraining_losses(tiny_model(), batch, objectives, budget)
+
+
+def bce(logits: Tensor, labels: list[int]) -> Tensor:
+    """Binary cross-entropy by its definition, averaged."""
+    signs = torch.tensor(labels).double() * 2 - 1
+    return -(signs * logits).sigmoid().log().mean()
+
+
+# --- Matching -------------------------------------------------------------------------------------------------------
+
+
+def test_matching_shows_each_text_its_donors_vision() -> None:
+    model, batch = tiny_model(), tiny_batch()
+    donors = [0, 0, 2, 2]
+    logits = model.match_jointly(
+        batch.input_ids, batch.attention_mask, batch.pixel_values[donors], batch.frame_mask[donors]
+    )
+    found = ask(batch, Objectives(vtm=1, mlm=0))
+    assert found.keys() == {"vtm"}
+    assert_same(found["vtm"], bce(logits, [1, 0, 1, 0]))
+
+
+def test_matching_in_the_mixed_stream_has_every_pair_once_right_and_once_wrong() -> None:
+    model, batch = tiny_model(), tiny_batch(3)
+    vision = model.encode_vision(batch.pixel_values, batch.frame_mask)
+    text = model.encode_text(batch.input_ids, batch.attention_mask)
+    logits = torch.cat([model.match(vision, text), model.match(vision[[2, 0, 1]], text)])
+    found = ask(batch, Objectives(vtm=0, mlm=0, mixed_vtm=1))
+    assert found.keys() == {"mixed_vtm"}
+    assert_same(found["mixed_vtm"], bce(logits, [1, 1, 1, 0, 0, 0]))
+    summaries = model.match_summary(vision), model.match_summary(text)
+    alone = mixed_matching_loss(model, *summaries, torch.tensor([2, 0, 1]), WholeBatch((3,)))
+    assert_same(alone, found["mixed_vtm"])
+
+
+def test_hard_negatives_take_the_place_of_the_negatives_only() -> None:
+    model, batch = tiny_model(), tiny_batch(6)
+    vision = model.get_vision_features(batch.pixel_values, batch.frame_mask)
+    text = model.get_text_features(batch.input_ids, batch.attention_mask)
+    hard = draw_hard_negatives(model.logit_scale * text @ vision.T, torch.arange(6), batch.negative_draws)
+    donors = torch.tensor([0, hard[1], 2, hard[3], 4, hard[5]])
+    logits = model.match_jointly(
+        batch.input_ids, batch.attention_mask, batch.pixel_values[donors], batch.frame_mask[donors]
+    )
+    found = pretraining_losses(model, batch, replace(EVERYTHING, mlm=0), FULL)
+    assert_same(found["vtm"], bce(logits, [1, 0, 1, 0, 1, 0]))
+    vision = model.encode_vision(batch.pixel_values, batch.frame_mask)
+    text = model.encode_text(batch.input_ids, batch.attention_mask)
+    summaries = model.match_summary(vision), model.match_summary(text)
+    assert_same(found["mixed_vtm"], mixed_matching_loss(model, *summaries, hard, WholeBatch((6,))))
+
+
+def test_hard_negatives_are_others_and_mostly_similar_ones() -> None:
+    torch.manual_seed(0)
+    own = torch.arange(8)
+    similarities = torch.eye(8) * 20 + torch.rand(8, 8)
+    near = (own + 3) % 8
+    similarities[own, near] = 5.0  # e^5 against seven of about e^0.5
+    draws = torch.stack([draw_hard_negatives(similarities, own, torch.rand(8)) for _ in range(300)])
+    assert (draws != own).all()
+    share = (draws == near).double().mean().item()
+    expected = (similarities.fill_diagonal_(-torch.inf).softmax(1))[own, near].mean().item()
+    assert abs(share - expected) < 0.03
+    assert len(draws.unique()) == 8
+
+
+@given(
+    seed=st.integers(0, 1000),
+    spread=st.sampled_from([0.0, 1.0, 1000.0]),
+    draw=st.sampled_from([0.0, 0.5, 1.0 - 2**-24, 1.0]),
+    pairs=st.integers(2, 9),
+)
+def test_hard_negatives_are_never_the_own_pair_or_beyond_the_batch(
+    seed: int, spread: float, draw: float, pairs: int
+) -> None:
+    similarities = torch.randn(pairs, pairs, generator=torch.Generator().manual_seed(seed)) * spread
+    own = torch.arange(pairs)
+    draws = draw_hard_negatives(similarities, own, torch.full((pairs,), draw))
+    assert ((draws != own) & (draws >= 0) & (draws < pairs)).all()
+
+
+def test_hard_negatives_can_be_drawn_when_all_but_the_own_pair_are_hopeless() -> None:
+    draws = draw_hard_negatives(torch.eye(4) * 1000.0, torch.arange(4), torch.rand(4))
+    assert (draws != torch.arange(4)).all()
+
+
+def test_a_pair_alone_has_nothing_to_be_told_from() -> None:
+    losses = ask(tiny_batch(1), replace(EVERYTHING, mlm=0))
+    model, batch = tiny_model(), tiny_batch(1)
+    logits = model.match_jointly(batch.input_ids, batch.attention_mask, batch.pixel_values, batch.frame_mask)
+    assert_same(losses["vtm"], bce(logits, [1]))
+    for name in ("vtc", "ttc", "mixed_vtc"):
+        assert_same(losses[name], torch.zeros(()).double())
+
+
+# --- Masked words ---------------------------------------------------------------------------------------------------
+
+
+def test_masked_words_are_those_of_the_model_given_matched_vision() -> None:
+    model, batch = tiny_model(), tiny_batch()
+    wanted = model(
+        batch.masked_input_ids, batch.attention_mask, batch.pixel_values, batch.frame_mask, mlm_labels=batch.mlm_labels
+    )
+    found = ask(batch, Objectives(vtm=0, mlm=1))
+    assert found.keys() == {"mlm"}
+    assert_same(found["mlm"], wanted.loss)
+
+
+def test_a_batch_without_masked_words_has_no_word_loss() -> None:
+    batch = replace(tiny_batch(), mlm_labels=torch.full((4, 6), -100))
+    assert ask(batch, Objectives(vtm=0, mlm=1))["mlm"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"), [(0.5, [0, 1, 4, 5]), (0.25, [0, 1]), (0.01, [0, 1]), (1.0, list(range(8)))]
+)
+def test_the_joint_share_is_what_the_joint_objectives_see(share: float, shown: list[int]) -> None:
+    """Pairs of neighbours, of which one text is shown the other's vision, at equal distances."""
+    batch = tiny_batch(8)
+    part = PreTrainingBatch(**{field.name: getattr(batch, field.name)[shown] for field in fields(batch)})
+    objectives = Objectives(vtm=1, mlm=1, vtc=1, mixed_vtm=1, mixed_vtc=1)
+    found, wanted = ask(batch, replace(objectives, joint_share=share)), ask(part, objectives)
+    for name in ("vtm", "mlm"):
+        assert_same(found[name], wanted[name])
+    whole = ask(batch, objectives)
+    for name in ("vtc", "mixed_vtm", "mixed_vtc"):
+        assert_same(found[name], whole[name])
+
+
+# --- Contrast -------------------------------------------------------------------------------------------------------
+
+
+def contrast_by_definition(vision: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    total = torch.zeros(()).double()
+    for i in range(len(vision)):
+        of_text = torch.stack([(scale * vision[i] @ text[j]).exp() for j in range(len(text))])
+        of_vision = torch.stack([(scale * text[i] @ vision[j]).exp() for j in range(len(vision))])
+        total = total - (of_text[i] / of_text.sum()).log() - (of_vision[i] / of_vision.sum()).log()
+    return total / (2 * len(vision))
+
+
+def test_contrast_is_what_its_definition_says() -> None:
+    torch.manual_seed(0)
+    vision, text = (torch.nn.functional.normalize(torch.randn(5, 7).double(), dim=1) for _ in range(2))
+    scale = torch.tensor(6.0).double()
+    assert_same(contrastive_loss(vision, text, scale), contrast_by_definition(vision, text, scale))
+
+
+def test_contrast_is_of_the_multi_streams_vectors() -> None:
+    model, batch = tiny_model(), tiny_batch()
+    vision = model.get_vision_features(batch.pixel_values, batch.frame_mask)
+    text = model.get_text_features(batch.input_ids, batch.attention_mask)
+    found = ask(batch, Objectives(vtm=0, mlm=0, vtc=1))
+    assert found.keys() == {"vtc"}
+    assert_same(found["vtc"], contrast_by_definition(vision, text, model.logit_scale))
+
+
+def test_contrast_of_the_mixed_stream_is_over_the_matching_logits_of_all_pairs() -> None:
+    model, batch = tiny_model(), tiny_batch(3)
+    vision = model.encode_vision(batch.pixel_values, batch.frame_mask)
+    text = model.encode_text(batch.input_ids, batch.attention_mask)
+    logits = torch.stack([torch.stack([model.match(vision[[c]], text[[q]])[0] for c in range(3)]) for q in range(3)])
+    of_texts = -logits.log_softmax(1).diagonal().mean()
+    of_clips = -logits.log_softmax(0).diagonal().mean()
+    found = ask(batch, Objectives(vtm=0, mlm=0, mixed_vtc=1))
+    assert found.keys() == {"mixed_vtc"}
+    assert_same(found["mixed_vtc"], (of_texts + of_clips) / 2)
+
+
+# --- All together ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"modality_aggregation": "separate_plus"}, {"latent_position": "fourier"}])
+def test_every_parameter_is_trained_by_the_objectives_together(changes: dict[str, Any]) -> None:
+    model = tiny_model(PerceiverVLForPreTraining, layer_drop=0.0, **changes).train()
+    sum(pretraining_losses(model, tiny_batch(), EVERYTHING, FULL).values()).backward()  # type: ignore[union-attr]
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        if name.endswith("k_proj.bias"):  # adds the same to all logits of a query, which the softmax takes out again
+            assert parameter.grad.abs().max() < 1e-9, name
+        else:
+            assert parameter.grad.abs().max() > 1e-9, name
+
+
+def test_the_contrast_of_captions_is_that_of_two_texts() -> None:
+    model, batch = tiny_model(), tiny_batch()
+    first = model.get_text_features(batch.input_ids, batch.attention_mask)
+    second = model.get_text_features(batch.other_input_ids, batch.other_attention_mask)
+    logits, own = model.logit_scale * first @ second.T, torch.arange(4)
+    by_hand = -(logits.log_softmax(1)[own, own].mean() + logits.log_softmax(0)[own, own].mean()) / 2
+    assert_same(ask(batch, Objectives(vtm=0, mlm=0, ttc=1))["ttc"], by_hand)
+
+
+@pytest.mark.parametrize("name", ["vtm", "mlm", "vtc", "ttc", "mixed_vtm", "mixed_vtc"])
+def test_the_budget_reaches_every_objective(name: str) -> None:
+    weights = dict.fromkeys(("vtm", "mlm"), 0.0) | {name: 1.0}
+    batch, objectives = tiny_batch(), Objectives(**weights)  # type: ignore[arg-type]
+    found = ask(batch, objectives, ComputeBudget(cross_attentions=1))
+    assert differs(found[name], ask(batch, objectives)[name])
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Objectives(vtm=-1.0), "objectives.vtm=-1.0"),
+        (lambda: Objectives(vtm=0, mlm=0), "every weight is 0"),
+        (lambda: Objectives(joint_share=0.0), "objectives.joint_share=0.0"),
+        (lambda: Objectives(joint_share=1.1), "objectives.joint_share=1.1"),
+        (lambda: Objectives(mlm_probability=0.0), "objectives.mlm_probability=0.0"),
+    ],
+)
+def test_weights_and_shares_that_cannot_work_are_refused(make: Callable[[], Objectives], named: str) -> None:
+    with pytest.raises(UsageError, match=r"^objectives[^\n]+$") as refused:
+        make()
+    assert named in str(refused.value)
+
+
+# --- Chunks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 9])
+def test_a_batch_in_chunks_has_the_losses_and_gradients_of_the_whole(chunk: int) -> None:
+    batch = tiny_batch(5)
+    found = []
+    for objectives in (EVERYTHING, replace(EVERYTHING, chunk=chunk)):
+        model = tiny_model(layer_drop=0.5).train()
+        model.seed_layer_drop(3)  # as in training: one draw for all forwards of a step
+        losses = pretraining_losses(model, batch, objectives, FULL)
+        torch.stack(list(losses.values())).sum().backward()
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        found.append((losses, gradients))
+    for whole, chunked in zip(*found, strict=True):
+        assert whole.keys() == chunked.keys()
+        for name in whole:
+            assert_same(chunked[name], whole[name])
+
+
+def test_a_chunk_bounds_what_the_backward_pass_keeps() -> None:
+    kept = {}
+    for chunk in (None, 2):
+        model, batch = tiny_model(), tiny_batch(16)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
+        ):
+            losses = pretraining_losses(model, batch, replace(EVERYTHING, chunk=chunk), FULL)
+        kept[chunk] = sum(sizes)
+        torch.stack(list(losses.values())).sum().backward()
+    assert kept[2] < kept[None] / 3
