@@ -5,8 +5,7 @@ import json
 import pytest
 
 from perceiver_vl import ComputeBudget, PerceiverVLConfig, UsageError
-from perceiver_vl.bench.cost import CostReport, measure_cost
-from perceiver_vl.bench.crossovers import in_words
+from perceiver_vl.bench.cost import CostReport, in_words, measure_cost
 from perceiver_vl.bench.peers import PEERS
 from perceiver_vl.bench.settings import FRAMES, OURS, entries
 from perceiver_vl.bench.streams import ITEMS, STREAMS

@@ -22,7 +22,6 @@ from perceiver_vl.bench.frontier import FrontierReport, measure_frontier
 from perceiver_vl.bench.sources import open_source
 from perceiver_vl.bench.trained import cascade_section, frontier_sections
 from perceiver_vl.bench.trained_figures import cascade_figure, frontier_figures
-from perceiver_vl.cost_limit import CostLimit, is_limit
 from perceiver_vl.data.synthetic import World, write_world
 from perceiver_vl.inference import budget_selection
 from perceiver_vl.inference.budget_selection import (
@@ -33,6 +32,7 @@ from perceiver_vl.inference.budget_selection import (
     read_frontier,
     write_frontier,
 )
+from perceiver_vl.models.budget import CostLimit, is_limit
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops, merging_flops, summary_flops
 from tiny import tiny_config, tiny_processor

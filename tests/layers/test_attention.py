@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from perceiver_vl.layers.attention import Attention, AttentionBlock, fourier_features
+from perceiver_vl.layers.attention import Attention, AttentionBlock
 from perceiver_vl.layers.partial_attention import merge_summaries
+from perceiver_vl.layers.positions import fourier_features
 from tiny import assert_same, differs
 
 

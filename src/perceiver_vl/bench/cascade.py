@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perceiver_vl.bench.sources import FirstClips
-from perceiver_vl.data.sources import CachedClips, ClipSource
+from perceiver_vl.data.sources import CachedClips, ClipSource, Subset
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
@@ -85,7 +84,7 @@ def measure_cascade(
     if max(items) > len(source):
         raise UsageError(f"items={max(items)}: more than the {len(source)} clips of {data or 'the data'}")
     num_frames = budget.frames or int(processor.image_processor.num_frames)
-    decoded = CachedClips(FirstClips(source, max(items)))
+    decoded = CachedClips(Subset(source, max(items)))
     common: dict[str, Any] = {"captions_per_clip": 1, "shortlist": shortlist, "budget": budget}
     found: list[StreamRun] = []
     with Stages(progress) as stages:
@@ -95,7 +94,7 @@ def measure_cascade(
             advance()
         advance = stages.stage("Ranking", len(items) * runs)
         for number in sorted(items):
-            some = FirstClips(decoded, number)
+            some = Subset(decoded, number)
             before = [one for one in found if one.stream == "single" and one.extrapolated_from is None]
             guess = before[-1].seconds * (number / before[-1].items) ** 2 if before else 0.0
             streams = (*CACHED, "single") if guess <= most_seconds else CACHED

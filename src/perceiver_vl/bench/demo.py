@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
 
@@ -24,16 +23,17 @@ from perceiver_vl.data.records import Folder
 from perceiver_vl.data.sources import CachedClips, FolderClips
 from perceiver_vl.data.synthetic import write_world
 from perceiver_vl.media.decode import load_frames
+from perceiver_vl.media.filmstrip import Filmstrip, filmstrip
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.search import Searcher, SearchResult, build_index
-from perceiver_vl.search.html import Filmstrip, filmstrip
 from perceiver_vl.tasks.provenance import machine, versions
 from perceiver_vl.tasks.retrieval import RetrievalResult, StreamResult, evaluate_retrieval
 from perceiver_vl.training import train
 from perceiver_vl.training.recipe import read_recipe
 from perceiver_vl.utils.console import err
 from perceiver_vl.utils.files import write_json, write_text
+from perceiver_vl.utils.html import render
 from perceiver_vl.utils.launch import beside_others
 from perceiver_vl.utils.plots import curves_svg, recall_against_latency_svg, write_picture
 
@@ -173,8 +173,8 @@ def _write_report(result: DemoResult, output: Path) -> None:
     ]
     title = f"{HELD_OUT} unseen captions, {HELD_OUT} clips"
     strips: dict[Path, Filmstrip] = {hit.path: filmstrip(hit.path) for search in result.searches for hit in search.hits}
-    environment = Environment(loader=PackageLoader("perceiver_vl", "."), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("bench/demo.html.jinja").render(
+    page = render(
+        "bench/demo.html.jinja",
         result=result,
         losses=Markup(_loss_curves(output / "model" / "log.csv")),
         validation=Markup(_validation_curves(output / "model" / "log.csv")),

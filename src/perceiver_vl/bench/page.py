@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from perceiver_vl.bench.cascade import CascadeReport, measure_cascade
@@ -27,6 +26,7 @@ from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.tasks.provenance import Circumstances
 from perceiver_vl.utils.console import err
 from perceiver_vl.utils.files import write_json, write_text
+from perceiver_vl.utils.html import render
 from perceiver_vl.utils.plots import points_svg
 
 QUICK_SECONDS = 2.0
@@ -103,13 +103,6 @@ def _measure_trained(
 
 def render_page(report: BenchReport) -> str:
     """→ HTML."""
-    environment = Environment(
-        loader=PackageLoader("perceiver_vl", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sections: list[tuple[str, Section]] = [("cost", section) for section in cost_sections(report.cost)]
     sections += [("length", length_section(report.length)), ("ask", questions_section(report.ask))]
     sections += [("rerank", reranking_section(report.rerank))]
@@ -122,8 +115,7 @@ def render_page(report: BenchReport) -> str:
         drawn.append(cascade_figure(report.cascade))
     figures = [Markup(figure) for figure in drawn]
     peers = [(peer.title, peer.passes) for peer in PEERS]
-    template = environment.get_template("bench/page.html.jinja")
-    return template.render(report=report, sections=sections, figures=figures, peers=peers)
+    return render("bench/page.html.jinja", report=report, sections=sections, figures=figures, peers=peers)
 
 
 def _cost_figures(report: CostReport) -> list[str]:

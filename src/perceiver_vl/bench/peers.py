@@ -30,8 +30,9 @@ from transformers import (
 from transformers.models.timesformer.modeling_timesformer import TimesformerSelfAttention
 from transformers.models.vilt.modeling_vilt import ViltSelfAttention
 
+from perceiver_vl.layers.positions import resize_positions
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings, resize_positions
+from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings
 
 
 class JointTransformer(nn.Module):

@@ -1,42 +1,14 @@
 """Clips for the benches of trained models: a user's own, or the generated world's held-out ones."""
 
-from dataclasses import dataclass
-
-import numpy as np
-
 from perceiver_vl.data.folder import Need
 from perceiver_vl.data.open import open_clips
-from perceiver_vl.data.records import Record
-from perceiver_vl.data.sources import ClipSource, Frames, is_damaged
+from perceiver_vl.data.sources import ClipSource, Subset
 from perceiver_vl.data.synthetic import World
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.utils.errors import UsageError
 
 WORLD = "world"
 WORLD_CLIPS = 256
-
-
-@dataclass(frozen=True)
-class FirstClips:
-    """The first clips of a source."""
-
-    source: ClipSource
-    clips: int
-
-    def __len__(self) -> int:
-        return min(self.clips, len(self.source))
-
-    def record(self, index: int) -> Record:
-        """As the source has it."""
-        return self.source.record(index)
-
-    def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
-        """As the source decodes them."""
-        return self.source.frames(index, num_frames, rng)
-
-    def is_damaged(self, index: int) -> bool:
-        """As the source knows."""
-        return is_damaged(self.source, index)
 
 
 def open_source(
@@ -63,4 +35,4 @@ def open_source(
             )
         return World(split or "test", default_clips if clips is None else clips, size=size.height)
     source, _ = open_clips(data, (size.height, size.width), split=split, need=need)
-    return source if clips is None else FirstClips(source, clips)
+    return source if clips is None else Subset(source, clips)

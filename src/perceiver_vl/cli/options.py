@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from perceiver_vl.cost_limit import CostLimit, is_limit
-from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.budget import ComputeBudget, CostLimit, is_limit
 from perceiver_vl.utils.console import err
 from perceiver_vl.utils.errors import UsageError
 

@@ -86,6 +86,29 @@ class FolderClips:
         return max(1, round((end - begin) * rate))
 
 
+class Subset:
+    """The clips of a source from place `first` to before `end` (both within it; None: to its end)."""
+
+    def __init__(self, source: ClipSource, end: int | None = None, first: int = 0) -> None:
+        self.source, self.first = source, first
+        self.end = len(source) if end is None else min(end, len(source))
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def record(self, index: int) -> Record:
+        """As the source has it."""
+        return self.source.record(self.first + index)
+
+    def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
+        """As the source decodes them."""
+        return self.source.frames(self.first + index, num_frames, rng)
+
+    def is_damaged(self, index: int) -> bool:
+        """As the source knows."""
+        return is_damaged(self.source, self.first + index)
+
+
 class CachedClips:
     """Another source, whose records and frames are kept in memory once they were asked for: for small data.
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from perceiver_vl.cost_limit import CostLimit
-from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.budget import ComputeBudget, CostLimit
 from perceiver_vl.models.loading import check_model_folder, fingerprint, load_folder
 from perceiver_vl.models.perceiver_vl import (
     PerceiverVLForImageClassification,

@@ -28,11 +28,11 @@ from perceiver_vl.models.perceiver_vl import (
 )
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
 from perceiver_vl.models.perceiver_vl.processing import ClipLike, ImageLike, PerceiverVLProcessor
+from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
 from perceiver_vl.search.encode import DECODING_THREADS
 from perceiver_vl.tasks.metrics import probabilities, rounded_count
 from perceiver_vl.tasks.multiple_choice import choice_words
-from perceiver_vl.tasks.retrieval import combined_scores
 from perceiver_vl.utils.console import Stages
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError
 

@@ -230,15 +230,3 @@ class AttentionBlock(GradientCheckpointingLayer):
     def _add(self, latents: Tensor, attended: Tensor) -> Tensor:
         latents = latents + self.dropout(attended)
         return latents + self.dropout(self.mlp(self.norm2(latents)))
-
-
-def fourier_features(length: int, dim: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Sines and cosines of `length` positions in [-1, 1] at dim/2 linearly spaced frequencies up to Nyquist →
-    `(length,dim)`.
-
-    Source: Perceiver (Jaegle et al., 2021), section 3.2, without the raw position.
-    """
-    positions = torch.linspace(-1.0, 1.0, length, dtype=dtype)[:, None]
-    frequencies = torch.linspace(1.0, max(length / 2, 1.0), dim // 2, dtype=dtype)[None, :]
-    angles = torch.pi * positions * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)

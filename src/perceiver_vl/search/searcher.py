@@ -13,9 +13,9 @@ from torch import Tensor
 
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.loading import fingerprint, load_retriever
+from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
 from perceiver_vl.search.shortlist import EXACT_ROWS, Numbers, open_shortlist
 from perceiver_vl.search.store import StoredIndex, Vectors
-from perceiver_vl.tasks.retrieval import combined_scores
 from perceiver_vl.utils.errors import UsageError
 
 Rerank = Literal["combined", "mixed", "none"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from perceiver_vl import __version__
+from perceiver_vl._version import __version__
 from perceiver_vl.data.sources import ClipSource
 from perceiver_vl.data.transcode.prepared import describe_prepared
 from perceiver_vl.media.decode import decoder_version

@@ -32,6 +32,7 @@ from perceiver_vl.models.perceiver_vl.flops import (
     summary_flops,
 )
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
 from perceiver_vl.tasks.clip_reading import ClipReader
 from perceiver_vl.utils.console import Stages
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
@@ -107,15 +108,6 @@ class _Encoded:
     input_ids: Tensor
     attention_mask: Tensor
     owner: Tensor  # (Q,) which clip each caption belongs to
-
-
-def combined_scores(multi: Tensor, matching: Tensor) -> Tensor:
-    """Scores of a shortlist: log-probability of each candidate by the multi-stream plus that by the other.
-
-    Both estimate how much likelier a clip is with this text than without (what contrast and matching learn), so their
-    product does. `multi`: scaled similarities (…,K); `matching`: logits of the mixed or single stream (…,K) → (…,K).
-    """
-    return multi.log_softmax(-1) + matching.log_softmax(-1)
 
 
 @torch.inference_mode()

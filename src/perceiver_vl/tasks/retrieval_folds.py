@@ -5,39 +5,15 @@ code that the protocol comes from (github.com/fartashf/vsepp, evaluation.py, `fo
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
-from perceiver_vl.data.records import Record
-from perceiver_vl.data.sources import ClipSource, Frames, is_damaged
+from perceiver_vl.data.sources import ClipSource, Subset
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.retrieval import Recall, RetrievalResult, StreamResult, evaluate_retrieval
 from perceiver_vl.utils.errors import UsageError
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The clips of a source from `first` to before `end`."""
-
-    source: ClipSource
-    first: int
-    end: int
-
-    def __len__(self) -> int:
-        return self.end - self.first
-
-    def record(self, index: int) -> Record:
-        return self.source.record(self.first + index)
-
-    def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
-        return self.source.frames(self.first + index, num_frames, rng)
-
-    def is_damaged(self, index: int) -> bool:
-        return is_damaged(self.source, self.first + index)
 
 
 def evaluate_in_folds(
@@ -50,7 +26,7 @@ def evaluate_in_folds(
     if folds < 1 or (folds > 1 and len(source) < 2 * folds):
         raise UsageError(f"folds={folds}: need 1, or parts of at least two clips, of {len(source)}")
     ends = [round(len(source) * fold / folds) for fold in range(folds + 1)]
-    parts = [_Part(source, first, end) for first, end in pairwise(ends)]
+    parts = [Subset(source, end, first) for first, end in pairwise(ends)]
     found = [evaluate_retrieval(model, processor, part, **how) for part in parts]
     return replace(
         found[0],

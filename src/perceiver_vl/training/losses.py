@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from perceiver_vl.models.budget import ComputeBudget
-from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLForPreTraining
+from perceiver_vl.models.perceiver_vl.pretraining import PerceiverVLForPreTraining
 from perceiver_vl.utils.distributed import WholeBatch, whole_batches
 from perceiver_vl.utils.errors import UsageError
 

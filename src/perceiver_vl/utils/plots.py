@@ -9,11 +9,11 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from perceiver_vl.data.sources import Frames
 from perceiver_vl.utils.files import write_with
 
 _STYLE = {
@@ -87,7 +87,7 @@ def recall_against_latency_svg(points: Sequence[tuple[str, float, float]], title
 def write_picture(
     path: Path,
     query: str,
-    strips: Sequence[tuple[str, Frames]],
+    strips: Sequence[tuple[str, npt.NDArray[np.uint8]]],
     points: Sequence[tuple[str, float, float]],
     title: str,
 ) -> None:

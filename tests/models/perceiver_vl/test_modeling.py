@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from perceiver_vl import ComputeBudget, PerceiverVLForRetrieval, PerceiverVLModel, UsageError
-from perceiver_vl.models.perceiver_vl.modeling import masked_word_loss, matching_loss, sample_frames
+from perceiver_vl.models.perceiver_vl.modeling import sample_frames
+from perceiver_vl.models.perceiver_vl.pretraining import masked_word_loss
+from perceiver_vl.models.perceiver_vl.retrieval import matching_loss
 from tiny import AGGREGATIONS, assert_same, differs, tiny_inputs, tiny_model
 
 lengths = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=2, max_size=4)

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from perceiver_vl.bench.learning.costs import RunCost, costs_section, measure_costs
@@ -15,6 +14,7 @@ from perceiver_vl.bench.tables import Section
 from perceiver_vl.tasks.provenance import Circumstances
 from perceiver_vl.utils.errors import PerceiverVLError
 from perceiver_vl.utils.files import write_json, write_text
+from perceiver_vl.utils.html import render
 from perceiver_vl.utils.plots import points_svg
 
 
@@ -90,18 +90,10 @@ def measure_learning(
 
 def render_page(report: LearningReport) -> str:
     """→ HTML."""
-    environment = Environment(
-        loader=PackageLoader("perceiver_vl", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     parts = [(part, report.sections(part), [Markup(svg) for svg in report.figures(part)]) for part in report.parts]
     if report.costs:
         parts[0][1].append(costs_section(report.costs))
-    template = environment.get_template("bench/learning/page.html.jinja")
-    return template.render(report=report, parts=parts)
+    return render("bench/learning/page.html.jinja", report=report, parts=parts)
 
 
 def shown(report: LearningReport) -> list[Section]:

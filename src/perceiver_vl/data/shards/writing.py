@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from perceiver_vl import __version__
+from perceiver_vl._version import __version__
 from perceiver_vl.data.records import Folder, Problem
 from perceiver_vl.data.shards.manifest import (
     FORMAT,

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from perceiver_vl import __version__
+from perceiver_vl._version import __version__
 from perceiver_vl.data.fields import safe_name
 from perceiver_vl.data.metadata import write_metadata
 from perceiver_vl.data.records import Folder, Problem, Record

@@ -13,20 +13,15 @@ from transformers import (
 
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.image_pairs import PerceiverVLForImagesAndTextClassification
-from perceiver_vl.models.perceiver_vl.modeling import (
-    PerceiverVLForPreTraining,
-    PerceiverVLForPreTrainingOutput,
-    PerceiverVLForRetrieval,
-    PerceiverVLForRetrievalOutput,
-    PerceiverVLModel,
-    PerceiverVLPreTrainedModel,
-)
+from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLModel, PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.multiple_choice import PerceiverVLForMultipleChoice
+from perceiver_vl.models.perceiver_vl.pretraining import PerceiverVLForPreTraining, PerceiverVLForPreTrainingOutput
 from perceiver_vl.models.perceiver_vl.question_answering import (
     PerceiverVLAnswerOutput,
     PerceiverVLForImageClassification,
     PerceiverVLForQuestionAnswering,
 )
+from perceiver_vl.models.perceiver_vl.retrieval import PerceiverVLForRetrieval, PerceiverVLForRetrievalOutput
 
 AutoConfig.register(PerceiverVLConfig.model_type, PerceiverVLConfig, exist_ok=True)
 for auto_class, model_class in (

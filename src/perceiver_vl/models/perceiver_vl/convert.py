@@ -5,6 +5,7 @@ import re
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from perceiver_vl.models.perceiver_vl.original_checkpoint import (
     released_task,
 )
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor, load_tokenizer
-from perceiver_vl.training.reporting.model_card import write_model_card
 from perceiver_vl.utils.console import Stages, quiet
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
@@ -59,12 +59,14 @@ def convert(
     tokenizer: str = TOKENIZER,
     num_frames: int | None = None,
     progress: bool = False,
+    write_card: Callable[[Path], object] | None = None,
     **config: Any,
 ) -> Converted:
     """Convert `source`, a `.ckpt` (or `.safetensors` of the same names), here or at `hf://owner/name/file`.
 
     `task`: a key of `MODELS`, by default what the checkpoint's heads are for. `tokenizer`: a folder or a hub name.
     `num_frames`: what the processor samples of a clip, by default 8 or all that the checkpoint has positions for.
+    `write_card`: writes the model card (`README.md`) of the finished folder; None: it has none.
     `config`: fields of `PerceiverVLConfig` that shapes cannot tell, such as `num_attention_heads`.
     Raises `UsageError` or `PerceiverVLError`; `folder` is written whole or not at all.
     """
@@ -96,7 +98,7 @@ def convert(
         advance(note="writing")
         size = {"height": model_config.image_size, "width": model_config.image_size}
         processor = PerceiverVLProcessor(PerceiverVLImageProcessor(size=size, num_frames=num_frames), words)
-        _save(model, processor, folder)
+        _save(model, processor, folder, write_card)
         advance()
     return Converted(folder, task, model.num_parameters(), conversion)
 
@@ -157,13 +159,19 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _save(model: PerceiverVLPreTrainedModel, processor: PerceiverVLProcessor, folder: Path) -> None:
+def _save(
+    model: PerceiverVLPreTrainedModel,
+    processor: PerceiverVLProcessor,
+    folder: Path,
+    write_card: Callable[[Path], object] | None,
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         model.save_pretrained(beside)
         processor.save_pretrained(beside)
-        write_model_card(beside)
+        if write_card is not None:
+            write_card(beside)
         beside.chmod(0o755)
         beside.replace(folder)
     finally:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perceiver_vl.layers.positions import resize_positions
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.utils.errors import UsageError
 
@@ -99,14 +100,6 @@ class VisionEmbeddings(nn.Module):
         `(rows·columns,D)`.
         """
         return resize_positions(self.position_embeddings, (self.grid, self.grid), (rows, columns))
-
-
-def resize_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """A table of patch positions `(rows·columns,D)` of `grid`, resized bilinearly (corners aligned) to `new_grid`."""
-    if grid == new_grid:
-        return table
-    as_image = table.unflatten(0, grid).permute(2, 0, 1)[None]
-    return F.interpolate(as_image, size=new_grid, mode="bilinear", align_corners=True)[0].flatten(1).T
 
 
 class InputEmbeddings(nn.Module):

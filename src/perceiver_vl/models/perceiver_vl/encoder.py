@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perceiver_vl.layers.attention import AttentionBlock, fourier_features
+from perceiver_vl.layers.attention import AttentionBlock
+from perceiver_vl.layers.positions import fourier_features
 from perceiver_vl.layers.token_selection import most_diverse
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.vision_cache import Reading, VisionCache

@@ -1,31 +1,27 @@
-"""The models: input array → latents (`PerceiverVLModel`), matching and retrieval, pre-training.
+"""Input array → latents (`PerceiverVLModel`), and what all models share.
 
-Shapes: B batch, T frames, L text tokens, N latents, Q queries, D width, E length of a retrieval vector, V vocabulary.
+Shapes: B batch, T frames, L text tokens, N latents, D width.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput
 
-from perceiver_vl.layers.attention import Attention, fourier_features
-from perceiver_vl.layers.partial_attention import AttentionSummary, merge_summaries, unpack
+from perceiver_vl.layers.attention import Attention
+from perceiver_vl.layers.positions import fourier_features
 from perceiver_vl.layers.token_selection import drawn_latents, kept_tokens
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, TrainingBudget
-from perceiver_vl.models.perceiver_vl.clips import ReadsClipsOnce, vision_mark
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, MaskedWordQueries, PerceiverVLDecoder
+from perceiver_vl.models.perceiver_vl.decoder import ClassQuery
 from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings, VisionEmbeddings
 from perceiver_vl.models.perceiver_vl.encoder import InputArray, PerceiverVLEncoder
-from perceiver_vl.models.perceiver_vl.heads import ContrastiveHead, MaskedWordHead, MatchingHead
-from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
+from perceiver_vl.models.perceiver_vl.heads import ContrastiveHead, MaskedWordHead
+from perceiver_vl.models.perceiver_vl.vision_cache import ReadsClipsOnce, VisionCache, weights_mark
 from perceiver_vl.utils.errors import UsageError
 
 
@@ -163,7 +159,7 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         """Input array → latents `(B,N,D)`, at the budget's number of latents and reads (those of the cache, if any)."""
         if inputs.vision_cache is not None:
             texts = None if inputs.text is None else len(inputs.text)
-            budget = inputs.vision_cache.budget_for(budget, vision_mark(self), texts)
+            budget = inputs.vision_cache.budget_for(budget, self.vision_mark(), texts)
         self.config.check_budget(budget)
         first, kept = self.config.latents_of(budget, inputs.is_text_only)
         which: int | Tensor = first
@@ -172,6 +168,19 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
             which = drawn_latents(max(pool, kept), kept, budget.seed).to(self.device)
         reads = self.encoder.reads_to_run(self.config.reads_of(budget))[: self.config.blocks_of(budget)]
         return self.encoder(inputs, which, reads, kept if kept < first else None)
+
+    def vision_mark(self) -> str:
+        """A fingerprint of all that a `VisionCache` depends on."""
+        config, encoder = self.config, self.encoder
+        settings = (
+            config.num_attention_heads,
+            config.layer_norm_eps,
+            config.zero_frames_are_padding,
+            config.modality_aggregation,
+        )
+        weights = [*self.embeddings.parameters(), *encoder.parameters(recurse=False)]
+        weights += [weight for read in encoder.vision_reads for weight in read.parameters()]
+        return weights_mark(settings, weights)
 
     def _drop_tokens(self, inputs: InputArray, frames: int, budget: TrainingBudget) -> None:
         """Take the vision tokens out that a step of training does without."""
@@ -221,212 +230,3 @@ def sample_frames(pixel_values: Tensor, frame_mask: Tensor | None, frames: int) 
     index = frame_mask.long().argsort(dim=1, descending=True, stable=True).gather(1, position)  # real frames come first
     rows = torch.arange(batch, device=pixel_values.device)[:, None]
     return pixel_values[rows, index], slot < kept
-
-
-@dataclass
-class PerceiverVLForRetrievalOutput(ModelOutput):
-    """`loss ()` when labels are given; `vtm_logits (B,)`: the logit that text and vision belong together."""
-
-    loss: Tensor | None = None
-    vtm_logits: Tensor | None = None
-
-
-class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
-    """The three streams of retrieval over the same weights (paper 3.5).
-
-    single: text and vision encoded together, then matched (`match_jointly`). multi: encoded apart, one unit vector a
-    side (`get_text_features`, `get_vision_features`), a dot product a pair. mixed: encoded apart (`encode_text`,
-    `encode_vision`), their latents matched by the decoder (`match`), or each summarised for it once (`match_summary`:
-    what an index stores) and the summaries merged (`match_from_summaries`).
-    """
-
-    _keys_to_ignore_on_load_unexpected = [r"^(mlm|answer)_"]
-
-    def __init__(self, config: PerceiverVLConfig) -> None:
-        super().__init__(config)
-        self.perceiver_vl = PerceiverVLModel(config)
-        self.decoder = PerceiverVLDecoder(config)
-        self.vtm_query = ClassQuery(config)
-        self.vtm_head = MatchingHead(config)
-        self.contrastive = ContrastiveHead(config)
-        self.post_init()
-
-    def encode_text(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, budget: ComputeBudget | None = None
-    ) -> Tensor:
-        """`input_ids (B,L)`, `attention_mask (B,L)` → text latents `(B,N,D)`, N = the text stream's own number."""
-        return self.perceiver_vl(input_ids, attention_mask, budget=budget).last_hidden_state
-
-    def encode_vision(
-        self, pixel_values: Tensor, frame_mask: Tensor | None = None, budget: ComputeBudget | None = None
-    ) -> Tensor:
-        """`pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` → vision latents `(B,N,D)`."""
-        return self.perceiver_vl(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget).last_hidden_state
-
-    def get_text_features(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, budget: ComputeBudget | None = None
-    ) -> Tensor:
-        """`input_ids (B,L)` → unit vectors `(B,E)` of the multi-stream."""
-        return self.pool_text(self.encode_text(input_ids, attention_mask, budget))
-
-    def get_vision_features(
-        self, pixel_values: Tensor, frame_mask: Tensor | None = None, budget: ComputeBudget | None = None
-    ) -> Tensor:
-        """`pixel_values (B,T,3,H,W)` → unit vectors `(B,E)` of the multi-stream."""
-        return self.pool_vision(self.encode_vision(pixel_values, frame_mask, budget))
-
-    def pool_text(self, text_latents: Tensor) -> Tensor:
-        """Text latents `(B,N,D)` → unit vectors `(B,E)`."""
-        return F.normalize(self.contrastive.text_projection(text_latents.mean(1)), dim=-1)
-
-    def pool_vision(self, vision_latents: Tensor) -> Tensor:
-        """Vision latents `(B,N,D)` → unit vectors `(B,E)`."""
-        return F.normalize(self.contrastive.vision_projection(vision_latents.mean(1)), dim=-1)
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """The learned factor on cosine similarities, at most 100 (as CLIP's)."""
-        return self.contrastive.logit_scale.exp().clamp(max=100.0)
-
-    def match(self, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
-        """Mixed-stream: `(B,N_V,D)` and `(B,N_T,D)`, encoded apart → matching logits `(B,)`."""
-        return self._matching_logits(torch.cat([vision_latents, text_latents], dim=1))
-
-    def match_summary(self, latents: Tensor) -> Tensor:
-        """All that latents of either side `(B,N,D)` can contribute to a mixed-stream match → `(B,D+H)`, to be stored.
-
-        The query is the same for every pair, so what it finds on one side does not depend on the other.
-        """
-        return self.decoder.block.summarise(self.vtm_query(1), latents).pack()[:, 0]
-
-    def match_from_summaries(self, vision: Tensor, text: Tensor) -> Tensor:
-        """Mixed-stream from `match_summary` of both sides, `(…,D+H)` → matching logits `(…)`, as of `match`.
-
-        Leading dimensions broadcast: `(B,·)` with `(B,·)` are B pairs, `(C,·)` with `(Q,1,·)` all `(Q,C)`.
-        """
-        vision_found, text_found = (
-            unpack(side[..., None, :], self.config.num_attention_heads) for side in (vision, text)
-        )
-        return self._merged_logits(self.vtm_query(1), vision_found, text_found)
-
-    def match_all(self, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
-        """Mixed-stream scores of all pairs: `(C,N_V,D)`, `(Q,N_T,D)` → matching logits `(Q,C)`, as of `match`."""
-        block, query = self.decoder.block, self.vtm_query(1)
-        vision, text = block.summarise(query, vision_latents), block.summarise(query, text_latents)
-        text = AttentionSummary(text.output[:, None], text.logsumexp[:, None])
-        return self._merged_logits(query, vision, text)
-
-    def _merged_logits(self, query: Tensor, vision: AttentionSummary, text: AttentionSummary) -> Tensor:
-        return self.vtm_head(self.decoder.finish(query, merge_summaries(vision, text))[..., 0, :])
-
-    def match_jointly(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        frame_mask: Tensor | None = None,
-        budget: ComputeBudget | None = None,
-        vision_cache: VisionCache | None = None,
-    ) -> Tensor:
-        """Single-stream: text and vision in one input array → matching logits `(B,)`; `vision_cache` as of
-        `PerceiverVLModel.forward`.
-        """
-        encoded = self.perceiver_vl(
-            input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache=vision_cache
-        )
-        return self._matching_logits(encoded.last_hidden_state)
-
-    def match_inputs(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> Tensor:
-        """Single-stream from an input array that is embedded already (`PerceiverVLModel.embed`) → `(B,)`."""
-        return self._matching_logits(self.perceiver_vl.read(inputs, budget))
-
-    def _matching_logits(self, latents: Tensor) -> Tensor:
-        return self.vtm_head(self.decoder(self.vtm_query(len(latents)), latents)[:, 0])
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        frame_mask: Tensor | None = None,
-        vtm_labels: Tensor | None = None,
-        budget: ComputeBudget | None = None,
-        return_dict: bool | None = None,
-    ) -> PerceiverVLForRetrievalOutput:
-        """Single-stream matching; `vtm_labels (B,)` are 1 where the pair belongs together, else 0."""
-        logits = self.match_jointly(input_ids, attention_mask, pixel_values, frame_mask, budget)
-        loss = None if vtm_labels is None else matching_loss(logits, vtm_labels)
-        return PerceiverVLForRetrievalOutput(loss=loss, vtm_logits=logits)
-
-
-@dataclass
-class PerceiverVLForPreTrainingOutput(ModelOutput):
-    """`loss ()`: the sum of the losses whose labels are given; `vtm_logits (B,)`; `mlm_logits (B,L,V)`."""
-
-    loss: Tensor | None = None
-    vtm_logits: Tensor | None = None
-    mlm_logits: Tensor | None = None
-
-
-class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
-    """Retrieval, and masked words: the model that the pre-training objectives train (paper 4.1)."""
-
-    _keys_to_ignore_on_load_unexpected = []
-
-    def __init__(self, config: PerceiverVLConfig) -> None:
-        super().__init__(config)
-        self.mlm_queries = MaskedWordQueries(config)
-        self.mlm_head = MaskedWordHead(config)
-        # Not of the class: the parent's post_init would tie a head that is not there yet
-        self._tied_weights_keys = {"mlm_head.projection.weight": "perceiver_vl.embeddings.text.word_embeddings.weight"}
-        self.post_init()
-
-    def get_output_embeddings(self) -> nn.Linear:
-        """The MLM head's projection to the vocabulary."""
-        return self.mlm_head.projection
-
-    def decode_masked_words(self, latents: Tensor, is_masked: Tensor) -> Tensor:
-        """`latents (B,N,D)`, `is_masked (B,L)` bool → what the decoder says of every text position `(B,L,D)`."""
-        return self.decoder(self.mlm_queries(is_masked), latents)
-
-    def forward(  # type: ignore[override]  # another output, and the labels that go with it
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        frame_mask: Tensor | None = None,
-        mlm_labels: Tensor | None = None,
-        vtm_labels: Tensor | None = None,
-        budget: ComputeBudget | None = None,
-        return_dict: bool | None = None,
-    ) -> PerceiverVLForPreTrainingOutput:
-        """Both questions in one decoder call: `mlm_labels (B,L)` with -100 where nothing is predicted, `vtm_labels
-        (B,)`.
-
-        Without `mlm_labels` the masked positions are those that hold the mask token. The two losses are summed with
-        weight 1 (paper 4.1). With unmasked text for matching and masked text for words, call twice (as the objectives
-        do).
-        """
-        is_masked = input_ids == self.config.mask_token_id if mlm_labels is None else mlm_labels != -100
-        latents = self.perceiver_vl(input_ids, attention_mask, pixel_values, frame_mask, budget).last_hidden_state
-        queries = torch.cat([self.vtm_query(len(latents)), self.mlm_queries(is_masked)], dim=1)
-        answers = self.decoder(queries, latents)  # (B,1+L,D)
-        vtm_logits, mlm_logits = self.vtm_head(answers[:, 0]), self.mlm_head(answers[:, 1:])
-        losses = []
-        if vtm_labels is not None:
-            losses.append(matching_loss(vtm_logits, vtm_labels))
-        if mlm_labels is not None:
-            losses.append(masked_word_loss(mlm_logits, mlm_labels))
-        loss = torch.stack(losses).sum() if losses else None
-        return PerceiverVLForPreTrainingOutput(loss=loss, vtm_logits=vtm_logits, mlm_logits=mlm_logits)
-
-
-def matching_loss(vtm_logits: Tensor, vtm_labels: Tensor) -> Tensor:
-    """Binary cross-entropy of matching logits `(B,)` with labels `(B,)` in {0, 1}."""
-    return F.binary_cross_entropy_with_logits(vtm_logits, vtm_labels.to(vtm_logits.dtype))
-
-
-def masked_word_loss(mlm_logits: Tensor, mlm_labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the positions whose label is not -100; 0 if there is none. `(…,V)`, `(…)`."""
-    total = F.cross_entropy(mlm_logits.flatten(0, -2), mlm_labels.flatten(), ignore_index=-100, reduction="sum")
-    return total / (mlm_labels != -100).sum().clamp(min=1)

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.modeling import (
-    PerceiverVLForPreTraining,
-    PerceiverVLForRetrieval,
-    PerceiverVLPreTrainedModel,
-)
+from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.pretraining import PerceiverVLForPreTraining
 from perceiver_vl.models.perceiver_vl.question_answering import (
     PerceiverVLForImageClassification,
     PerceiverVLForQuestionAnswering,
 )
+from perceiver_vl.models.perceiver_vl.retrieval import PerceiverVLForRetrieval
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 MODELS: dict[str, type[PerceiverVLPreTrainedModel]] = {

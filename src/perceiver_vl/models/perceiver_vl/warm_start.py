@@ -23,8 +23,8 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
 )
 
+from perceiver_vl.layers.positions import resize_positions
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.embeddings import resize_positions
 from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.original_checkpoint import Conversion
 from perceiver_vl.utils.console import quiet

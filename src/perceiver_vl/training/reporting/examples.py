@@ -7,17 +7,16 @@ Shapes: C clips, Q captions, N latents, D width, E retrieval vector.
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from perceiver_vl.data.answers import normalise_answer
 from perceiver_vl.data.records import Record
-from perceiver_vl.data.sources import ClipSource, Frames
+from perceiver_vl.data.sources import ClipSource, Frames, Subset
+from perceiver_vl.media.filmstrip import STRIP_FRAMES, Filmstrip, filmstrip, filmstrip_of
 from perceiver_vl.models.loading import load_folder, load_retriever
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
-from perceiver_vl.search.html import STRIP_FRAMES, Filmstrip, filmstrip, filmstrip_of
 from perceiver_vl.tasks.evaluation import evaluate_task, sources_of
 from perceiver_vl.tasks.task import Prediction, Task
 from perceiver_vl.training.losses import Objectives
@@ -61,24 +60,6 @@ class Examples:
     shown: list[Example]
 
 
-class FirstClips:
-    """The first clips of a source."""
-
-    def __init__(self, source: ClipSource, count: int) -> None:
-        self.source, self.count = source, min(count, len(source))
-
-    def __len__(self) -> int:
-        return self.count
-
-    def record(self, index: int) -> Record:
-        """As in the source."""
-        return self.source.record(index)
-
-    def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
-        """As in the source."""
-        return self.source.frames(index, num_frames, rng)
-
-
 @torch.inference_mode()
 def retrieval_examples(
     folder: Path, source: ClipSource, objectives: Objectives, num_frames: int, device: str | None = None
@@ -90,7 +71,7 @@ def retrieval_examples(
     """
     model, processor = load_retriever(folder, device)
     multi = bool(objectives.vtc or objectives.ttc)
-    few = FirstClips(source, ASKED)
+    few = Subset(source, ASKED)
     places, scores = _scores(model, processor, few, num_frames, multi)
     own = scores.diagonal()[:, None]
     ranks = (scores >= own).sum(1).tolist()  # a tie counts as a miss
@@ -116,7 +97,7 @@ def task_examples(
 ) -> Examples:
     """Ask the model of `folder` the first examples of a task. Raises what `load_folder` and `evaluate_task` raise."""
     model, processor = load_folder(task.model_class, task.name, folder, device)
-    sources = [FirstClips(one, ASKED) for one in sources_of(task, processor, source, None)]
+    sources = [Subset(one, ASKED) for one in sources_of(task, processor, source, None)]
     second = sources[1] if len(sources) > 1 else None
     result = evaluate_task(
         task, model, processor, sources[0], second=second, num_frames=num_frames, batch_size=BATCH, max_broken=1.0

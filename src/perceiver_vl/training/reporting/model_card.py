@@ -5,7 +5,6 @@ from math import prod
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors import safe_open
 
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
@@ -17,6 +16,7 @@ from perceiver_vl.tasks.evaluation import TaskResult
 from perceiver_vl.tasks.retrieval import RetrievalResult
 from perceiver_vl.training.recipe import Initialise, Recipe, Split
 from perceiver_vl.utils.files import write_text
+from perceiver_vl.utils.html import render
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,8 @@ def write_model_card(
         eval_results=figures,
     )
     num_frames = int(PerceiverVLImageProcessor.from_pretrained(folder).num_frames)
-    environment = Environment(
-        loader=PackageLoader("perceiver_vl", ""), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = environment.get_template("training/reporting/model_card.md.jinja").render(
+    text = render(
+        "training/reporting/model_card.md.jinja",
         name=name,
         kind=kind,
         class_name=class_name,

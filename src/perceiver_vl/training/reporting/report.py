@@ -13,7 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from perceiver_vl.data.records import Problem
@@ -26,6 +25,7 @@ from perceiver_vl.training.trainers import SKIPPED
 from perceiver_vl.utils.console import Stages
 from perceiver_vl.utils.errors import PerceiverVLError, first_line
 from perceiver_vl.utils.files import write_text
+from perceiver_vl.utils.html import render as render_template
 from perceiver_vl.utils.plots import curves_svg
 
 MOST_POINTS = 500
@@ -114,18 +114,11 @@ def write_report(run: Path, out: Path | None = None, *, progress: bool = False, 
 
 def render(report: Report) -> str:
     """→ HTML."""
-    environment = Environment(
-        loader=PackageLoader("perceiver_vl", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     log, validations = (report.state.log, report.state.validations) if report.state else ([], [])
     figures = [*charts(log, OF_TRAINING[:2]), *charts(validations, _of_validation(validations))]
     figures += charts(log, OF_TRAINING[2:])
-    template = environment.get_template("training/reporting/report.html.jinja")
-    return template.render(
+    return render_template(
+        "training/reporting/report.html.jinja",
         report=report,
         name=report.run.resolve().name,
         facts=_facts(report),

@@ -1,0 +1,85 @@
+"""Retrieval, and masked words: what pre-training trains (paper 4.1).
+
+Shapes: B batch, T frames, L text tokens, N latents, Q queries, D width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.decoder import MaskedWordQueries
+from perceiver_vl.models.perceiver_vl.heads import MaskedWordHead
+from perceiver_vl.models.perceiver_vl.retrieval import PerceiverVLForRetrieval, matching_loss
+
+
+@dataclass
+class PerceiverVLForPreTrainingOutput(ModelOutput):
+    """`loss ()`: the sum of the losses whose labels are given; `vtm_logits (B,)`; `mlm_logits (B,L,V)`."""
+
+    loss: Tensor | None = None
+    vtm_logits: Tensor | None = None
+    mlm_logits: Tensor | None = None
+
+
+class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
+    """Retrieval, and masked words: the model that the pre-training objectives train (paper 4.1)."""
+
+    _keys_to_ignore_on_load_unexpected = []
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__(config)
+        self.mlm_queries = MaskedWordQueries(config)
+        self.mlm_head = MaskedWordHead(config)
+        # Not of the class: the parent's post_init would tie a head that is not there yet
+        self._tied_weights_keys = {"mlm_head.projection.weight": "perceiver_vl.embeddings.text.word_embeddings.weight"}
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The MLM head's projection to the vocabulary."""
+        return self.mlm_head.projection
+
+    def decode_masked_words(self, latents: Tensor, is_masked: Tensor) -> Tensor:
+        """`latents (B,N,D)`, `is_masked (B,L)` bool → what the decoder says of every text position `(B,L,D)`."""
+        return self.decoder(self.mlm_queries(is_masked), latents)
+
+    def forward(  # type: ignore[override]  # another output, and the labels that go with it
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        mlm_labels: Tensor | None = None,
+        vtm_labels: Tensor | None = None,
+        budget: ComputeBudget | None = None,
+        return_dict: bool | None = None,
+    ) -> PerceiverVLForPreTrainingOutput:
+        """Both questions in one decoder call: `mlm_labels (B,L)` with -100 where nothing is predicted, `vtm_labels
+        (B,)`.
+
+        Without `mlm_labels` the masked positions are those that hold the mask token. The two losses are summed with
+        weight 1 (paper 4.1). With unmasked text for matching and masked text for words, call twice (as the objectives
+        do).
+        """
+        is_masked = input_ids == self.config.mask_token_id if mlm_labels is None else mlm_labels != -100
+        latents = self.perceiver_vl(input_ids, attention_mask, pixel_values, frame_mask, budget).last_hidden_state
+        queries = torch.cat([self.vtm_query(len(latents)), self.mlm_queries(is_masked)], dim=1)
+        answers = self.decoder(queries, latents)  # (B,1+L,D)
+        vtm_logits, mlm_logits = self.vtm_head(answers[:, 0]), self.mlm_head(answers[:, 1:])
+        losses = []
+        if vtm_labels is not None:
+            losses.append(matching_loss(vtm_logits, vtm_labels))
+        if mlm_labels is not None:
+            losses.append(masked_word_loss(mlm_logits, mlm_labels))
+        loss = torch.stack(losses).sum() if losses else None
+        return PerceiverVLForPreTrainingOutput(loss=loss, vtm_logits=vtm_logits, mlm_logits=mlm_logits)
+
+
+def masked_word_loss(mlm_logits: Tensor, mlm_labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the positions whose label is not -100; 0 if there is none. `(…,V)`, `(…)`."""
+    total = F.cross_entropy(mlm_logits.flatten(0, -2), mlm_labels.flatten(), ignore_index=-100, reduction="sum")
+    return total / (mlm_labels != -100).sum().clamp(min=1)

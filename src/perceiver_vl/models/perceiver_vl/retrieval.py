@@ -1,0 +1,170 @@
+"""Matching and retrieval in three streams (paper 3.5).
+
+Shapes: B batch, T frames, L text tokens, N latents, D width, E length of a retrieval vector, K candidates.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from perceiver_vl.layers.partial_attention import AttentionSummary, merge_summaries, unpack
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, PerceiverVLDecoder
+from perceiver_vl.models.perceiver_vl.encoder import InputArray
+from perceiver_vl.models.perceiver_vl.heads import ContrastiveHead, MatchingHead
+from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLModel, PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
+
+
+@dataclass
+class PerceiverVLForRetrievalOutput(ModelOutput):
+    """`loss ()` when labels are given; `vtm_logits (B,)`: the logit that text and vision belong together."""
+
+    loss: Tensor | None = None
+    vtm_logits: Tensor | None = None
+
+
+class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
+    """The three streams of retrieval over the same weights (paper 3.5).
+
+    single: text and vision encoded together, then matched (`match_jointly`). multi: encoded apart, one unit vector a
+    side (`get_text_features`, `get_vision_features`), a dot product a pair. mixed: encoded apart (`encode_text`,
+    `encode_vision`), their latents matched by the decoder (`match`), or each summarised for it once (`match_summary`:
+    what an index stores) and the summaries merged (`match_from_summaries`).
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^(mlm|answer)_"]
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__(config)
+        self.perceiver_vl = PerceiverVLModel(config)
+        self.decoder = PerceiverVLDecoder(config)
+        self.vtm_query = ClassQuery(config)
+        self.vtm_head = MatchingHead(config)
+        self.contrastive = ContrastiveHead(config)
+        self.post_init()
+
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, budget: ComputeBudget | None = None
+    ) -> Tensor:
+        """`input_ids (B,L)`, `attention_mask (B,L)` → text latents `(B,N,D)`, N = the text stream's own number."""
+        return self.perceiver_vl(input_ids, attention_mask, budget=budget).last_hidden_state
+
+    def encode_vision(
+        self, pixel_values: Tensor, frame_mask: Tensor | None = None, budget: ComputeBudget | None = None
+    ) -> Tensor:
+        """`pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` → vision latents `(B,N,D)`."""
+        return self.perceiver_vl(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget).last_hidden_state
+
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, budget: ComputeBudget | None = None
+    ) -> Tensor:
+        """`input_ids (B,L)` → unit vectors `(B,E)` of the multi-stream."""
+        return self.pool_text(self.encode_text(input_ids, attention_mask, budget))
+
+    def get_vision_features(
+        self, pixel_values: Tensor, frame_mask: Tensor | None = None, budget: ComputeBudget | None = None
+    ) -> Tensor:
+        """`pixel_values (B,T,3,H,W)` → unit vectors `(B,E)` of the multi-stream."""
+        return self.pool_vision(self.encode_vision(pixel_values, frame_mask, budget))
+
+    def pool_text(self, text_latents: Tensor) -> Tensor:
+        """Text latents `(B,N,D)` → unit vectors `(B,E)`."""
+        return F.normalize(self.contrastive.text_projection(text_latents.mean(1)), dim=-1)
+
+    def pool_vision(self, vision_latents: Tensor) -> Tensor:
+        """Vision latents `(B,N,D)` → unit vectors `(B,E)`."""
+        return F.normalize(self.contrastive.vision_projection(vision_latents.mean(1)), dim=-1)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The learned factor on cosine similarities, at most 100 (as CLIP's)."""
+        return self.contrastive.logit_scale.exp().clamp(max=100.0)
+
+    def match(self, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
+        """Mixed-stream: `(B,N_V,D)` and `(B,N_T,D)`, encoded apart → matching logits `(B,)`."""
+        return self._matching_logits(torch.cat([vision_latents, text_latents], dim=1))
+
+    def match_summary(self, latents: Tensor) -> Tensor:
+        """All that latents of either side `(B,N,D)` can contribute to a mixed-stream match → `(B,D+H)`, to be stored.
+
+        The query is the same for every pair, so what it finds on one side does not depend on the other.
+        """
+        return self.decoder.block.summarise(self.vtm_query(1), latents).pack()[:, 0]
+
+    def match_from_summaries(self, vision: Tensor, text: Tensor) -> Tensor:
+        """Mixed-stream from `match_summary` of both sides, `(…,D+H)` → matching logits `(…)`, as of `match`.
+
+        Leading dimensions broadcast: `(B,·)` with `(B,·)` are B pairs, `(C,·)` with `(Q,1,·)` all `(Q,C)`.
+        """
+        vision_found, text_found = (
+            unpack(side[..., None, :], self.config.num_attention_heads) for side in (vision, text)
+        )
+        return self._merged_logits(self.vtm_query(1), vision_found, text_found)
+
+    def match_all(self, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
+        """Mixed-stream scores of all pairs: `(C,N_V,D)`, `(Q,N_T,D)` → matching logits `(Q,C)`, as of `match`."""
+        block, query = self.decoder.block, self.vtm_query(1)
+        vision, text = block.summarise(query, vision_latents), block.summarise(query, text_latents)
+        text = AttentionSummary(text.output[:, None], text.logsumexp[:, None])
+        return self._merged_logits(query, vision, text)
+
+    def _merged_logits(self, query: Tensor, vision: AttentionSummary, text: AttentionSummary) -> Tensor:
+        return self.vtm_head(self.decoder.finish(query, merge_summaries(vision, text))[..., 0, :])
+
+    def match_jointly(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        budget: ComputeBudget | None = None,
+        vision_cache: VisionCache | None = None,
+    ) -> Tensor:
+        """Single-stream: text and vision in one input array → matching logits `(B,)`; `vision_cache` as of
+        `PerceiverVLModel.forward`.
+        """
+        encoded = self.perceiver_vl(
+            input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache=vision_cache
+        )
+        return self._matching_logits(encoded.last_hidden_state)
+
+    def match_inputs(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> Tensor:
+        """Single-stream from an input array that is embedded already (`PerceiverVLModel.embed`) → `(B,)`."""
+        return self._matching_logits(self.perceiver_vl.read(inputs, budget))
+
+    def _matching_logits(self, latents: Tensor) -> Tensor:
+        return self.vtm_head(self.decoder(self.vtm_query(len(latents)), latents)[:, 0])
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        vtm_labels: Tensor | None = None,
+        budget: ComputeBudget | None = None,
+        return_dict: bool | None = None,
+    ) -> PerceiverVLForRetrievalOutput:
+        """Single-stream matching; `vtm_labels (B,)` are 1 where the pair belongs together, else 0."""
+        logits = self.match_jointly(input_ids, attention_mask, pixel_values, frame_mask, budget)
+        loss = None if vtm_labels is None else matching_loss(logits, vtm_labels)
+        return PerceiverVLForRetrievalOutput(loss=loss, vtm_logits=logits)
+
+
+def matching_loss(vtm_logits: Tensor, vtm_labels: Tensor) -> Tensor:
+    """Binary cross-entropy of matching logits `(B,)` with labels `(B,)` in {0, 1}."""
+    return F.binary_cross_entropy_with_logits(vtm_logits, vtm_labels.to(vtm_logits.dtype))
+
+
+def combined_scores(multi: Tensor, matching: Tensor) -> Tensor:
+    """Scores of a shortlist: log-probability of each candidate by the multi-stream plus that by the other.
+
+    Both estimate how much likelier a clip is with this text than without (what contrast and matching learn), so their
+    product does. `multi`: scaled similarities (…,K); `matching`: logits of the mixed or single stream (…,K) → (…,K).
+    """
+    return multi.log_softmax(-1) + matching.log_softmax(-1)
