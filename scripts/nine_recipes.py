@@ -31,7 +31,7 @@ from perceiver_vl.data.datasets.tree import MISSING
 from perceiver_vl.data.synthetic import World
 from perceiver_vl.data.synthetic.writing import write_frames
 from perceiver_vl.media.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from perceiver_vl.utils.console import Stages, out
+from perceiver_vl.utils.console import ProgressBars, out
 from perceiver_vl.utils.files import write_text
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -155,7 +155,7 @@ CASES = {
         {"train.json": "nlvr2/dev.json", "test1.json": "nlvr2/test1.json"},
         ("nlvr2_mini/images",),
         "train: rows of validation",
-        task="pairs",
+        task="nlvr2",
         submitted="test",
     ),
 }
@@ -298,7 +298,7 @@ def main() -> None:
     if not (chosen.data / "official_formats").is_dir():
         parser.error(f"{chosen.data}: no folder official_formats in it")
     names = chosen.recipes or list(CASES)
-    with tempfile.TemporaryDirectory() as folder, Stages(True) as bar:
+    with tempfile.TemporaryDirectory() as folder, ProgressBars(True) as bar:
         advance = bar.stage("Recipes", len(names) + 1)
         outcomes = pretrain(chosen.data, Path(folder))
         for name in names:

@@ -32,7 +32,7 @@ from perceiver_vl.training.elastic import pretraining_loss
 from perceiver_vl.training.losses import WEIGHTS, Objectives, PreTrainingBatch, pretraining_losses
 from perceiver_vl.training.sharding import UNITS, make_shardable, whole_model
 from perceiver_vl.training.trainers import _through_forward
-from perceiver_vl.utils.distributed import world
+from perceiver_vl.utils.distributed import rank_and_world_size
 from perceiver_vl.utils.launch import leave_at_once
 from tiny import tiny_batch, tiny_model, tiny_processor
 
@@ -60,7 +60,7 @@ def some_batch(pairs: int) -> PreTrainingBatch:
 
 def part_of(batch: PreTrainingBatch) -> PreTrainingBatch:
     """This process's, without the frames that none of its clips has; of nothing, none of a stand-in."""
-    rank, processes = world()
+    rank, processes = rank_and_world_size()
     [rows] = SharedBatches(range(len(batch)), len(batch), rank, processes, drop_last=False)  # type: ignore[arg-type]
     whole = {field.name: getattr(batch, field.name) for field in fields(batch)}
     part = {
@@ -105,18 +105,18 @@ def whole_tensor(value: Tensor) -> Tensor:
 
 
 def mean_of_all(value: Tensor) -> Tensor:
-    if world()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         dist.all_reduce(value)
-    return value / world()[1]
+    return value / rank_and_world_size()[1]
 
 
 def data_parallel(model: nn.Module) -> nn.Module:
-    return model if world()[1] == 1 else DistributedDataParallel(model, find_unused_parameters=True)
+    return model if rank_and_world_size()[1] == 1 else DistributedDataParallel(model, find_unused_parameters=True)
 
 
 def sharded(model: nn.Module) -> nn.Module:
     """By `fully_shard`, as accelerate calls it on GPUs; on processors its Accelerator would not."""
-    if world()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return model
     make_shardable(model)
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, transformer_cls_names_to_wrap=UNITS)
@@ -163,18 +163,18 @@ class Broken:
     """Clips of the world, some of which cannot be read."""
 
     def __init__(self, *indices: int, clips: int = 11) -> None:
-        self.world, self.indices = World("train", clips, size=16), indices
+        self.rank_and_world_size, self.indices = World("train", clips, size=16), indices
 
     def __len__(self) -> int:
-        return len(self.world)
+        return len(self.rank_and_world_size)
 
     def record(self, index: int) -> Record:
-        return self.world.record(index)
+        return self.rank_and_world_size.record(index)
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         if index in self.indices:
             raise MediaError(f"{index}.mp4", "damaged")
-        return self.world.frames(index, num_frames, rng)
+        return self.rank_and_world_size.frames(index, num_frames, rng)
 
 
 def scores() -> dict[str, Any]:
@@ -182,7 +182,7 @@ def scores() -> dict[str, Any]:
     clips = Broken(3, 4)
     processor = tiny_processor([text for index in range(11) for text in clips.record(index).texts])
     model = tiny_model(PerceiverVLForRetrieval, vocab_size=len(processor.tokenizer))
-    how: dict[str, Any] = {"batch_size": 2, "max_broken": 1.0, "shared": True}
+    how: dict[str, Any] = {"batch_size": 2, "max_failed_fraction": 1.0, "shared": True}
     ranking: dict[str, Any] = {"streams": ("multi", "mixed", "single", "cascade", "cascade-single"), "shortlist": 3}
     found = {"retrieval": evaluate_retrieval(model, processor, clips, num_frames=2, **ranking, **how).to_dict()}
     records = [
@@ -192,7 +192,7 @@ def scores() -> dict[str, Any]:
     asker, some = model_of("question-answering"), Pictures(records, broken={"20.mp4", "80.mp4"})
     asked = evaluate_task(task_of("question-answering"), asker, PROCESSOR, some, **how)
     found["task"] = {**asked.to_dict(), "predictions": [vars(prediction) for prediction in asked.predictions]}
-    for name, more in (("strict", {"strict": True}), ("too many", {"max_broken": 0.1})):
+    for name, more in (("strict", {"strict": True}), ("too many", {"max_failed_fraction": 0.1})):
         try:
             evaluate_retrieval(
                 model, processor, Broken(*range(15, 19), clips=22), num_frames=2, **ranking, **how | more
@@ -214,7 +214,7 @@ if __name__ == "__main__":
     if dist.get_rank() == 0:
         save_file(
             {name: value.clone() for name, value in result.items()},
-            Path(sys.argv[1]) / f"found-{world()[1]}.safetensors",
+            Path(sys.argv[1]) / f"found-{rank_and_world_size()[1]}.safetensors",
         )
-        Path(sys.argv[1], f"scores-{world()[1]}.json").write_text(json.dumps(said))
+        Path(sys.argv[1], f"scores-{rank_and_world_size()[1]}.json").write_text(json.dumps(said))
     leave_at_once()

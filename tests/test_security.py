@@ -17,7 +17,7 @@ import yaml
 import perceiver_vl
 from perceiver_vl import MediaError, PerceiverVLError, PerceiverVLForRetrieval, UsageError
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.shards import ShardedClips, write_shards
+from perceiver_vl.data.shards import ShardedDataset, write_shards
 from perceiver_vl.data.synthetic import write_world
 from perceiver_vl.media.decode import load_frames
 from perceiver_vl.models.loading import load_retriever
@@ -270,7 +270,7 @@ def test_a_name_in_a_manifest_of_shards_does_not_leave_its_folder(tmp_path: Path
     for name in ("../elsewhere/train-000000.tar", f"{tmp_path}/elsewhere/train-000000.tar"):
         manifest.write_text(text.replace("train-000000.tar", name))
         with pytest.raises(PerceiverVLError, match="is not the name of a shard"):
-            ShardedClips(str(tmp_path / "shards"), (16, 16), "train")
+            ShardedDataset(str(tmp_path / "shards"), (16, 16), "train")
 
 
 # --- Media ----------------------------------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def test_nothing_is_fetched_unless_a_hub_name_is_given(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"model": {}}))
     train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
     build_index(tmp_path / "again", tmp_path / "world" / "clips", tmp_path / "index")
-    assert Searcher(tmp_path / "index").search("a red circle", top=1).hits
+    assert Searcher(tmp_path / "index").search("a red circle", top_k=1).hits
     assert no_network == []
 
 

@@ -18,7 +18,7 @@ Model = TypeVar("Model", bound=PerceiverVLPreTrainedModel)
 
 
 def tiny_config(**changes: Any) -> PerceiverVLConfig:
-    """Three blocks of two thoughts, four patches and a class token a frame."""
+    """Three blocks of two self-attentions, four patches and a class token a frame."""
     small: dict[str, Any] = {
         "hidden_size": 16,
         "num_attention_heads": 4,

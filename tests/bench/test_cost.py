@@ -33,7 +33,9 @@ def test_every_setting_is_counted_and_measured(report: CostReport) -> None:
         assert cost.peak_mib > 0  # type: ignore[operator]
         assert cost.share_of_peak > 0  # type: ignore[operator]
         assert cost.ratio is not None
-    ours = [cost for cost in report.part("frames") if (cost.model, cost.latents, cost.reads) == (OURS, 8, None)]
+    ours = [
+        cost for cost in report.part("frames") if (cost.model, cost.latents, cost.cross_attentions) == (OURS, 8, None)
+    ]
     assert [cost.ratio for cost in ours] == [1.0, 1.0]
     assert json.loads(json.dumps(report.to_dict()))["costs"][0]["frames"] == 2
 
@@ -43,7 +45,7 @@ def test_ours_is_counted_as_the_formulas_say(report: CostReport) -> None:
     for cost in report.costs:
         if cost.model != OURS:
             continue
-        budget = ComputeBudget(latents=cost.latents, text_latents=cost.latents, cross_attentions=cost.reads)
+        budget = ComputeBudget(latents=cost.latents, text_latents=cost.latents, cross_attentions=cost.cross_attentions)
         flops = encoder_flops(CONFIG, cost.frames, cost.words, budget)
         if cost.frames and cost.words:
             flops += matching_flops(CONFIG, cost.latents or 0)

@@ -20,12 +20,12 @@ from perceiver_vl.models.budget import FULL_BUDGET
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
-from perceiver_vl.training.recipe import Split, WorldSplit
+from perceiver_vl.training.recipe import DataSource, WorldSplit
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_blocks": 2, "num_latents": 4, "num_text_latents": 2}
-ASKED = Test("asked", Split(split="test", world=WorldSplit(clips=16, task="frame")), 1)
-FOUND = Test("found", Split(split="test", world=WorldSplit(clips=16)), 2, streams=("multi", "single"))
+ASKED = Test("asked", DataSource(split="test", world=WorldSplit(clips=16, task="frame")), 1)
+FOUND = Test("found", DataSource(split="test", world=WorldSplit(clips=16)), 2, streams=("multi", "single"))
 
 
 def retrieval(steps: int = 2, **how: object) -> Run:
@@ -81,7 +81,7 @@ class TestRuns:
         assert not failed
         weights = run.folder(tmp_path) / "model" / "model.safetensors"
         before = weights.stat().st_mtime_ns
-        another = replace(ASKED, split=Split(split="validation", world=WorldSplit(clips=16, task="frame")))
+        another = replace(ASKED, split=DataSource(split="validation", world=WorldSplit(clips=16, task="frame")))
         again, _ = make_runs([replace(run, tests=(ASKED, another))], tmp_path)
         assert weights.stat().st_mtime_ns == before
         kept, learned = results[run.key], again[run.key]

@@ -39,11 +39,11 @@ def test_the_page_and_the_figures_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["cost", "--frames", "8,x"], "frames=8,x: need whole numbers"),
-        (["cost", "--frames", "0"], "frames=0: need at least one frame"),
+        (["cost", "--num-frames", "8,x"], "frames=8,x: need whole numbers"),
+        (["cost", "--num-frames", "0"], "frames=0: need at least one frame"),
         (["cost", "--sizes", "100"], "size=100: need multiples of patch_size=32"),
         (["length", "--minutes", "0"], "minutes=0: need"),
-        (["ask", "--frames", ""], "frames=: need whole numbers"),
+        (["ask", "--num-frames", ""], "frames=: need whole numbers"),
         (["all", "--out", "here", "--model", "there"], "model and data: go together"),
     ],
 )

@@ -23,7 +23,7 @@ from perceiver_vl.bench.learning.real import (
 from perceiver_vl.bench.learning.runs import JOINT, OURS, Test
 from perceiver_vl.bench.learning.world import QUICK
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.training.recipe import Split
+from perceiver_vl.training.recipe import DataSource
 from perceiver_vl.utils.errors import UsageError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -48,9 +48,9 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def splits_of(part: Part) -> list[tuple[str, Split]]:
+def splits_of(part: Part) -> list[tuple[str, DataSource]]:
     """What is trained on, chosen by and tested on, of the runs of a part."""
-    found: list[tuple[str, Split]] = []
+    found: list[tuple[str, DataSource]] = []
     for run in part.runs:
         chain = run if run.start is None else run.start
         for one in (run, chain):
@@ -61,7 +61,7 @@ def splits_of(part: Part) -> list[tuple[str, Split]]:
     return found
 
 
-def names(split: Split) -> set[str]:
+def names(split: DataSource) -> set[str]:
     """The files of a split."""
     assert split.folder is not None
     how = {"metadata": split.metadata, "columns": split.columns, "need": None}

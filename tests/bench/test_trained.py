@@ -26,7 +26,7 @@ from perceiver_vl.data.synthetic import World, write_world
 from perceiver_vl.inference import budget_selection
 from perceiver_vl.inference.budget_selection import (
     FILE,
-    Setting,
+    OperatingPoint,
     choose_budget,
     front_of,
     read_frontier,
@@ -34,7 +34,7 @@ from perceiver_vl.inference.budget_selection import (
 )
 from perceiver_vl.models.budget import CostLimit, is_limit
 from perceiver_vl.models.loading import load_retriever
-from perceiver_vl.models.perceiver_vl.flops import encoder_flops, merging_flops, summary_flops
+from perceiver_vl.models.perceiver_vl.flops import encoder_flops, merge_flops, partial_match_flops
 from tiny import tiny_config, tiny_processor
 
 GRID = {"frames": [2, 4], "latents": [6, 2], "text_latents": [4], "cross_attentions": [3, 1]}
@@ -71,7 +71,9 @@ def test_the_grid_is_measured(report: FrontierReport) -> None:
     for one in report.settings:
         budget = ComputeBudget.parse(one.budget)
         sides = [encoder_flops(config, budget.frames or 0, 0, budget), encoder_flops(config, 0, 8, budget)]
-        matching = summary_flops(config, budget.latents or 0) + summary_flops(config, 4) + merging_flops(config)
+        matching = (
+            partial_match_flops(config, budget.latents or 0) + partial_match_flops(config, 4) + merge_flops(config)
+        )
         assert one.gflops == pytest.approx((sum(sides) + matching) / 1e9)
         assert 0 < one.fastest <= one.milliseconds <= one.slowest
         assert one.scores.keys() == {"multi", "mixed", "cascade"}
@@ -125,7 +127,7 @@ def test_other_weights_and_no_front_are_refused(report: FrontierReport, model: P
 
 
 settings = st.builds(
-    Setting,
+    OperatingPoint,
     budget=st.integers(1, 99).map("latents={}".format),
     score=st.integers(0, 9).map(float),
     gflops=st.integers(1, 9).map(float),
@@ -134,7 +136,7 @@ settings = st.builds(
 
 
 @given(st.lists(settings, min_size=1, max_size=12), st.integers(1, 9))
-def test_the_best_within_is_found_among_all(some: list[Setting], limit: int) -> None:
+def test_the_best_within_is_found_among_all(some: list[OperatingPoint], limit: int) -> None:
     front = front_of(some, "gflops")
     assert [one.gflops for one in front] == sorted({one.gflops for one in front})
     assert [one.score for one in front] == sorted({one.score for one in front})
@@ -151,11 +153,11 @@ def test_times_are_those_of_this_machine(
     folder.mkdir()
     for path in model.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    rungs = tuple(Setting(f"latents={n}", float(n), 1.0, float(n)) for n in range(1, 7))
+    rungs = tuple(OperatingPoint(f"latents={n}", float(n), 1.0, float(n)) for n in range(1, 7))
     write_frontier(folder, replace(read_frontier(model), settings=rungs))
     tried: list[str] = []
 
-    def here(_: object, setting: Setting) -> float:
+    def here(_: object, setting: OperatingPoint) -> float:
         tried.append(setting.budget)
         return 10 * setting.milliseconds
 
@@ -173,7 +175,7 @@ def test_questions_have_a_front_too(tmp_path: Path) -> None:
     report = measure_frontier(
         model, str(data), task="question-answering", split="test", grid=grid, runs=1, device="cpu"
     )
-    assert [one.budget for one in report.settings] == [  # no setting has more reads than blocks
+    assert [one.budget for one in report.settings] == [  # no setting has more cross-attentions than blocks
         f"frames=2,latents={latents},cross_attentions=2{blocks}" for latents in (6, 3) for blocks in ("", ",blocks=2")
     ]
     assert report.metric == "accuracy"

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from perceiver_vl import MediaError, PerceiverVLError
 from perceiver_vl.data.batching import EpochSampler, Example, PreTrainingCollator, TrainingExamples
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.data.sources import CachedClips, FolderClips, Frames
+from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.sources import CachedDataset, FolderDataset, Frames
 from perceiver_vl.data.synthetic import World, write_world
 from tiny import tiny_processor
 
@@ -105,8 +105,8 @@ def test_uniform_sampling_takes_the_same_frames_in_every_epoch() -> None:
 def test_a_broken_clip_is_replaced_by_the_next_and_named() -> None:
     examples = TrainingExamples(NumberedClips(5, broken={1, 2, 4}), 2, "uniform", seed=0)
     assert [int(examples[item].frames[0, 0, 0, 0]) for item in range(5)] == [0, 3, 3, 3, 0]
-    assert examples[1].problems == (Problem("1.mp4", "damaged"), Problem("2.mp4", "damaged"))
-    assert examples[4].problems == (Problem("4.mp4", "damaged"),)
+    assert examples[1].problems == (SkippedSample("1.mp4", "damaged"), SkippedSample("2.mp4", "damaged"))
+    assert examples[4].problems == (SkippedSample("4.mp4", "damaged"),)
     assert examples[0].problems == ()
     assert all(examples[item].text.endswith(str(examples[item].frames[0, 0, 0, 0])) for item in range(10))
 
@@ -127,8 +127,8 @@ def test_when_all_clips_are_broken_that_is_said_at_once() -> None:
 def test_the_clips_of_a_folder_are_decoded_at_the_size_asked_for(tmp_path: Path) -> None:
     write_world(tmp_path, clips=3, num_frames=6, size=32)
     records = read_folder(tmp_path).records
-    plain = FolderClips(records, (16, 24))
-    cached = CachedClips(plain)
+    plain = FolderDataset(records, (16, 24))
+    cached = CachedDataset(plain)
     assert (len(plain), plain.record(0)) == (3, records[0])
     assert plain.frames(0, 4).shape == (4, 16, 24, 3)
     assert np.array_equal(cached.frames(0, 4), plain.frames(0, 4))
@@ -245,7 +245,7 @@ def test_masking_depends_on_the_example_alone() -> None:
 def test_the_problems_of_all_examples_are_handed_on() -> None:
     examples = TrainingExamples(NumberedClips(4, broken={1, 3}), 2, "uniform", seed=0)
     batch = PreTrainingCollator(tiny_processor(WORDS), 0.15)([examples[item] for item in range(4)])
-    assert batch["problems"] == [Problem("1.mp4", "damaged"), Problem("3.mp4", "damaged")]
+    assert batch["problems"] == [SkippedSample("1.mp4", "damaged"), SkippedSample("3.mp4", "damaged")]
     assert (batch["tried"], batch["failed"], batch["damaged"]) == ([0, 1, 2, 2, 3, 0], [1, 3], [])
 
 

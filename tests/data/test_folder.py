@@ -12,7 +12,7 @@ import pytest
 from perceiver_vl import PerceiverVLError, UsageError
 from perceiver_vl.cli.options import parse_columns
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.records import Folder, Problem, Record
+from perceiver_vl.data.records import Folder, Record, SkippedSample
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 ONE_LINE = r"^[^\n]+$"
@@ -236,7 +236,7 @@ def test_a_label_below_0_is_none(folder: Path) -> None:
     write_jsonl(folder, {"file_name": "a.mp4", "label": -1}, {"file_name": "b.mp4", "label": 1})
     found = read_folder(folder, need="label")
     assert [record.label for record in found.records] == [1]
-    assert found.problems == [Problem("a.mp4", "no label")]
+    assert found.problems == [SkippedSample("a.mp4", "no label")]
 
 
 def test_folders_of_classes_need_no_metadata(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_folders_of_classes_need_no_metadata(tmp_path: Path) -> None:
         ("train/dog/1.jpg", 1, "train"),
         ("val/dog/3.mp4", 1, "validation"),
     ]
-    assert found.problems == [Problem("val/4.jpg", "in no folder of a class")]
+    assert found.problems == [SkippedSample("val/4.jpg", "in no folder of a class")]
     assert [record.label for record in read_folder(tmp_path, need="label", split="dev").records] == [1]
     with pytest.raises(UsageError, match=r"split=test: not in [^\n]+ train, val"):
         read_folder(tmp_path, need="label", split="test")

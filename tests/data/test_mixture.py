@@ -18,8 +18,8 @@ from perceiver_vl.data.batching import EpochSampler, TrainingExamples
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.mixture import Mixture, MixtureSampler, pools_of, sampler_of
 from perceiver_vl.data.records import Record
-from perceiver_vl.data.shards import ShardedClips, write_shards
-from perceiver_vl.data.sources import CachedClips, FolderClips, Frames, is_damaged
+from perceiver_vl.data.shards import ShardedDataset, write_shards
+from perceiver_vl.data.sources import CachedDataset, FolderDataset, Frames, is_damaged
 from perceiver_vl.data.synthetic import World, write_world
 
 
@@ -155,7 +155,7 @@ def test_what_is_too_little_for_a_batch_is_left_out_and_named() -> None:
 
 def test_clips_without_captions_are_left_out_and_named(tmp_path: Path) -> None:
     records = [Record(f"{i}.mp4", tmp_path / f"{i}.mp4", ("a dog",) if i else ()) for i in range(5)]
-    pools, left = pools_of(Mixture([FolderClips(records, (8, 8))]), [None], 2)
+    pools, left = pools_of(Mixture([FolderDataset(records, (8, 8))]), [None], 2)
     assert [pool.clips.tolist() for pool in pools] == [[1, 2, 3, 4]]
     assert [(problem.file_name, problem.reason) for problem in left] == [("0.mp4", "no caption")]
 
@@ -193,7 +193,7 @@ def test_real_shards_give_what_their_folder_gives(tmp_path: Path) -> None:
     write_world(tmp_path / "world", clips=14, num_frames=4, size=16, held_out=1)
     folder = read_folder(tmp_path / "world", split="train")
     write_shards(folder, tmp_path / "shards", samples_per_shard=3, workers=1)
-    sources = [FolderClips(folder.records, (16, 16)), ShardedClips(tmp_path / "shards", (16, 16), "train")]
+    sources = [FolderDataset(folder.records, (16, 16)), ShardedDataset(tmp_path / "shards", (16, 16), "train")]
     drawn = [sampler([source, Numbered(8, name="other")], weights=[3, 1]) for source in sources]
     for epoch in range(2):
         sources_of_batches = [[kind(one, batch[0]) for batch in batches(one, epoch)] for one in drawn]
@@ -292,7 +292,7 @@ def test_a_broken_clip_is_replaced_by_one_of_its_own_kind() -> None:
 
 def test_a_mixture_of_folders_and_the_world_decodes_what_it_says(tmp_path: Path) -> None:
     write_world(tmp_path, clips=3, num_frames=4, size=16)
-    folder, world = FolderClips(read_folder(tmp_path).records, (16, 16)), World(clips=2, size=16)
+    folder, world = FolderDataset(read_folder(tmp_path).records, (16, 16)), World(clips=2, size=16)
     mixture = Mixture([folder, world])
     assert len(mixture) == 5
     assert [mixture.record(index) for index in range(5)] == [
@@ -309,13 +309,13 @@ def test_a_clip_that_lacks_frames_is_known_as_damaged_once_it_was_read(tmp_path:
     write_world(tmp_path, clips=3, num_frames=8, size=32, held_out=1)
     record = read_folder(tmp_path).records[0]
     record.path.write_bytes(_spoilt(record.path.read_bytes()))
-    clips = FolderClips([record], (16, 16))
+    clips = FolderDataset([record], (16, 16))
     assert not is_damaged(clips, 0)
     examples = TrainingExamples(clips, 8, "uniform", 0)
     example = examples[0]
     assert example.damaged == record.file_name
     assert example.problems == ()
-    assert is_damaged(Mixture([CachedClips(clips)]), 0)
+    assert is_damaged(Mixture([CachedDataset(clips)]), 0)
 
 
 def _spoilt(video: bytes) -> bytes:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from perceiver_vl import MediaError, PerceiverVLError
 from perceiver_vl.data.prefetch import SecondPictures, read_ahead
-from perceiver_vl.data.records import Problem, Record
+from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.sources import Frames
 
 
@@ -43,7 +43,7 @@ def test_each_example_comes_once_with_its_clip_and_each_clip_is_decoded_once(
 ) -> None:
     source, problems = Questions(about, broken), []
     seen = {}
-    for batch in read_ahead([source], range(len(about)), 2, batch_size, problems, max_broken=1):
+    for batch in read_ahead([source], range(len(about)), 2, batch_size, problems, max_failed_fraction=1):
         assert 1 <= len(batch.indices) <= batch_size
         assert len(batch.rows) == len(batch.indices)
         assert set(batch.rows) == set(range(len(batch.media)))
@@ -58,18 +58,20 @@ def test_each_example_comes_once_with_its_clip_and_each_clip_is_decoded_once(
 
 
 def test_a_broken_file_says_how_many_examples_it_takes_along() -> None:
-    problems: list[Problem] = []
+    problems: list[SkippedSample] = []
     list(read_ahead([Questions([0, 1, 0, 2], broken={0, 2})], range(4), 1, 1, problems))
-    assert problems == [Problem("0.mp4", "damaged (2 examples)"), Problem("2.mp4", "damaged")]
+    assert problems == [SkippedSample("0.mp4", "damaged (2 examples)"), SkippedSample("2.mp4", "damaged")]
     with pytest.raises(MediaError, match=r"0\.mp4: damaged"):
         list(read_ahead([Questions([0, 1], broken={0})], range(2), 1, 4, problems, strict=True))
 
 
 def test_too_many_broken_files_stop_the_reading() -> None:
     source, problems = Questions(list(range(30)), broken=set(range(0, 30, 5))), []  # a fifth
-    with pytest.raises(PerceiverVLError, match=r"^6 of 30 clips cannot be read, more than max_broken=0\.1: [^\n]+$"):
+    with pytest.raises(
+        PerceiverVLError, match=r"^6 of 30 clips cannot be read, more than max_failed_fraction=0\.1: [^\n]+$"
+    ):
         list(read_ahead([source], range(30), 1, 4, problems))
-    assert len(list(read_ahead([source], range(30), 1, 4, [], max_broken=0.2))) == 8
+    assert len(list(read_ahead([source], range(30), 1, 4, [], max_failed_fraction=0.2))) == 8
 
 
 def test_the_second_pictures_of_pairs_come_from_their_files(tmp_path: Path) -> None:

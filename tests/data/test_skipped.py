@@ -8,23 +8,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perceiver_vl import PerceiverVLError
-from perceiver_vl.data.records import Problem
-from perceiver_vl.data.skipped import FEWEST_TRIED, Tried, check_broken, check_listed, read_skipped, write_skipped
+from perceiver_vl.data.records import SkippedSample
+from perceiver_vl.data.skipped import (
+    FEWEST_TRIED,
+    ReadTracker,
+    check_failures,
+    check_listed,
+    read_skipped,
+    write_skipped,
+)
 
-FIRST = Problem("a.mp4", "damaged")
+FIRST = SkippedSample("a.mp4", "damaged")
 
 
 def stops(broken: int, tried: int, total: int, most: float) -> bool:
     try:
-        check_broken(broken, tried, total, most, FIRST)
+        check_failures(broken, tried, total, most, FIRST)
     except PerceiverVLError:
         return True
     return False
 
 
 def test_the_message_says_how_many_and_names_one() -> None:
-    with pytest.raises(PerceiverVLError, match=r"^30 of 100 clips [^\n]+max_broken=0.1[^\n]+a.mp4: damaged$"):
-        check_broken(30, 100, 100, 0.1, FIRST)
+    with pytest.raises(PerceiverVLError, match=r"^30 of 100 clips [^\n]+max_failed_fraction=0.1[^\n]+a.mp4: damaged$"):
+        check_failures(30, 100, 100, 0.1, FIRST)
     with pytest.raises(PerceiverVLError, match=r"^5 of 20 clips"):
         check_listed([FIRST] * 5, 15, 0.1)
     check_listed([], 15, 0.0)
@@ -47,7 +54,7 @@ def test_a_job_with_few_broken_files_is_not_stopped_by_a_bad_beginning(seed: int
 
 
 def test_different_clips_are_counted_once() -> None:
-    tried = Tried(10)
+    tried = ReadTracker(10)
     for _ in range(3):
         tried.add({"problems": [FIRST], "damaged": ["b.mp4"], "tried": [1, 2, 5], "failed": [1], "other": 0})
     tried.add({"problems": [], "damaged": [], "tried": [], "failed": []})
@@ -55,7 +62,7 @@ def test_different_clips_are_counted_once() -> None:
 
 
 def test_the_list_is_read_as_it_was_written(tmp_path: Path) -> None:
-    problems = [FIRST, Problem("ä b\u2028.mp4", 'said "no"')]
+    problems = [FIRST, SkippedSample("ä b\u2028.mp4", 'said "no"')]
     write_skipped(tmp_path / "skipped.jsonl", problems)
     assert read_skipped(tmp_path / "skipped.jsonl") == problems
     assert len((tmp_path / "skipped.jsonl").read_bytes().splitlines()) == 2

@@ -11,7 +11,7 @@ from command_line import Answer, run_program, world_recipe, write_recipe
 @pytest.fixture(scope="session")
 def written_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
     folder = tmp_path_factory.mktemp("written") / "world"
-    answer = run_program("world", folder, "--clips", 24, "--held-out", 6, "--size", 32, "--frames", 4, "--json")
+    answer = run_program("world", folder, "--clips", 24, "--held-out", 6, "--size", 32, "--num-frames", 4, "--json")
     return folder, answer
 
 

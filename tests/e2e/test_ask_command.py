@@ -25,7 +25,7 @@ def test_ask(answering: Path, world: Path) -> None:
     told = run_program("ask", "--model", answering, clip, *questions)
     assert told.code == 0, told.err
     assert all(word in told.out for word in (*questions, "red", "blue", "two"))
-    results = run_cli("ask", "--model", answering, clip, *questions, "--top", 2, "--json").json()
+    results = run_cli("ask", "--model", answering, clip, *questions, "--top-k", 2, "--json").json()
     assert [result["question"] for result in results] == list(questions)
     for result in results:
         scores = [answer["score"] for answer in result["answers"]]

@@ -49,7 +49,7 @@ def test_exit_code_and_message_of_a_process(words: list[str], code: int, parts: 
     ("words", "parts"),
     [
         (["--clips", 8, "--held-out", 4], ["held_out=4", "1 to 3"]),
-        (["--frames", 0], ["frames=0"]),
+        (["--num-frames", 0], ["frames=0"]),
         (["--size", 33], ["size=33", "34"]),
         (["--seed", -1], ["seed=-1"]),
     ],
@@ -208,10 +208,10 @@ def test_damaged_weights_in_a_process_of_its_own(model: Path, world: Path, tmp_p
         (["--columns", "caption=text"], ["caption=text", "file_name, text, question"]),
         (["--columns", "text=caption"], ["text=caption", "metadata.jsonl"]),
         (["--shortlist", "0"], ["shortlist=0"]),
-        (["--captions", "0"], ["captions_per_clip=0"]),
-        (["--captions", "-1"], ["captions_per_clip=-1"]),
-        (["--frames", "0"], ["num_frames=0"]),
-        (["--frames", "9"], ["num_frames=9", "max_frames"]),
+        (["--captions-per-clip", "0"], ["captions_per_clip=0"]),
+        (["--captions-per-clip", "-1"], ["captions_per_clip=-1"]),
+        (["--num-frames", "0"], ["num_frames=0"]),
+        (["--num-frames", "9"], ["num_frames=9", "max_frames"]),
         (["--device", "abacus"], ["device=abacus", "cpu"]),
         (["--budget", "cross_attentions=3"], ["cross_attentions=3", "2"]),
         (["--budget", "latents=7"], ["latents=7", "6"]),
@@ -229,9 +229,9 @@ def test_evaluation_that_cannot_work(words: list[str], parts: list[str], model: 
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["", "--top", 3], ["query ''", "word"]),
+        (["", "--top-k", 3], ["query ''", "word"]),
         (["  \t "], ["query", "word"]),
-        (["red", "--top", 0], ["top=0", "at least 1"]),
+        (["red", "--top-k", 0], ["top_k=0", "at least 1"]),
         (["red", "--shortlist", 0], ["shortlist=0", "at least 1"]),
         (["red", "--rerank", "single"], ["rerank='single'", "combined, mixed, none"]),
         (["red", "--model", "/none"], ["model /none", "no such folder"]),
@@ -259,7 +259,7 @@ def test_index_of_another_model(model: Path, world: Path, index: Path, tmp_path:
 def test_index_with_other_settings_or_media(model: Path, world: Path, index: Path) -> None:
     words = "index", "--model", model, "--media", world, "--split", "test", "--out", index
     fails_naming(run_cli(*words, "--budget", "latents=4"), 2, index, "latents=4", "--out")
-    fails_naming(run_cli(*words, "--frames", 2), 2, index, "frames 4, not 2", "--out")
+    fails_naming(run_cli(*words, "--num-frames", 2), 2, index, "frames 4, not 2", "--out")
     words = "index", "--model", model, "--media", world / "clips", "--out", index
     fails_naming(run_cli(*words), 2, index, world / "clips", "--out")
 

@@ -10,7 +10,7 @@ from perceiver_vl import ComputeBudget
 from perceiver_vl.inference import export
 from perceiver_vl.inference.export import Exported
 
-GRID = ("--frames", "4,2", "--latents", "6,3", "--text-latents", 3, "--cross-attentions", "2,1", "--runs", 1)
+GRID = ("--num-frames", "4,2", "--latents", "6,3", "--text-latents", 3, "--cross-attentions", "2,1", "--runs", 1)
 
 
 @pytest.fixture(scope="module")

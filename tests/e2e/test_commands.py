@@ -81,7 +81,7 @@ def test_world(written_world: tuple[Path, Answer]) -> None:
 
 def test_the_same_world_again_costs_nothing_and_changes_nothing(own_world: Path) -> None:
     before = {path: (path.stat().st_mtime_ns, sha256(path)) for path in (own_world / "clips").iterdir()}
-    answer = run_cli("world", own_world, "--clips", 24, "--held-out", 6, "--size", 32, "--frames", 4)
+    answer = run_cli("world", own_world, "--clips", 24, "--held-out", 6, "--size", 32, "--num-frames", 4)
     assert answer.code == 0
     assert "12 clips for train, 6 clips for validation, 6 clips for test" in answer.out
     assert {path: (path.stat().st_mtime_ns, sha256(path)) for path in (own_world / "clips").iterdir()} == before
@@ -213,7 +213,7 @@ def test_evaluation_record(model: Path, world: Path, index: Path) -> None:
     words = "--model", model, "--data", world, "--streams", "multi"
     full = evaluate(*words, "--split", "test")
     small = evaluate(*words, "--split", "test", "--budget", "frames=2,latents=3,text_latents=2,cross_attentions=1")
-    other = evaluate(*words, "--split", "validation", "--captions", 1)
+    other = evaluate(*words, "--split", "validation", "--captions-per-clip", 1)
     record = full["record"]
     assert (record["split"], record["frames"], record["sampling"], record["budget"]) == ("test", 4, "uniform", "full")
     assert record["resize"].startswith("32x32")
@@ -280,7 +280,7 @@ class Links(HTMLParser):
 def test_search(index: Path, world: Path, tmp_path: Path) -> None:
     page = tmp_path / "new folder" / "page.html"
     queries = "a red circle moving left", "<marquee>ein großes Quadrat"
-    answer = run_program("search", "--index", index, *queries, "--top", 3, "--json", "--html", page)
+    answer = run_program("search", "--index", index, *queries, "--top-k", 3, "--json", "--html", page)
     results = answer.json()
     assert answer.err == ""
     assert [result["query"] for result in results] == list(queries)
@@ -304,7 +304,7 @@ def test_search(index: Path, world: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rerank", ["combined", "mixed", "none"])
 def test_search_as_a_table(rerank: str, index: Path) -> None:
-    answer = run_cli("search", "--index", index, "a red circle", "--top", 100, "--rerank", rerank)
+    answer = run_cli("search", "--index", index, "a red circle", "--top-k", 100, "--rerank", rerank)
     assert (answer.code, answer.err) == (0, "")
     assert "6 clips searched" in answer.out
     folded = re.sub(r"[\s│]", "", answer.out)

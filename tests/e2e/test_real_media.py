@@ -47,7 +47,7 @@ def test_from_real_files_to_search_results(name: str, tmp_path: Path) -> None:
     indexed = run_cli(*words).json()
     assert (indexed["encoded"], indexed["total"], indexed["skipped"]) == (16, 16, [])
     query = "two people outside"
-    words = "search", "--index", index, query, "--top", 5, "--html", tmp_path / "page.html", "--json"
+    words = "search", "--index", index, query, "--top-k", 5, "--html", tmp_path / "page.html", "--json"
     (found,) = run_cli(*words).json()
     assert len(found["hits"]) == 5
     assert all(Path(hit["path"]).is_file() and hit["texts"] for hit in found["hits"])
@@ -59,7 +59,18 @@ def test_a_folder_of_odd_and_damaged_files(model: Path, tmp_path: Path) -> None:
     rows = lines(folder / "manifest.jsonl")
     unreadable = {row["file"] for row in rows if row["readable"] is False}
     described = "--metadata", "manifest.jsonl", "--columns", "file_name=file,text=what"
-    words = "index", "--model", model, "--media", folder, *described, "--out", tmp_path / "index", "--max-broken", 0.2
+    words = (
+        "index",
+        "--model",
+        model,
+        "--media",
+        folder,
+        *described,
+        "--out",
+        tmp_path / "index",
+        "--max-failed-fraction",
+        0.2,
+    )
     report = run_cli(*words, "--json").json()
     assert {problem["file_name"] for problem in report["skipped"]} == unreadable
     assert all(problem["reason"] and "\n" not in problem["reason"] for problem in report["skipped"])
@@ -82,7 +93,7 @@ def test_a_folder_without_metadata_is_searched_all_the_same(model: Path, tmp_pat
     }
     page = tmp_path / "page.html"
     (found,) = run_cli(
-        *("search", "--index", tmp_path / "index", "a cat", "--top", 50, "--json", "--html", page)
+        *("search", "--index", tmp_path / "index", "a cat", "--top-k", 50, "--json", "--html", page)
     ).json()
     assert len(found["hits"]) == report["total"]
     assert all(hit["texts"] == [] for hit in found["hits"])

@@ -9,14 +9,14 @@ import pytest
 from command_line import run_cli, run_program, world_recipe, write_recipe
 
 from perceiver_vl import PerceiverVLConfig, PerceiverVLForQuestionAnswering, PerceiverVLProcessor
-from perceiver_vl.data.shards import ShardedClips
+from perceiver_vl.data.shards import ShardedDataset
 
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Yes-or-no questions and actions to choose from, four of each held out."""
     folder = tmp_path_factory.mktemp("tasks") / "world"
-    options = "--clips", 12, "--held-out", 4, "--size", 32, "--frames", 4
+    options = "--clips", 12, "--held-out", 4, "--size", 32, "--num-frames", 4
     assert run_cli("world", folder, "--tasks", "yesno,action", *options).code == 0
     return folder
 
@@ -72,11 +72,14 @@ def test_what_cannot_be_scored(answering: Path, model: Path, questions: Path, tm
         (("--model", model, "--data", clips, "--task", "question-answering"), "question-answering"),
         (("--model", answering, "--data", clips, "--task", "counting"), "task=counting"),
         (("--model", answering, "--data", clips, "--task", "vqa"), "needs those of several annotators"),
-        (("--model", answering, "--data", actions, "--task", "pairs"), "give a model trained for pairs"),
+        (("--model", answering, "--data", actions, "--task", "nlvr2"), "give a model trained for nlvr2"),
         (("--model", model, "--data", clips, "--task", "multiple-choice"), "no example of it"),
         (("--model", model, "--data", actions, "--submission", tmp_path / "x"), "retrieval has none"),
         (("--model", model, "--data", clips, "--benchmark", "msrvtt9"), "msrvtt9"),
-        (("--model", answering, "--data", clips, "--task", "question-answering", "--frames", "99"), "num_frames=99"),
+        (
+            ("--model", answering, "--data", clips, "--task", "question-answering", "--num-frames", "99"),
+            "num_frames=99",
+        ),
     ):
         assert said in run_cli("evaluate", *words).error(2)
 
@@ -88,7 +91,7 @@ def test_folders_of_classes_keep_their_labels_in_shards(world: Path, tmp_path: P
         place.mkdir(parents=True)
         shutil.copy(clips[clip], place / "a.mp4")
     assert run_cli("data", "shard", "folder", tmp_path / "classes", tmp_path / "shards").code == 0
-    shards = ShardedClips(tmp_path / "shards", (16, 16), need="label")
+    shards = ShardedDataset(tmp_path / "shards", (16, 16), need="label")
     labels = {shards.record(index).file_name: shards.record(index).label for index in range(len(shards))}
     assert labels == {"train/cat/a.mp4": 0, "train/dog/a.mp4": 1, "val/dog/a.mp4": 1}
     assert shards.classes == ("cat", "dog")
@@ -115,7 +118,7 @@ def test_masked_words_and_matches_are_scored_and_come_out_again(model: Path, wor
     assert found["trivial"]["matching_accuracy"] == 50.0
     assert found["metrics"] == again["metrics"]
     assert found["record"]["split"] == "test"
-    told = run_cli(*words, "--captions", 1, "--seed", 3)
+    told = run_cli(*words, "--captions-per-clip", 1, "--seed", 3)
     assert told.code == 0, told.err
     assert "6 captions, 6 clips" in told.out
     assert "seed 3" in told.out
@@ -143,7 +146,7 @@ def test_retrieval_in_parts(model: Path, world: Path) -> None:
         ("pre-training", ["--streams", "multi"]),
         ("vqa", ["--folds", "5"]),
         ("vqa", ["--shortlist", "5"]),
-        ("counting", ["--captions", "1"]),
+        ("counting", ["--captions-per-clip", "1"]),
         ("retrieval", ["--seed", "1"]),
     ],
 )

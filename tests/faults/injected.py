@@ -183,7 +183,7 @@ def media_vanishing(this: Try) -> list[str]:
     """Clips are removed while the run reads nearly all of them every epoch; one more has been damaged all along."""
     world = this.folder / f"{this.name}-world"
     shutil.copytree(this.folder / "world", world)
-    run = this.run(f"data.train.folder={world}", f"data.validation.folder={world}", "data.max_broken=0.2")
+    run = this.run(f"data.train.folder={world}", f"data.validation.folder={world}", "data.max_failed_fraction=0.2")
     this.wait(run, last=0.4)
     names = {f"clips/train-{number:06d}.mp4" for number in this.draw.sample(range(10, 20), 3)}
     for name in names:

@@ -213,7 +213,7 @@ def _half_a_checkpoint(output: Path) -> bool:
 def prepare(folder: Path, processes: int, steps: int) -> None:
     """A small world with a broken clip, and the recipe; batches are shared out among the processes."""
     world = folder / "world"
-    words = ["world", world, "--clips", 36, "--held-out", 6, "--size", 16, "--frames", 4]
+    words = ["world", world, "--clips", 36, "--held-out", 6, "--size", 16, "--num-frames", 4]
     subprocess.run([PROGRAM, *map(str, words)], stdout=subprocess.DEVNULL, check=True)
     (world / "clips" / "train-000002.mp4").write_bytes(b"no video")
     splits = {name: {"folder": str(world), "split": name} for name in ("train", "validation")}

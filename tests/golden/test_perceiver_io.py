@@ -1,5 +1,6 @@
 """The same attention blocks hold DeepMind's language Perceiver (Perceiver IO, Jaegle et al. 2022): other widths for
-latents and inputs, other head sizes for keys and values, one read, many thoughts, a decoder without skip connection.
+latents and inputs, other head sizes for keys and values, one cross-attention, many self-attentions, a decoder without
+skip connection.
 """
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PerceiverConfig, PerceiverForMaskedLM
 
 from perceiver_vl.layers.attention import AttentionBlock
-from perceiver_vl.layers.partial_attention import merge_summaries
+from perceiver_vl.layers.partial_attention import merge
 from tiny import assert_same
 
 EPS = 1e-5
@@ -63,12 +64,12 @@ def copy_layer(block: AttentionBlock, layer: nn.Module) -> AttentionBlock:
 
 
 def ours(model: PerceiverForMaskedLM) -> tuple[AttentionBlock, list[AttentionBlock], AttentionBlock]:
-    """The read, the thoughts and the decoder's read."""
+    """The read, the self-attentions and the decoder's read."""
     config, encoder = model.config, model.perceiver.encoder
     latents, inputs, heads = config.d_latents, config.d_model, config.num_cross_attention_heads
     sizes = {"qk_size": config.qk_channels, "v_size": config.v_channels}
     read = AttentionBlock(latents, heads, latents, EPS, input_size=inputs, norm_inputs=True, **sizes)
-    thoughts = [AttentionBlock(latents, heads, latents, EPS, **sizes) for _ in encoder.self_attends]
+    self_attentions = [AttentionBlock(latents, heads, latents, EPS, **sizes) for _ in encoder.self_attends]
     decoding = model.perceiver.decoder.decoding_cross_attention
     channels = {
         "qk_size": decoding.attention.self.qk_channels,
@@ -79,7 +80,10 @@ def ours(model: PerceiverForMaskedLM) -> tuple[AttentionBlock, list[AttentionBlo
     ask = AttentionBlock(inputs, heads, inputs, EPS, norm_inputs=True, residual="none", **channels)
     return (
         copy_layer(read, encoder.cross_attention),
-        [copy_layer(thought, layer) for thought, layer in zip(thoughts, encoder.self_attends, strict=True)],
+        [
+            copy_layer(self_attention, layer)
+            for self_attention, layer in zip(self_attentions, encoder.self_attends, strict=True)
+        ],
         copy_layer(ask, decoding),
     )
 
@@ -98,12 +102,12 @@ def test_the_language_perceiver_in_our_blocks(theirs: PerceiverForMaskedLM) -> N
 
 def logits(model: PerceiverForMaskedLM, input_ids: Tensor, input_mask: Tensor) -> Tensor:
     """Their tables, our blocks: `(B,L)` → `(B,L,V)`."""
-    read, thoughts, ask = ours(model)
+    read, self_attentions, ask = ours(model)
     embeddings = model.perceiver.input_preprocessor
     tokens = embeddings.embeddings(input_ids) + embeddings.position_embeddings.weight[: input_ids.shape[1]]
     latents = read(model.perceiver.embeddings.latents.expand(len(input_ids), -1, -1), tokens, input_mask)
-    for thought in thoughts:
-        latents = thought(latents)
+    for self_attention in self_attentions:
+        latents = self_attention(latents)
     queries = model.perceiver.decoder.output_position_encodings(len(input_ids))
     answers = ask(queries, latents)
     return answers @ embeddings.embeddings.weight.T + model.embedding_decoder.bias
@@ -115,6 +119,6 @@ def test_attention_summaries_hold_there_too(theirs: PerceiverForMaskedLM) -> Non
     draw = torch.Generator().manual_seed(2)
     for block, queries, width in ((read, torch.randn(2, 7, 48, generator=draw), 24), (ask, torch.randn(2, 5, 24), 48)):
         inputs, queries = torch.randn(2, 9, width, generator=draw).double(), queries.double()
-        parts = merge_summaries(block.summarise(queries, inputs[:, :4]), block.summarise(queries, inputs[:, 4:]))
+        parts = merge(block.partial_attention(queries, inputs[:, :4]), block.partial_attention(queries, inputs[:, 4:]))
         with torch.no_grad():
-            assert_same(block.finish(queries, parts), block(queries, inputs))
+            assert_same(block.from_partial_attention(queries, parts), block(queries, inputs))

@@ -84,10 +84,10 @@ def test_a_folder_is_searched_as_its_index_would_be(
     build_index(retrieval_model, clips, tmp_path / "index", device="cpu")
     searcher = Searcher(tmp_path / "index", device="cpu")
     for rerank in (True, False):
-        found = find(QUERIES, clips, top=4, rerank=rerank, shortlist=5)
+        found = find(QUERIES, clips, top_k=4, rerank=rerank, shortlist=5)
         assert len(found) == len(QUERIES)
         for query, results in zip(QUERIES, found, strict=True):
-            hits = searcher.search(query, top=4, shortlist=5, rerank="combined" if rerank else "none").hits
+            hits = searcher.search(query, top_k=4, shortlist=5, rerank="combined" if rerank else "none").hits
             assert [result["score"] for result in results] == pytest.approx([hit.score for hit in hits], abs=5e-3)
             by_file = {result["file"]: result for result in results}
             for hit in hits:  # the index stores its latents in half precision
@@ -100,14 +100,14 @@ def test_a_folder_is_searched_as_its_index_would_be(
 
 
 def test_one_query_gives_one_list(find: RetrievalPipeline, clips: Path) -> None:
-    (several,) = find([QUERIES[0]], clips, top=3)
-    one = find(QUERIES[0], clips, top=3)
+    (several,) = find([QUERIES[0]], clips, top_k=3)
+    one = find(QUERIES[0], clips, top_k=3)
     assert one == several
     assert len(one) == 3
     scores = [result["score"] for result in one]
     assert scores == sorted(scores, reverse=True)
     assert len(find(QUERIES[0], clips)) == 5
-    assert len(find(QUERIES[0], clips, top=100)) == 6
+    assert len(find(QUERIES[0], clips, top_k=100)) == 6
 
 
 def test_media_come_in_every_form(find: RetrievalPipeline, clips: Path) -> None:
@@ -124,7 +124,7 @@ def test_media_come_in_every_form(find: RetrievalPipeline, clips: Path) -> None:
         picture,
         np.asarray(picture),
     ]
-    results = {result["index"]: result for result in find(QUERIES[0], media, top=8)}
+    results = {result["index"]: result for result in find(QUERIES[0], media, top_k=8)}
     assert [results[index]["file"] for index in range(8)] == [
         *[str(clip), str(clip), None, None, None],
         *[str(photograph), None, None],
@@ -149,8 +149,8 @@ def test_the_budget_is_the_models(find: RetrievalPipeline, clips: Path) -> None:
 
 def test_a_half_precision_model_finds_much_the_same(find: RetrievalPipeline, clips: Path) -> None:
     halved = RetrievalPipeline(copy.deepcopy(find.model).to(torch.bfloat16), find.processor)
-    wanted = {result["file"]: result for result in find(QUERIES[0], clips, top=10)}
-    for result in halved(QUERIES[0], clips, top=10):
+    wanted = {result["file"]: result for result in find(QUERIES[0], clips, top_k=10)}
+    for result in halved(QUERIES[0], clips, top_k=10):
         assert result["multi_score"] == pytest.approx(wanted[result["file"]]["multi_score"], abs=0.05)
         assert result["mixed_score"] == pytest.approx(wanted[result["file"]]["mixed_score"], abs=0.1)
 
@@ -163,10 +163,10 @@ def test_a_broken_file_of_a_folder_is_left_out_and_of_a_list_refused(
     broken = folder / "broken.mp4"
     broken.write_bytes(b"not a clip")
     with pytest.warns(UserWarning, match=r"^1 of 7 files cannot be read and are left out, the first: .*broken\.mp4: "):
-        found = find(QUERIES[0], folder, top=10)
+        found = find(QUERIES[0], folder, top_k=10)
     assert [result | {"index": 0} for result in found] == [
         {**result, "file": str(folder / Path(result["file"]).name), "index": 0}
-        for result in find(QUERIES[0], clips, top=10)
+        for result in find(QUERIES[0], clips, top_k=10)
     ]
     with pytest.raises(MediaError, match=r"broken\.mp4"):
         find(QUERIES[0], [folder / "photograph.png", broken])
@@ -183,7 +183,7 @@ def test_a_broken_file_of_a_folder_is_left_out_and_of_a_list_refused(
         ("a star", [], {}, r"media=\[\]"),
         ("a star", 3, {}, "media of type int"),
         ("a star", "no/such/folder", {}, "no such folder"),
-        ("a star", None, {"top": 0}, "top=0"),
+        ("a star", None, {"top_k": 0}, "top_k=0"),
         ("a star", None, {"shortlist": 0}, "shortlist=0"),
         ([], None, {}, r"text=\[\]"),
     ],
@@ -204,7 +204,7 @@ def test_answers_are_the_models_with_their_probabilities(
     clip = sorted(clips.glob("*.mp4"))[0]
     model = PerceiverVLForQuestionAnswering.from_pretrained(answering_model).eval()
     processor = PerceiverVLProcessor.from_pretrained(answering_model)
-    several = ask(clip, QUESTIONS, top=10)
+    several = ask(clip, QUESTIONS, top_k=10)
     assert len(several) == len(QUESTIONS)
     for question, answers in zip(QUESTIONS, several, strict=True):
         wanted = model(**processor(text=question, videos=[clip])).logits[0].softmax(-1).tolist()
@@ -213,7 +213,7 @@ def test_answers_are_the_models_with_their_probabilities(
         )
         assert [one["score"] for one in answers] == pytest.approx(sorted(wanted, reverse=True), abs=1e-5)
     assert differs(several[0], several[1])
-    (best,) = ask(clip, QUESTIONS[0], top=1)
+    (best,) = ask(clip, QUESTIONS[0], top_k=1)
     assert best["answer"] == several[0][0]["answer"]
     assert best["score"] == pytest.approx(several[0][0]["score"], abs=1e-5)
 
@@ -254,7 +254,7 @@ class FramesOnDemand(list[Image.Image]):
 def test_many_questions_read_the_clip_once(ask: QuestionAnsweringPipeline, clips: Path) -> None:
     frames = [Image.fromarray(frame) for frame in load_frames(sorted(clips.glob("*.mp4"))[0], 4)]
     clip = FramesOnDemand(frames)
-    answers = ask(clip, QUESTIONS * 30, top=1)
+    answers = ask(clip, QUESTIONS * 30, top_k=1)
     assert clip.taken == 4
     assert len(answers) == 90
     for first, again in zip(answers[:3], answers[-3:], strict=True):
@@ -264,8 +264,8 @@ def test_many_questions_read_the_clip_once(ask: QuestionAnsweringPipeline, clips
 def test_what_cannot_be_answered_is_refused(ask: QuestionAnsweringPipeline, clips: Path, tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="no such file"):
         ask(tmp_path / "nothing.mp4", QUESTIONS[0])
-    with pytest.raises(UsageError, match="top=0"):
-        ask(clips / "photograph.png", QUESTIONS[0], top=0)
+    with pytest.raises(UsageError, match="top_k=0"):
+        ask(clips / "photograph.png", QUESTIONS[0], top_k=0)
     with pytest.raises(UsageError, match=r"text=\[\]"):
         ask(clips / "photograph.png", [])
 
@@ -381,6 +381,6 @@ def test_frames_that_a_damaged_file_lacks_are_masked(
 
 def test_a_pipeline_runs_in_the_dtype_asked_for(retrieval_model: Path, clips: Path) -> None:
     find = perceiver_vl.pipeline("retrieval", retrieval_model, "cpu", dtype="int8")
-    assert len(find(QUERIES[0], clips, top=3)) == 3
+    assert len(find(QUERIES[0], clips, top_k=3)) == 3
     with pytest.raises(UsageError, match=r"^dtype=int4: choose from"):
         perceiver_vl.pipeline("retrieval", retrieval_model, dtype="int4")

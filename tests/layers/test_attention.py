@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from perceiver_vl.layers.attention import Attention, AttentionBlock
-from perceiver_vl.layers.partial_attention import merge_summaries
+from perceiver_vl.layers.partial_attention import merge
 from perceiver_vl.layers.positions import fourier_features
 from tiny import assert_same, differs
 
@@ -87,8 +87,8 @@ def test_summaries_of_parts_merge_to_the_block_that_reads_all(cuts: list[int], l
     block = AttentionBlock(hidden_size=12, num_heads=3, intermediate_size=24, eps=1e-6).double()
     latents, inputs = torch.randn(2, 4, 12).double(), loudness * torch.randn(2, 7, 12).double()
     edges = [0, *sorted(cuts), 7]
-    parts = [block.summarise(latents, inputs[:, a:b]) for a, b in itertools.pairwise(edges)]
-    merged = block.finish(latents, functools.reduce(merge_summaries, parts))
+    parts = [block.partial_attention(latents, inputs[:, a:b]) for a, b in itertools.pairwise(edges)]
+    merged = block.from_partial_attention(latents, functools.reduce(merge, parts))
     assert_same(merged, block(latents, inputs))
 
 

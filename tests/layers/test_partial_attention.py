@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.layers.attention import AttentionBlock
-from perceiver_vl.layers.partial_attention import AttentionSummary, KeysValues, attend, merge_summaries, unpack
+from perceiver_vl.layers.partial_attention import KeysValues, PartialAttention, attend, merge, unpack
 from tiny import assert_same, tiny_model
 
 chunkings = st.lists(st.integers(1, 4), min_size=1, max_size=4)
@@ -33,10 +33,10 @@ def part(inputs: KeysValues, a: int, b: int) -> KeysValues:
     return KeysValues(inputs.keys[:, :, a:b], inputs.values[:, :, a:b], mask)
 
 
-def in_parts(q: Tensor, inputs: KeysValues, sizes: list[int], eager: bool = False) -> AttentionSummary:
+def in_parts(q: Tensor, inputs: KeysValues, sizes: list[int], eager: bool = False) -> PartialAttention:
     edges = itertools.accumulate(sizes, initial=0)
     found = (attend(q, part(inputs, a, b), eager=eager) for a, b in itertools.pairwise(edges))
-    return functools.reduce(merge_summaries, found)
+    return functools.reduce(merge, found)
 
 
 @given(sizes=chunkings, masking=st.sampled_from([0.0, 0.5, 0.9, 1.0]), way=ways, seed=st.integers(0, 99))
@@ -72,11 +72,11 @@ def test_parts_merge_in_every_precision(dtype: torch.dtype, sizes: list[int], ma
 def test_merging_has_no_order_and_nothing_is_its_zero() -> None:
     q, inputs = drawn(3, 9, 0.3)
     a, b, c = (attend(q, part(inputs, n, n + 3)) for n in (0, 3, 6))
-    nothing = AttentionSummary(torch.zeros_like(a.output), torch.full_like(a.logsumexp, -torch.inf))
-    wanted = merge_summaries(merge_summaries(a, b), c)
+    nothing = PartialAttention(torch.zeros_like(a.output), torch.full_like(a.logsumexp, -torch.inf))
+    wanted = merge(merge(a, b), c)
     for found in (
-        merge_summaries(c, merge_summaries(b, a)),
-        merge_summaries(merge_summaries(nothing, wanted), nothing),
+        merge(c, merge(b, a)),
+        merge(merge(nothing, wanted), nothing),
     ):
         assert_same(found.output, wanted.output)
         assert_same(found.logsumexp, wanted.logsumexp)
@@ -134,8 +134,8 @@ def test_a_block_finishes_from_the_summaries_of_parts(
     latents, inputs = torch.randn(2, queries, 12).double(), torch.randn(2, sum(sizes), 12).double()
     mask = torch.rand(2, sum(sizes)) >= masking
     edges = itertools.accumulate(sizes, initial=0)
-    parts = [block.summarise(latents, inputs[:, a:b], mask[:, a:b]) for a, b in itertools.pairwise(edges)]
-    found = block.finish(latents, functools.reduce(merge_summaries, parts))
+    parts = [block.partial_attention(latents, inputs[:, a:b], mask[:, a:b]) for a, b in itertools.pairwise(edges)]
+    found = block.from_partial_attention(latents, functools.reduce(merge, parts))
     assert_same(found, block(latents, inputs, mask))
     assert_same(found, block.train()(latents, inputs, mask))
 
@@ -149,10 +149,10 @@ def test_pairs_are_matched_from_one_row_a_side(released: bool, clips: int, laten
     quirks = {"cross_attention_residual": "normed_queries", "modality_embedding": False} if released else {}
     model = tiny_model(PerceiverVLForRetrieval, **quirks)
     vision, text = 3 * torch.randn(clips, latents, 16).double(), 3 * torch.randn(clips, 4, 16).double()
-    stored = model.match_summary(vision), model.match_summary(text)
+    stored = model.partial_match(vision), model.partial_match(text)
     assert stored[0].shape == (clips, 16 + 4)
-    assert_same(model.match_from_summaries(*stored), model.match(vision, text))
-    everything = model.match_from_summaries(stored[0], stored[1][:, None])
+    assert_same(model.merge_matches(*stored), model.match(vision, text))
+    everything = model.merge_matches(stored[0], stored[1][:, None])
     assert everything.shape == (clips, clips)
     assert_same(everything, model.match_all(vision, text))
     assert_same(everything.diagonal(), model.match(vision, text))

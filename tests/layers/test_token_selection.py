@@ -15,7 +15,7 @@ from perceiver_vl import ComputeBudget, PerceiverVLForRetrieval, PerceiverVLMode
 from perceiver_vl.layers.token_selection import drawn_latents, kept_tokens, most_diverse
 from perceiver_vl.models.budget import TrainingBudget
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
-from perceiver_vl.models.perceiver_vl.flops import asking_flops, encoder_flops
+from perceiver_vl.models.perceiver_vl.flops import cached_vision_flops, encoder_flops
 from tiny import AGGREGATIONS, assert_same, differs, tiny_config, tiny_inputs, tiny_model
 
 VISION = ("pixel_values", "frame_mask")
@@ -71,18 +71,18 @@ def test_a_training_budget_reads_with_the_drawn_latents() -> None:
     model, inputs = tiny_model(PerceiverVLModel), padded()
     rows = drawn_latents(6, 2, seed=5)
     assert rows.tolist() != [0, 1]
-    reads = [{"joint": True}] * 3
-    wanted = model.encoder(model.embed(**inputs), rows, reads)
+    cross_attentions = [{"joint": True}] * 3
+    wanted = model.encoder(model.embed_inputs(**inputs), rows, cross_attentions)
     assert_same(model(**inputs, budget=TrainingBudget(latents=2, seed=5)).last_hidden_state, wanted)
     first = model(**inputs, budget=ComputeBudget(latents=2)).last_hidden_state
     assert differs(first, wanted)
-    assert_same(first, model.encoder(model.embed(**inputs), 2, reads))
+    assert_same(first, model.encoder(model.embed_inputs(**inputs), 2, cross_attentions))
 
 
 def test_the_text_stream_draws_from_its_own_latents() -> None:
     model, inputs = tiny_model(PerceiverVLModel), padded()
     words = {name: inputs[name] for name in TEXT}
-    wanted = model.encoder(model.embed(**words), drawn_latents(4, 2, seed=3), [{"joint": True}] * 3)
+    wanted = model.encoder(model.embed_inputs(**words), drawn_latents(4, 2, seed=3), [{"joint": True}] * 3)
     assert_same(model(**words, budget=TrainingBudget(text_latents=2, seed=3)).last_hidden_state, wanted)
 
 
@@ -97,12 +97,12 @@ def test_a_training_budget_of_everything_is_the_full_one() -> None:
 def test_tokens_that_are_dropped_are_as_good_as_masked_and_cost_nothing(aggregation: str, class_token: bool) -> None:
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation, frame_class_token=class_token)
     inputs, budget = padded(), TrainingBudget(token_share=0.5, seed=7)
-    whole = model.embed(**inputs)
+    whole = model.embed_inputs(**inputs)
     assert whole.vision_mask is not None
     kept = kept_tokens(3, 4 + class_token, 0.5, 7, class_token)
     masked = torch.zeros_like(whole.vision_mask).index_fill(1, kept, True) & whole.vision_mask
-    wanted = model.read(InputArray(whole.vision, masked, whole.text, whole.text_mask))
-    dropped = model.embed(**inputs, budget=budget)
+    wanted = model.encode(InputArray(whole.vision, masked, whole.text, whole.text_mask))
+    dropped = model.embed_inputs(**inputs, budget=budget)
     assert dropped.vision is not None
     assert dropped.vision.shape[1] == 3 * (2 + class_token)
     assert_same(model(**inputs, budget=budget).last_hidden_state, wanted)
@@ -185,7 +185,7 @@ def by_hand(model: PerceiverVLModel, array: InputArray, count: int) -> Tensor:
     encoder = model.encoder
     latents = encoder.first_latents(6).expand(len(array), -1, -1)
     tokens, mask = array.joined
-    read = encoder.blocks[0].reads["joint"]
+    read = encoder.blocks[0].cross_attentions["joint"]
     attention = read.attention.weights(read.norm1(latents), tokens, mask).mean(1).detach()
     assert (attention.masked_select(~mask[:, None].expand_as(attention)) == 0).all()
     latents = read(latents, tokens, mask)
@@ -194,9 +194,9 @@ def by_hand(model: PerceiverVLModel, array: InputArray, count: int) -> Tensor:
     )
     for number, block in enumerate(encoder.blocks):
         if number:
-            latents = block.reads["joint"](latents, tokens, mask)
-        for thought in block.thoughts:
-            latents = thought(latents)
+            latents = block.cross_attentions["joint"](latents, tokens, mask)
+        for self_attention in block.self_attentions:
+            latents = self_attention(latents)
     return encoder.norm(latents)
 
 
@@ -205,7 +205,7 @@ def test_the_most_diverse_latents_of_each_example_go_on(count: int) -> None:
     model, inputs = tiny_model(PerceiverVLModel), padded()
     budget = ComputeBudget(latents=count, latent_choice="diverse")
     found = model(**inputs, budget=budget).last_hidden_state
-    assert_same(found, by_hand(model, model.embed(**inputs), count))
+    assert_same(found, by_hand(model, model.embed_inputs(**inputs), count))
     alone = {name: value[1:2] for name, value in inputs.items()}
     assert_same(model(**alone, budget=budget).last_hidden_state, found[1:2])
 
@@ -222,12 +222,12 @@ def test_choosing_all_is_not_choosing() -> None:
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("reads", [1, 3])
-def test_a_cached_clip_is_chosen_from_as_the_clip_is(aggregation: str, reads: int) -> None:
+@pytest.mark.parametrize("cross_attentions", [1, 3])
+def test_a_cached_clip_is_chosen_from_as_the_clip_is(aggregation: str, cross_attentions: int) -> None:
     model, inputs = tiny_model(PerceiverVLModel, modality_aggregation=aggregation), padded(4)
     clips = {name: inputs[name][:2] for name in VISION}
     pairs = {name: inputs[name][:2].repeat_interleave(2, 0) for name in VISION} | {name: inputs[name] for name in TEXT}
-    budget = ComputeBudget(latents=2, text_latents=3, cross_attentions=reads, latent_choice="diverse")
+    budget = ComputeBudget(latents=2, text_latents=3, cross_attentions=cross_attentions, latent_choice="diverse")
     cache = model.cache_vision(**clips, budget=budget)
     words = {name: inputs[name] for name in TEXT}
     wanted = model(**pairs, budget=budget).last_hidden_state
@@ -249,7 +249,7 @@ def test_a_first_read_that_was_summarised_is_not_chosen_from() -> None:
     with refused, model.long_vision([clip], budget=budget):
         pass
     with refused:
-        model.cache_from_first_read(model.cache_vision(clip, budget=budget).first.pack(), budget)
+        model.cache_from_partial_attention(model.cache_vision(clip, budget=budget).first.pack(), budget)
     texts_choose = ComputeBudget(text_latents=2, cross_attentions=1, latent_choice="diverse")
     with model.long_vision([clip], budget=texts_choose) as cache:
         wanted = model(pixel_values=clip, budget=texts_choose).last_hidden_state
@@ -284,7 +284,7 @@ def test_exits_and_choices_cost_what_the_formulas_say(aggregation: str, dials: d
         assert counted(model, **some, budget=budget) == encoder_flops(config, frames, words, budget)
     cache = model.cache_vision(**{name: inputs[name] for name in VISION}, budget=budget)
     words = {name: inputs[name] for name in TEXT}
-    assert counted(model, **words, vision_cache=cache) == asking_flops(config, 3, 6, budget)
+    assert counted(model, **words, vision_cache=cache) == cached_vision_flops(config, 3, 6, budget)
 
 
 def test_every_stream_of_retrieval_takes_every_dial() -> None:

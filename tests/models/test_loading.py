@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perceiver_vl import PerceiverVLError, UsageError
-from perceiver_vl.models.loading import fingerprint, load_retriever
+from perceiver_vl.models.loading import load_retriever, model_fingerprint
 
 
 def cut_weights(folder: Path) -> None:
@@ -54,9 +54,9 @@ def test_unusable_model_folder(
 def test_fingerprint_is_of_weights_configuration_and_frame_preparation(model_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
     (folder / "README.md").write_text("about")
-    assert fingerprint(folder) == fingerprint(model_folder)
+    assert model_fingerprint(folder) == model_fingerprint(model_folder)
     change_config(folder, max_frames=3)
-    assert fingerprint(folder) != fingerprint(model_folder)
+    assert model_fingerprint(folder) != model_fingerprint(model_folder)
 
 
 def test_loading_is_quiet(model_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -67,4 +67,4 @@ def test_loading_is_quiet(model_folder: Path, capfd: pytest.CaptureFixture[str])
 
 def test_an_empty_folder_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=str(tmp_path)):
-        fingerprint(tmp_path)
+        model_fingerprint(tmp_path)

@@ -68,7 +68,7 @@ def test_int8_rounds_the_encoder_and_counts_as_many_operations(model: PerceiverV
     other = copy.deepcopy(model)
     set_dtype(other, "int8")
     whole = [module for module in other.perceiver_vl.encoder.modules() if isinstance(module, Int8Linear)]
-    assert len(whole) == 6 * 3 * 3  # six products of each read and its two thoughts
+    assert len(whole) == 6 * 3 * 3  # six products of each cross-attention and its two self-attentions
     assert not any(isinstance(module, Int8Linear) for module in other.decoder.modules())
     pixels = torch.randn(1, 3, 3, 16, 16)
     counted = [count(lambda one=one: one.encode_vision(pixels)) for one in (model, other)]  # type: ignore[misc]
@@ -79,7 +79,7 @@ def test_a_cache_of_other_whole_numbers_is_refused(model: PerceiverVLForRetrieva
     pixels, words = torch.randn(1, 3, 3, 16, 16), torch.randint(5, 40, (1, 6))
     changed = copy.deepcopy(model)
     with torch.no_grad():
-        changed.perceiver_vl.encoder.vision_reads[0].attention.k_proj.weight.mul_(-1)  # as large as before
+        changed.perceiver_vl.encoder.vision_cross_attentions[0].attention.k_proj.weight.mul_(-1)  # as large as before
     set_dtype(model, "int8")
     set_dtype(changed, "int8")
     with torch.inference_mode(), pytest.raises(UsageError, match="made by another model"):

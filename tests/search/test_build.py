@@ -16,11 +16,11 @@ import torch
 from small_media import write_clip, write_image
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, UsageError
-from perceiver_vl.models.loading import fingerprint, load_retriever
+from perceiver_vl.models.loading import load_retriever, model_fingerprint
 from perceiver_vl.search import IndexReport, build_index
 from perceiver_vl.search.store import (
-    Clip,
     EncodedClip,
+    IndexEntry,
     IndexSettings,
     StoredIndex,
     locked,
@@ -73,13 +73,13 @@ def test_stored_rows_are_what_the_model_says(model_folder: Path, media: Path, tm
     stored = StoredIndex(tmp_path / "index")
     model, processor = load_retriever(model_folder, "cpu")
     block = np.concatenate(list(stored.vectors_by_part()))
-    summaries = stored.summaries(range(len(stored.clips)))
-    for clip, vector, summary in zip(stored.clips, block, summaries, strict=True):
+    partial_attentions = stored.partial_attentions(range(len(stored.clips)))
+    for clip, vector, summary in zip(stored.clips, block, partial_attentions, strict=True):
         inputs = processor(videos=[media / clip.file_name])
         with torch.inference_mode():
             expected = model.encode_vision(**inputs)
             np.testing.assert_allclose(vector, model.pool_vision(expected)[0].numpy(), atol=1e-5)
-            np.testing.assert_allclose(summary, model.match_summary(expected)[0].numpy(), rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(summary, model.partial_match(expected)[0].numpy(), rtol=1e-5, atol=1e-5)
     assert {clip.file_name: clip.duration for clip in stored.clips}["image0.png"] is None
     assert {clip.file_name: clip.duration for clip in stored.clips}["trip/clip4.mp4"] == pytest.approx(0.8, abs=0.05)
 
@@ -157,11 +157,13 @@ def test_too_many_broken_files_stop_a_run_and_keep_what_was_encoded(
         (media / f"z{number}.mp4").write_bytes(b"not a video")
     index = tmp_path / "index"
     for encoded in (8, 8):  # again: what is known to be broken counts still
-        with pytest.raises(PerceiverVLError, match=r"16 of 24 clips cannot be read[^\n]+max_broken=0.5") as stop:
-            build_index(model_folder, media, index, max_broken=0.5, batch_size=1)
+        with pytest.raises(
+            PerceiverVLError, match=r"16 of 24 clips cannot be read[^\n]+max_failed_fraction=0.5"
+        ) as stop:
+            build_index(model_folder, media, index, max_failed_fraction=0.5, batch_size=1)
         one_line(stop)
         assert len(vectors(index)) == encoded
-    assert counts(build_index(model_folder, media, index, max_broken=0.7)) == (0, 8, 0, 16, 8)
+    assert counts(build_index(model_folder, media, index, max_failed_fraction=0.7)) == (0, 8, 0, 16, 8)
     with pytest.raises(PerceiverVLError, match="cannot be read"):
         build_index(model_folder, media, tmp_path / "other", batch_size=1)
     assert set(vectors(index)) == {name for name in vectors(index) if not name.startswith("z")}
@@ -257,27 +259,27 @@ def test_a_clip_in_two_parts_counts_once_and_the_later_part_wins(
     build_index(model_folder, media, tmp_path / "index")
     stored = StoredIndex(tmp_path / "index")
     vector = np.zeros(stored.settings.vector_size, dtype=np.float32)
-    summary = np.zeros(stored.settings.summary_size, dtype=np.float32)
-    write_part(tmp_path / "index", [EncodedClip(Clip("clip0.mp4", 1, 1, (), 1.0), vector, summary)])
+    summary = np.zeros(stored.settings.partial_attention_size, dtype=np.float32)
+    write_part(tmp_path / "index", [EncodedClip(IndexEntry("clip0.mp4", 1, 1, (), 1.0), vector, summary)])
     stored = StoredIndex(tmp_path / "index")
     assert len(stored.clips) == 8
     assert (vectors(tmp_path / "index")["clip0.mp4"] == 0).all()
-    assert (stored.summaries([7]) == 0).all()
-    assert (stored.summaries([0]) != 0).any()
+    assert (stored.partial_attentions([7]) == 0).all()
+    assert (stored.partial_attentions([0]) != 0).any()
 
 
 def test_summaries_of_any_clips_are_read_across_parts(tmp_path: Path) -> None:
     settings = IndexSettings("model", "fingerprint", "media", "full", 4, 8, 32, 4, ("decoder",))
     write_settings(tmp_path, settings)
     draw = np.random.default_rng(0)
-    summaries = draw.standard_normal((25, 32 + 4)).astype(np.float32)
+    partial_attentions = draw.standard_normal((25, 32 + 4)).astype(np.float32)
     vectors = draw.standard_normal((25, 8)).astype(np.float32)
-    clips = [Clip(f"{number}.mp4", 1, 1, (), None) for number in range(25)]
-    encoded = [EncodedClip(*row) for row in zip(clips, vectors, summaries, strict=True)]
+    clips = [IndexEntry(f"{number}.mp4", 1, 1, (), None) for number in range(25)]
+    encoded = [EncodedClip(*row) for row in zip(clips, vectors, partial_attentions, strict=True)]
     write_part(tmp_path, encoded[:20])
     write_part(tmp_path, encoded[20:])
     for chosen in ([24, 3, 19, 8, 7, 20, 16, 3], []):
-        np.testing.assert_array_equal(StoredIndex(tmp_path).summaries(chosen), summaries[chosen])
+        np.testing.assert_array_equal(StoredIndex(tmp_path).partial_attentions(chosen), partial_attentions[chosen])
 
 
 def test_a_clip_takes_as_many_bytes_whatever_the_latents(model_folder: Path, media: Path, tmp_path: Path) -> None:
@@ -339,7 +341,7 @@ def test_another_model_is_refused(model_folder: Path, other_model_folder: Path, 
     with pytest.raises(UsageError, match="another model") as error:
         build_index(other_model_folder, media, tmp_path / "index")
     assert str(model_folder) in one_line(error)
-    assert fingerprint(model_folder) != fingerprint(other_model_folder)
+    assert model_fingerprint(model_folder) != model_fingerprint(other_model_folder)
 
 
 def test_a_folder_may_move_but_not_be_swapped(model_folder: Path, media: Path, tmp_path: Path) -> None:
@@ -359,7 +361,9 @@ def test_budget_sets_frames_and_latents(model_folder: Path, media: Path, tmp_pat
     stored = StoredIndex(tmp_path / "index")
     assert (stored.settings.frames, stored.settings.budget) == (2, "frames=2,latents=4,cross_attentions=1")
     build_index(model_folder, media, tmp_path / "full")
-    assert not np.allclose(stored.summaries(range(8)), StoredIndex(tmp_path / "full").summaries(range(8)), atol=1e-2)
+    assert not np.allclose(
+        stored.partial_attentions(range(8)), StoredIndex(tmp_path / "full").partial_attentions(range(8)), atol=1e-2
+    )
 
 
 def test_only_an_index_or_an_empty_folder_is_written_to(model_folder: Path, media: Path, tmp_path: Path) -> None:
@@ -397,12 +401,12 @@ def test_damaged_index_files_are_named(model_folder: Path, media: Path, tmp_path
         StoredIndex(tmp_path / "index")
     one_line(error)
     with pytest.raises(PerceiverVLError, match=part.name):
-        stored.summaries([0])
+        stored.partial_attentions([0])
     part.write_bytes(whole)
     settings = read_settings(tmp_path / "index")
     write_settings(tmp_path / "index", replace(settings, num_attention_heads=8))
     with pytest.raises(PerceiverVLError, match=part.name) as error:
-        StoredIndex(tmp_path / "index").summaries([0])
+        StoredIndex(tmp_path / "index").partial_attentions([0])
     one_line(error)
     (tmp_path / "index" / "index.json").write_text("{")
     with pytest.raises(PerceiverVLError, match="damaged") as error:

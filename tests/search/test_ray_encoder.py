@@ -83,10 +83,10 @@ def rows(index: Path) -> dict[str, np.ndarray]:
     """Each clip's vector and summary."""
     stored = StoredIndex(index)
     vectors = [vector for block in stored.vectors_by_part() for vector in block]
-    summaries = stored.summaries(range(len(stored.clips)))
+    partial_attentions = stored.partial_attentions(range(len(stored.clips)))
     return {
         clip.file_name: np.concatenate([vector, summary])
-        for clip, vector, summary in zip(stored.clips, vectors, summaries, strict=True)
+        for clip, vector, summary in zip(stored.clips, vectors, partial_attentions, strict=True)
     }
 
 

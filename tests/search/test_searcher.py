@@ -16,7 +16,7 @@ from perceiver_vl import ComputeBudget, PerceiverVLError, UsageError
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.search import Searcher, build_index, write_page
 from perceiver_vl.search.shortlist import RECALL_AT
-from perceiver_vl.search.store import Clip, EncodedClip, StoredIndex, part_paths, write_part
+from perceiver_vl.search.store import EncodedClip, IndexEntry, StoredIndex, part_paths, write_part
 
 QUERY = "a red square moves left"
 
@@ -68,7 +68,7 @@ def test_hits_are_in_the_order_of_a_direct_computation(model_folder: Path, index
     combined = dict(zip(multi, total.tolist(), strict=True))
     searcher = Searcher(index)
     for rerank, scores in [("none", multi), ("mixed", mixed), ("combined", combined)]:
-        result = searcher.search(QUERY, top=12, rerank=rerank)  # type: ignore[arg-type]
+        result = searcher.search(QUERY, top_k=12, rerank=rerank)  # type: ignore[arg-type]
         assert names(result) == best_first(scores)
         assert [hit.rank for hit in result.hits] == list(range(1, 13))
     assert [hit.score for hit in result.hits] == pytest.approx([combined[name] for name in names(result)], abs=1e-4)
@@ -81,7 +81,7 @@ def test_stored_summaries_give_the_score_of_the_files_themselves(
     multi, mixed = directly(model_folder, media)
     assert max(mixed.values()) - min(mixed.values()) > 0.05  # so that the tolerance below tells clips apart
     searcher = Searcher(index)
-    for hit in searcher.search(QUERY, top=12).hits:
+    for hit in searcher.search(QUERY, top_k=12).hits:
         assert hit.mixed_score == pytest.approx(mixed[hit.file_name], abs=1e-5)
         scale = searcher.model.logit_scale.item()
         assert scale * hit.multi_score == pytest.approx(multi[hit.file_name], abs=1e-4)
@@ -93,19 +93,19 @@ def test_budget_of_the_index_is_the_budget_of_the_query(
     budget = ComputeBudget(latents=3, text_latents=2, cross_attentions=1)
     build_index(model_folder, indexed[1], tmp_path / "index", budget=budget)
     multi, _ = directly(model_folder, indexed[1], budget)
-    assert names(Searcher(tmp_path / "index").search(QUERY, top=12, rerank="none")) == best_first(multi)
+    assert names(Searcher(tmp_path / "index").search(QUERY, top_k=12, rerank="none")) == best_first(multi)
 
 
 def test_only_the_shortlist_is_ranked_again(model_folder: Path, indexed: tuple[Path, Path]) -> None:
     index, media = indexed
     multi, mixed = directly(model_folder, media)
-    result = Searcher(index).search(QUERY, top=3, shortlist=4, rerank="mixed")
+    result = Searcher(index).search(QUERY, top_k=3, shortlist=4, rerank="mixed")
     chosen = best_first(multi)[:4]
     assert names(result) == best_first({name: mixed[name] for name in chosen})[:3]
 
 
 def test_result_says_how_and_how_long(indexed: tuple[Path, Path]) -> None:
-    result = Searcher(indexed[0]).search(QUERY, top=2)
+    result = Searcher(indexed[0]).search(QUERY, top_k=2)
     assert (result.method, result.recall, result.searched, len(result.hits)) == ("exact", 1.0, 12, 2)
     assert set(result.seconds) == {"encode", "shortlist", "rerank", "total"}
     plain = json.loads(json.dumps(result.as_dict()))
@@ -132,7 +132,7 @@ def test_lancedb_agrees_with_exact_search_and_follows_the_parts(
         if more:
             add_random_clips(index, 300)
         exact, lance = Searcher(index), Searcher(index, exact_rows=10)
-        expected, found = exact.search(QUERY, top=12), lance.search(QUERY, top=12)
+        expected, found = exact.search(QUERY, top_k=12), lance.search(QUERY, top_k=12)
         assert (found.method, expected.method) == ("lancedb", "exact")
         assert names(found) == names(expected)
         assert [hit.score for hit in found.hits] == pytest.approx([hit.score for hit in expected.hits], abs=1e-4)
@@ -154,9 +154,9 @@ def add_random_clips(index: Path, count: int) -> None:
     draw = np.random.default_rng(3)
     vectors = draw.standard_normal((count, settings.vector_size)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    summaries = draw.standard_normal((count, settings.summary_size)).astype(np.float32)
-    clips = [Clip(f"random{number}.mp4", 1, 1, (), 1.0) for number in range(count)]
-    rows = zip(clips, vectors, summaries, strict=True)
+    partial_attentions = draw.standard_normal((count, settings.partial_attention_size)).astype(np.float32)
+    clips = [IndexEntry(f"random{number}.mp4", 1, 1, (), 1.0) for number in range(count)]
+    rows = zip(clips, vectors, partial_attentions, strict=True)
     write_part(index, [EncodedClip(*row) for row in rows])
 
 
@@ -178,7 +178,7 @@ def test_changes_under_an_open_index_are_noticed(
     ("options", "message"),
     [
         ({"words": "  "}, "query"),
-        ({"words": QUERY, "top": 0}, "top=0"),
+        ({"words": QUERY, "top_k": 0}, "top_k=0"),
         ({"words": QUERY, "shortlist": 0}, "shortlist=0"),
         ({"words": QUERY, "rerank": "best"}, "rerank='best'"),
     ],
@@ -222,7 +222,7 @@ def test_page_is_self_contained_and_escapes(indexed: tuple[Path, Path], model_fo
     write_clip(tmp_path / "media" / "<script>alert(1)<.mp4", seed=0)
     write_clip(tmp_path / "media" / "gone.mp4", seed=1)
     build_index(model_folder, tmp_path / "media", tmp_path / "index")
-    results = [Searcher(tmp_path / "index").search("<i>words</i> & more"), Searcher(indexed[0]).search(QUERY, top=12)]
+    results = [Searcher(tmp_path / "index").search("<i>words</i> & more"), Searcher(indexed[0]).search(QUERY, top_k=12)]
     (tmp_path / "media" / "gone.mp4").unlink()
     write_page(tmp_path / "page.html", results)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")

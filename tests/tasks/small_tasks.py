@@ -60,7 +60,7 @@ def records_of(task: str, count: int = 8) -> list[Record]:
         record = Record(name, Path(name), example_id=str(100 + index), question=" ".join(letters))
         if task == "multiple-choice":
             record = replace(record, choices=tuple(LETTERS[index : index + 2 + index % 3]))
-        if task == "pairs":
+        if task == "nlvr2":
             other = f"{20 * (index // 2) + 10}.mp4"
             statement = (record.question or "",)
             record = replace(record, question=None, texts=statement, second_file_name=other, second_path=Path(other))

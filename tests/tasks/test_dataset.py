@@ -11,7 +11,7 @@ import torch
 from small_tasks import ANSWERS, PROCESSOR, OtherPictures, Pictures, model_of, records_of
 
 from perceiver_vl import MediaError, PerceiverVLConfig, UsageError
-from perceiver_vl.data.records import Problem, Record
+from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.tasks import TASKS
 from perceiver_vl.tasks.dataset import TaskCollator, TaskExamples, task_loss
 from perceiver_vl.tasks.evaluation import evaluate_task
@@ -62,13 +62,13 @@ def test_the_head_that_the_training_split_asks_for_takes_its_labels(name: str) -
         assert batch["labels"][2].sum() == pytest.approx(1.6)
     elif name == "counting":
         assert batch["labels"].tolist() == [1.0, 1.0, 3.0, 3.0, 5.0, 5.0, 7.0, 7.0]
-    elif name in ("multiple-choice", "pairs"):
+    elif name in ("multiple-choice", "nlvr2"):
         assert batch["labels"].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
     else:
         assert [model.config.id2label[label] for label in batch["labels"].tolist()] == [
             record.answers[0] for record in records
         ]
-    assert batch["pixel_values"].shape == ((8, 2, 2, 3, 16, 16) if name == "pairs" else (8, 2, 3, 16, 16))
+    assert batch["pixel_values"].shape == ((8, 2, 2, 3, 16, 16) if name == "nlvr2" else (8, 2, 3, 16, 16))
     loss = task_loss(model, batch)
     assert loss.shape == ()
     assert loss > 0
@@ -132,10 +132,10 @@ def test_unlabelled_records_are_left_out_and_broken_files_replaced() -> None:
     config = model_of("question-answering").config
     examples = examples_of("question-answering", records, config, broken={"20.mp4"})
     assert [pool.tolist() for pool in examples.pools] == [[0, 2, 3, 4, 5, 6, 7]]
-    assert examples.problems == [Problem("0.mp4", "does not say what is right")]
+    assert examples.problems == [SkippedSample("0.mp4", "does not say what is right")]
     found = examples[2]  # records 2 and 3 are about the broken file
     assert found.record is records[4]
-    assert found.problems == (Problem("20.mp4", "damaged"), Problem("20.mp4", "damaged"))
+    assert found.problems == (SkippedSample("20.mp4", "damaged"), SkippedSample("20.mp4", "damaged"))
     assert found.tried == (2, 3, 4)
     batch = TaskCollator(TASKS["question-answering"], PROCESSOR, config)(examples.__getitems__([0, 2]))
     assert (batch["tried"], batch["failed"], batch["damaged"]) == ([0, 2, 3, 4], [2, 3], [])

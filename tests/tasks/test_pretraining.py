@@ -12,7 +12,7 @@ from small_tasks import LETTERS, PROCESSOR, Pictures
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, PerceiverVLForPreTraining, UsageError
 from perceiver_vl.data.batching import mask_words
-from perceiver_vl.data.records import Problem, Record
+from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.tasks.pretraining import PreTrainingResult, evaluate_pretraining
 from tiny import tiny_model
 
@@ -105,7 +105,7 @@ def test_broken_clips_are_left_out_and_listed_and_their_captions_still_belong_to
     records = [*clips(4), replace(clips(5)[4], texts=())]
     found = evaluate(records, {"10.mp4"})
     assert (found.clips, found.captions, found.left_out) == (3, 6, 2)
-    assert found.skipped == [Problem("10.mp4", "damaged")]
+    assert found.skipped == [SkippedSample("10.mp4", "damaged")]
     assert found.to_dict()["task"] == "pre-training"
     with pytest.raises(MediaError, match=r"^10\.mp4: damaged$"):
         evaluate(records, {"10.mp4"}, strict=True)

@@ -15,10 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, PerceiverVLForRetrieval, UsageError
-from perceiver_vl.data.records import Problem, Record
+from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.sources import Frames
 from perceiver_vl.data.synthetic import World
-from perceiver_vl.models.perceiver_vl.flops import encoder_flops, pooling_flops, summary_flops
+from perceiver_vl.models.perceiver_vl.flops import encoder_flops, partial_match_flops, pooling_flops
 from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
 from perceiver_vl.tasks.retrieval import STREAMS, Recall, RetrievalResult, evaluate_retrieval, recall_of
 from tiny import AGGREGATIONS, differs, tiny_config, tiny_model, tiny_processor
@@ -69,10 +69,10 @@ class TableModel(PerceiverVLForRetrieval):
     def pool_text(self, text_latents: Tensor) -> Tensor:
         return self.multi[text_latents[:, 0, 0].long()]
 
-    def match_summary(self, latents: Tensor) -> Tensor:
+    def partial_match(self, latents: Tensor) -> Tensor:
         return latents[:, 0]
 
-    def match_from_summaries(self, vision: Tensor, text: Tensor) -> Tensor:
+    def merge_matches(self, vision: Tensor, text: Tensor) -> Tensor:
         return self.matching[text[..., 0].long(), vision[..., 0].long()]
 
 
@@ -254,7 +254,7 @@ def test_what_was_evaluated_and_what_it_cost_is_told() -> None:
     assert (result.clips, result.captions, result.shortlist, result.budget) == (7, 14, 2, "latents=4")
     assert [stream.stream for stream in result.streams] == list(streams)
     encoding = encoder_flops(model.config, 3, budget=budget)
-    assert result.flops_per_clip == encoding + pooling_flops(model.config) + summary_flops(model.config, 4)
+    assert result.flops_per_clip == encoding + pooling_flops(model.config) + partial_match_flops(model.config, 4)
     cost = {stream.stream: stream.flops_per_query for stream in result.streams}
     assert cost["multi"] < cost["cascade"] < cost["mixed"] < cost["single"]
     assert cost["cascade"] < cost["cascade-single"] < cost["single"] + cost["multi"]
@@ -275,13 +275,13 @@ def test_one_text_query_costs_what_is_told(aggregation: str, dials: dict[str, in
     words = WORLD_PROCESSOR(text=[text for index in range(7) for text in WORLD.captions(index)])
     query = words["input_ids"][:1], words["attention_mask"][:1]
     clips = [WORLD_PROCESSOR(videos=WORLD.frames(index, 3)) for index in range(7)]
-    stored = torch.cat([model.match_summary(model.encode_vision(**clip, budget=budget)) for clip in clips])
+    stored = torch.cat([model.partial_match(model.encode_vision(**clip, budget=budget)) for clip in clips])
     caches = [model.cache_vision(**clip, budget=budget) for clip in clips]
     encoding, latents = counted(model.encode_text, *query, budget)
     pooling, vector = counted(model.pool_text, latents)
     multi = encoding + pooling + counted(torch.matmul, vector, torch.randn(7, vector.shape[1]).to(vector).T)[0]
-    summary, text = counted(model.match_summary, latents)
-    mixed, shortlist = (summary + counted(model.match_from_summaries, some, text)[0] for some in (stored, stored[:2]))
+    summary, text = counted(model.partial_match, latents)
+    mixed, shortlist = (summary + counted(model.merge_matches, some, text)[0] for some in (stored, stored[:2]))
     pair = {counted(model.match_jointly, *query, vision_cache=cache)[0] for cache in caches}
     assert len(pair) == 1
     result = evaluate_retrieval(model, WORLD_PROCESSOR, WORLD, streams=STREAMS, budget=budget, shortlist=2)
@@ -328,7 +328,7 @@ def test_broken_clips_are_skipped_and_listed() -> None:
     scores = torch.eye(4) * 5 - torch.arange(4)
     result = evaluate([0, 0, 1, 2, 3, 3], scores[[0, 0, 1, 2, 3, 3]], broken={2}, streams=["multi"], batch_size=2)
     assert (result.clips, result.captions) == (3, 5)
-    assert result.skipped == [Problem("2.mp4", "damaged")]
+    assert result.skipped == [SkippedSample("2.mp4", "damaged")]
     assert_recall(result.stream("multi").text_to_video, [1, 1, 1, 1, 1])
     with pytest.raises(MediaError, match=r"2\.mp4: damaged"):
         evaluate([0, 1, 2, 3], scores, broken={2}, streams=["multi"], strict=True)
@@ -336,9 +336,11 @@ def test_broken_clips_are_skipped_and_listed() -> None:
 
 def test_too_many_broken_clips_stop_the_evaluation() -> None:
     owners, broken = list(range(24)), {1, 5, 9}
-    with pytest.raises(PerceiverVLError, match=r"^3 of 24 clips cannot be read[^\n]+max_broken=0.1[^\n]+mp4: damaged$"):
+    with pytest.raises(
+        PerceiverVLError, match=r"^3 of 24 clips cannot be read[^\n]+max_failed_fraction=0.1[^\n]+mp4: damaged$"
+    ):
         evaluate(owners, torch.eye(24), broken=broken, streams=["multi"])
-    allowed = evaluate(owners, torch.eye(24), broken=broken, streams=["multi"], max_broken=0.125)
+    allowed = evaluate(owners, torch.eye(24), broken=broken, streams=["multi"], max_failed_fraction=0.125)
     assert (allowed.clips, len(allowed.skipped), allowed.damaged) == (21, 3, [])
 
 

@@ -10,7 +10,7 @@ import torch
 from test_retrieval import PROCESSOR, LetteredClips, TableModel, recall
 
 from perceiver_vl import UsageError
-from perceiver_vl.data.records import Problem
+from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.tasks.retrieval import RetrievalResult, evaluate_retrieval
 from perceiver_vl.tasks.retrieval_folds import evaluate_in_folds
 
@@ -72,4 +72,4 @@ def test_what_could_not_be_read_is_told_of_all_parts() -> None:
     source = LetteredClips(list(range(8)), broken={1, 6})
     found = evaluate_in_folds(TableModel(table, table), PROCESSOR, source, 2, streams=["multi"])
     assert (found.clips, found.captions) == (6, 6)
-    assert found.skipped == [Problem("1.mp4", "damaged"), Problem("6.mp4", "damaged")]
+    assert found.skipped == [SkippedSample("1.mp4", "damaged"), SkippedSample("6.mp4", "damaged")]

@@ -17,8 +17,8 @@ from PIL import Image
 from small_tasks import ANSWERS, PROCESSOR, OtherPictures, Pictures, model_of, records_of
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, UsageError
-from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.data.sources import FolderClips
+from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.sources import FolderDataset
 from perceiver_vl.tasks import TASKS, task_of
 from perceiver_vl.tasks.evaluation import TaskResult, evaluate_task
 
@@ -36,11 +36,11 @@ def alone(name: str, model: Any, record: Record) -> list[float]:
     """The logits of one example, by the model's own forward."""
     inputs: dict[str, Any] = {}
     clips = [Pictures([record]).frames(0, 2)]
-    if name == "pairs":
+    if name == "nlvr2":
         clips.append(OtherPictures([record]).frames(0, 2))
     vision = PROCESSOR(videos=clips, num_frames=2)
     for key in ("pixel_values", "frame_mask"):
-        inputs[key] = vision[key][None] if name == "pairs" else vision[key]
+        inputs[key] = vision[key][None] if name == "nlvr2" else vision[key]
     if name == "multiple-choice":
         words = PROCESSOR.tokenizer([record.question] * len(record.choices), list(record.choices), return_tensors="pt")
         inputs |= {key: words[key][None] for key in ("input_ids", "attention_mask")}
@@ -117,19 +117,19 @@ def test_the_metric_is_of_what_was_found_right(name: str) -> None:
 
 def test_statements_are_consistent_over_their_pairs() -> None:
     """Sentences: dev-0 (·,0) of examples 0, 1 and (·,1) of 2, 3; dev-1 (·,0) of 4, 5 and (·,1) of 6, 7."""
-    records = records_of("pairs")
-    said = evaluate("pairs", records).predictions
+    records = records_of("nlvr2")
+    said = evaluate("nlvr2", records).predictions
     wrong = {3, 4}
     told = [
         replace(record, label=1 - one.label if index in wrong else one.label)
         for index, (record, one) in enumerate(zip(records, said, strict=True))
     ]
-    result = evaluate("pairs", told)
+    result = evaluate("nlvr2", told)
     assert result.metrics == pytest.approx({"accuracy": 75.0, "consistency": 50.0})
     others = [replace(record, example_id=str(index)) for index, record in enumerate(told)]
-    assert evaluate("pairs", others).metrics == {"accuracy": 75.0}
+    assert evaluate("nlvr2", others).metrics == {"accuracy": 75.0}
     with pytest.raises(UsageError, match=r"^metric=consistency: pairs measured accuracy$"):
-        evaluate("pairs", others).metric("consistency")
+        evaluate("nlvr2", others).metric("consistency")
 
 
 def test_the_classes_are_ranked() -> None:
@@ -186,7 +186,7 @@ def test_the_submissions_are_in_the_benchmarks_own_form() -> None:
     for name in ("counting", "multiple-choice"):
         text, result = submission(name)
         assert json.loads(text) == [{"id": int(one.example_id), "pred": one.label} for one in result.predictions]
-    text, result = submission("pairs")
+    text, result = submission("nlvr2")
     assert text.splitlines()[0] == f"dev-0-0-0,{bool(result.predictions[0].label)}"
     assert len(text.splitlines()) == 8
     text, result = submission("image-classification")
@@ -201,7 +201,7 @@ def test_broken_files_are_left_out_and_listed(name: str) -> None:
     records = [with_right_answer(name, record, 1) for record in records_of(name)]
     result = evaluate(name, records, broken={"20.mp4"}, batch_size=3)
     assert (result.examples, result.labelled, result.left_out) == (6, 6, 2)
-    assert result.skipped == [Problem("20.mp4", "damaged (2 examples)")]
+    assert result.skipped == [SkippedSample("20.mp4", "damaged (2 examples)")]
     with pytest.raises(MediaError, match=r"^20\.mp4: damaged$"):
         evaluate(name, records, broken={"20.mp4"}, strict=True)
     with pytest.raises(PerceiverVLError, match=r"^no example of 8 could be read, the first: 0\.mp4: damaged[^\n]+$"):
@@ -209,8 +209,8 @@ def test_broken_files_are_left_out_and_listed(name: str) -> None:
 
 
 def test_the_other_picture_of_a_pair_may_be_the_broken_one() -> None:
-    result = evaluate("pairs", records_of("pairs"), broken={"30.mp4"})
-    assert result.skipped == [Problem("30.mp4", "damaged (2 examples)")]
+    result = evaluate("nlvr2", records_of("nlvr2"), broken={"30.mp4"})
+    assert result.skipped == [SkippedSample("30.mp4", "damaged (2 examples)")]
     assert result.left_out == 2
 
 
@@ -222,10 +222,10 @@ LACKING: list[tuple[str, Change, str]] = [
     ("multiple-choice", lambda record: replace(record, choices=("one",)), "1 choices, need at least two"),
     ("multiple-choice", lambda record: replace(record, label=9), "label=9: not the place of one of its"),
     ("multiple-choice", lambda record: replace(record, answers=("zebra",)), "answer='zebra': not among its"),
-    ("pairs", lambda record: replace(record, second_file_name=None, second_path=None), "no second picture"),
-    ("pairs", lambda record: replace(record, texts=()), "no statement"),
-    ("pairs", lambda record: replace(record, label=2), "label=2: need 1 for true or 0 for false"),
-    ("pairs", lambda record: replace(record, answers=("perhaps",)), "answer='perhaps': need true or false"),
+    ("nlvr2", lambda record: replace(record, second_file_name=None, second_path=None), "no second picture"),
+    ("nlvr2", lambda record: replace(record, texts=()), "no statement"),
+    ("nlvr2", lambda record: replace(record, label=2), "label=2: need 1 for true or 0 for false"),
+    ("nlvr2", lambda record: replace(record, answers=("perhaps",)), "answer='perhaps': need true or false"),
     ("image-classification", lambda record: replace(record, label=-1), "label=-1: classes are numbered from 0"),
 ]
 
@@ -248,7 +248,7 @@ HEADS: list[tuple[str, dict[str, Any], str]] = [
     ("question-answering", {"id2label": {0: "LABEL_0", 1: "LABEL_1"}}, "have no names"),
     ("question-answering", {"id2label": {0: "x", 1: "y"}, "label2id": {"x": 0, "y": 1}}, "trained on other data?"),
     ("counting", {"problem_type": None, "num_labels": 4}, "trained to count"),
-    ("pairs", {"num_labels": 3}, "need two: false and true"),
+    ("nlvr2", {"num_labels": 3}, "need two: false and true"),
     ("image-classification", {"num_labels": 1, "id2label": {0: "x"}, "label2id": {"x": 0}}, "not among the model's 1"),
 ]
 
@@ -273,7 +273,7 @@ def test_vqa_needs_annotators() -> None:
         ({"num_frames": 9}, "num_frames=9"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"budget": ComputeBudget(latents=99)}, "budget latents=99"),
-        ({"model": "pairs"}, "task=vqa: needs a PerceiverVLForQuestionAnswering"),
+        ({"model": "nlvr2"}, "task=vqa: needs a PerceiverVLForQuestionAnswering"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(how: dict[str, Any], named: str) -> None:
@@ -320,7 +320,7 @@ def test_pairs_of_files_are_read_from_the_disk(tmp_path: Path) -> None:
         )
         for left, right in ((0, 1), (1, 0), (2, 9))
     ]
-    result = evaluate_task(TASKS["pairs"], model_of("pairs"), PROCESSOR, FolderClips(records, (16, 16)))
+    result = evaluate_task(TASKS["nlvr2"], model_of("nlvr2"), PROCESSOR, FolderDataset(records, (16, 16)))
     assert [one.example_id for one in result.predictions] == ["0", "1"]
     assert result.predictions[0].score != pytest.approx(result.predictions[1].score, abs=1e-6)
     assert [problem.file_name for problem in result.skipped] == ["9.png"]

@@ -22,10 +22,10 @@ from perceiver_vl.training.elastic import (
     budgets_of_step,
     distillation_loss,
     elastic_loss,
+    elastic_task_loss,
     pretraining_loss,
-    task_loss,
 )
-from perceiver_vl.training.losses import Answered, Objectives, pretraining_losses
+from perceiver_vl.training.losses import ObjectiveOutput, Objectives, pretraining_losses
 from perceiver_vl.training.recipe import Recipe, read_recipe
 from tiny import assert_same, differs, tiny_batch, tiny_config, tiny_inputs, tiny_model, tiny_recipe
 
@@ -100,8 +100,8 @@ def test_dials_that_cannot_be_turned_so_far_are_refused(make: Callable[[], Any],
 # --- Losses ---------------------------------------------------------------------------------------------------------
 
 
-def answered(*logits: Tensor, kind: Any = "classes", loss: float = 0.0) -> Answered:
-    return Answered(torch.tensor(loss).double(), logits, kind)
+def answered(*logits: Tensor, kind: Any = "classes", loss: float = 0.0) -> ObjectiveOutput:
+    return ObjectiveOutput(torch.tensor(loss).double(), logits, kind)
 
 
 @pytest.mark.parametrize("kind", ["classes", "yes_or_no", "numbers"])
@@ -158,7 +158,7 @@ def test_the_loss_of_a_step_is_half_that_of_the_whole_and_half_that_of_the_other
     says = {budget: torch.randn(2, 3).double() for budget in (FULL, small, tiny)}
     losses = {FULL: 1.0, small: 2.0, tiny: 4.0}
 
-    def ask(budget: ComputeBudget) -> dict[str, Answered]:
+    def ask(budget: ComputeBudget) -> dict[str, ObjectiveOutput]:
         return {"a": answered(says[budget], loss=losses[budget]), "b": answered(says[budget], loss=10.0)}
 
     total, parts = elastic_loss(ask, [FULL, small, tiny], {"a": 1.0, "b": 0.5}, distill)
@@ -212,7 +212,7 @@ def test_a_task_is_trained_at_every_budget(changes: dict[str, Any], labels: Tens
     model = tiny_model(PerceiverVLForQuestionAnswering, **changes)
     inputs = {**tiny_inputs(), "labels": labels}
     small = ComputeBudget(blocks=1, latents=2)
-    total, parts = task_loss(model, inputs, [FULL, small], 0.25)
+    total, parts = elastic_task_loss(model, inputs, [FULL, small], 0.25)
     whole, other = model(**inputs), model(**inputs, budget=small)
     kind = {"regression": "numbers", "multi_label_classification": "yes_or_no"}.get(
         model.config.problem_type, "classes"

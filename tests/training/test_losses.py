@@ -19,7 +19,7 @@ from perceiver_vl.training.losses import (
     mixed_matching_loss,
     pretraining_losses,
 )
-from perceiver_vl.utils.distributed import WholeBatch
+from perceiver_vl.utils.distributed import GlobalBatch
 from tiny import assert_same, differs, tiny_batch, tiny_model
 
 EVERYTHING = Objectives(vtm=1, mlm=1, vtc=1, ttc=1, mixed_vtm=1, mixed_vtc=1, hard_negatives=True)
@@ -58,8 +58,8 @@ def test_matching_in_the_mixed_stream_has_every_pair_once_right_and_once_wrong()
     found = ask(batch, Objectives(vtm=0, mlm=0, mixed_vtm=1))
     assert found.keys() == {"mixed_vtm"}
     assert_same(found["mixed_vtm"], bce(logits, [1, 1, 1, 0, 0, 0]))
-    summaries = model.match_summary(vision), model.match_summary(text)
-    alone = mixed_matching_loss(model, *summaries, torch.tensor([2, 0, 1]), WholeBatch((3,)))
+    summaries = model.partial_match(vision), model.partial_match(text)
+    alone = mixed_matching_loss(model, *summaries, torch.tensor([2, 0, 1]), GlobalBatch((3,)))
     assert_same(alone, found["mixed_vtm"])
 
 
@@ -76,8 +76,8 @@ def test_hard_negatives_take_the_place_of_the_negatives_only() -> None:
     assert_same(found["vtm"], bce(logits, [1, 0, 1, 0, 1, 0]))
     vision = model.encode_vision(batch.pixel_values, batch.frame_mask)
     text = model.encode_text(batch.input_ids, batch.attention_mask)
-    summaries = model.match_summary(vision), model.match_summary(text)
-    assert_same(found["mixed_vtm"], mixed_matching_loss(model, *summaries, hard, WholeBatch((6,))))
+    summaries = model.partial_match(vision), model.partial_match(text)
+    assert_same(found["mixed_vtm"], mixed_matching_loss(model, *summaries, hard, GlobalBatch((6,))))
 
 
 def test_hard_negatives_are_others_and_mostly_similar_ones() -> None:
@@ -152,9 +152,9 @@ def test_the_joint_share_is_what_the_joint_objectives_see(share: float, shown: l
     found, wanted = ask(batch, replace(objectives, joint_share=share)), ask(part, objectives)
     for name in ("vtm", "mlm"):
         assert_same(found[name], wanted[name])
-    whole = ask(batch, objectives)
+    global_batch = ask(batch, objectives)
     for name in ("vtc", "mixed_vtm", "mixed_vtc"):
-        assert_same(found[name], whole[name])
+        assert_same(found[name], global_batch[name])
 
 
 # --- Contrast -------------------------------------------------------------------------------------------------------
@@ -259,10 +259,10 @@ def test_a_batch_in_chunks_has_the_losses_and_gradients_of_the_whole(chunk: int)
         torch.stack(list(losses.values())).sum().backward()
         gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
         found.append((losses, gradients))
-    for whole, chunked in zip(*found, strict=True):
-        assert whole.keys() == chunked.keys()
-        for name in whole:
-            assert_same(chunked[name], whole[name])
+    for global_batch, chunked in zip(*found, strict=True):
+        assert global_batch.keys() == chunked.keys()
+        for name in global_batch:
+            assert_same(chunked[name], global_batch[name])
 
 
 def test_a_chunk_bounds_what_the_backward_pass_keeps() -> None:

@@ -119,7 +119,7 @@ def test_a_few_in_a_row_end_the_run_with_a_diagnosis_and_a_good_checkpoint(
         train(recipe_of(output, {"max_nonfinite": 3}, training={"max_steps": 9}), progress=False)
     said = str(ended.value)
     assert said.startswith("not finite in 3 steps in a row, 4 to 6: mlm; learning_rate=0.0")
-    for part in ("reads", "heads", "lower training.learning_rate", str(output / FILE)):
+    for part in ("cross_attentions", "heads", "lower training.learning_rate", str(output / FILE)):
         assert part in said
     assert [entry["step"] for entry in named_in(output)] == [2, 4, 5, 6]
     last = load_file(output / "checkpoints" / "checkpoint-4" / "model.safetensors")

@@ -9,7 +9,16 @@ import yaml
 from perceiver_vl import UsageError
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.training.losses import Objectives
-from perceiver_vl.training.recipe import Data, Evaluation, Initialise, Recipe, Split, Words, WorldSplit, read_recipe
+from perceiver_vl.training.recipe import (
+    Data,
+    DataSource,
+    Evaluation,
+    Initialise,
+    Recipe,
+    TokenizerConfig,
+    WorldSplit,
+    read_recipe,
+)
 from tiny import tiny_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -43,8 +52,10 @@ def test_every_section_arrives_as_its_own_type(tmp_path: Path) -> None:
     assert read_recipe(write(tmp_path, values)) == Recipe(
         output=Path("runs/one"),
         data=Data(
-            train=(Split(folder=Path("clips"), split="train", metadata=Path("list.csv"), columns={"text": "caption"}),),
-            validation=Split(world=WorldSplit(clips=32, seed=3, size=48), split="validation"),
+            train=(
+                DataSource(folder=Path("clips"), split="train", metadata=Path("list.csv"), columns={"text": "caption"}),
+            ),
+            validation=DataSource(world=WorldSplit(clips=32, seed=3, size=48), split="validation"),
             num_frames=4,
             sampling="uniform",
             cache=True,
@@ -52,7 +63,7 @@ def test_every_section_arrives_as_its_own_type(tmp_path: Path) -> None:
         ),
         model={"hidden_size": 64, "layer_drop": 0.25},
         objectives=Objectives(vtc=0.5, hard_negatives=True),
-        tokenizer=Words(vocab_size=100),
+        tokenizer=TokenizerConfig(vocab_size=100),
         evaluation=Evaluation(streams=("multi", "single"), captions_per_clip=1, shortlist=5, batch_size=8),
         training={"max_steps": 10, "learning_rate": 1e-3},
         optimizer="adam",
@@ -74,17 +85,17 @@ def test_a_mixture_is_a_list_of_sources_with_weights(tmp_path: Path) -> None:
         {"world": {}, "weight": 1},
     ]
     data = {"train": sources, "augmentation": {"crop": 0.5, "flip": True, "randaugment": [2, 9]}, "bucket": 50}
-    path = write(tmp_path, {"output": "o", "data": {**data, "max_broken": 0.05}})
+    path = write(tmp_path, {"output": "o", "data": {**data, "max_failed_fraction": 0.05}})
     found = read_recipe(path).data
     assert found == Data(
         train=(
-            Split(folder=Path("msrvtt"), benchmark="msrvtt", split="train", weight=1.0),
-            Split(shards="s3://bucket/web", weight=2.5),
-            Split(world=WorldSplit(), weight=1.0),
+            DataSource(folder=Path("msrvtt"), benchmark="msrvtt", split="train", weight=1.0),
+            DataSource(shards="s3://bucket/web", weight=2.5),
+            DataSource(world=WorldSplit(), weight=1.0),
         ),
         augmentation=Augmentation(0.5, True, (2, 9)),
         bucket=50,
-        max_broken=0.05,
+        max_failed_fraction=0.05,
     )
     changed = read_recipe(path, ["data.train.1.weight=3", "data.train.2.world.clips=9"]).data.train
     assert (changed[1].weight, changed[2].world) == (3.0, WorldSplit(clips=9))
@@ -126,7 +137,7 @@ def test_overrides_change_what_they_name_and_nothing_else(tmp_path: Path) -> Non
         ("data.sampling=all", "all"),
         ("data.cache=true", "data.cache=true"),
         ("data.bucket=-1", "data.bucket=-1"),
-        ("data.max_broken=1.5", "data.max_broken=1.5"),
+        ("data.max_failed_fraction=1.5", "data.max_failed_fraction=1.5"),
         ("data.augmentation.crop=0", "data.augmentation.crop=0"),
         ("data.augmentation.randaugment=[2, 40]", "randaugment=[2, 40]"),
         ("data.augmentation.mirror=true", "mirror"),

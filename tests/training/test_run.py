@@ -136,7 +136,9 @@ def spoilt_world(folder: Path, broken: int, clips: int = 32) -> list[str]:
 def test_too_many_broken_files_stop_a_run_early_in_one_line(tmp_path: Path) -> None:
     names = spoilt_world(tmp_path / "world", broken=24)
     data = {"train": {"folder": str(tmp_path / "world"), "split": "train"}}
-    with pytest.raises(PerceiverVLError, match=r"^\d+ of \d+ clips cannot be read[^\n]+max_broken=0.1[^\n]+$") as stop:
+    with pytest.raises(
+        PerceiverVLError, match=r"^\d+ of \d+ clips cannot be read[^\n]+max_failed_fraction=0.1[^\n]+$"
+    ) as stop:
         run(tmp_path / "run", data=data)
     assert not isinstance(stop.value, UsageError)
     listed = skipped_of(tmp_path / "run")
@@ -145,7 +147,7 @@ def test_too_many_broken_files_stop_a_run_early_in_one_line(tmp_path: Path) -> N
     assert all(problem["reason"].startswith("not a media file") for problem in listed)
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
-    allowed = run(tmp_path / "allowed", data={**data, "max_broken": 0.75})
+    allowed = run(tmp_path / "allowed", data={**data, "max_failed_fraction": 0.75})
     assert {problem.file_name for problem in allowed.skipped} == set(names)
     assert [vars(problem) for problem in allowed.skipped] == skipped_of(tmp_path / "allowed")
 
@@ -412,7 +414,8 @@ def test_a_run_starts_from_a_vit_and_a_bert(tmp_path: Path) -> None:
     train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
     found = weights(tmp_path / "run")
     assert torch.equal(
-        found["perceiver_vl.encoder.blocks.2.thoughts.0.mlp.fc1.weight"], vit.state_dict()["layers.2.mlp.fc1.weight"]
+        found["perceiver_vl.encoder.blocks.2.self_attentions.0.mlp.fc1.weight"],
+        vit.state_dict()["layers.2.mlp.fc1.weight"],
     )
     words = "embeddings.word_embeddings.weight"
     assert torch.equal(

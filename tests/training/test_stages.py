@@ -19,7 +19,7 @@ from perceiver_vl.training.stages import part_of, stage_at
 from perceiver_vl.utils.launch import beside_others
 from tiny import tiny_config, tiny_recipe
 
-READS_THEN_ALL = [{"steps": 4, "train": ["reads"]}, {"steps": 4}]
+READS_THEN_ALL = [{"steps": 4, "train": ["cross_attentions"]}, {"steps": 4}]
 ALL_OBJECTIVES = {"vtm": 1, "mlm": 1, "vtc": 1, "mixed_vtm": 1, "mixed_vtc": 1}
 SGD = {"optim": "sgd", "max_grad_norm": 0.0}
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "train.md"
@@ -81,12 +81,12 @@ def learning_rates(output: Path) -> list[float]:
 def test_every_parameter_belongs_to_one_part() -> None:
     names = [name for name, _ in PerceiverVLForPreTraining(tiny_config()).named_parameters()]
     assert {part_of(name) for name in names} == set(PARTS) - {"all"}
-    reads = [name for name in names if part_of(name) == "reads"]
+    reads = [name for name in names if part_of(name) == "cross_attentions"]
     assert {name.split(".")[3] for name in reads} == {"0", "1", "2"}
-    assert all(".reads.joint." in name for name in reads)
+    assert all(".cross_attentions.joint." in name for name in reads)
     assert {part_of(name) for name in names if name.startswith(("decoder.", "vtm_query", "mlm_queries"))} == {"decoder"}
     assert {part_of(name) for name in names if name.startswith(("vtm_head", "mlm_head", "contrastive"))} == {"heads"}
-    assert part_of("perceiver_vl.encoder.norm.weight") == "thoughts"
+    assert part_of("perceiver_vl.encoder.norm.weight") == "self_attentions"
     assert part_of("perceiver_vl.encoder.latent_positions") == part_of("perceiver_vl.encoder.latents") == "latents"
 
 
@@ -113,7 +113,7 @@ def test_only_the_reads_move_in_their_stage_and_everything_after_it(
 ) -> None:
     end = run(tmp_path / "run", READS_THEN_ALL, training={"weight_decay": 0.5}, optimizer=optimizer)
     first = checkpoint(tmp_path / "run", 4)
-    reads = {name for name in start if part_of(name) == "reads"}
+    reads = {name for name in start if part_of(name) == "cross_attentions"}
     assert moved(start, first) <= reads
     assert moved(start, first) >= {name for name in reads if name.endswith(".weight")}
     assert parts_moved(first, end) == set(PARTS) - {"all"}
@@ -159,20 +159,20 @@ def test_only_what_learns_counts_in_the_norm_of_the_gradients(start: dict[str, T
 
 
 def test_accumulated_batches_are_one_large_batch_in_every_stage(start: dict[str, Tensor], tmp_path: Path) -> None:
-    stages = [{"steps": 1, "train": ["reads"]}, {"steps": 2}]
+    stages = [{"steps": 1, "train": ["cross_attentions"]}, {"steps": 2}]
     changes: dict[str, Any] = {"objectives": {"vtm": 1, "mlm": 0}}
     one = run(tmp_path / "one", stages, training=SGD | {"per_device_train_batch_size": 8}, **changes)
     how = SGD | {"gradient_accumulation_steps": 2, "save_steps": 1}
     two = run(tmp_path / "two", stages, training=how, **changes)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0.0, atol=1e-6)
-    assert parts_moved(start, checkpoint(tmp_path / "two", 1)) == {"reads"}
+    assert parts_moved(start, checkpoint(tmp_path / "two", 1)) == {"cross_attentions"}
 
 
 def test_two_processes_train_the_stages_as_one_on_both_their_batches(start: dict[str, Tensor], tmp_path: Path) -> None:
     """With activations recomputed, which would have the Trainer expect a gradient of everything."""
     stages = [
-        {"steps": 2, "train": ["reads"]},
+        {"steps": 2, "train": ["cross_attentions"]},
         {"steps": 1},
         {"steps": 1, "train": ["decoder", "heads"], "learning_rate": 0.5},
     ]
@@ -182,7 +182,7 @@ def test_two_processes_train_the_stages_as_one_on_both_their_batches(start: dict
     with beside_others(2, ["train", str(tmp_path / "two.yaml")]):
         assert train(recipe, progress=False).steps == 4
     two = weights(tmp_path / "two")
-    assert parts_moved(start, checkpoint(tmp_path / "two", 2)) == {"reads"}
+    assert parts_moved(start, checkpoint(tmp_path / "two", 2)) == {"cross_attentions"}
     assert parts_moved(checkpoint(tmp_path / "two", 3), two) == {"decoder", "heads"}
 
     one = run(tmp_path / "one", stages, training=SGD | {"per_device_train_batch_size": 8}, objectives=objectives)
@@ -194,7 +194,7 @@ def test_two_processes_train_the_stages_as_one_on_both_their_batches(start: dict
 
 
 def test_each_stage_has_a_schedule_of_its_own(tmp_path: Path) -> None:
-    stages = [{"steps": 4, "train": ["reads"]}, {"steps": 5, "learning_rate": 0.02, "warmup_steps": 2}]
+    stages = [{"steps": 4, "train": ["cross_attentions"]}, {"steps": 5, "learning_rate": 0.02, "warmup_steps": 2}]
     run(tmp_path / "run", stages, training={"learning_rate": 0.1})
     linear = [0.1, 0.075, 0.05, 0.025, 0.0, 0.01, 0.02, 0.02 * 2 / 3, 0.02 / 3]
     assert learning_rates(tmp_path / "run") == pytest.approx(linear, rel=1e-12)
@@ -209,7 +209,11 @@ def test_a_schedule_knows_the_learning_rate_of_its_stage(tmp_path: Path) -> None
         "lr_scheduler_kwargs": {"min_lr": 0.02},
         "warmup_steps": 1,
     }
-    run(tmp_path / "run", [{"steps": 3, "train": ["reads"]}, {"steps": 3, "learning_rate": 0.04}], training=how)
+    run(
+        tmp_path / "run",
+        [{"steps": 3, "train": ["cross_attentions"]}, {"steps": 3, "learning_rate": 0.04}],
+        training=how,
+    )
     cosine = [0.0, 0.1, 0.06, 0.0, 0.04, 0.03]
     assert learning_rates(tmp_path / "run") == pytest.approx(cosine, rel=1e-12)
 
@@ -227,7 +231,10 @@ def test_one_stage_of_everything_is_a_run_without_stages(tmp_path: Path) -> None
 
 def test_a_run_stopped_in_any_stage_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     """In the first stage, at its very end, in the second, in a third where something is frozen again."""
-    stages = [*READS_THEN_ALL, {"steps": 4, "train": ["thoughts", "heads"], "learning_rate": 0.01, "warmup_steps": 1}]
+    stages = [
+        *READS_THEN_ALL,
+        {"steps": 4, "train": ["self_attentions", "heads"], "learning_rate": 0.01, "warmup_steps": 1},
+    ]
     changes: dict[str, Any] = {"model": {"layer_drop": 0.5, "hidden_dropout_prob": 0.1}}
     changes["training"] = {"weight_decay": 0.1}
     whole = run(tmp_path / "whole", stages, **changes)
@@ -247,12 +254,12 @@ def test_a_run_stopped_in_any_stage_goes_on_as_if_it_had_not(tmp_path: Path) -> 
 
 def test_stages_come_out_of_a_file_and_go_back_into_one(tmp_path: Path) -> None:
     stages = [
-        {"steps": 1, "train": ["reads", "latents"]},
+        {"steps": 1, "train": ["cross_attentions", "latents"]},
         {"steps": 2, "learning_rate": 1e-3, "warmup_steps": 1},
     ]
     recipe = recipe_of(tmp_path / "run", stages)
     assert recipe.stages == (
-        Stage(1, ("reads", "latents")),
+        Stage(1, ("cross_attentions", "latents")),
         Stage(2, ("all",), learning_rate=1e-3, warmup_steps=1),
     )
     train(recipe, progress=False)
@@ -266,7 +273,7 @@ def test_stages_come_out_of_a_file_and_go_back_into_one(tmp_path: Path) -> None:
     [
         ({"steps": 0}, "steps=0"),
         ({"steps": "many"}, "many"),
-        ({"train": ["reads"]}, "steps"),
+        ({"train": ["cross_attentions"]}, "steps"),
         ({"steps": 2, "step": 2}, "step"),
         ({"steps": 2, "train": ["reeds"]}, "'reeds', choose from reads"),
         ({"steps": 2, "train": []}, "train=[]"),
@@ -318,4 +325,4 @@ def test_the_stages_of_the_page_are_stages(tmp_path: Path) -> None:
     snippets = re.findall(r"^```yaml\n(stages:.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert len(snippets) == 1
     recipe = recipe_of(tmp_path / "run", yaml.safe_load(snippets[0])["stages"])
-    assert [stage.train for stage in recipe.stages] == [("reads",), ("all",)]
+    assert [stage.train for stage in recipe.stages] == [("cross_attentions",), ("all",)]

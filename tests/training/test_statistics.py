@@ -21,11 +21,11 @@ from perceiver_vl.training.losses import Objectives, PreTrainingBatch, pretraini
 from perceiver_vl.training.recipe import PARTS, read_recipe
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.training.statistics import (
+    encoder_statistics,
     encoding_flops,
     gradient_norms,
-    likeness,
-    look_into,
-    looks_into,
+    is_statistics_step,
+    mean_cosine_similarity,
     memory,
     norms_by_part,
     pretraining_flops,
@@ -35,10 +35,10 @@ from tiny import tiny_config, tiny_inputs, tiny_model, tiny_recipe
 
 
 def test_looks_are_rare_and_come_with_lines_of_the_log() -> None:
-    assert [step for step in range(1, 301) if looks_into(step, 1)] == [1, 100, 200, 300]
-    assert [step for step in range(10, 301, 10) if looks_into(step, 10)] == [10, 100, 200, 300]
-    assert [step for step in range(30, 301, 30) if looks_into(step, 30)] == [30, 120, 210, 300]
-    assert [step for step in range(250, 1001, 250) if looks_into(step, 250)] == [250, 500, 750, 1000]
+    assert [step for step in range(1, 301) if is_statistics_step(step, 1)] == [1, 100, 200, 300]
+    assert [step for step in range(10, 301, 10) if is_statistics_step(step, 10)] == [10, 100, 200, 300]
+    assert [step for step in range(30, 301, 30) if is_statistics_step(step, 30)] == [30, 120, 210, 300]
+    assert [step for step in range(250, 1001, 250) if is_statistics_step(step, 250)] == [250, 500, 750, 1000]
 
 
 # --- Norms ----------------------------------------------------------------------------------------------------------
@@ -73,16 +73,16 @@ def test_what_is_not_finite_has_no_norms_and_what_is_frozen_none_of_its_own() ->
 
 
 def looked_into(model: Any, **inputs: Tensor) -> dict[str, float]:
-    return look_into(model, lambda: model.perceiver_vl(**inputs))
+    return encoder_statistics(model, lambda: model.perceiver_vl(**inputs))
 
 
 def test_likeness_is_the_mean_cosine_of_two() -> None:
     torch.manual_seed(0)
     vectors = torch.randn(3, 5, 7)
-    for rows, found in zip(vectors, likeness(vectors), strict=True):
+    for rows, found in zip(vectors, mean_cosine_similarity(vectors), strict=True):
         pairs = [torch.cosine_similarity(rows[i], rows[j], dim=0).item() for i in range(5) for j in range(5) if i != j]
         assert found.item() == pytest.approx(sum(pairs) / len(pairs), abs=1e-5)
-    assert likeness(vectors[:, :1].expand(-1, 4, -1)).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
+    assert mean_cosine_similarity(vectors[:, :1].expand(-1, 4, -1)).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
 
 
 def test_a_look_names_every_read_and_draws_and_changes_nothing() -> None:
@@ -96,7 +96,7 @@ def test_a_look_names_every_read_and_draws_and_changes_nothing() -> None:
     assert all(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
     reads = {f"read_{number}_{what}" for number in (1, 2, 3) for what in ("entropy", "update")}
-    assert found.keys() == {"latents_alike", "examples_alike", *reads}
+    assert found.keys() == {"latent_similarity", "example_similarity", *reads}
     assert found == looked_into(model, **inputs)  # the hooks of the first look are gone
     apart = looked_into(tiny_model(modality_aggregation="separate"), **inputs)
     assert {"read_1_vision_entropy", "read_3_text_update"} <= apart.keys()
@@ -107,32 +107,32 @@ def test_a_read_that_looks_at_everything_alike_or_is_not_used_is_seen() -> None:
     inputs = tiny_inputs(words=6)
     inputs["attention_mask"][:, 3:] = 0  # what is padded is not looked at, however uniform the rest
     blocks = [block for block in model.perceiver_vl.encoder.blocks if isinstance(block, EncoderBlock)]
-    first, second = (block.read_of("joint").attention for block in blocks[:2])
+    first, second = (block.cross_attention_of("joint").attention for block in blocks[:2])
     with torch.no_grad():
         for parameter in first.q_proj.parameters():
             parameter.zero_()
         for parameter in second.out_proj.parameters():
             parameter.zero_()
     found = looked_into(model, **inputs)
-    assert found["read_1_entropy"] == pytest.approx(1.0, abs=1e-5)
-    assert 0 < found["read_2_entropy"] < 0.999
-    assert found["read_2_update"] == 0.0
-    assert found["read_1_update"] > 0.01
+    assert found["cross_attention_1_entropy"] == pytest.approx(1.0, abs=1e-5)
+    assert 0 < found["cross_attention_2_entropy"] < 0.999
+    assert found["cross_attention_2_update"] == 0.0
+    assert found["cross_attention_1_update"] > 0.01
 
 
 def test_collapse_is_seen() -> None:
     model: PerceiverVLForPreTraining = tiny_model()
     inputs = tiny_inputs()
     found = looked_into(model, **inputs)
-    assert max(found["latents_alike"], found["examples_alike"]) < 0.99
+    assert max(found["latent_similarity"], found["example_similarity"]) < 0.99
     same = {name: value[:1].expand(3, *value.shape[1:]) for name, value in inputs.items()}
-    assert looked_into(model, **same)["examples_alike"] == pytest.approx(1.0, abs=1e-5)
+    assert looked_into(model, **same)["example_similarity"] == pytest.approx(1.0, abs=1e-5)
     with torch.no_grad():
         model.perceiver_vl.encoder.latents[:] = 0.0
         assert model.perceiver_vl.encoder.latent_positions is not None
         model.perceiver_vl.encoder.latent_positions[:] = 0.0
-    assert looked_into(model, **inputs)["latents_alike"] == pytest.approx(1.0, abs=1e-5)
-    assert "examples_alike" not in looked_into(model, **{name: value[:1] for name, value in inputs.items()})
+    assert looked_into(model, **inputs)["latent_similarity"] == pytest.approx(1.0, abs=1e-5)
+    assert "example_similarity" not in looked_into(model, **{name: value[:1] for name, value in inputs.items()})
 
 
 # --- Operations -----------------------------------------------------------------------------------------------------
@@ -202,9 +202,9 @@ def test_looking_into_a_run_does_not_change_it(tmp_path: Path, monkeypatch: pyte
         "model": {"layer_drop": 0.5, "hidden_dropout_prob": 0.1, "num_blocks": 3},
         "training": {"max_steps": 4, "learning_rate": 0.01, "save_strategy": "no"},
     }
-    monkeypatch.setattr("perceiver_vl.training.monitored_trainer.looks_into", lambda step, every: True)
+    monkeypatch.setattr("perceiver_vl.training.monitored_trainer.is_statistics_step", lambda step, every: True)
     looked = run(tmp_path / "looked", **changes)
-    monkeypatch.setattr("perceiver_vl.training.monitored_trainer.looks_into", lambda step, every: False)
+    monkeypatch.setattr("perceiver_vl.training.monitored_trainer.is_statistics_step", lambda step, every: False)
     left_alone = run(tmp_path / "alone", **changes)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("looked", "alone"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -218,19 +218,23 @@ def test_looking_into_a_run_does_not_change_it(tmp_path: Path, monkeypatch: pyte
         assert 0 < float(line["share_of_peak"]) < 1
         assert (line["nonfinite_steps"], line["skipped_files"]) == ("0", "0")
     last = load_file(tmp_path / "looked" / "model.safetensors")
-    norm = torch.cat([value.flatten() for name, value in last.items() if part_of(name) == "reads"]).norm().item()
+    norm = (
+        torch.cat([value.flatten() for name, value in last.items() if part_of(name) == "cross_attentions"])
+        .norm()
+        .item()
+    )
     assert float(looked[-1]["weight_norm_reads"]) == pytest.approx(norm, rel=1e-3)
 
 
 def test_a_model_of_one_task_is_looked_into_as_well(tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path / "run", training={"max_steps": 1, "save_strategy": "no"}) | {"task": "pairs"}
+    recipe = tiny_recipe(tmp_path / "run", training={"max_steps": 1, "save_strategy": "no"}) | {"task": "nlvr2"}
     recipe["data"]["train"] = {"world": {"clips": 12, "size": 16, "task": "pairs"}}
     del recipe["objectives"]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
     with (tmp_path / "run" / "log.csv").open(newline="") as log:
         line = next(csv.DictReader(log))
-    assert 0 < float(line["read_1_entropy"]) <= 1
+    assert 0 < float(line["cross_attention_1_entropy"]) <= 1
     assert 0 < float(line["share_of_peak"]) < 1
 
 

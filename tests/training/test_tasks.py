@@ -37,7 +37,7 @@ WORLD_OF = {
     "vqa": "image",
     "counting": "count",
     "multiple-choice": "action",
-    "pairs": "pairs",
+    "nlvr2": "pairs",
 }
 SMALL = ["model.hidden_size=16", "model.num_latents=4", "model.image_size=16", "model.patch_size=8"]
 SHORT = ["training.max_steps=2", "training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1"]
@@ -180,13 +180,13 @@ def test_a_mixture_of_pairs_is_resumed_bit_for_bit_with_any_number_of_workers(tm
     changes: dict[str, Any] = {"data": data, "model": model}
     how = {"max_steps": 10, "save_steps": 3, "learning_rate": 0.01}
     output = tmp_path / "run"
-    first = run(output, "pairs", training=how, **changes)
+    first = run(output, "nlvr2", training=how, **changes)
     assert first.skipped == []
     whole, log = weights(output), [line["loss"] for line in log_of(output)]
     for path in (output / "checkpoints").iterdir():
         if path.name != "checkpoint-6":  # an epoch is eight batches
             shutil.rmtree(path)
-    again = run(output, "pairs", resume=True, training={**how, "dataloader_num_workers": 1}, **changes)
+    again = run(output, "nlvr2", resume=True, training={**how, "dataloader_num_workers": 1}, **changes)
     assert_equal(weights(output), whole)
     assert [line["loss"] for line in log_of(output)] == log
     assert again.task is not None
@@ -252,7 +252,7 @@ def test_a_task_starts_from_a_pre_trained_model_and_says_what_is_new(
     assert found["answer_head.classifier.weight"].shape[0] == 2
     assert all(torch.equal(found[name], after[name]) for name in after if "classifier" not in name)
 
-    paired = run(tmp_path / "paired", "pairs", initialise=start, training=still)  # another head by the same name
+    paired = run(tmp_path / "paired", "nlvr2", initialise=start, training=still)  # another head by the same name
     assert {"answer_head", "answer_queries"} <= set(paired.fresh)
     found = weights(tmp_path / "paired")
     assert all(torch.equal(found[name], after[name]) for name in kept)
@@ -260,7 +260,7 @@ def test_a_task_starts_from_a_pre_trained_model_and_says_what_is_new(
 
 def test_only_the_named_parts_of_a_task_learn_in_a_stage(tmp_path: Path) -> None:
     stages = [{"steps": 1, "learning_rate": 0.0}, {"steps": 2, "train": ["decoder"]}, {"steps": 2, "train": ["heads"]}]
-    run(tmp_path / "run", "pairs", stages=stages, training={"save_steps": 1})
+    run(tmp_path / "run", "nlvr2", stages=stages, training={"save_steps": 1})
     states = [weights(tmp_path / "run" / "checkpoints" / f"checkpoint-{step}") for step in (1, 3, 5)]
     moved = [
         {name for name in before if not torch.equal(before[name], after[name])} for before, after in pairwise(states)
@@ -288,7 +288,7 @@ def test_broken_files_of_a_task_are_passed_over_listed_and_counted(tmp_path: Pat
         run(tmp_path / "strict", "question-answering", data=data | {"strict": True}, training={"max_steps": 9})
     for name in names[:24]:
         (world / name).write_bytes(b"no video")
-    with pytest.raises(PerceiverVLError, match=r"^\d+ of \d+ clips cannot be read[^\n]+max_broken=0.1[^\n]+$"):
+    with pytest.raises(PerceiverVLError, match=r"^\d+ of \d+ clips cannot be read[^\n]+max_failed_fraction=0.1[^\n]+$"):
         run(tmp_path / "many", "question-answering", data=data)
 
 
@@ -296,7 +296,7 @@ def test_broken_files_of_a_task_are_passed_over_listed_and_counted(tmp_path: Pat
     ("task", "changes", "named"),
     [
         ("guessing", {}, "task=guessing"),
-        ("pairs", {"data": {"train": {"world": {"task": "frame", "clips": 24, "size": 16}}}}, "no second picture"),
+        ("nlvr2", {"data": {"train": {"world": {"task": "frame", "clips": 24, "size": 16}}}}, "no second picture"),
         ("vqa", {"data": {"train": {"world": {"task": "frame", "clips": 24, "size": 16}}}}, "several annotators"),
         (
             "counting",
@@ -326,7 +326,7 @@ def test_a_task_that_cannot_work_is_refused_before_anything_is_written(
 
 
 def test_objectives_are_not_those_of_a_task(tmp_path: Path) -> None:
-    recipe_of(tmp_path / "run", "pairs")
+    recipe_of(tmp_path / "run", "nlvr2")
     with pytest.raises(UsageError, match=r"^[^\n]*objectives: those of pre-training[^\n]+$"):
         read_recipe(tmp_path / "run.yaml", ["objectives.vtc=1"])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import several_processes
 from launching import in_processes
 from perceiver_vl.data.batching import EpochSampler, SharedBatches
-from perceiver_vl.utils.distributed import Crew, WholeBatch, whole_batches
+from perceiver_vl.utils.distributed import GlobalBatch, ProcessGroup, global_batches
 
 Ran = tuple[dict[str, Tensor], dict[str, object]]
 
@@ -85,20 +85,20 @@ def test_the_parts_of_a_batch_are_the_batch_and_alike_in_size(processes: int, le
 
 
 def test_a_process_alone_needs_no_others() -> None:
-    [whole] = whole_batches([5], torch.device("cpu"))
+    [whole] = global_batches([5], torch.device("cpu"))
     assert (whole.sizes, whole.total, whole.places.tolist()) == ((5,), 5, [0, 1, 2, 3, 4])
     rows = torch.randn(5, 2)
     assert whole.rows(rows) is rows
-    crew, say = Crew(shared=True), list(range(3))
-    assert crew.share(say) == say
+    group, say = ProcessGroup(shared=True), list(range(3))
+    assert group.share(say) == say
     work: Callable[[], int] = lambda: 7  # noqa: E731
-    assert crew.of_all(work) == [7]
+    assert group.of_all(work) == [7]
 
 
 def test_places_and_pieces_are_those_of_all_processes() -> None:
-    whole = WholeBatch((2, 0, 3), rank=2)
+    whole = GlobalBatch((2, 0, 3), rank=2)
     assert whole.places.tolist() == [2, 3, 4]
-    assert WholeBatch((2, 0, 3), rank=1).places.tolist() == []
+    assert GlobalBatch((2, 0, 3), rank=1).places.tolist() == []
     assert [whole.pieces(most) for most in (None, 1, 2, 3, 9)] == [1, 3, 2, 1, 1]
     assert whole.marked(torch.tensor([True, False, True, True, False])).sizes == (1, 0, 2)
     assert whole.mean_of(whole.total) == 5 / 3

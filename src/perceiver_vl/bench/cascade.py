@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perceiver_vl.data.sources import CachedClips, ClipSource, Subset
+from perceiver_vl.data.sources import CachedDataset, Subset, VideoDataset
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
-from perceiver_vl.tasks.provenance import Circumstances
+from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 
 ITEMS = (10, 30, 100, 300, 1000)
@@ -41,7 +41,7 @@ class StreamRun:
 
 
 @dataclass(frozen=True)
-class CascadeReport(Circumstances):
+class CascadeReport(RunInfo):
     """All runs. `time_ratio`: the cascade's time over the single stream's at the most items (`time_items`);
     `r1_difference`: the cascade's R@1 less the single stream's, at the most items that the latter ranked (`r1_items`).
     """
@@ -62,7 +62,7 @@ class CascadeReport(Circumstances):
 def measure_cascade(
     model: PerceiverVLForRetrieval,
     processor: PerceiverVLProcessor,
-    source: ClipSource,
+    source: VideoDataset,
     *,
     items: Sequence[int] = ITEMS,
     shortlist: int = 20,
@@ -84,10 +84,10 @@ def measure_cascade(
     if max(items) > len(source):
         raise UsageError(f"items={max(items)}: more than the {len(source)} clips of {data or 'the data'}")
     num_frames = budget.frames or int(processor.image_processor.num_frames)
-    decoded = CachedClips(Subset(source, max(items)))
+    decoded = CachedDataset(Subset(source, max(items)))
     common: dict[str, Any] = {"captions_per_clip": 1, "shortlist": shortlist, "budget": budget}
     found: list[StreamRun] = []
-    with Stages(progress) as stages:
+    with ProgressBars(progress) as stages:
         advance = stages.stage("Decoding", len(decoded))
         for index in range(len(decoded)):
             decoded.frames(index, num_frames)

@@ -12,14 +12,24 @@ from torch import Tensor, nn
 
 from perceiver_vl.bench.measuring import MatrixProduct, Timing, available_mib, count, count_and_hold, take_turns
 from perceiver_vl.bench.peers import PEERS, build_peer
-from perceiver_vl.bench.settings import FRAMES, OURS, PATCHES, WORDS, Entry, Published, Setting, entries, full_budget
+from perceiver_vl.bench.settings import (
+    FRAMES,
+    OURS,
+    PATCHES,
+    WORDS,
+    CostSetting,
+    Entry,
+    Published,
+    entries,
+    full_budget,
+)
 from perceiver_vl.bench.streams import StreamCosts, measure_streams
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops, matching_flops
-from perceiver_vl.tasks.provenance import Circumstances
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.tasks.provenance import RunInfo
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 
 MOST_SECONDS = 5.0
@@ -41,7 +51,7 @@ class Cost:
     image_size: int
     words: int
     latents: int | None
-    reads: int | None
+    cross_attentions: int | None
     gflops: float
     milliseconds: float | None
     fastest: float | None
@@ -54,7 +64,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class CostReport(Circumstances):
+class CostReport(RunInfo):
     """The lines, the streams, who wins where, and what it takes to get them again."""
 
     costs: list[Cost]
@@ -108,7 +118,7 @@ def measure_cost(
         if size < 1 or size % config.patch_size:
             raise UsageError(f"size={size}: need multiples of patch_size={config.patch_size}")
     listed = entries(config, frames, sizes)
-    with Stages(progress) as stages:
+    with ProgressBars(progress) as stages:
         models = _Models(config, listed, batch_size, seed, device)
         product = MatrixProduct(2 * config.hidden_size, device)
         measured = _count_all(models, listed, product, most_seconds, stages)
@@ -122,7 +132,7 @@ def measure_cost(
         costs = [_cost(entry, measured, full) for entry in listed]
         streams = measure_streams(models.ours, config, runs=runs, product=product, seed=seed, stages=stages)
         parameters = models.parameters()
-        compared = crossovers(costs, models.count_at, Setting(OURS, 1, config.image_size, WORDS, full))
+        compared = crossovers(costs, models.count_at, CostSetting(OURS, 1, config.image_size, WORDS, full))
     return CostReport(costs, streams, compared, parameters, turns.product_gflops, batch_size, runs, seed)
 
 
@@ -151,10 +161,10 @@ class _Models:
         draw = torch.Generator().manual_seed(seed)
         self.words = torch.randint(config.vocab_size, (batch_size, WORDS), generator=draw).to(device)
         self.clips: dict[int, Tensor] = {}
-        self.counts: dict[Setting, float] = {}
+        self.counts: dict[CostSetting, float] = {}
         self.draw = draw
 
-    def call(self, setting: Setting) -> Callable[[], object]:
+    def call(self, setting: CostSetting) -> Callable[[], object]:
         """The forward of a setting, to be run and timed."""
         words = self.words[:, : setting.words] if setting.words else None
         pixels = self._pixels(setting) if setting.frames else None
@@ -167,21 +177,21 @@ class _Models:
         model = self.peers[setting.model]
         return lambda: model(input_ids=words, pixel_values=pixels)
 
-    def count_at(self, setting: Setting) -> float:
+    def count_at(self, setting: CostSetting) -> float:
         """GFLOPs of one example without running it: ours by the formulas, the others' counted on the meta device."""
         if setting not in self.counts:
             count_it = self._by_formula if setting.model == OURS else self._on_meta
             self.counts[setting] = count_it(setting) / 1e9
         return self.counts[setting]
 
-    def _by_formula(self, setting: Setting) -> int:
+    def _by_formula(self, setting: CostSetting) -> int:
         sized = PerceiverVLConfig.from_dict(self.config.to_dict() | {"image_size": setting.image_size})
         flops = encoder_flops(sized, setting.frames, setting.words, setting.budget)
         if setting.frames and setting.words:
             flops += matching_flops(self.config, setting.budget.latents or self.config.num_latents)
         return flops
 
-    def _on_meta(self, setting: Setting) -> int:
+    def _on_meta(self, setting: CostSetting) -> int:
         size = setting.image_size
         shape = (1, setting.frames, self.config.num_channels, size, size)
         pixels = torch.empty(shape, device="meta") if setting.frames else None
@@ -193,7 +203,7 @@ class _Models:
         models = {OURS: self.ours, **self.shells}
         return {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}
 
-    def _pixels(self, setting: Setting) -> Tensor:
+    def _pixels(self, setting: CostSetting) -> Tensor:
         """The first frames of a clip of that size, which is as long as any setting has asked for."""
         size = setting.image_size
         known = self.clips.get(size)
@@ -214,8 +224,8 @@ def _ours(model: PerceiverVLForRetrieval, words: Tensor | None, pixels: Tensor |
 
 
 def _count_all(
-    models: _Models, listed: Sequence[Entry], product: MatrixProduct, most_seconds: float, stages: Stages
-) -> dict[Setting, _Measured]:
+    models: _Models, listed: Sequence[Entry], product: MatrixProduct, most_seconds: float, stages: ProgressBars
+) -> dict[CostSetting, _Measured]:
     """Run each setting once, counting; smaller ones first, as their memory says what the larger ones will need."""
     settings = sorted(dict.fromkeys(entry.setting for entry in listed), key=lambda setting: setting.pixels)
     advance = stages.stage("Counting operations and memory", len(settings))
@@ -239,7 +249,7 @@ def _count_all(
     return measured
 
 
-def _cost(entry: Entry, measured: dict[Setting, _Measured], full: ComputeBudget) -> Cost:
+def _cost(entry: Entry, measured: dict[CostSetting, _Measured], full: ComputeBudget) -> Cost:
     setting = entry.setting
     found, timing = measured[setting], measured[setting].timing
     reference = measured.get(replace(setting, model=OURS, budget=full))
@@ -272,7 +282,7 @@ Point = tuple[int, float, float]  # frames, theirs, ours
 FEW = (1, 2, 4)  # where the others may still be ahead
 
 
-def crossovers(costs: "Sequence[Cost]", count_at: Callable[[Setting], float], full: Setting) -> list[str]:
+def crossovers(costs: "Sequence[Cost]", count_at: Callable[[CostSetting], float], full: CostSetting) -> list[str]:
     """For each of the others: at which numbers of frames a clip and words cost it less than ours at `full` dials.
 
     By operations (`count_at`) at few frames more than were measured, by seconds where both were.
@@ -328,8 +338,8 @@ def _amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _is(cost: "Cost", setting: Setting) -> bool:
-    return (cost.model, cost.image_size, cost.latents, cost.reads) == (
+def _is(cost: "Cost", setting: CostSetting) -> bool:
+    return (cost.model, cost.image_size, cost.latents, cost.cross_attentions) == (
         setting.model,
         setting.image_size,
         setting.budget.latents,

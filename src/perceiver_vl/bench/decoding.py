@@ -20,8 +20,8 @@ from PIL import Image
 
 from perceiver_vl.bench.tables import Section
 from perceiver_vl.media.decode import Frames, decoder_version, load_frames, sample_indices
-from perceiver_vl.tasks.provenance import Circumstances, versions
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.tasks.provenance import RunInfo, versions
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import first_line
 
 RATE = 30
@@ -63,7 +63,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class DecodingReport(Circumstances):
+class DecodingReport(RunInfo):
     """The rows, which decoders are not there and why, and what it takes to get the figures again."""
 
     rows: list[Row]
@@ -87,7 +87,7 @@ def measure_decoding(
     """Decode clips of `seconds` (16:9, 30 frames a second, a keyframe in 250) to each of `frame_counts` at 224x224."""
     decoders, absent, found_versions = _decoders()
     rows = []
-    with tempfile.TemporaryDirectory() as folder, Stages(progress) as stages:
+    with tempfile.TemporaryDirectory() as folder, ProgressBars(progress) as stages:
         advance = stages.stage("Writing clips", len(codecs) * len(heights))
         paths = {}
         for height in heights:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Folder
-from perceiver_vl.data.sources import CachedClips, FolderClips
+from perceiver_vl.data.sources import CachedDataset, FolderDataset
 from perceiver_vl.data.synthetic import write_world
 from perceiver_vl.media.decode import load_frames
 from perceiver_vl.media.filmstrip import Filmstrip, filmstrip
@@ -47,7 +47,7 @@ CACHED_STREAMS = ("multi", "mixed", "cascade")
 
 @dataclass
 class DemoResult:
-    """Everything the page shows. `evaluations`: by number of reads; `seconds`: by step; `report`: the page."""
+    """Everything the page shows. `evaluations`: by number of cross-attentions; `seconds`: by step; `report`: the page."""
 
     seed: int
     parameters: int
@@ -59,16 +59,16 @@ class DemoResult:
     report: Path = Path()
 
     def rows(self) -> list[tuple[int, StreamResult]]:
-        """(reads, stream's result), most reads first."""
+        """(reads, stream's result), most cross-attentions first."""
         return [
-            (reads, result)
-            for reads in sorted(self.evaluations, reverse=True)
-            for result in self.evaluations[reads].streams
+            (cross_attentions, result)
+            for cross_attentions in sorted(self.evaluations, reverse=True)
+            for result in self.evaluations[cross_attentions].streams
         ]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        evaluations = {str(reads): result.to_dict() for reads, result in self.evaluations.items()}
+        evaluations = {str(cross_attentions): result.to_dict() for cross_attentions, result in self.evaluations.items()}
         searches = [
             {"query": search.query, "target": target, "found": [hit.file_name for hit in search.hits]}
             for search, target in zip(self.searches, self.targets, strict=True)
@@ -82,13 +82,13 @@ class DemoResult:
         table = Table(
             title=f"{some.captions} unseen captions, {some.clips} held-out clips (chance R@1 {100 / some.clips:.1f})"
         )
-        for column in ("stream", "reads", "R@1", "R@5", "R@10", "median rank", "ms/query", "MFLOPs/query"):
+        for column in ("stream", "cross_attentions", "R@1", "R@5", "R@10", "median rank", "ms/query", "MFLOPs/query"):
             table.add_column(column, justify="left" if column == "stream" else "right")
-        for reads, stream in self.rows():
+        for cross_attentions, stream in self.rows():
             recall = stream.text_to_video
             recalls = (f"{value:.1f}" for value in (recall.r1, recall.r5, recall.r10, recall.median_rank))
             cost = f"{1e3 * stream.seconds_per_query:.2f}", f"{stream.flops_per_query / 1e6:.1f}"
-            table.add_row(stream.stream, str(reads), *recalls, *cost)
+            table.add_row(stream.stream, str(cross_attentions), *recalls, *cost)
         return table
 
 
@@ -108,13 +108,13 @@ def run_demo(output: Path, seed: int = 0, overrides: tuple[str, ...] = ()) -> De
 
     test = read_folder(world, split="test")
     size = processor.image_processor.size
-    clips = CachedClips(FolderClips(test.records, (size["height"], size["width"])))
+    clips = CachedDataset(FolderDataset(test.records, (size["height"], size["width"])))
     most = model.config.num_blocks
-    for reads in (most, 1):
-        budget = FULL_BUDGET if reads == most else ComputeBudget(cross_attentions=reads)
-        streams = STREAMS if reads == most else CACHED_STREAMS
-        with _step(f"Evaluating with {reads} reads" if reads > 1 else "Evaluating with 1 read", seconds):
-            result.evaluations[reads] = evaluate_retrieval(
+    for cross_attentions in (most, 1):
+        budget = FULL_BUDGET if cross_attentions == most else ComputeBudget(cross_attentions=cross_attentions)
+        streams = STREAMS if cross_attentions == most else CACHED_STREAMS
+        with _step(f"Evaluating with {cross_attentions} cross-attention{'s' if cross_attentions > 1 else ''}", seconds):
+            result.evaluations[cross_attentions] = evaluate_retrieval(
                 model, processor, clips, streams=streams, captions_per_clip=1, budget=budget, progress=True
             )
     with _step("Indexing", seconds):
@@ -157,7 +157,7 @@ def _train(folder: Path, seed: int, overrides: tuple[str, ...]) -> int:
 def _search(result: DemoResult, searcher: Searcher, test: Folder) -> None:
     """Search for the captions of the first clips: hits and misses, as they come."""
     for record in test.records[:SEARCHES]:
-        result.searches.append(searcher.search(record.texts[0], top=5))
+        result.searches.append(searcher.search(record.texts[0], top_k=5))
         result.targets.append(record.file_name)
 
 
@@ -165,11 +165,11 @@ def _write_report(result: DemoResult, output: Path) -> None:
     most = max(result.evaluations)
     points = [
         (
-            stream.stream if reads == most else f"{stream.stream}, 1 read",
+            stream.stream if cross_attentions == most else f"{stream.stream}, 1 cross-attention",
             1e3 * stream.seconds_per_query,
             stream.text_to_video.r1,
         )
-        for reads, stream in result.rows()
+        for cross_attentions, stream in result.rows()
     ]
     title = f"{HELD_OUT} unseen captions, {HELD_OUT} clips"
     strips: dict[Path, Filmstrip] = {hit.path: filmstrip(hit.path) for search in result.searches for hit in search.hits}

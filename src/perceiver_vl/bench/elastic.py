@@ -16,13 +16,13 @@ from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops
-from perceiver_vl.tasks.provenance import Circumstances
+from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
 from perceiver_vl.training.recipe import Recipe, read_recipe
 from perceiver_vl.training.setup import open_split
 from perceiver_vl.training.trainers import RECALLS
-from perceiver_vl.utils.console import Stages, err
+from perceiver_vl.utils.console import ProgressBars, err
 from perceiver_vl.utils.errors import UsageError
 
 BUDGETS = (
@@ -50,7 +50,7 @@ class BudgetScore:
 
 
 @dataclass(frozen=True)
-class ElasticReport(Circumstances):
+class ElasticReport(RunInfo):
     """All budgets, and what it takes to get the figures again. `within_a_point`: at how many budgets the elastic
     checkpoint is at most a point below. `seconds`: of training the elastic model, of the first seed; `seconds_alone`:
     of all the others of that seed together.
@@ -104,7 +104,7 @@ def measure_elastic(
         runs[dial, seed] = _run(_alone(plan, dial), output / f"{_name(dial)}-{seed}", seed)
     for one in runs.values():  # before any of them is trained
         _check_holds(one)
-    with Stages(progress) as bar:
+    with ProgressBars(progress) as bar:
         advance = bar.stage("Training", len(runs))
         for one in runs.values():
             if not (one.output / "metrics.json").is_file():
@@ -189,7 +189,7 @@ def _alone(recipe: Recipe, budget: ComputeBudget) -> Recipe:
             f"budget {budget}: no model of its own has it, leave out latent_choice and read once or always"
         )
     if budget.cross_attentions == 1:
-        model["layer_drop"] = 1.0  # every read but the first
+        model["layer_drop"] = 1.0  # every cross-attention but the first
     data = recipe.data if budget.frames is None else replace(recipe.data, num_frames=budget.frames)
     return replace(recipe, data=data, model=model, elastic=None)
 

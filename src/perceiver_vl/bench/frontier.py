@@ -15,11 +15,11 @@ import torch
 from perceiver_vl.bench.measuring import MatrixProduct, count, take_turns
 from perceiver_vl.bench.sources import open_source
 from perceiver_vl.data.folder import Need
-from perceiver_vl.data.sources import CachedClips, ClipSource
+from perceiver_vl.data.sources import CachedDataset, VideoDataset
 from perceiver_vl.inference.budget_selection import (
     RETRIEVAL,
     Frontier,
-    Setting,
+    OperatingPoint,
     example_call,
     front_of,
     model_class,
@@ -27,7 +27,7 @@ from perceiver_vl.inference.budget_selection import (
     write_frontier,
 )
 from perceiver_vl.models.budget import ComputeBudget
-from perceiver_vl.models.loading import fingerprint, load_folder
+from perceiver_vl.models.loading import load_folder, model_fingerprint
 from perceiver_vl.models.perceiver_vl import (
     PerceiverVLForImageClassification,
     PerceiverVLForRetrieval,
@@ -38,9 +38,9 @@ from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.quantization import DTYPES
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import evaluate_task
-from perceiver_vl.tasks.provenance import Circumstances
+from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 
 STREAMS = ("multi", "mixed", "cascade")
@@ -78,7 +78,7 @@ class OfDtype:
 
 
 @dataclass(frozen=True)
-class FrontierReport(Circumstances):
+class FrontierReport(RunInfo):
     """Every setting, dearest first, and every data type; `frontier_file`: where the front was written."""
 
     settings: list[Measured]
@@ -130,7 +130,7 @@ def measure_frontier(
         need = "label"
     source = open_source(data, processor, split=split, clips=clips, need=need)
     score = _Scorer(task, stream, processor, batch_size)
-    with Stages(progress) as stages:
+    with ProgressBars(progress) as stages:
         product = MatrixProduct(2 * model.config.hidden_size, model.device)
         advance = stages.stage("Counting operations", len(budgets))
         calls = [example_call(model, budget) for budget in budgets]
@@ -144,7 +144,7 @@ def measure_frontier(
         scores = []
         advance = stages.stage("Scoring", len(budgets))
         for _, of_frames in itertools.groupby(budgets, key=lambda budget: budget.frames):
-            decoded = CachedClips(source)  # the frames of one number at a time are what fits into memory
+            decoded = CachedDataset(source)  # the frames of one number at a time are what fits into memory
             for budget in of_frames:
                 scores.append(score(model, decoded, budget))
                 advance()
@@ -169,21 +169,21 @@ def measure_frontier(
         lower_is_better,
     )
     kept = tuple(
-        Setting(one.budget, _oriented(one.score, lower_is_better), one.gflops, one.milliseconds)
+        OperatingPoint(one.budget, _oriented(one.score, lower_is_better), one.gflops, one.milliseconds)
         for one in measured
         if one.on_gflops_front or one.on_time_front
     )
-    unit, mark = unit_of(model), fingerprint(model_folder)
+    unit, mark = unit_of(model), model_fingerprint(model_folder)
     path = write_frontier(
         model_folder,
-        Frontier(kept, task, metric, lower_is_better, unit, mark, data, len(source), dtype, **vars(Circumstances())),
+        Frontier(kept, task, metric, lower_is_better, unit, mark, data, len(source), dtype, **vars(RunInfo())),
     )
     return FrontierReport(measured, dtypes, task, metric, unit, data, len(source), dtype, str(path), runs)
 
 
 def default_grid(config: PerceiverVLConfig, num_frames: int, apart: bool) -> dict[str, list[int]]:
     """Frames and latents whole, a half and a quarter; of text that is encoded `apart`, latents whole and a half; all
-    numbers of reads; all blocks.
+    numbers of cross-attentions; all blocks.
     """
     assert config.num_text_latents is not None
     return {
@@ -210,7 +210,7 @@ def grid_of(
         named: dict[str, Any] = dict(zip(DIALS, dials, strict=True))
         config.check_budget(ComputeBudget(**{**named, "cross_attentions": None}))  # each of them by itself
         config.check_budget(ComputeBudget(cross_attentions=named["cross_attentions"]))
-        with suppress(UsageError):  # more reads than blocks: not a setting
+        with suppress(UsageError):  # more cross-attentions than blocks: not a setting
             budget = ComputeBudget(**named)
             budgets.append(replace(budget, blocks=None) if budget.blocks == config.num_blocks else budget)
     return budgets
@@ -234,7 +234,7 @@ class _Scorer:
     def name(self) -> str:
         return self.stream if self.task == RETRIEVAL else task_of(self.task).metrics[0]
 
-    def __call__(self, model: Any, source: ClipSource, budget: ComputeBudget) -> dict[str, float]:
+    def __call__(self, model: Any, source: VideoDataset, budget: ComputeBudget) -> dict[str, float]:
         common: dict[str, Any] = {"budget": budget, "batch_size": self.batch_size}
         if self.task == RETRIEVAL:
             ranked = evaluate_retrieval(model, self.processor, source, streams=STREAMS, captions_per_clip=1, **common)
@@ -247,15 +247,15 @@ class _Scorer:
 def _dtypes(
     model_folder: str | Path,
     budget: ComputeBudget,
-    source: ClipSource,
+    source: VideoDataset,
     score: _Scorer,
     runs: int,
     product: MatrixProduct,
-    stages: Stages,
+    stages: ProgressBars,
 ) -> list[OfDtype]:
     """The same setting at every data type, timed in turns; float32 first."""
     advance = stages.stage("Data types", len(DTYPES) * (1 + runs))
-    decoded = CachedClips(source)
+    decoded = CachedDataset(source)
     scores, calls = [], []
     for name in DTYPES:
         model, _ = load_folder(model_class(score.task), score.task, model_folder, product.device, name)
@@ -276,7 +276,8 @@ def _warmed(call: Callable[[], object]) -> Callable[[], object]:
 
 def _on_fronts(measured: Sequence[Measured], lower_is_better: bool) -> list[Measured]:
     settings = [
-        Setting(one.budget, _oriented(one.score, lower_is_better), one.gflops, one.milliseconds) for one in measured
+        OperatingPoint(one.budget, _oriented(one.score, lower_is_better), one.gflops, one.milliseconds)
+        for one in measured
     ]
     by_gflops, by_time = ({one.budget for one in front_of(settings, cost)} for cost in ("gflops", "milliseconds"))
     return [

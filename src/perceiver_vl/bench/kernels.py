@@ -18,8 +18,8 @@ from perceiver_vl.bench.tables import Section
 from perceiver_vl.models.perceiver_vl import PerceiverVLModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.quantization import set_dtype
-from perceiver_vl.tasks.provenance import Circumstances
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.tasks.provenance import RunInfo
+from perceiver_vl.utils.console import ProgressBars
 
 TEXT_TOKENS = 40
 FORMS = (
@@ -48,7 +48,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class KernelReport(Circumstances):
+class KernelReport(RunInfo):
     """The rows, and what it takes to get them again."""
 
     forms: list[Form]
@@ -79,7 +79,7 @@ def measure_kernels(
     inputs = _inputs(config, frames, batch_size, seed, device)
     forwards = [_forward(models[dtype], form) for form, dtype in forms]
     seconds: list[list[float]] = [[] for _ in forms]
-    with Stages(progress) as stages:
+    with ProgressBars(progress) as stages:
         advance = stages.stage("Compiling and measuring memory", len(forms))
         latents, peaks = [], []
         for forward in forwards:

@@ -17,15 +17,20 @@ from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.flops import embedding_flops, encoder_flops
-from perceiver_vl.tasks.provenance import Circumstances
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.tasks.provenance import RunInfo
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 
 MINUTES = (1, 5, 20, 60)
 CHUNK_FRAMES = 32
 MOST_SECONDS = 180.0
-ONE_READ = ComputeBudget(cross_attentions=1)
-FORMS = (("chunks", FULL_BUDGET), ("chunks, 1 read", ONE_READ), ("whole", FULL_BUDGET), ("whole, 1 read", ONE_READ))
+ONE_CROSS_ATTENTION = ComputeBudget(cross_attentions=1)
+FORMS = (
+    ("chunks", FULL_BUDGET),
+    ("chunks, 1 cross-attention", ONE_CROSS_ATTENTION),
+    ("whole", FULL_BUDGET),
+    ("whole, 1 cross-attention", ONE_CROSS_ATTENTION),
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Length:
 
 
 @dataclass(frozen=True)
-class LengthReport(Circumstances):
+class LengthReport(RunInfo):
     """The videos, and what it takes to get them again. `max_difference`: of the latents of the shortest video in
     chunks from those of it whole.
     """
@@ -90,7 +95,7 @@ def measure_length(
     short = round(60 * min(minutes))
     apart, whole = (_encode(model, frame, form, short, chunk_frames, FULL_BUDGET) for form in ("chunks", "whole"))
     lengths: list[Length] = []
-    with Stages(progress) as stages:
+    with ProgressBars(progress) as stages:
         advance = stages.stage("Measuring length", len(minutes) * len(FORMS))
         for number in sorted(minutes):
             frames = round(60 * number)
@@ -132,9 +137,9 @@ def _too_much(
 
 
 def _gflops(config: PerceiverVLConfig, form: str, frames: int, budget: ComputeBudget) -> float:
-    """In chunks the frames are embedded again for every read."""
-    reads = budget.cross_attentions or config.num_blocks
-    again = (reads - 1) * embedding_flops(config, frames) if form.startswith("chunks") else 0
+    """In chunks the frames are embedded again for every cross-attention."""
+    cross_attentions = budget.cross_attentions or config.num_blocks
+    again = (cross_attentions - 1) * embedding_flops(config, frames) if form.startswith("chunks") else 0
     return (encoder_flops(config, frames, 0, budget) + again) / 1e9
 
 

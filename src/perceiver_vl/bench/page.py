@@ -23,7 +23,7 @@ from perceiver_vl.bench.trained import cascade_section, frontier_sections
 from perceiver_vl.bench.trained_figures import cascade_figure, frontier_figures
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.tasks.provenance import Circumstances
+from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.utils.console import err
 from perceiver_vl.utils.files import write_json, write_text
 from perceiver_vl.utils.html import render
@@ -35,7 +35,7 @@ TRAINED_ITEMS = (10, 30, 100)
 
 
 @dataclass(frozen=True)
-class BenchReport(Circumstances):
+class BenchReport(RunInfo):
     """What each bench found, and what it takes to get it again."""
 
     cost: CostReport

@@ -125,7 +125,8 @@ class FramesApart(nn.Module):
 
 
 class ReadOnce(nn.Module):
-    """The Perceiver IO of transformers (Jaegle et al., 2022), as deep and as wide, with as many latents: one read.
+    """The Perceiver IO of transformers (Jaegle et al., 2022), as deep and as wide, with as many latents: one
+    cross-attention.
 
     It has no embeddings of frames and words; it is given ours.
     """
@@ -171,7 +172,12 @@ PEERS = (
     ),
     Peer("timesformer", "TimeSformer + text", "TimeSformer over the clip, DistilBERT over the words", DividedAttention),
     Peer("clip", "CLIP a frame + text", "CLIP's ViT over each frame, its text transformer over the words", FramesApart),
-    Peer("perceiver", "Perceiver IO, 1 read", "one read of all patches and words, then the latents alone", ReadOnce),
+    Peer(
+        "perceiver",
+        "Perceiver IO, 1 cross-attention",
+        "one cross-attention of all patches and words, then the latents alone",
+        ReadOnce,
+    ),
 )
 
 

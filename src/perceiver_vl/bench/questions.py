@@ -15,8 +15,8 @@ from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForQuestionAnswering
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
-from perceiver_vl.tasks.provenance import Circumstances
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.tasks.provenance import RunInfo
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 
 FRAMES = (8, 32, 64, 256)
@@ -30,7 +30,7 @@ class Questions:
     """
 
     frames: int
-    reads: int
+    cross_attentions: int
     first_ms: float
     second_ms: float
     uncached_ms: float
@@ -42,8 +42,8 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class QuestionsReport(Circumstances):
-    """The clips, `second_over_first` by frames at all reads, and what it takes to get them again."""
+class QuestionsReport(RunInfo):
+    """The clips, `second_over_first` by frames at all cross-attentions, and what it takes to get them again."""
 
     questions: list[Questions]
     second_over_first: dict[str, float]
@@ -61,7 +61,7 @@ def measure_questions(
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> QuestionsReport:
-    """Ask random clips two questions each, at all reads and at one, at base size unless `config` says.
+    """Ask random clips two questions each, at all cross-attentions and at one, at base size unless `config` says.
 
     Raises `UsageError` for a number of frames below 1.
     """
@@ -77,13 +77,15 @@ def measure_questions(
     words = torch.randint(config.vocab_size, (1, WORDS)).to(device)
     product = MatrixProduct(2 * config.hidden_size, device)
     questions = []
-    with Stages(progress) as stages:
+    with ProgressBars(progress) as stages:
         advance = stages.stage("Asking", 2 * len(frames) * (runs + 1) * 3)
         for number in sorted(frames):
             for budget in (FULL_BUDGET, ComputeBudget(cross_attentions=1)):
                 clip = _Clip(model, pixels[:, :number], words, budget)
                 questions.append(_ask_twice(clip, runs, product, advance))
-    by_frames = {str(one.frames): one.second_over_first for one in questions if one.reads == config.num_blocks}
+    by_frames = {
+        str(one.frames): one.second_over_first for one in questions if one.cross_attentions == config.num_blocks
+    }
     return QuestionsReport(questions, by_frames, runs, seed)
 
 
@@ -99,7 +101,7 @@ class _Clip:
 
     def answer(self, cache: VisionCache) -> Tensor:
         base = self.model.perceiver_vl
-        return self.model.answer_inputs(base.embed(self.words, vision_cache=cache), self.budget)
+        return self.model.answer_inputs(base.embed_inputs(self.words, vision_cache=cache), self.budget)
 
     def first(self) -> Tensor:
         return self.answer(self.cache())

@@ -12,8 +12,8 @@ from torch import Tensor
 from perceiver_vl.bench.measuring import MatrixProduct, take_turns
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.tasks.provenance import Circumstances
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.tasks.provenance import RunInfo
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 
 CANDIDATES = 1000
@@ -21,25 +21,26 @@ BATCH = 64  # clips whose latents the decoder reads at once
 
 
 @dataclass(frozen=True)
-class RerankingReport(Circumstances):
+class RerankingReport(RunInfo):
     """Milliseconds (median) of one query in three ways: `projected_ms` by the decoder over latents as the paper writes
     it, keys and values of each latent projected; `decoder_ms` by the same decoder as it runs here, which meets the
-    latents in their own space; `summaries_ms` from stored summaries. `speedup`: the first over the last;
-    `speedup_over_decoder`: the second over the last. The largest difference of the logits from those of the summaries,
-    and the logits' standard deviation to measure it by; bytes of one clip, as stored in float32, and their ratio.
+    latents in their own space; `partial_attention_ms` from stored partial attentions. `speedup`: the first over the
+    last; `speedup_over_decoder`: the second over the last. The largest difference of the logits from those of the
+    partial attentions, and the logits' standard deviation to measure it by; bytes of one clip, as stored in float32,
+    and their ratio.
     """
 
     candidates: int
     latents: int
     projected_ms: float
     decoder_ms: float
-    summaries_ms: float
+    partial_attention_ms: float
     speedup: float
     speedup_over_decoder: float
     max_difference: float
     logits_std: float
     decoder_bytes: int
-    summary_bytes: int
+    partial_attention_bytes: int
     bytes_ratio: float
     runs: int
     seed: int
@@ -70,7 +71,7 @@ def measure_reranking(
     # The encoder's last norm leaves latents of about this size
     vision = torch.randn(candidates, config.num_latents, config.hidden_size).to(device)
     text = torch.randn(1, config.text_latents_of(config.num_latents), config.hidden_size).to(device)
-    stored = torch.cat([model.match_summary(part) for part in vision.split(BATCH)])
+    stored = torch.cat([model.partial_match(part) for part in vision.split(BATCH)])
 
     def decode(projected: bool) -> Tensor:
         model.decoder.train(projected)  # it has nothing random, and in training projects keys and values
@@ -81,28 +82,28 @@ def measure_reranking(
     ways: list[Callable[[], Tensor]] = [
         lambda: decode(projected=True),
         lambda: decode(projected=False),
-        lambda: model.match_from_summaries(stored, model.match_summary(text)),
+        lambda: model.merge_matches(stored, model.partial_match(text)),
     ]
-    with Stages(progress) as stages:
+    with ProgressBars(progress) as stages:
         advance = stages.stage("Re-ranking", len(ways) * (runs + 1))
         logits = [way() for way in ways]
         advance(len(ways))
         turns = take_turns(ways, runs, MatrixProduct(2 * config.hidden_size, device), advance)
-    projected, decoder, summaries = (timing.milliseconds for timing in turns.timings)
-    decoder_bytes, summary_bytes = vision[0].nbytes, stored[0].nbytes
+    projected, decoder, partial_attention = (timing.milliseconds for timing in turns.timings)
+    decoder_bytes, partial_attention_bytes = vision[0].nbytes, stored[0].nbytes
     return RerankingReport(
         candidates=candidates,
         latents=config.num_latents,
         projected_ms=projected,
         decoder_ms=decoder,
-        summaries_ms=summaries,
-        speedup=projected / summaries,
-        speedup_over_decoder=decoder / summaries,
+        partial_attention_ms=partial_attention,
+        speedup=projected / partial_attention,
+        speedup_over_decoder=decoder / partial_attention,
         max_difference=max((one - logits[-1]).abs().max().item() for one in logits),
         logits_std=logits[0].std().item() if candidates > 1 else 0.0,
         decoder_bytes=decoder_bytes,
-        summary_bytes=summary_bytes,
-        bytes_ratio=decoder_bytes / summary_bytes,
+        partial_attention_bytes=partial_attention_bytes,
+        bytes_ratio=decoder_bytes / partial_attention_bytes,
         runs=runs,
         seed=seed,
     )

@@ -21,7 +21,7 @@ TITLES = {peer.name: peer.title for peer in PEERS}
 
 
 @dataclass(frozen=True)
-class Setting:
+class CostSetting:
     """A forward: which model, `frames` of `image_size` pixels (0: words alone), `words` (0: frames alone), dials."""
 
     model: str
@@ -52,7 +52,7 @@ class Entry:
 
     part: str
     label: str
-    setting: Setting
+    setting: CostSetting
     published: Published = Published()
 
 
@@ -64,13 +64,13 @@ def entries(config: PerceiverVLConfig, frames: Sequence[int], sizes: Sequence[in
         *_sizes(config, full, sizes),
         *_tables(config, full),
         *_latents(config, full),
-        *_reads(config, full),
+        *_cross_attentions(config, full),
         *_words(config, full),
     ]
 
 
 def full_budget(config: PerceiverVLConfig) -> ComputeBudget:
-    """The dials of the paper's model: its latents, all reads."""
+    """The dials of the paper's model: its latents, all cross-attentions."""
     return ComputeBudget(latents=config.num_latents, text_latents=config.num_latents)
 
 
@@ -80,8 +80,8 @@ def budgets(config: PerceiverVLConfig, full: ComputeBudget) -> list[tuple[str, C
     return [
         (f"ours, N={config.num_latents}, {config.num_blocks} reads", full),
         (f"ours, N={half}, {config.num_blocks} reads", replace(full, latents=half)),
-        (f"ours, N={config.num_latents}, 1 read", replace(full, cross_attentions=1)),
-        (f"ours, N={half}, 1 read", replace(full, latents=half, cross_attentions=1)),
+        (f"ours, N={config.num_latents}, 1 cross-attention", replace(full, cross_attentions=1)),
+        (f"ours, N={half}, 1 cross-attention", replace(full, latents=half, cross_attentions=1)),
     ]
 
 
@@ -90,9 +90,9 @@ def _frames(config: PerceiverVLConfig, full: ComputeBudget, frames: Sequence[int
     found = []
     for number in frames:
         for label, budget in budgets(config, full):
-            found.append(Entry("frames", label, Setting(OURS, number, config.image_size, WORDS, budget)))
+            found.append(Entry("frames", label, CostSetting(OURS, number, config.image_size, WORDS, budget)))
         for peer in PEERS:
-            found.append(Entry("frames", peer.title, Setting(peer.name, number, config.image_size, WORDS, full)))
+            found.append(Entry("frames", peer.title, CostSetting(peer.name, number, config.image_size, WORDS, full)))
     return found
 
 
@@ -100,7 +100,7 @@ def _sizes(config: PerceiverVLConfig, full: ComputeBudget, sizes: Sequence[int])
     """Figure 4, right: GFLOPs against the size of the frames."""
     label = budgets(config, full)[0][0]
     return [
-        Entry("sizes", TITLES.get(model, label), Setting(model, FEW_FRAMES, size, WORDS, full))
+        Entry("sizes", TITLES.get(model, label), CostSetting(model, FEW_FRAMES, size, WORDS, full))
         for size in sizes
         for model in IN_SIZES
     ]
@@ -114,35 +114,41 @@ def _tables(config: PerceiverVLConfig, full: ComputeBudget) -> list[Entry]:
     half = replace(full, latents=n // 2)
     return [
         Entry(
-            "tables", f"image + words, N={n}", Setting(OURS, 1, size, WORDS, full), Published(30.5, 18, None, "Table 2")
+            "tables",
+            f"image + words, N={n}",
+            CostSetting(OURS, 1, size, WORDS, full),
+            Published(30.5, 18, None, "Table 2"),
         ),
         Entry(
             "tables",
             f"image + words, N={n // 2}",
-            Setting(OURS, 1, size, WORDS, half),
+            CostSetting(OURS, 1, size, WORDS, half),
             Published(17.0, 8, None, "Table 2"),
         ),
         Entry(
-            "tables", "image + words, ViLT", Setting("vilt", 1, size, WORDS, full), Published(55.9, 32, None, "Table 2")
+            "tables",
+            "image + words, ViLT",
+            CostSetting("vilt", 1, size, WORDS, full),
+            Published(55.9, 32, None, "Table 2"),
         ),
         Entry(
             "tables",
             "image + words, TimeSformer",
-            Setting("timesformer", 1, size, WORDS, full),
+            CostSetting("timesformer", 1, size, WORDS, full),
             Published(63.9, 70, None, "Table 2"),
         ),
         Entry(
             "tables",
             f"8 frames + words, N={n}",
-            Setting(OURS, FEW_FRAMES, size, WORDS, full),
+            CostSetting(OURS, FEW_FRAMES, size, WORDS, full),
             Published(43.9, 72, 32.6, "Table 1"),
         ),
-        Entry("tables", f"8 frames alone, N={n}", Setting(OURS, FEW_FRAMES, size, 0, full)),
-        Entry("tables", f"words alone, N={n}", Setting(OURS, 0, size, WORDS, full)),
+        Entry("tables", f"8 frames alone, N={n}", CostSetting(OURS, FEW_FRAMES, size, 0, full)),
+        Entry("tables", f"words alone, N={n}", CostSetting(OURS, 0, size, WORDS, full)),
         Entry(
             "tables",
             "8 frames + words, TimeSformer",
-            Setting("timesformer", FEW_FRAMES, size, WORDS, full),
+            CostSetting("timesformer", FEW_FRAMES, size, WORDS, full),
             Published(89.0, 260, 31.0, "Table 1"),
         ),
     ]
@@ -156,22 +162,22 @@ def _latents(config: PerceiverVLConfig, full: ComputeBudget) -> list[Entry]:
         Entry(
             "latents",
             f"N={latents}",
-            Setting(OURS, FEW_FRAMES, config.image_size, WORDS, replace(full, latents=latents)),
+            CostSetting(OURS, FEW_FRAMES, config.image_size, WORDS, replace(full, latents=latents)),
             Published(score=score, source="Figure 5"),
         )
         for latents, score in recall.items()
     ]
 
 
-def _reads(config: PerceiverVLConfig, full: ComputeBudget) -> list[Entry]:
+def _cross_attentions(config: PerceiverVLConfig, full: ComputeBudget) -> list[Entry]:
     """Table 3: a checkpoint trained and fine-tuned with LayerDrop 0.5, at 3 reads and at 1."""
     known = {3: Published(None, 72.0, 27.1, "Table 3"), 1: Published(None, 58.0, 26.3, "Table 3")}
     found = []
-    for reads in range(config.num_blocks, 0, -1):
-        budget = full if reads == config.num_blocks else replace(full, cross_attentions=reads)
-        setting = Setting(OURS, FEW_FRAMES, config.image_size, WORDS, budget)
-        label = f"{reads} read{'s' if reads > 1 else ''}"
-        found.append(Entry("reads", label, setting, known.get(reads, Published())))
+    for cross_attentions in range(config.num_blocks, 0, -1):
+        budget = full if cross_attentions == config.num_blocks else replace(full, cross_attentions=cross_attentions)
+        setting = CostSetting(OURS, FEW_FRAMES, config.image_size, WORDS, budget)
+        label = f"{cross_attentions} cross-attention{'s' if cross_attentions > 1 else ''}"
+        found.append(Entry("cross_attentions", label, setting, known.get(cross_attentions, Published())))
     return found
 
 
@@ -179,8 +185,8 @@ def _words(config: PerceiverVLConfig, full: ComputeBudget) -> list[Entry]:
     """A caption alone: what a query costs where clips are encoded already."""
     few, size = max(1, config.num_latents // 8), config.image_size
     return [
-        Entry("words", f"ours, N={config.num_latents}", Setting(OURS, 0, size, WORDS, full)),
-        Entry("words", f"ours, N={few}", Setting(OURS, 0, size, WORDS, replace(full, text_latents=few))),
-        Entry("words", "DistilBERT (Frozen in Time)", Setting("timesformer", 0, size, WORDS, full)),
-        Entry("words", "CLIP's text transformer", Setting("clip", 0, size, WORDS, full)),
+        Entry("words", f"ours, N={config.num_latents}", CostSetting(OURS, 0, size, WORDS, full)),
+        Entry("words", f"ours, N={few}", CostSetting(OURS, 0, size, WORDS, replace(full, text_latents=few))),
+        Entry("words", "DistilBERT (Frozen in Time)", CostSetting("timesformer", 0, size, WORDS, full)),
+        Entry("words", "CLIP's text transformer", CostSetting("clip", 0, size, WORDS, full)),
     ]

@@ -1,8 +1,8 @@
 """Clips for the benches of trained models: a user's own, or the generated world's held-out ones."""
 
 from perceiver_vl.data.folder import Need
-from perceiver_vl.data.open import open_clips
-from perceiver_vl.data.sources import ClipSource, Subset
+from perceiver_vl.data.open import open_dataset
+from perceiver_vl.data.sources import Subset, VideoDataset
 from perceiver_vl.data.synthetic import World
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.utils.errors import UsageError
@@ -19,7 +19,7 @@ def open_source(
     clips: int | None = None,
     need: Need | None = "text",
     default_clips: int = WORLD_CLIPS,
-) -> ClipSource:
+) -> VideoDataset:
     """The first `clips` of the folder, or folder or URL of shards, `data`; or of the generated world's test split.
 
     `world` stands for the latter (`./world` for a folder of that name); without `clips` it has `default_clips`.
@@ -34,5 +34,5 @@ def open_source(
                 "data=world: has captions alone, write its questions with perceiver-vl world OUT --tasks …"
             )
         return World(split or "test", default_clips if clips is None else clips, size=size.height)
-    source, _ = open_clips(data, (size.height, size.width), split=split, need=need)
+    source, _ = open_dataset(data, (size.height, size.width), split=split, need=need)
     return source if clips is None else Subset(source, clips)

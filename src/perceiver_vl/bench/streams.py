@@ -1,7 +1,7 @@
 """Figure 6's cost: scoring n texts against n clips in each stream, from what each step was measured to take.
 
 single encodes every pair. mixed and multi encode each side once; then a pair takes a read by the decoder (the paper's
-mixed stream), a merge of two stored summaries (the same scores from D + H numbers a side), or a dot product.
+mixed stream), a merge of two stored partial attentions (the same scores from D + H numbers a side), or a dot product.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from perceiver_vl.bench.measuring import MatrixProduct, count, take_turns
 from perceiver_vl.bench.settings import FEW_FRAMES, WORDS, full_budget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 
 ITEMS = (10, 30, 100, 300, 1000)
-STREAMS = ("single", "mixed", "mixed_from_summaries", "multi")
+STREAMS = ("single", "mixed", "mixed_from_partial_attention", "multi")
 PAIRS = 256  # scored at once
 
 
@@ -49,7 +49,7 @@ def measure_streams(
     runs: int,
     product: MatrixProduct,
     seed: int,
-    stages: Stages,
+    stages: ProgressBars,
 ) -> StreamCosts:
     """Time the steps in turns, and add them up for every number of items."""
     calls = _steps(model, config, seed)
@@ -74,15 +74,15 @@ def _steps(
     words = torch.randint(config.vocab_size, (1, WORDS), generator=draw).to(model.device)
     vision = model.encode_vision(pixels, budget=budget).expand(PAIRS, -1, -1).contiguous()
     text = model.encode_text(words, budget=budget).expand(PAIRS, -1, -1).contiguous()
-    stored = model.match_summary(vision), model.match_summary(text)
+    stored = model.partial_match(vision), model.partial_match(text)
     vectors = model.pool_vision(vision), model.pool_text(text)
     return {
         "joint_pair": (partial(model.match_jointly, words, pixel_values=pixels, budget=budget), 1),
         "clip": (partial(model.encode_vision, pixels, budget=budget), 1),
         "text": (partial(model.encode_text, words, budget=budget), 1),
         "decoder_pair": (partial(model.match, vision, text), PAIRS),
-        "summary": (partial(model.match_summary, vision), PAIRS),
-        "summary_pair": (partial(model.match_from_summaries, *stored), PAIRS),
+        "partial_match": (partial(model.partial_match, vision), PAIRS),
+        "merge": (partial(model.merge_matches, *stored), PAIRS),
         "pooling": (partial(model.pool_vision, vision), PAIRS),
         "dot_pair": (partial(torch.matmul, vectors[0], vectors[1].T), PAIRS**2),
     }
@@ -94,6 +94,6 @@ def _totals(step: dict[str, float]) -> dict[str, dict[str, float]]:
         sides = n * (step["clip"] + step["text"])
         totals["single"][str(n)] = n**2 * step["joint_pair"]
         totals["mixed"][str(n)] = sides + n**2 * step["decoder_pair"]
-        totals["mixed_from_summaries"][str(n)] = sides + 2 * n * step["summary"] + n**2 * step["summary_pair"]
+        totals["mixed_from_partial_attention"][str(n)] = sides + 2 * n * step["partial_match"] + n**2 * step["merge"]
         totals["multi"][str(n)] = sides + 2 * n * step["pooling"] + n**2 * step["dot_pair"]
     return totals

@@ -30,7 +30,8 @@ def cost_sections(report: CostReport) -> list[Section]:
             ("model", "frames", *_MEASURED, "peak"),
             [(cost.label, str(cost.frames), *_measured(cost), _share(cost)) for cost in report.part("frames")],
             (
-                "Ratio: time over that of ours at all latents and reads; spread: slowest over fastest run; peak: "
+                "Ratio: time over that of ours at all latents and cross-attentions; spread: slowest over fastest run; "
+                "peak: "
                 f"share of a matrix product's rate beside it ({product}, median); MiB: held at once, beside model.",
                 *_skipped(report.part("frames"), "frames"),
             ),
@@ -58,8 +59,8 @@ def cost_sections(report: CostReport) -> list[Section]:
             [(cost.label, *_measured(cost), _number(cost.published.score, ".1f")) for cost in report.part("latents")],
         ),
         Section(
-            f"number of reads, 8 frames, {with_words} (Table 3)",
-            ("reads", *_MEASURED, "published ms", "R@1"),
+            f"number of cross-attentions, 8 frames, {with_words} (Table 3)",
+            ("cross_attentions", *_MEASURED, "published ms", "R@1"),
             [
                 (
                     cost.label,
@@ -67,7 +68,7 @@ def cost_sections(report: CostReport) -> list[Section]:
                     _number(cost.published.milliseconds, ".0f"),
                     _number(cost.published.score, ".1f"),
                 )
-                for cost in report.part("reads")
+                for cost in report.part("cross_attentions")
             ],
         ),
         Section(
@@ -110,7 +111,8 @@ def length_section(report: LengthReport) -> Section:
             for one in report.lengths
         ],
         (
-            "MiB: held at once beside the model, frames included. In chunks the frames are embedded for every read.",
+            "MiB: held at once beside the model, frames included. In chunks the frames are embedded for every "
+            "cross-attention.",
             f"The shortest video's latents in chunks differ from those of it whole by {report.max_difference:.1e}.",
             *(
                 f"Not run: {one.form}, {one.minutes:g} minutes ({one.skipped})."
@@ -125,11 +127,11 @@ def questions_section(report: QuestionsReport) -> Section:
     """`bench ask`."""
     return Section(
         "the second question about a clip",
-        ("frames", "reads", "first, ms", "second, ms", "ratio", "GFLOPs", "cache MiB", "max diff"),
+        ("frames", "cross_attentions", "first, ms", "second, ms", "ratio", "GFLOPs", "cache MiB", "max diff"),
         [
             (
                 str(one.frames),
-                str(one.reads),
+                str(one.cross_attentions),
                 f"{one.first_ms:.0f}",
                 f"{one.second_ms:.0f}",
                 f"{one.second_over_first:.2f}",
@@ -145,7 +147,7 @@ def questions_section(report: QuestionsReport) -> Section:
 
 def reranking_section(report: RerankingReport) -> Section:
     """`bench rerank`."""
-    projected, decoder, summaries = report.projected_ms, report.decoder_ms, report.summaries_ms
+    projected, decoder, partial_attention = report.projected_ms, report.decoder_ms, report.partial_attention_ms
     whole = str(report.decoder_bytes), "1"
     return Section(
         f"re-ranking {report.candidates} clips for one query",
@@ -154,10 +156,10 @@ def reranking_section(report: RerankingReport) -> Section:
             (f"{report.latents} latents, keys and values projected", f"{projected:.0f}", "1.0", *whole),
             (f"{report.latents} latents, in their own space", f"{decoder:.0f}", f"{projected / decoder:.1f}", *whole),
             (
-                "stored summaries",
-                f"{summaries:.0f}",
+                "stored partial attentions",
+                f"{partial_attention:.0f}",
                 f"{report.speedup:.1f}",
-                str(report.summary_bytes),
+                str(report.partial_attention_bytes),
                 f"{report.bytes_ratio:.0f}",
             ),
         ],

@@ -5,7 +5,13 @@ from perceiver_vl.bench.frontier import FrontierReport, Measured
 from perceiver_vl.bench.tables import Section
 from perceiver_vl.models.budget import ComputeBudget
 
-_SHORT = {"frames": "T", "latents": "N", "text_latents": "N text", "cross_attentions": "reads", "blocks": "blocks"}
+_SHORT = {
+    "frames": "T",
+    "latents": "N",
+    "text_latents": "N text",
+    "cross_attentions": "cross-attentions",
+    "blocks": "blocks",
+}
 
 
 def frontier_sections(report: FrontierReport) -> list[Section]:

@@ -29,7 +29,7 @@ def ask(
         str | None,
         typer.Option(help="Answers to choose from, as in 'red|blue|neither'; any matching model can choose."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Answers to show.")] = 5,
+    top_k: Annotated[int, typer.Option("--top-k", "--top", min=1, help="Answers to show.")] = 5,
     start: Annotated[float | None, typer.Option(min=0, help="Look from this second on.")] = None,
     end: Annotated[float | None, typer.Option(min=0, help="Look up to this second.")] = None,
     fps: Annotated[
@@ -38,7 +38,9 @@ def ask(
     ] = None,
     spill: Annotated[
         Path | None,
-        typer.Option(help="Folder for a temporary file of what is read at --fps, instead of decoding for each read."),
+        typer.Option(
+            help="Folder for a temporary file of what is read at --fps, instead of decoding for each cross-attention."
+        ),
     ] = None,
     budget: BudgetOption = "",
     device: DeviceOption = None,
@@ -61,12 +63,12 @@ def ask(
     kinds = PerceiverVLConfig.from_pretrained(check_model_folder(model)).architectures or []
     if "PerceiverVLForQuestionAnswering" in kinds:
         answering = pipeline("question-answering", model, device, dtype=dtype)
-        answers = answering(str(clip), questions, choices=given, top=top, **how)
+        answers = answering(str(clip), questions, choices=given, top_k=top_k, **how)
     elif given is None:
         raise UsageError(f"{model}: has no answers of its own, give some to choose from: --choices 'yes|no'")
     else:
         choosing = pipeline("multiple-choice", model, device, dtype=dtype)
-        answers = [choosing(str(clip), given, question, **how)[:top] for question in questions]
+        answers = [choosing(str(clip), given, question, **how)[:top_k] for question in questions]
     results = [{"question": question, "answers": found} for question, found in zip(questions, answers, strict=True)]
     if as_json:
         print_json(results)

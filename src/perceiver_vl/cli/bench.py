@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from perceiver_vl.bench.tables import Section
-    from perceiver_vl.tasks.provenance import Circumstances
+    from perceiver_vl.tasks.provenance import RunInfo
 
 QuickOption = Annotated[bool, typer.Option("--quick", help="Once, and only what takes seconds.")]
 SeedOption = Annotated[int, typer.Option(help="Of weights and inputs.")]
@@ -27,7 +27,9 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure cost and accuracy.")
 
 @bench_app.command()
 def cost(
-    frames: Annotated[str, typer.Option(help="Frames of a clip, one number or more.")] = "1,8,16,32,64,128",
+    frames: Annotated[
+        str, typer.Option("--num-frames", help="Frames of a clip, one number or more.")
+    ] = "1,8,16,32,64,128",
     sizes: Annotated[str, typer.Option(help="Pixels a side of 8 frames, multiples of 32.")] = "320,384,448,512,576",
     batch_size: Annotated[int, typer.Option(min=1, help="Clips at once, each with 40 words.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Measured runs of each setting.")] = 3,
@@ -40,7 +42,7 @@ def cost(
     as_json: JsonOption = False,
 ) -> None:
     """A clip and 40 words, ours beside ViLT, TimeSformer, CLIP and Perceiver IO: operations, seconds, memory."""
-    numbers, pixels = read_numbers("frames", frames), read_numbers("sizes", sizes)
+    numbers, pixels = read_numbers("num_frames", frames), read_numbers("sizes", sizes)
     if quick:
         runs, most_seconds = 1, min(most_seconds, 2.0)
     from perceiver_vl.bench.cost import measure_cost
@@ -91,14 +93,14 @@ def length(
 
 @bench_app.command()
 def ask(
-    frames: Annotated[str, typer.Option(help="Frames of a clip, one number or more.")] = "8,32,64,256",
+    frames: Annotated[str, typer.Option("--num-frames", help="Frames of a clip, one number or more.")] = "8,32,64,256",
     runs: Annotated[int, typer.Option(min=1, help="Measured runs of each question.")] = 3,
     seed: SeedOption = 0,
     device: BenchDeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """The second question about a clip over the first: what a cached clip saves."""
-    numbers = read_numbers("frames", frames)
+    numbers = read_numbers("num_frames", frames)
     from perceiver_vl.bench.questions import measure_questions
     from perceiver_vl.bench.tables import questions_section
 
@@ -114,7 +116,7 @@ def rerank(
     device: BenchDeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Re-rank a shortlist for a query: from stored summaries, beside the decoder over the clips' latents."""
+    """Re-rank a shortlist for a query: from stored partial attentions, beside the decoder over the clips' latents."""
     from perceiver_vl.bench.reranking import measure_reranking
     from perceiver_vl.bench.tables import reranking_section
 
@@ -238,7 +240,7 @@ def learning(
 
 @bench_app.command()
 def kernels(
-    frames: Annotated[int, typer.Option(min=1, help="Frames of a clip.")] = 8,
+    frames: Annotated[int, typer.Option("--num-frames", min=1, help="Frames of a clip.")] = 8,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips, each with 40 words.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Measured runs of each form.")] = 5,
     seed: Annotated[int, typer.Option()] = 0,
@@ -289,7 +291,7 @@ def print_section(section: "Section") -> None:
 
 
 def show(
-    report: "Circumstances",
+    report: "RunInfo",
     sections: "Iterable[Section]",
     as_json: bool,
     sentences: "Iterable[str]" = (),

@@ -35,7 +35,9 @@ def frontier(
     stream: Annotated[str, typer.Option(help="Retrieval, whose R@1 is the score: multi, mixed or cascade.")] = "mixed",
     split: SplitOption = None,
     clips: ClipsOption = None,
-    frames: Annotated[str, typer.Option(help="Of the grid (default: the processor's, a half, a quarter).")] = "",
+    frames: Annotated[
+        str, typer.Option("--num-frames", help="Of the grid (default: the processor's, a half, a quarter).")
+    ] = "",
     latents: Annotated[str, typer.Option(help="Of the grid (default: all, a half, a quarter).")] = "",
     text_latents: Annotated[str, typer.Option(help="Of the grid, retrieval (default: all, a half).")] = "",
     cross_attentions: Annotated[str, typer.Option(help="Of the grid (default: every number).")] = "",

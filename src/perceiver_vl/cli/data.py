@@ -9,7 +9,7 @@ import typer
 
 from perceiver_vl.cli.options import ColumnsOption, JsonOption, MetadataOption, SplitOption, StrictOption, parse_columns
 from perceiver_vl.cli.show import print_json, print_skipped
-from perceiver_vl.utils.console import Stages, err, out
+from perceiver_vl.utils.console import ProgressBars, err, out
 from perceiver_vl.utils.errors import UsageError
 
 data_app = typer.Typer(no_args_is_help=True, help="Look after data sets.")
@@ -19,7 +19,7 @@ def world(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, new or empty.")],
     clips: Annotated[int, typer.Option(help="Clips of a task in training, validation and test together.")] = 2000,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
-    frames: Annotated[int | None, typer.Option(help="Frames of a clip (default: 8; with questions 16).")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames of a clip (default: 8; with questions 16).")] = None,
     size: Annotated[int, typer.Option(help="Pixels a side.")] = 64,
     held_out: Annotated[
         int | None, typer.Option(help="Clips of each split but training (default: an eighth, at most 256).")
@@ -42,7 +42,7 @@ def world(
         folder,
         clips,
         seed,
-        num_frames=frames,
+        num_frames=num_frames,
         size=size,
         held_out=held_out,
         progress=True,
@@ -124,7 +124,7 @@ def _parse_size(text: str) -> int | tuple[int, int]:
 def _verify_prepared(folder: Path, workers: int, as_json: bool) -> None:
     from perceiver_vl.data.transcode.prepared import verify_prepared
 
-    with Stages(True) as stages:
+    with ProgressBars(True) as stages:
         result = verify_prepared(folder, workers, lambda total: stages.stage("Verifying", total))
     if as_json:
         print_json(asdict(result))

@@ -13,7 +13,7 @@ from perceiver_vl.cli.options import (
     DeviceOption,
     DtypeOption,
     JsonOption,
-    MaxBrokenOption,
+    MaxFailedFractionOption,
     MetadataOption,
     ModelOption,
     SplitOption,
@@ -35,8 +35,8 @@ from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.threads import use_threads
 
 if TYPE_CHECKING:
-    from perceiver_vl.data.records import Problem
-    from perceiver_vl.data.sources import ClipSource
+    from perceiver_vl.data.records import SkippedSample
+    from perceiver_vl.data.sources import VideoDataset
 
 
 TASKS = (
@@ -46,7 +46,7 @@ TASKS = (
     "vqa",
     "counting",
     "multiple-choice",
-    "pairs",
+    "nlvr2",
     "image-classification",
 )
 _STREAMS = "multi,mixed,cascade"
@@ -76,18 +76,18 @@ def evaluate(
     folds: Annotated[
         int | None, typer.Option(help="Retrieval: the mean over so many equal parts, as in COCO 1k (5) (default: 1).")
     ] = None,
-    captions: Annotated[
+    captions_per_clip: Annotated[
         int | None,
         typer.Option(help="Retrieval, pre-training: use the first so many captions of a clip (default: all)."),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Pre-training: of the masks and the pairs that do not match (default: 0).")
     ] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
     budget: BudgetOption = "",
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     strict: StrictOption = False,
-    max_broken: MaxBrokenOption = 0.1,
+    max_failed_fraction: MaxFailedFractionOption = 0.1,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     compiled: CompileOption = False,
@@ -99,19 +99,19 @@ def evaluate(
         raise UsageError(f"task={task}: unknown, choose from {', '.join(TASKS)}")
     names = parse_columns(columns)
     ranking = {"streams": streams, "shortlist": shortlist, "folds": folds}
-    _refuse_others(task, {**ranking, "captions": captions, "seed": seed, "submission": submission})
+    _refuse_others(task, {**ranking, "captions_per_clip": captions_per_clip, "seed": seed, "submission": submission})
     dials = read_budget(budget, model, device, dtype)
     use_threads(threads)
-    from perceiver_vl.data.open import open_clips
+    from perceiver_vl.data.open import open_dataset
     from perceiver_vl.tasks.provenance import evaluation_record
     from perceiver_vl.utils.launch import is_first_process, join_others
 
     common: dict[str, Any] = {
-        "num_frames": frames,
+        "num_frames": num_frames,
         "budget": dials,
         "batch_size": batch_size,
         "strict": strict,
-        "max_broken": max_broken,
+        "max_failed_fraction": max_failed_fraction,
         "progress": is_first_process(),
     }
     if join_others():
@@ -120,9 +120,9 @@ def evaluate(
         common["shared"] = True
     where: dict[str, Any] = {"benchmark": benchmark, "split": split, "metadata": metadata, "columns": names}
 
-    def opened(processor: Any, need: Any) -> "tuple[ClipSource, list[Problem]]":
+    def opened(processor: Any, need: Any) -> "tuple[VideoDataset, list[SkippedSample]]":
         size = processor.image_processor.size["height"], processor.image_processor.size["width"]
-        return open_clips(data, size, need=need, strict=strict, max_broken=max_broken, **where)
+        return open_dataset(data, size, need=need, strict=strict, max_failed_fraction=max_failed_fraction, **where)
 
     result: Any
     if task == "retrieval":
@@ -137,7 +137,7 @@ def evaluate(
             source,
             1 if folds is None else folds,
             streams=[stream.strip() for stream in (_STREAMS if streams is None else streams).split(",")],
-            captions_per_clip=captions,
+            captions_per_clip=captions_per_clip,
             shortlist=20 if shortlist is None else shortlist,
             **common,
         )
@@ -149,7 +149,7 @@ def evaluate(
         pretrained, processor = load_folder(PerceiverVLForPreTraining, task, model, device, dtype, compiled)
         source, problems = opened(processor, "text")
         result = evaluate_pretraining(
-            pretrained, processor, source, captions_per_clip=captions, seed=seed or 0, **common
+            pretrained, processor, source, captions_per_clip=captions_per_clip, seed=seed or 0, **common
         )
     else:
         from perceiver_vl.models.loading import load_folder
@@ -170,7 +170,7 @@ def evaluate(
         return
     result.skipped[:0] = problems
     if as_json:
-        num_frames = dials.frames or frames or processor.image_processor.num_frames
+        num_frames = dials.frames or num_frames or processor.image_processor.num_frames
         record = evaluation_record(
             model, processor, source, data=data, split=split, num_frames=num_frames, budget=dials, dtype=dtype
         )
@@ -190,7 +190,7 @@ def evaluate(
 
 def _refuse_others(task: str, options: dict[str, Any]) -> None:
     """Raise `UsageError` for an option that says something of another task than this one."""
-    of = {"captions": ("retrieval", "pre-training"), "seed": ("pre-training",)}
+    of = {"captions_per_clip": ("retrieval", "pre-training"), "seed": ("pre-training",)}
     of |= dict.fromkeys(("streams", "shortlist", "folds"), ("retrieval",))
     of["submission"] = tuple(name for name in TASKS if name not in ("retrieval", "pre-training"))
     for name, value in options.items():

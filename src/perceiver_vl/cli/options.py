@@ -27,7 +27,7 @@ BenchmarkOption = Annotated[
     str | None, typer.Option(help="Read the folder as the official files of this benchmark; see data list.")
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at the first broken file instead of skipping it.")]
-MaxBrokenOption = Annotated[
+MaxFailedFractionOption = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Stop when more than this share of the files cannot be read.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, … (default: the GPU if there is one).")]

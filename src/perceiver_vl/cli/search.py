@@ -12,7 +12,7 @@ from perceiver_vl.cli.options import (
     DeviceOption,
     DtypeOption,
     JsonOption,
-    MaxBrokenOption,
+    MaxFailedFractionOption,
     MetadataOption,
     ModelOption,
     SplitOption,
@@ -39,11 +39,11 @@ def index(
     metadata: MetadataOption = None,
     columns: ColumnsOption = "",
     split: SplitOption = None,
-    frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
     budget: BudgetOption = "",
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     strict: StrictOption = False,
-    max_broken: MaxBrokenOption = 0.1,
+    max_failed_fraction: MaxFailedFractionOption = 0.1,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     compiled: CompileOption = False,
@@ -70,10 +70,10 @@ def index(
         metadata=metadata,
         columns=names,
         split=split,
-        num_frames=frames,
+        num_frames=num_frames,
         batch_size=batch_size,
         strict=strict,
-        max_broken=max_broken,
+        max_failed_fraction=max_failed_fraction,
         progress=True,
         device=device,
         dtype=dtype,
@@ -91,7 +91,7 @@ def index(
 def search(
     index: Annotated[Path, typer.Option(help="Index folder.")],
     queries: Annotated[list[str], typer.Argument(metavar="WORDS...", help="One or more queries, each in quotes.")],
-    top: Annotated[int, typer.Option(help="Clips to show.")] = 10,
+    top_k: Annotated[int, typer.Option("--top-k", "--top", help="Clips to show.")] = 10,
     shortlist: Annotated[int, typer.Option(help="Candidates that the mixed stream re-ranks.")] = 100,
     rerank: Annotated[str, typer.Option(help="combined, mixed or none.")] = "combined",
     html: Annotated[Path | None, typer.Option(help="Also write a page of filmstrips here.")] = None,
@@ -105,7 +105,7 @@ def search(
     from perceiver_vl.search import Searcher, write_page
 
     searcher = Searcher(index, model, device)
-    results = [searcher.search(words, top=top, shortlist=shortlist, rerank=rerank) for words in queries]  # type: ignore[arg-type]
+    results = [searcher.search(words, top_k=top_k, shortlist=shortlist, rerank=rerank) for words in queries]  # type: ignore[arg-type]
     if html:
         write_page(html, results)
     if as_json:

@@ -10,7 +10,7 @@ from rich.table import Table
 from perceiver_vl.utils.console import err, out
 
 if TYPE_CHECKING:
-    from perceiver_vl.data.records import Problem
+    from perceiver_vl.data.records import SkippedSample
     from perceiver_vl.models.perceiver_vl.original_checkpoint import Conversion
     from perceiver_vl.search import SearchResult
     from perceiver_vl.tasks.evaluation import TaskResult
@@ -147,10 +147,10 @@ def print_conversion(conversion: "Conversion") -> None:
 def _part(name: str) -> str:
     """The part that a tensor belongs to: its name's first words, and whether a block reads or thinks."""
     words = [word for word in name.removeprefix("perceiver_vl.").split(".") if not word.isdigit()]
-    return ".".join(words[: 3 if "reads" in words or "thoughts" in words else 2])
+    return ".".join(words[: 3 if "cross_attentions" in words or "self_attentions" in words else 2])
 
 
-def print_skipped(problems: "list[Problem]", most: int = 20) -> None:
+def print_skipped(problems: "list[SkippedSample]", most: int = 20) -> None:
     """Files that were left out, in a list at the end."""
     if not problems:
         return

@@ -71,7 +71,7 @@ def picture(state: "RunState") -> "RenderableType":
         parts.append(_validations(state.validations))
     kept = "none yet" if state.checkpoint is None else f"step {state.checkpoint}"
     parts.append(f"last checkpoint: {kept}; files skipped: {state.skipped}; steps skipped: {state.nonfinite}")
-    parts.extend(Text(f"! {said}", style="yellow") for said in state.symptoms)
+    parts.extend(Text(f"! {said}", style="yellow") for said in state.diagnostics)
     return Group(*parts)
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.data.sources import ClipSource, Frames, is_damaged
+from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.sources import Frames, VideoDataset, is_damaged
 from perceiver_vl.data.transforms import Augmentation, augment
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
@@ -25,7 +25,7 @@ _CAPTION_DRAWS, _MASKING_DRAWS, _FRAME_DRAWS, _AUGMENTATION_DRAWS, _NEGATIVE_DRA
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ReadStatistics:
     """What came of reading an example.
 
     problems: files passed over for it. tried: the clips that were to be read for it, the last of which was.
@@ -33,16 +33,16 @@ class Reading:
     process has no part.
     """
 
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[SkippedSample, ...] = ()
     tried: tuple[int, ...] = ()
     damaged: str | None = None
     counts: bool = True
 
 
-Drawn = TypeVar("Drawn", bound=Reading)
+Drawn = TypeVar("Drawn", bound=ReadStatistics)
 
 
-def what_was_read(examples: Sequence[Reading]) -> dict[str, Any]:
+def read_statistics(examples: Sequence[ReadStatistics]) -> dict[str, Any]:
     """Of a batch: `examples`, how many count; as lists `problems`, `damaged` and, of clips by their places, `tried` and
     `failed`.
     """
@@ -56,7 +56,7 @@ def what_was_read(examples: Sequence[Reading]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Example(Reading):
+class Example(ReadStatistics):
     """A clip with one of its captions and another (the same if it has one), drawn for `key` = (seed, epoch, index)."""
 
     frames: Frames
@@ -129,7 +129,7 @@ class DrawnExamples(Dataset[Drawn], ABC):
 
     def __init__(
         self,
-        source: ClipSource,
+        source: VideoDataset,
         num_frames: int,
         sampling: Literal["uniform", "random"],
         seed: int,
@@ -138,7 +138,7 @@ class DrawnExamples(Dataset[Drawn], ABC):
         pools: Sequence[npt.NDArray[np.int64]] | None = None,
         augmentation: Augmentation | None = None,
         size: tuple[int, int] = (0, 0),
-        second: ClipSource | None = None,
+        second: VideoDataset | None = None,
     ) -> None:
         self.source, self.num_frames, self.sampling, self.seed, self.strict = source, num_frames, sampling, seed, strict
         self.pools = [np.arange(len(source))] if pools is None else pools
@@ -151,7 +151,7 @@ class DrawnExamples(Dataset[Drawn], ABC):
         counts, item = item >= 0, max(item, ~item)
         epoch, index = divmod(item, len(self))
         key = self.seed, epoch, index
-        problems: list[Problem] = []
+        problems: list[SkippedSample] = []
         tried: list[int] = []
         for place in self._from(index):
             tried.append(place)
@@ -160,11 +160,11 @@ class DrawnExamples(Dataset[Drawn], ABC):
             except MediaError as error:
                 if self.strict:
                     raise
-                problems.append(Problem(self.source.record(place).file_name, error.reason))
+                problems.append(SkippedSample(self.source.record(place).file_name, error.reason))
                 continue
             record = self.source.record(place)
             damaged = record.file_name if is_damaged(self.source, place) else None
-            reading = Reading(problems=tuple(problems), tried=tuple(tried), damaged=damaged, counts=counts)
+            reading = ReadStatistics(problems=tuple(problems), tried=tuple(tried), damaged=damaged, counts=counts)
             return self._example(record, media, key, reading)
         raise PerceiverVLError(f"none of the {len(tried)} clips can be read, the first: {problems[0].reason}")
 
@@ -176,7 +176,9 @@ class DrawnExamples(Dataset[Drawn], ABC):
             return error
 
     @abstractmethod
-    def _example(self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: Reading) -> Drawn:
+    def _example(
+        self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: ReadStatistics
+    ) -> Drawn:
         """The example that is drawn for `key` from a record and its clip (of pairs, both pictures)."""
 
     def _media(self, place: int, key: tuple[int, int, int]) -> tuple[Frames, ...]:
@@ -207,7 +209,7 @@ class TrainingExamples(DrawnExamples[Example]):
     """Clips with sampled frames and random captions, for pre-training and retrieval."""
 
     def _example(
-        self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: Reading
+        self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: ReadStatistics
     ) -> Example:
         return Example(media[0], *drawn_captions(record.texts, key), key, **vars(reading))
 
@@ -219,7 +221,7 @@ class PreTrainingCollator:
         self.processor, self.mlm_probability = processor, mlm_probability
 
     def __call__(self, examples: list[Example] | PerceiverVLError) -> dict[str, Any]:
-        """`B` examples → tensors as `PreTrainingBatch` says, and `what_was_read`; an error → `error` alone."""
+        """`B` examples → tensors as `PreTrainingBatch` says, and `read_statistics`; an error → `error` alone."""
         if isinstance(examples, PerceiverVLError):
             return {"error": examples}
         batch = dict(
@@ -243,7 +245,7 @@ class PreTrainingCollator:
             "other_input_ids": others["input_ids"],
             "other_attention_mask": others["attention_mask"],
             "negative_draws": torch.tensor(draws),
-            **what_was_read(examples),
+            **read_statistics(examples),
         }
 
 

@@ -18,7 +18,7 @@ from perceiver_vl.data.fields import (
     split_name,
 )
 from perceiver_vl.data.metadata import METADATA_NAMES, find_metadata, metadata_elsewhere, read_rows
-from perceiver_vl.data.records import Folder, Problem, Record
+from perceiver_vl.data.records import Folder, Record, SkippedSample
 from perceiver_vl.media.decode import find_media
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
@@ -98,7 +98,7 @@ def _usable(found: Iterable[Record], result: Folder, need: Need | None) -> Itera
             if _has(record, "text") or _has(record, "question") or _has(record, "label"):
                 elsewhere += 1
             else:
-                result.problems.append(Problem(record.file_name, f"no {_WORDS[need]}"))
+                result.problems.append(SkippedSample(record.file_name, f"no {_WORDS[need]}"))
             continue
         names = [name for name in (record.file_name, record.second_file_name) if name is not None]
         for name in names:
@@ -107,7 +107,7 @@ def _usable(found: Iterable[Record], result: Folder, need: Need | None) -> Itera
                 paths[name] = Path(path) if os.path.isfile(path) else None  # noqa: PTH113
                 if paths[name] is None:
                     hint = "" if result.problems else _where_it_may_be(result.path, name)
-                    result.problems.append(Problem(name, f"named in the metadata but not there{hint}"))
+                    result.problems.append(SkippedSample(name, f"named in the metadata but not there{hint}"))
         there = [place for name in names if (place := paths[name]) is not None]
         if len(there) == len(names):
             yield replace(record, path=there[0], second_path=there[1] if there[1:] else None)
@@ -170,7 +170,7 @@ def _from_table(
             file_name = columns.value(row, "file_name")
             if not isinstance(file_name, str):
                 raise UsageError(f"{where}: {error}") from error
-            result.problems.append(Problem(file_name, f"row {number}: {error}"))
+            result.problems.append(SkippedSample(file_name, f"row {number}: {error}"))
             continue
         records.setdefault(_clip(record) or number, []).append(record)
     if wanted is not None and not records and not result.problems:
@@ -245,7 +245,7 @@ def _from_class_folders(result: Folder, split: str | None) -> list[Record]:
         top, *inner = name.split("/")
         of_class = inner[:-1] if has_splits else [top, *inner][:-1]
         if not of_class:
-            result.problems.append(Problem(name, "in no folder of a class"))
+            result.problems.append(SkippedSample(name, "in no folder of a class"))
             continue
         records.append((Record(name, Path(name), split=split_name(top) if has_splits else None), of_class[-1]))
     if not records:
@@ -261,7 +261,7 @@ def _from_class_folders(result: Folder, split: str | None) -> list[Record]:
         if name in places:
             labelled.append(replace(record, label=places[name]))
         else:
-            result.problems.append(Problem(record.file_name, f"{name}: not one of the {len(places)} classes"))
+            result.problems.append(SkippedSample(record.file_name, f"{name}: not one of the {len(places)} classes"))
     if wanted is not None and not labelled:
         raise UsageError(f"split={split}: not in {folder}, which has {', '.join(sorted(tops))}")
     return labelled

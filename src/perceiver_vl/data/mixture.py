@@ -16,8 +16,8 @@ import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from perceiver_vl.data.batching import EpochSampler, drawn_captions
-from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.data.sources import CachedClips, ClipSource, Frames, is_damaged, is_image
+from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.sources import CachedDataset, Frames, VideoDataset, is_damaged, is_image
 from perceiver_vl.data.synthetic import World
 from perceiver_vl.utils.errors import UsageError
 
@@ -27,7 +27,7 @@ Places = npt.NDArray[np.int64]
 class Mixture:
     """Several sources as one: the clips of the first, then those of the second, and so on."""
 
-    def __init__(self, sources: Sequence[ClipSource]) -> None:
+    def __init__(self, sources: Sequence[VideoDataset]) -> None:
         self.sources = list(sources)
         self.ends = list(itertools.accumulate(len(source) for source in sources))
 
@@ -92,7 +92,7 @@ def letters_of_caption(record: Record, key: tuple[int, int, int]) -> int:
 
 def pools_of(
     mixture: Mixture, weights: Sequence[float | None], batch: int, lacks: Lacks = no_caption
-) -> tuple[list[Pool], list[Problem]]:
+) -> tuple[list[Pool], list[SkippedSample]]:
     """The pools of a mixture, and what is left out: clips that lack something, and those that are too few of their
     modality to fill a batch of `batch`.
 
@@ -100,7 +100,7 @@ def pools_of(
     Raises `UsageError` for a source that cannot fill a batch.
     """
     pools: list[Pool] = []
-    left: list[Problem] = []
+    left: list[SkippedSample] = []
     for number, source in enumerate(mixture.sources):
         kinds, lacking = _kinds(source, lacks)
         left += lacking
@@ -121,24 +121,24 @@ def pools_of(
                 pools.append(Pool(np.array(places) + mixture.ends[number] - len(source), number, share, kind))
             else:
                 reason = f"one of {len(places)} {kind}, too few for a batch of {batch}"
-                left += [Problem(source.record(place).file_name, reason) for place in places]
+                left += [SkippedSample(source.record(place).file_name, reason) for place in places]
     return pools, left
 
 
-def _bare(source: ClipSource) -> ClipSource:
-    return source.source if isinstance(source, CachedClips) else source
+def _bare(source: VideoDataset) -> VideoDataset:
+    return source.source if isinstance(source, CachedDataset) else source
 
 
-def _kinds(source: ClipSource, lacks: Lacks) -> tuple[dict[str, Sequence[int]], list[Problem]]:
+def _kinds(source: VideoDataset, lacks: Lacks) -> tuple[dict[str, Sequence[int]], list[SkippedSample]]:
     """The places of "videos" and of "images" in a source, as far as it has such, and what the other clips lack."""
     if lacks is no_caption and isinstance(_bare(source), World):  # asking all clips for their records would draw them
         return {"videos": range(len(source))}, []
     kinds: dict[str, list[int]] = {}
-    lacking: list[Problem] = []
+    lacking: list[SkippedSample] = []
     for index in range(len(source)):
         record = source.record(index)
         if reason := lacks(record):
-            lacking.append(Problem(record.file_name, reason))
+            lacking.append(SkippedSample(record.file_name, reason))
         else:
             kinds.setdefault("images" if is_image(record) else "videos", []).append(index)
     return {**kinds}, lacking

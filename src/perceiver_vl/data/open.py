@@ -5,14 +5,14 @@ from pathlib import Path
 
 from perceiver_vl.data.datasets import read_benchmark
 from perceiver_vl.data.folder import Need, read_folder
-from perceiver_vl.data.records import Problem
-from perceiver_vl.data.shards import ShardedClips, is_sharded
-from perceiver_vl.data.skipped import MAX_BROKEN, check_listed
-from perceiver_vl.data.sources import ClipSource, FolderClips
+from perceiver_vl.data.records import SkippedSample
+from perceiver_vl.data.shards import ShardedDataset, is_sharded
+from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_listed
+from perceiver_vl.data.sources import FolderDataset, VideoDataset
 from perceiver_vl.utils.errors import UsageError
 
 
-def open_clips(
+def open_dataset(
     where: str | Path,
     size: tuple[int, int],
     *,
@@ -23,8 +23,8 @@ def open_clips(
     need: Need | None = "text",
     classes: Sequence[str] = (),
     strict: bool = False,
-    max_broken: float = MAX_BROKEN,
-) -> tuple[ClipSource, list[Problem]]:
+    max_failed_fraction: float = MAX_FAILED_FRACTION,
+) -> tuple[VideoDataset, list[SkippedSample]]:
     """The clips of a folder (or of shards, a folder or URL of theirs) at `size` (height, width), and the records that
     had to be left out.
 
@@ -32,13 +32,13 @@ def open_clips(
     for `read_folder`. `need`: what every record must have. `classes`: the names of classes in their order (those of a
     model), where labels are names; without them those of a folder are those found in it. The source has `classes`.
     Raises `UsageError` for options that do not go together, or nothing that has what is needed; `PerceiverVLError`
-    where more than the share `max_broken` of the records cannot be used.
+    where more than the share `max_failed_fraction` of the records cannot be used.
     """
     if is_sharded(where):
         for name, value in {"benchmark": benchmark, "metadata": metadata, "columns": columns}.items():
             if value:
                 raise UsageError(f"{name}={value}: {where} holds shards, which have their own records; leave it out")
-        return ShardedClips(where, size, split, need=need), []
+        return ShardedDataset(where, size, split, need=need), []
     if benchmark is None:
         folder = read_folder(
             where, split=split, metadata=metadata, columns=columns, need=need, classes=classes, strict=strict
@@ -51,10 +51,10 @@ def open_clips(
             if not kept:
                 raise UsageError(f"benchmark={benchmark}: none of its records has a {need}, choose another")
             folder.problems += [
-                Problem(record.file_name, f"no {need}")
+                SkippedSample(record.file_name, f"no {need}")
                 for record in folder.records
                 if getattr(record, has) in (None, (), "")
             ]
             folder.records = kept
-    check_listed(folder.problems, len(folder.records), max_broken)
-    return FolderClips(folder.records, size, folder.classes), folder.problems
+    check_listed(folder.problems, len(folder.records), max_failed_fraction)
+    return FolderDataset(folder.records, size, folder.classes), folder.problems

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from perceiver_vl.data.mixture import Mixture
-from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.data.shards import ShardedClips
-from perceiver_vl.data.skipped import MAX_BROKEN, check_broken
-from perceiver_vl.data.sources import CachedClips, ClipSource, Frames
+from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.shards import ShardedDataset
+from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_failures
+from perceiver_vl.data.sources import CachedDataset, Frames, VideoDataset
 from perceiver_vl.data.synthetic import PairWorld
 from perceiver_vl.media.decode import load_frames
-from perceiver_vl.utils.distributed import Crew
+from perceiver_vl.utils.distributed import ProcessGroup
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
 DECODING_THREADS = 2
@@ -22,7 +22,7 @@ DECODING_THREADS = 2
 class SecondPictures:
     """The other pictures of a source of pairs, as a source of its own, read from the files that its records name."""
 
-    def __init__(self, source: ClipSource, size: tuple[int, int]) -> None:
+    def __init__(self, source: VideoDataset, size: tuple[int, int]) -> None:
         self.source, self.size = source, size
 
     def __len__(self) -> int:
@@ -43,15 +43,15 @@ class SecondPictures:
         return load_frames(path, num_frames, size=self.size)
 
 
-def other_pictures(source: ClipSource, size: tuple[int, int]) -> ClipSource:
+def other_pictures(source: VideoDataset, size: tuple[int, int]) -> VideoDataset:
     """The other pictures of a source of pairs, by the same places; read at `size` where they are files."""
     if isinstance(source, Mixture):
         return Mixture([other_pictures(one, size) for one in source.sources])
-    if isinstance(source, CachedClips):
-        return CachedClips(other_pictures(source.source, size))
+    if isinstance(source, CachedDataset):
+        return CachedDataset(other_pictures(source.source, size))
     if isinstance(source, PairWorld):
         return source.second
-    if isinstance(source, ShardedClips):
+    if isinstance(source, ShardedDataset):
         return source.seconds()
     return SecondPictures(source, size)
 
@@ -69,7 +69,7 @@ class ReadBatch:
 
 
 def load_media(
-    sources: Sequence[ClipSource], index: int, num_frames: int, rng: np.random.Generator | None = None
+    sources: Sequence[VideoDataset], index: int, num_frames: int, rng: np.random.Generator | None = None
 ) -> tuple[Frames, ...]:
     """The frames of example `index` in each of the sources (one, or two for a pair).
 
@@ -79,27 +79,27 @@ def load_media(
 
 
 def read_ahead(
-    sources: Sequence[ClipSource],
+    sources: Sequence[VideoDataset],
     indices: Sequence[int],
     num_frames: int,
     batch_size: int,
-    problems: list[Problem],
+    problems: list[SkippedSample],
     strict: bool = False,
-    max_broken: float = MAX_BROKEN,
-    crew: Crew | None = None,
+    max_failed_fraction: float = MAX_FAILED_FRACTION,
+    group: ProcessGroup | None = None,
 ) -> Iterator[ReadBatch]:
     """The examples `indices` in batches, those about one clip together; two threads decode while the caller works.
 
     A file that cannot be read leaves its examples out and one line in `problems`; `strict` raises its `MediaError`.
-    Raises `PerceiverVLError` if more than the share `max_broken` of the clips cannot be read. Of several processes
-    (`crew`) each gets its share of the batches, and raises that only where the others cannot make up for it.
+    Raises `PerceiverVLError` where more than the share `max_failed_fraction` of the clips cannot be read. Of several
+    processes (`group`) each gets its share of the batches, and raises that only where the others cannot make up for it.
     """
-    crew = crew or Crew(shared=False)
+    group = group or ProcessGroup(shared=False)
     of_medium: dict[tuple[object, ...], list[int]] = {}
     for index in indices:
         of_medium.setdefault(medium_of(sources[0].record(index)), []).append(index)
     queue = [(medium, index) for medium, some in of_medium.items() for index in some]
-    batches = crew.share([queue[start : start + batch_size] for start in range(0, len(queue), batch_size)])
+    batches = group.share([queue[start : start + batch_size] for start in range(0, len(queue), batch_size)])
     decoding: dict[tuple[object, ...], Future[tuple[Frames, ...]]] = {}
     tried: set[tuple[object, ...]] = set()
     broken: set[tuple[object, ...]] = set()
@@ -120,8 +120,8 @@ def read_ahead(
                     broken.add(medium)
                     problems.append(_problem(sources, of_medium[medium], error))
             tried |= loaded.keys() | broken
-            so_far = len(tried) if crew.processes == 1 else len(of_medium)
-            check_broken(len(broken), so_far, len(of_medium), max_broken, problems[-1] if broken else None)
+            so_far = len(tried) if group.processes == 1 else len(of_medium)
+            check_failures(len(broken), so_far, len(of_medium), max_failed_fraction, problems[-1] if broken else None)
             rows = {medium: row for row, medium in enumerate(loaded)}
             good = [(medium, index) for medium, index in batch if medium in loaded]
             if good:
@@ -135,8 +135,8 @@ def medium_of(record: Record) -> tuple[object, ...]:
     return record.path, record.start, record.end, record.second_path
 
 
-def _problem(sources: Sequence[ClipSource], lost: Sequence[int], error: MediaError) -> Problem:
+def _problem(sources: Sequence[VideoDataset], lost: Sequence[int], error: MediaError) -> SkippedSample:
     """The broken file, under the name that the data set gives it, and how many examples are lost with it."""
     records = [source.record(lost[0]) for source in sources]
     name = next((record.file_name for record in records if record.path == error.path), records[0].file_name)
-    return Problem(name, error.reason if len(lost) == 1 else f"{error.reason} ({len(lost)} examples)")
+    return SkippedSample(name, error.reason if len(lost) == 1 else f"{error.reason} ({len(lost)} examples)")

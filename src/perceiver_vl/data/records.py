@@ -34,7 +34,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Problem:
+class SkippedSample:
     """Something that was left out of a long job, and why."""
 
     file_name: str
@@ -51,6 +51,6 @@ class Folder:
 
     path: Path
     records: list[Record]
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[SkippedSample] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)

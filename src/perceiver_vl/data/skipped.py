@@ -8,23 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from perceiver_vl.data.records import Problem
+from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 from perceiver_vl.utils.files import write_text
 
 FEWEST_TRIED = 20
 """Of fewer clips than these a share says nothing, and nothing is stopped."""
-MAX_BROKEN = 0.1
+MAX_FAILED_FRACTION = 0.1
 """The share that a job passes over unless it is told otherwise."""
 
 
-def check_share(most: float, name: str = "max_broken") -> None:
+def check_share(most: float, name: str = "max_failed_fraction") -> None:
     """Raise `UsageError` where `most` is no share."""
     if not 0 <= most <= 1:
         raise UsageError(f"{name}={most:g}: a share, 0 (none) to 1 (never stop)")
 
 
-def check_broken(broken: int, tried: int, total: int, most: float, first: Problem | None) -> None:
+def check_failures(broken: int, tried: int, total: int, most: float, first: SkippedSample | None) -> None:
     """Raise `PerceiverVLError` where more than the share `most` of the clips cannot be read.
 
     broken, tried, total: clips that failed, of those that were tried, of all. Before all were tried, the share must lie
@@ -34,22 +34,22 @@ def check_broken(broken: int, tried: int, total: int, most: float, first: Proble
     if first is None or tried < FEWEST_TRIED or broken <= most * tried + doubt:
         return
     raise PerceiverVLError(
-        f"{broken} of {tried} clips cannot be read, more than max_broken={most:g}: mend them or allow more; "
+        f"{broken} of {tried} clips cannot be read, more than max_failed_fraction={most:g}: mend them or allow more; "
         f"one of them: {first.file_name}: {first.reason}"
     )
 
 
-def check_listed(problems: list[Problem], usable: int, most: float) -> None:
+def check_listed(problems: list[SkippedSample], usable: int, most: float) -> None:
     """The same for what a list names and cannot be used, before anything is decoded."""
     listed = len(problems) + usable
-    check_broken(len(problems), listed, listed, most, problems[0] if problems else None)
+    check_failures(len(problems), listed, listed, most, problems[0] if problems else None)
 
 
-class Tried:
+class ReadTracker:
     """What one process has tried to read in training: how many different clips, and what was wrong with some."""
 
     def __init__(self, clips: int) -> None:
-        self.problems: set[Problem] = set()
+        self.problems: set[SkippedSample] = set()
         self.damaged: set[str] = set()
         self._tried, self._failed = np.zeros(clips, bool), np.zeros(clips, bool)
 
@@ -65,13 +65,13 @@ class Tried:
         return int(self._failed.sum()), int(self._tried.sum())
 
 
-def write_skipped(path: Path, problems: Iterable[Problem]) -> None:
+def write_skipped(path: Path, problems: Iterable[SkippedSample]) -> None:
     """Write one JSON object a line, `file_name` and `reason`."""
     write_text(path, "".join(f"{json.dumps(asdict(problem), ensure_ascii=False)}\n" for problem in problems))
 
 
-def read_skipped(path: Path) -> list[Problem]:
+def read_skipped(path: Path) -> list[SkippedSample]:
     """What `write_skipped` wrote; nothing where there is no file."""
     if not path.is_file():
         return []
-    return [Problem(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [SkippedSample(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]

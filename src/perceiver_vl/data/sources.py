@@ -14,7 +14,7 @@ Frames = npt.NDArray[np.uint8]
 _IMAGES = IMAGE_EXTENSIONS - {".gif"}  # most of those move
 
 
-class ClipSource(Protocol):
+class VideoDataset(Protocol):
     """Clips and what is said of them, by index."""
 
     def __len__(self) -> int: ...
@@ -34,13 +34,13 @@ def is_image(record: Record) -> bool:
     return record.path.suffix.lower() in _IMAGES
 
 
-def is_damaged(source: ClipSource, index: int) -> bool:
+def is_damaged(source: VideoDataset, index: int) -> bool:
     """Whether clip `index` lacked frames when the source decoded it; of some sources nobody knows."""
     asked = getattr(source, "is_damaged", None)  # of sources that hold others
     return bool(asked(index)) if asked else index in getattr(source, "damaged", ())
 
 
-class FolderClips:
+class FolderDataset:
     """The records of a folder, decoded when asked for, at `size` (height, width).
 
     classes: the names that labels are indices of, where they are names. damaged: clips whose files lacked frames when
@@ -89,7 +89,7 @@ class FolderClips:
 class Subset:
     """The clips of a source from place `first` to before `end` (both within it; None: to its end)."""
 
-    def __init__(self, source: ClipSource, end: int | None = None, first: int = 0) -> None:
+    def __init__(self, source: VideoDataset, end: int | None = None, first: int = 0) -> None:
         self.source, self.first = source, first
         self.end = len(source) if end is None else min(end, len(source))
 
@@ -109,13 +109,13 @@ class Subset:
         return is_damaged(self.source, self.first + index)
 
 
-class CachedClips:
+class CachedDataset:
     """Another source, whose records and frames are kept in memory once they were asked for: for small data.
 
     Records about one clip share its frames. Frames that are sampled at random are new each time, and not kept.
     """
 
-    def __init__(self, source: ClipSource) -> None:
+    def __init__(self, source: VideoDataset) -> None:
         self.source = source
         self._frames: dict[tuple[object, ...], Frames] = {}
         self._records: dict[int, Record] = {}

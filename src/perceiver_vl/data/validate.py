@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from perceiver_vl.data.datasets import Split, read_splits
-from perceiver_vl.data.datasets.read import Part, find_benchmark
+from perceiver_vl.data.datasets.read import BenchmarkRecords, find_benchmark
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.records import Folder, Problem, Record
+from perceiver_vl.data.records import Folder, Record, SkippedSample
 from perceiver_vl.media.decode import load_frames
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import MediaError, UsageError
 
 FOLDER = "folder"  # the name of a folder of one's own
@@ -48,7 +48,7 @@ class Check:
     decoded: bool
     splits: list[SplitCheck]
     absent: list[str] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[SkippedSample] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -78,7 +78,7 @@ def check_data(
     """
     if name != FOLDER and (metadata or columns):
         raise UsageError(f"metadata, columns: for a folder of one's own; {name} has files and columns of its own")
-    with Stages(progress) as stages:
+    with ProgressBars(progress) as stages:
         published = {} if name == FOLDER else dict(find_benchmark(name).splits)
         if name == FOLDER:
             parts = _by_split(read_folder(folder, split=split, metadata=metadata, columns=columns, need=None))
@@ -94,20 +94,20 @@ def check_data(
             advance()
     checks = [_check(part, found, faults, published.get(part, Split())) for part, found in parts.items()]
     problems = dict.fromkeys(problem for found in parts.values() for problem in found.problems)
-    problems |= dict.fromkeys(Problem(files[path], fault) for path, fault in faults.items())
+    problems |= dict.fromkeys(SkippedSample(files[path], fault) for path, fault in faults.items())
     absent = [part for part in published if split is None and part not in parts]
     return Check(name, Path(folder), decode, checks, absent, list(problems))
 
 
-def _by_split(content: Folder) -> dict[str, Part]:
+def _by_split(content: Folder) -> dict[str, BenchmarkRecords]:
     """A folder's records by split; what was left out has none any more, and is counted by itself."""
-    parts: dict[str, Part] = {}
+    parts: dict[str, BenchmarkRecords] = {}
     for record in content.records:
-        part = parts.setdefault(record.split or "no split", Part(content.path, []))
+        part = parts.setdefault(record.split or "no split", BenchmarkRecords(content.path, []))
         part.records.append(record)
         part.rows += 1
     if content.problems:
-        parts["left out"] = Part(content.path, [], content.problems, rows=len(content.problems))
+        parts["left out"] = BenchmarkRecords(content.path, [], content.problems, rows=len(content.problems))
     return parts
 
 
@@ -153,7 +153,7 @@ def _decoding_fault(path: str) -> str | None:
     return None
 
 
-def _check(split: str, content: Part, faults: dict[str, str], published: Split) -> SplitCheck:
+def _check(split: str, content: BenchmarkRecords, faults: dict[str, str], published: Split) -> SplitCheck:
     media = {str(path) for _, path in _files(content.records)}
     left_out = {problem.file_name: problem.reason for problem in content.problems}
     missing = Counter("but not there" in reason for reason in left_out.values())

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from perceiver_vl.models.budget import ComputeBudget, CostLimit
-from perceiver_vl.models.loading import check_model_folder, fingerprint, load_folder
+from perceiver_vl.models.loading import check_model_folder, load_folder, model_fingerprint
 from perceiver_vl.models.perceiver_vl import (
     PerceiverVLForImageClassification,
     PerceiverVLForImagesAndTextClassification,
@@ -37,7 +37,7 @@ _RUNS = 5
 
 
 @dataclass(frozen=True)
-class Setting:
+class OperatingPoint:
     """A setting of the dials (as text): its score, larger is better, and what an example costs at it."""
 
     budget: str
@@ -54,7 +54,7 @@ class Frontier:
     model. `unit`: what one example is.
     """
 
-    settings: tuple[Setting, ...]
+    settings: tuple[OperatingPoint, ...]
     task: str
     metric: str
     lower_is_better: bool
@@ -74,7 +74,7 @@ class Choice:
     """A setting of the front, and what it costs here: `cost` in the limit's unit."""
 
     budget: ComputeBudget
-    setting: Setting
+    setting: OperatingPoint
     cost: float
     limit: CostLimit
     frontier: Frontier
@@ -109,14 +109,14 @@ def read_frontier(model_folder: str | Path) -> Frontier:
         stored = loads(path.read_text(encoding="utf-8"))
         if stored["format"] != FORMAT:
             raise UsageError(f"{path}: of another version (format {stored['format']}, not {FORMAT}), run {measure}")
-        settings = tuple(Setting(**one) for one in stored["settings"])
+        settings = tuple(OperatingPoint(**one) for one in stored["settings"])
         found = Frontier(**(stored | {"settings": settings}))
         order = [(one.score + one.gflops + one.milliseconds, ComputeBudget.parse(one.budget)) for one in settings]
     except (JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise PerceiverVLError(f"{path}: damaged ({type(error).__name__}), run {measure}") from error
     if not order:
         raise PerceiverVLError(f"{path}: holds no settings, run {measure}")
-    if found.model_hash != fingerprint(folder):
+    if found.model_hash != model_fingerprint(folder):
         raise UsageError(f"{path}: measured on another model or other weights, run {measure}")
     return found
 
@@ -146,16 +146,18 @@ def choose_budget(
     return Choice(ComputeBudget.parse(setting.budget), setting, cost, limit, frontier)
 
 
-def front_of(settings: Sequence[Setting], cost: str) -> list[Setting]:
+def front_of(settings: Sequence[OperatingPoint], cost: str) -> list[OperatingPoint]:
     """Those that no cheaper one equals in score, cheapest first; `cost`: gflops or milliseconds."""
-    front: list[Setting] = []
+    front: list[OperatingPoint] = []
     for one in sorted(settings, key=lambda one: (getattr(one, cost), -one.score)):
         if not front or one.score > front[-1].score:
             front.append(one)
     return front
 
 
-def _best_within(ladder: Sequence[Setting], cost_of: Callable[[int], float], limit: CostLimit) -> tuple[Setting, float]:
+def _best_within(
+    ladder: Sequence[OperatingPoint], cost_of: Callable[[int], float], limit: CostLimit
+) -> tuple[OperatingPoint, float]:
     """The last of `ladder`, whose costs increase, that is within the limit: found by halving, as costs are measured."""
     costs = {0: cost_of(0)}
     if costs[0] > limit.amount:
@@ -170,7 +172,7 @@ def _best_within(ladder: Sequence[Setting], cost_of: Callable[[int], float], lim
 
 
 @torch.inference_mode()
-def _milliseconds(model: PerceiverVLPreTrainedModel, setting: Setting) -> float:
+def _milliseconds(model: PerceiverVLPreTrainedModel, setting: OperatingPoint) -> float:
     call = example_call(model, ComputeBudget.parse(setting.budget))
     call()
     return 1e3 * statistics.median(timed(call, model.device) for _ in range(_RUNS))
@@ -213,7 +215,7 @@ def _match(
     model: PerceiverVLForRetrieval, pixels: torch.Tensor, words: torch.Tensor, budget: ComputeBudget
 ) -> torch.Tensor:
     vision, text = model.encode_vision(pixels, budget=budget), model.encode_text(words, budget=budget)
-    return model.match_from_summaries(model.match_summary(vision), model.match_summary(text))
+    return model.merge_matches(model.partial_match(vision), model.partial_match(text))
 
 
 def _sees_two(model: PerceiverVLPreTrainedModel) -> bool:

@@ -1,6 +1,7 @@
 """A model folder → graphs that run without this package: ONNX, or torch's own exported programs.
 
-Batch, frames and text length stay free; the number of latents and of reads is the budget's, and part of the graph.
+Batch, frames and text length stay free; the number of latents and of cross-attentions is the budget's, and part of the
+graph.
 """
 
 import logging
@@ -18,14 +19,14 @@ from torch import Tensor, nn
 
 from perceiver_vl._version import __version__
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.models.loading import check_model_folder, fingerprint, load_folder
+from perceiver_vl.models.loading import check_model_folder, load_folder, model_fingerprint
 from perceiver_vl.models.perceiver_vl import (
     PerceiverVLForImageClassification,
     PerceiverVLForQuestionAnswering,
     PerceiverVLForRetrieval,
 )
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.files import write_json
 
@@ -154,7 +155,7 @@ def export(
 
     A retrieval model becomes three: `vision`, `text` and `matcher` (the mixed stream); one of question answering
     `answers`; one of classification `classes`. They take what the processor gives: float32 pixels, int64 for all else.
-    `budget`: latents, text latents and reads; frames are the caller's to choose.
+    `budget`: latents, text latents and cross-attentions; frames are the caller's to choose.
     Raises `UsageError` for a model without exportable parts, a budget that it does not have, or a folder in use.
     """
     source, folder = check_model_folder(model_folder), Path(folder)
@@ -173,7 +174,7 @@ def export(
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        with Stages(progress) as bar:
+        with ProgressBars(progress) as bar:
             advance = bar.stage("exporting", len(parts))
             written = []
             for name, part in parts.items():
@@ -184,7 +185,7 @@ def export(
         about = {
             "format": format,
             "budget": str(budget),
-            "model_hash": fingerprint(source),
+            "model_hash": model_fingerprint(source),
             "max_frames": model.config.max_frames,
             "max_text_length": model.config.max_text_length,
             "id2label": model.config.id2label if "logits" in written[0].outputs else None,

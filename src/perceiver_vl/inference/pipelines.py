@@ -33,7 +33,7 @@ from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
 from perceiver_vl.search.encode import DECODING_THREADS
 from perceiver_vl.tasks.metrics import probabilities, rounded_count
 from perceiver_vl.tasks.multiple_choice import choice_words
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError
 
 Medium = ImageLike | ClipLike
@@ -106,12 +106,12 @@ class RetrievalPipeline:
         queries: str | Sequence[str],
         media: str | Path | Sequence[Medium],
         *,
-        top: int = 5,
+        top_k: int = 5,
         rerank: bool = True,
         shortlist: int = 100,
         budget: ComputeBudget = FULL_BUDGET,
     ) -> list[Any]:
-        """The `top` media for a query, best first; for several queries a list of such lists.
+        """The `top_k` media for a query, best first; for several queries a list of such lists.
 
         `media`: a folder, whose broken files are left out with a warning, or a list of paths, images, arrays and
         tensors as `PerceiverVLProcessor` takes them. A result has its `file` (None if it came without one), its `index`
@@ -120,8 +120,8 @@ class RetrievalPipeline:
         `rerank` the cosine is the score, and `mixed_score` None.
         Raises `UsageError` for numbers below 1 or nothing to search, `MediaError` for a broken file of a list.
         """
-        if top < 1 or shortlist < 1:
-            raise UsageError(f"top={top}, shortlist={shortlist}: need at least 1 of each")
+        if top_k < 1 or shortlist < 1:
+            raise UsageError(f"top_k={top_k}, shortlist={shortlist}: need at least 1 of each")
         self.model.config.check_budget(budget)
         words = self.processor(text=[queries] if isinstance(queries, str) else list(queries)).to(self.model.device)
         text = self.model.encode_text(words["input_ids"], words["attention_mask"], budget)  # (Q,N,D)
@@ -130,12 +130,12 @@ class RetrievalPipeline:
         cosines = self.model.pool_text(text).float() @ self.model.pool_vision(vision).float().T  # (Q,C)
         found = []
         for query, multi in zip(text, cosines, strict=True):
-            near = multi.topk(min(max(top, shortlist), len(multi))).indices  # (K,)
+            near = multi.topk(min(max(top_k, shortlist), len(multi))).indices  # (K,)
             mixed, scores = None, multi[near]
             if rerank:
                 mixed = self.model.match(vision[near], query.expand(len(near), -1, -1)).float()
                 scores = combined_scores(self.model.logit_scale.float() * multi[near], mixed)
-            best = scores.argsort(descending=True, stable=True)[:top].tolist()
+            best = scores.argsort(descending=True, stable=True)[:top_k].tolist()
             found.append(
                 [
                     {
@@ -194,7 +194,7 @@ class QuestionAnsweringPipeline:
         questions: str | Sequence[str],
         *,
         choices: Sequence[str] | None = None,
-        top: int = 5,
+        top_k: int = 5,
         start: float | None = None,
         end: float | None = None,
         fps: float | None = None,
@@ -202,18 +202,18 @@ class QuestionAnsweringPipeline:
         budget: ComputeBudget = FULL_BUDGET,
         progress: bool = False,
     ) -> list[Any]:
-        """The `top` likeliest answers to a question, each an `answer` and its probability `score`; for several
+        """The `top_k` likeliest answers to a question, each an `answer` and its probability `score`; for several
         questions a list of such lists. A model that counts gives one answer, with the number before it was rounded.
 
         `clip`: a path, an image, an array or a tensor, as `PerceiverVLProcessor` takes them; it is decoded and read
         once for all questions (`cache_vision`); `start`, `end`: only these seconds of a file. `fps`: every frame of a
         file at that rate, however long it is, in the memory of some frames (`long_vision`); `spill`: a folder for what
-        later reads need of it, which else decode it again. `choices`: only these of its answers.
+        later cross-attentions need of it, which else decode it again. `choices`: only these of its answers.
         Raises `UsageError` for values of a wrong type or choices that it does not know, `MediaError` for a file that
         cannot be read.
         """
-        if top < 1:
-            raise UsageError(f"top={top}: need at least 1")
+        if top_k < 1:
+            raise UsageError(f"top_k={top_k}: need at least 1")
         self.model.config.check_budget(budget)
         labels = self._labels(choices)
         texts = [questions] if isinstance(questions, str) else list(questions)
@@ -224,7 +224,7 @@ class QuestionAnsweringPipeline:
                 some = slice(first, first + _QUESTIONS_AT_ONCE)
                 asked = words["input_ids"][some], words["attention_mask"][some]
                 logits = self.model(*asked, vision_cache=cache, budget=budget).logits
-                answers += [self._likeliest(of_question, labels, top) for of_question in logits.float().cpu()]
+                answers += [self._likeliest(of_question, labels, top_k) for of_question in logits.float().cpu()]
         return answers[0] if isinstance(questions, str) else answers
 
     def _labels(self, choices: Sequence[str] | None) -> list[int]:
@@ -237,12 +237,12 @@ class QuestionAnsweringPipeline:
                 raise UsageError(f"choice {choice!r}: not one of the {config.num_labels} answers of this model")
         return [config.label2id[choice] for choice in choices]
 
-    def _likeliest(self, logits: Tensor, labels: list[int], top: int) -> list[dict[str, Any]]:
+    def _likeliest(self, logits: Tensor, labels: list[int], top_k: int) -> list[dict[str, Any]]:
         config = self.model.config
         if config.problem_type == "regression":
             return [{"answer": str(rounded_count(logits.item())), "score": logits.item()}]
         each_by_itself = config.problem_type == "multi_label_classification"
-        scores, places = probabilities(logits[labels], each_by_itself).topk(min(top, len(labels)))
+        scores, places = probabilities(logits[labels], each_by_itself).topk(min(top_k, len(labels)))
         pairs = zip(places.tolist(), scores.tolist(), strict=True)
         return [{"answer": config.id2label[labels[place]], "score": score} for place, score in pairs]
 
@@ -308,7 +308,7 @@ def _read_once(
     if budget.frames is not None:
         raise UsageError(f"fps={fps}: says which frames are read, leave frames={budget.frames} out of the budget")
     count = sampled_count(clip, fps, start=start, end=end)
-    with Stages(progress) as stages:
+    with ProgressBars(progress) as stages:
 
         def chunks() -> Iterator[tuple[Tensor, Tensor]]:
             advance = stages.stage("Reading frames", count)

@@ -1,4 +1,4 @@
-"""The one attention every read and every thought goes through, and the transformer block around it.
+"""The one attention every cross-attention and every self-attention goes through, and the transformer block around it.
 
 Shapes: B batch, N latents (or Q queries), M inputs (or N latents), D width, H heads.
 """
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from perceiver_vl.layers.partial_attention import AttentionSummary, KeysValues, attend
+from perceiver_vl.layers.partial_attention import KeysValues, PartialAttention, attend
 
 
 class Attention(nn.Module):
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         `(B,N,D)`. A query that may attend to nothing finds zeros.
         """
         if self._absorbs(queries.shape[1], inputs.shape[1]):
-            return self.finish(self.summarise(queries, inputs, input_mask), queries.dtype)
+            return self.output_projection(self.partial_attention(queries, inputs, input_mask), queries.dtype)
         v = self._split_heads(self.v_proj(inputs))
         if self.implementation == "eager":
             attended = self.weights(queries, inputs, input_mask) @ v  # (B,H,N,D/H)
@@ -64,16 +64,16 @@ class Attention(nn.Module):
         masked = ~input_mask[:, None, None, :]
         return scores.masked_fill(masked, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(masked, 0.0)
 
-    def summarise(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> AttentionSummary:
+    def partial_attention(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> PartialAttention:
         """What `queries (B or 1,N,D)` find in `inputs (B,M,D)`, to be merged with what they find elsewhere."""
         q = self.project_queries(queries)
         if self._absorbs(queries.shape[1], inputs.shape[1]):
-            return self._summarise_absorbed(q, inputs, input_mask)
+            return self._absorbed_partial_attention(q, inputs, input_mask)
         return self.attend(q, self.keys_values(inputs, input_mask))
 
-    def finish(self, summary: AttentionSummary, dtype: torch.dtype) -> Tensor:
+    def output_projection(self, partial: PartialAttention, dtype: torch.dtype) -> Tensor:
         """Summary of all inputs → `(…,N,D)`, as `forward` would have given, in `dtype`."""
-        return self.out_proj(summary.output.to(dtype).transpose(-3, -2).flatten(-2))
+        return self.out_proj(partial.output.to(dtype).transpose(-3, -2).flatten(-2))
 
     def project_queries(self, queries: Tensor) -> Tensor:
         """`queries (B,N,D)` → `(B,H,N,D/H)`."""
@@ -83,9 +83,9 @@ class Attention(nn.Module):
         """`inputs (B,M,D)`, `input_mask (B,M)` → what this attention will ever need of them."""
         return KeysValues(self._split_heads(self.k_proj(inputs)), self._split_heads(self.v_proj(inputs)), input_mask)
 
-    def attend(self, q: Tensor, inputs: KeysValues) -> AttentionSummary:
+    def attend(self, q: Tensor, inputs: KeysValues) -> PartialAttention:
         """What projected queries `q (B,H,N,D/H)` find in `inputs`; their batch sizes may differ as in
-        `summaries.attend`.
+        `partial_attention.attend`.
         """
         return attend(q, inputs, eager=self.implementation == "eager")
 
@@ -99,7 +99,7 @@ class Attention(nn.Module):
             return False
         return _is_its_weight(self.k_proj) and _is_its_weight(self.v_proj)
 
-    def _summarise_absorbed(self, q: Tensor, inputs: Tensor, input_mask: Tensor | None) -> AttentionSummary:
+    def _absorbed_partial_attention(self, q: Tensor, inputs: Tensor, input_mask: Tensor | None) -> PartialAttention:
         """As `attend(q, keys_values(inputs))`, with keys and values never made: the inputs are both."""
         key_weight, key_bias = self._of_heads(self.k_proj)
         value_weight, value_bias = self._of_heads(self.v_proj)
@@ -115,7 +115,7 @@ class Attention(nn.Module):
         # Weights sum to 1, so the bias of the values comes through whole, unless there was nothing to attend to
         output = torch.einsum("bhqi,hdi->bhqd", output, value_weight)
         output = output + value_bias * logsumexp.isfinite()[..., None]
-        return AttentionSummary(output, logsumexp + (q * key_bias).sum(-1) * q.shape[-1] ** -0.5)
+        return PartialAttention(output, logsumexp + (q * key_bias).sum(-1) * q.shape[-1] ** -0.5)
 
     def _of_heads(self, projection: nn.Linear) -> tuple[Tensor, Tensor]:
         """Weight `(H,D/H,D)` and bias `(H,1,D/H)` of each head."""
@@ -158,9 +158,10 @@ class AttentionBlock(GradientCheckpointingLayer):
     """A pre-norm transformer block: attention and MLP, each added to what came in.
 
     With `inputs` it reads them (cross-attention); without, the latents attend to themselves (self-attention). Reads and
-    thoughts are the same block (paper 3.2). Perceiver-VL norms its inputs once, before the encoder; `norm_inputs` norms
-    them in the block, as Perceiver IO does. `residual` is what a read's attention is added to: the queries as they came
-    in, the normed queries (the released code of Perceiver-VL), or nothing. The other sizes are those of `Attention`.
+    self-attentions are the same block (paper 3.2). Perceiver-VL norms its inputs once, before the encoder;
+    `norm_inputs` norms them in the block, as Perceiver IO does. `residual` is what a read's attention is added to: the
+    queries as they came in, the normed queries (the released code of Perceiver-VL), or nothing. The other sizes are
+    those of `Attention`.
     """
 
     def __init__(
@@ -202,9 +203,9 @@ class AttentionBlock(GradientCheckpointingLayer):
         attended = self.attention(normed, self.input_norm(inputs), input_mask)
         return self._add(self._kept(latents, normed), attended)
 
-    def summarise(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> AttentionSummary:
+    def partial_attention(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> PartialAttention:
         """What the block's attention finds in `inputs (B,M,D)`, for `queries (B or 1,Q,D)`."""
-        return self.attention.summarise(self.norm1(queries), self.input_norm(inputs), input_mask)
+        return self.attention.partial_attention(self.norm1(queries), self.input_norm(inputs), input_mask)
 
     def project_queries(self, queries: Tensor) -> Tensor:
         """`queries (B,Q,D)` → those of the block's attention, `(B,H,Q,D/H)`."""
@@ -214,13 +215,15 @@ class AttentionBlock(GradientCheckpointingLayer):
         """All that the block will ever need of `inputs (B,M,D)`."""
         return self.attention.keys_values(self.input_norm(inputs), input_mask)
 
-    def attend(self, queries: Tensor, inputs: KeysValues) -> AttentionSummary:
-        """What projected queries `(B,H,Q,D/H)` find in `inputs`, as `summarise` would."""
+    def attend(self, queries: Tensor, inputs: KeysValues) -> PartialAttention:
+        """What projected queries `(B,H,Q,D/H)` find in `inputs`, as `partial_attention` would."""
         return self.attention.attend(queries, inputs)
 
-    def finish(self, queries: Tensor, summary: AttentionSummary) -> Tensor:
-        """The block's output `(…,Q,D)` for `queries (…,Q,D)`, from the summary of all that they read."""
-        return self._add(self._kept(queries, self.norm1(queries)), self.attention.finish(summary, queries.dtype))
+    def from_partial_attention(self, queries: Tensor, partial: PartialAttention) -> Tensor:
+        """The block's output `(…,Q,D)` for `queries (…,Q,D)`, from the partial attention of all that they read."""
+        return self._add(
+            self._kept(queries, self.norm1(queries)), self.attention.output_projection(partial, queries.dtype)
+        )
 
     def _kept(self, queries: Tensor, normed: Tensor) -> Tensor:
         if self.residual == "queries":

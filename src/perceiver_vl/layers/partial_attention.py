@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class AttentionSummary:
+class PartialAttention:
     """All that a set of inputs can ever contribute to given queries: per head what they answer, and how loudly.
 
     `output (…,H,N,d)`: softmax-weighted values, 0 where nothing may be attended to; `logsumexp (…,H,N)`: of the scaled
@@ -27,29 +27,29 @@ class AttentionSummary:
         """The batch size B."""
         return len(self.logsumexp)
 
-    def repeat(self, times: int) -> "AttentionSummary":
+    def repeat(self, times: int) -> "PartialAttention":
         """Each example `times` times, one after the other."""
         if times == 1:
             return self
-        return AttentionSummary(self.output.repeat_interleave(times, 0), self.logsumexp.repeat_interleave(times, 0))
+        return PartialAttention(self.output.repeat_interleave(times, 0), self.logsumexp.repeat_interleave(times, 0))
 
     def pack(self) -> Tensor:
-        """One array `(…,N,D+H)` to store; `unpack` makes a summary of it again."""
+        """One array `(…,N,D+H)` to store; `unpack` makes a partial attention of it again."""
         return torch.cat([self.output.transpose(-3, -2).flatten(-2), self.logsumexp.transpose(-2, -1)], dim=-1)
 
 
-def unpack(packed: Tensor, num_heads: int) -> AttentionSummary:
-    """`(…,N,D+H)` as `AttentionSummary.pack` gives it → the summary."""
+def unpack(packed: Tensor, num_heads: int) -> PartialAttention:
+    """`(…,N,D+H)` as `PartialAttention.pack` gives it → the partial attention."""
     output, logsumexp = packed.split([packed.shape[-1] - num_heads, num_heads], dim=-1)
-    return AttentionSummary(output.unflatten(-1, (num_heads, -1)).transpose(-3, -2), logsumexp.transpose(-2, -1))
+    return PartialAttention(output.unflatten(-1, (num_heads, -1)).transpose(-3, -2), logsumexp.transpose(-2, -1))
 
 
-def merge_summaries(first: AttentionSummary, second: AttentionSummary) -> AttentionSummary:
-    """The summary of two disjoint sets of inputs together, exactly; leading dimensions broadcast."""
+def merge(first: PartialAttention, second: PartialAttention) -> PartialAttention:
+    """The partial attention of two disjoint sets of inputs together, exactly; leading dimensions broadcast."""
     # Neither may be attended to: their difference is no number, and any share of two zeros is zero
     share = torch.sigmoid((first.logsumexp - second.logsumexp).nan_to_num())[..., None]
     output = share * first.output + (1 - share) * second.output
-    return AttentionSummary(output, torch.logaddexp(first.logsumexp, second.logsumexp))
+    return PartialAttention(output, torch.logaddexp(first.logsumexp, second.logsumexp))
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class KeysValues:
         return len(self.keys)
 
 
-def attend(q: Tensor, inputs: KeysValues, *, scale: float | None = None, eager: bool = False) -> AttentionSummary:
+def attend(q: Tensor, inputs: KeysValues, *, scale: float | None = None, eager: bool = False) -> PartialAttention:
     """What queries `q (B,H,N,d)` find in `inputs`; `scale` of the scores: 1/√d if None.
 
     `q` may have one row for all inputs, or `inputs` fewer rows than `q`: then each serves as many rows of `q`, which
@@ -80,36 +80,36 @@ def attend(q: Tensor, inputs: KeysValues, *, scale: float | None = None, eager: 
         q = q.unflatten(0, (-1, times)).transpose(1, 2).flatten(2, 3)  # (B/times,H,times·N,d)
     elif len(q) < len(inputs):
         q = q.expand(len(inputs), -1, -1, -1)
-    summary = (_written_out if eager or not _has_kernel(q, inputs) else _fused)(q, inputs, scale)
+    partial = (_written_out if eager or not _has_kernel(q, inputs) else _fused)(q, inputs, scale)
     if times > 1:
-        output, logsumexp = (part.unflatten(2, (times, -1)).transpose(1, 2).flatten(0, 1) for part in _parts(summary))
-        return AttentionSummary(output, logsumexp)
-    return summary
+        output, logsumexp = (part.unflatten(2, (times, -1)).transpose(1, 2).flatten(0, 1) for part in _parts(partial))
+        return PartialAttention(output, logsumexp)
+    return partial
 
 
-def _parts(summary: AttentionSummary) -> tuple[Tensor, Tensor]:
-    return summary.output, summary.logsumexp
+def _parts(partial: PartialAttention) -> tuple[Tensor, Tensor]:
+    return partial.output, partial.logsumexp
 
 
-def _written_out(q: Tensor, inputs: KeysValues, scale: float) -> AttentionSummary:
+def _written_out(q: Tensor, inputs: KeysValues, scale: float) -> PartialAttention:
     scores = q @ inputs.keys.transpose(-1, -2) * scale  # (B,H,N,M)
     if inputs.mask is None:
-        return AttentionSummary(scores.softmax(-1) @ inputs.values, _logsumexp(scores))
+        return PartialAttention(scores.softmax(-1) @ inputs.values, _logsumexp(scores))
     masked = ~inputs.mask[:, None, None, :]
     scores = scores.masked_fill(masked, torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1).masked_fill(masked, 0.0)
     logsumexp = _logsumexp(scores)
-    return AttentionSummary(weights @ inputs.values, _silent_where_masked(logsumexp, inputs.mask))
+    return PartialAttention(weights @ inputs.values, _silent_where_masked(logsumexp, inputs.mask))
 
 
-def _fused(q: Tensor, inputs: KeysValues, scale: float) -> AttentionSummary:
+def _fused(q: Tensor, inputs: KeysValues, scale: float) -> PartialAttention:
     """The kernel that `scaled_dot_product_attention` runs on a CPU; it keeps the log-sum-exp for its backward pass."""
     mask = None
     if inputs.mask is not None:
         mask = torch.zeros_like(inputs.mask, dtype=q.dtype).masked_fill_(~inputs.mask, -torch.inf)[:, None, None, :]
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     output, logsumexp = kernel(q, inputs.keys, inputs.values, attn_mask=mask, scale=scale)
-    return AttentionSummary(output, _silent_where_masked(logsumexp, inputs.mask))
+    return PartialAttention(output, _silent_where_masked(logsumexp, inputs.mask))
 
 
 def _has_kernel(q: Tensor, inputs: KeysValues) -> bool:

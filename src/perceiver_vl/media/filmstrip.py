@@ -17,7 +17,7 @@ JPEG_QUALITY = 80
 
 
 @dataclass(frozen=True)
-class Picture:
+class Thumbnail:
     """A frame of a filmstrip: where in the clip, in seconds (None: unknown), and a JPEG as a `data:` address."""
 
     seconds: float | None
@@ -29,7 +29,7 @@ class Picture:
 class Filmstrip:
     """The frames of a clip, or why there are none."""
 
-    pictures: list[Picture]
+    pictures: list[Thumbnail]
     problem: str | None = None
 
 
@@ -49,8 +49,8 @@ def filmstrip_of(frames: Frames) -> Filmstrip:
     return Filmstrip([_picture(None, frame) for frame in frames])
 
 
-def _picture(seconds: float | None, frame: Frames) -> Picture:
+def _picture(seconds: float | None, frame: Frames) -> Thumbnail:
     image = ImageOps.contain(Image.fromarray(frame), (STRIP_WIDTH, STRIP_HEIGHT))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=JPEG_QUALITY)
-    return Picture(seconds, image.width, f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}")
+    return Thumbnail(seconds, image.width, f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}")

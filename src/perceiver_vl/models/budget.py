@@ -21,8 +21,8 @@ class ComputeBudget:
     `latent_choice`: which so many latents: the first; or, after the first read by all of them, the most diverse by what
     they attended to, for each example anew (the inference side of Dynamic Latent Access, Tsiamas et al. 2023).
 
-    Raises `UsageError` for a dial below 1, more reads than blocks, and a choice among all latents. The upper ends
-    depend on the model: `PerceiverVLConfig.check_budget`.
+    Raises `UsageError` for a dial below 1, more cross-attentions than blocks, and a choice among all latents. The upper
+    ends depend on the model: `PerceiverVLConfig.check_budget`.
     """
 
     frames: int | None = None

@@ -91,7 +91,7 @@ def check_model_folder(model_folder: str | Path) -> Path:
     return folder
 
 
-def fingerprint(model_folder: str | Path) -> str:
+def model_fingerprint(model_folder: str | Path) -> str:
     """SHA-256 over what the output for a clip depends on: configuration, weights and frame preparation."""
     folder = check_model_folder(model_folder)
     names = {path.name for path in folder.glob("*.safetensors")} | {"config.json", *_PROCESSOR}

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.data.skipped import MAX_BROKEN, check_broken, check_listed
+from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_failures, check_listed
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.models.loading import fingerprint, load_retriever
+from perceiver_vl.models.loading import load_retriever, model_fingerprint
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.search import store
 from perceiver_vl.search.encode import ClipEncoder
-from perceiver_vl.search.store import Clip, EncodedClip, IndexSettings, SkippedFile, StoredIndex
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.search.store import EncodedClip, IndexEntry, IndexSettings, SkippedFile, StoredIndex
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class IndexReport:
     encoded: int = 0
     unchanged: int = 0
     removed: int = 0
-    skipped: list[Problem] = field(default_factory=list)
+    skipped: list[SkippedSample] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     total: int = 0
     seconds: float = 0.0
@@ -70,7 +70,7 @@ def build_index(
     batch_size: int = 16,
     part_clips: int = PART_CLIPS,
     strict: bool = False,
-    max_broken: float = MAX_BROKEN,
+    max_failed_fraction: float = MAX_FAILED_FRACTION,
     progress: bool = False,
     device: str | torch.device | None = None,
     dtype: str | None = None,
@@ -88,7 +88,7 @@ def build_index(
     (`local`), into the same index; `search.cluster` says how.
 
     Raises `UsageError` for folders or settings that do not fit each other, `MediaError` with `strict`,
-    `PerceiverVLError` when more than the share `max_broken` of the files cannot be read.
+    `PerceiverVLError` when more than the share `max_failed_fraction` of the files cannot be read.
     """
     started = time.perf_counter()
     if batch_size < 1 or part_clips < 1:
@@ -98,7 +98,7 @@ def build_index(
     model, processor = load_retriever(model_folder, device if ray is None else "cpu", dtype, compiled)
     model.config.check_budget(budget)
     folder = read_folder(media, split=split, metadata=metadata, columns=columns, need=None, strict=strict)
-    check_listed(folder.problems, len(folder.records), max_broken)
+    check_listed(folder.problems, len(folder.records), max_failed_fraction)
     index = Path(out).resolve()
     report = IndexReport(str(out), skipped=list(folder.problems))
     settings = _settings(model, processor, Path(model_folder), folder.path, budget, num_frames, dtype)
@@ -113,7 +113,11 @@ def build_index(
         todo = [clip for name, clip in found.items() if name not in unchanged and name not in broken]
         encoder = _encoder(model, processor, settings, budget, batch_size, device, ray)
         encoded = _until_too_many(
-            encoder.encode(todo, broken, report.damaged, strict), broken, len(found) - len(todo), len(found), max_broken
+            encoder.encode(todo, broken, report.damaged, strict),
+            broken,
+            len(found) - len(todo),
+            len(found),
+            max_failed_fraction,
         )
         try:
             for part in _in_parts(_with_progress(encoded, len(todo), progress), part_clips):
@@ -122,7 +126,7 @@ def build_index(
         finally:
             listed = (SkippedFile(problem.file_name, 0, 0, problem.reason) for problem in report.skipped)
             store.write_skipped(index, [*listed, *broken.values()])
-    report.skipped += [Problem(one.file_name, one.reason) for one in broken.values()]
+    report.skipped += [SkippedSample(one.file_name, one.reason) for one in broken.values()]
     report.total = report.unchanged + report.encoded
     report.seconds = time.perf_counter() - started
     return report
@@ -144,7 +148,7 @@ def _settings(
         raise UsageError(f"num_frames={frames}: need 1 to {config.max_frames}, the model's max_frames")
     return IndexSettings(
         model=str(model_folder.resolve()),
-        fingerprint=fingerprint(model_folder),
+        fingerprint=model_fingerprint(model_folder),
         media=str(media.resolve()),
         budget=str(budget),
         frames=frames,
@@ -173,9 +177,9 @@ def _encoder(
     return RayEncoder(ray, settings, budget, batch_size, None if device is None else str(device))
 
 
-def _look_at_files(records: Sequence[Record], report: IndexReport) -> dict[str, Clip]:
+def _look_at_files(records: Sequence[Record], report: IndexReport) -> dict[str, IndexEntry]:
     """File name → the file as it is now; the captions of several records of one file are joined."""
-    found: dict[str, Clip] = {}
+    found: dict[str, IndexEntry] = {}
     for record in records:
         if (earlier := found.get(record.file_name)) is not None:
             texts = tuple(dict.fromkeys(earlier.texts + record.texts))
@@ -185,23 +189,25 @@ def _look_at_files(records: Sequence[Record], report: IndexReport) -> dict[str, 
             record.file_name.encode()
             status = record.path.stat()
         except UnicodeEncodeError:
-            report.skipped.append(Problem(ascii(record.file_name), "its name is not Unicode, rename it"))
+            report.skipped.append(SkippedSample(ascii(record.file_name), "its name is not Unicode, rename it"))
         except OSError as error:
-            report.skipped.append(Problem(record.file_name, error.strerror or "cannot be read"))
+            report.skipped.append(SkippedSample(record.file_name, error.strerror or "cannot be read"))
         else:
-            found[record.file_name] = Clip(record.file_name, status.st_size, status.st_mtime_ns, record.texts, None)
+            found[record.file_name] = IndexEntry(
+                record.file_name, status.st_size, status.st_mtime_ns, record.texts, None
+            )
     return found
 
 
-def _same_file(one: Clip | SkippedFile, other: Clip) -> bool:
+def _same_file(one: IndexEntry | SkippedFile, other: IndexEntry) -> bool:
     return (one.size, one.mtime_ns) == (other.size, other.mtime_ns)
 
 
-def _still_broken(skipped: Sequence[SkippedFile], found: Mapping[str, Clip]) -> dict[str, SkippedFile]:
+def _still_broken(skipped: Sequence[SkippedFile], found: Mapping[str, IndexEntry]) -> dict[str, SkippedFile]:
     return {one.file_name: one for one in skipped if one.file_name in found and _same_file(one, found[one.file_name])}
 
 
-def _open_or_create(index: Path, settings: IndexSettings, found: Mapping[str, Clip]) -> dict[str, Clip]:
+def _open_or_create(index: Path, settings: IndexSettings, found: Mapping[str, IndexEntry]) -> dict[str, IndexEntry]:
     """The clips in the index, after checking that it was made with the same settings."""
     if not (index / "index.json").exists():
         if any(path.name != ".lock" for path in index.iterdir()):
@@ -236,8 +242,8 @@ def _until_too_many(
 ) -> Iterator[EncodedClip | None]:
     """What comes of the `total` files beyond the `known` ones, until too many of all are `broken`."""
     for tried, one in enumerate(chain([None], encoded), start=known):
-        first = next((Problem(file.file_name, file.reason) for file in broken.values()), None)
-        check_broken(len(broken), tried, total, most, first)
+        first = next((SkippedSample(file.file_name, file.reason) for file in broken.values()), None)
+        check_failures(len(broken), tried, total, most, first)
         if tried > known:
             yield one
 
@@ -262,7 +268,7 @@ def _in_parts(encoded: Iterator[EncodedClip | None], part_clips: int) -> Iterato
 
 
 def _with_progress(encoded: Iterator[EncodedClip | None], total: int, shown: bool) -> Iterator[EncodedClip | None]:
-    with Stages(shown) as bar:
+    with ProgressBars(shown) as bar:
         advance = bar.stage("Encoding clips", total)
         for one in encoded:
             yield one

@@ -1,4 +1,4 @@
-"""Media files → unit vectors and summaries: decoding ahead in threads, encoding in batches."""
+"""Media files → unit vectors and partial attentions: decoding ahead in threads, encoding in batches."""
 
 import os
 from collections import deque
@@ -16,7 +16,7 @@ from perceiver_vl.media.decode import load_clip
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
-from perceiver_vl.search.store import Clip, EncodedClip, IndexSettings, SkippedFile
+from perceiver_vl.search.store import EncodedClip, IndexEntry, IndexSettings, SkippedFile
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
 DECODING_THREADS = min(8, os.cpu_count() or 1)
@@ -39,14 +39,14 @@ class ClipEncoder:
         self._size = (size.height, size.width)
 
     def encode(
-        self, clips: Sequence[Clip], broken: dict[str, SkippedFile], damaged: list[str], strict: bool
+        self, clips: Sequence[IndexEntry], broken: dict[str, SkippedFile], damaged: list[str], strict: bool
     ) -> Iterator[EncodedClip | None]:
         """Each clip encoded, in order; None for a file that cannot be decoded, which is added to `broken`.
 
         A file that lacks frames is encoded and added to `damaged`.
         With `strict` such a file raises its `MediaError`, once the clips before it are encoded.
         """
-        batch: list[tuple[Clip, Decoded]] = []
+        batch: list[tuple[IndexEntry, Decoded]] = []
         for clip, decoded in self._decode_ahead(clips):
             if isinstance(decoded, MediaError):
                 if strict:
@@ -63,11 +63,11 @@ class ClipEncoder:
                 batch = []
         yield from self._encode_batch(batch)
 
-    def _decode_ahead(self, clips: Sequence[Clip]) -> Iterator[tuple[Clip, Decoded | MediaError]]:
+    def _decode_ahead(self, clips: Sequence[IndexEntry]) -> Iterator[tuple[IndexEntry, Decoded | MediaError]]:
         """Every clip with its frames or what is wrong with it; at most two batches of frames are held."""
         remaining = iter(clips)
         with ThreadPoolExecutor(DECODING_THREADS) as pool:
-            waiting: deque[tuple[Clip, Future[Decoded | MediaError]]] = deque()
+            waiting: deque[tuple[IndexEntry, Future[Decoded | MediaError]]] = deque()
             try:
                 while True:
                     for clip in islice(remaining, 2 * self._batch_size - len(waiting)):
@@ -79,14 +79,14 @@ class ClipEncoder:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, clip: Clip) -> Decoded | MediaError:
+    def _decode(self, clip: IndexEntry) -> Decoded | MediaError:
         try:
             return load_clip(Path(self._settings.media, clip.file_name), self._settings.frames, size=self._size)
         except MediaError as error:
             return error
 
     @torch.inference_mode()
-    def _encode_batch(self, batch: Sequence[tuple[Clip, Decoded]]) -> list[EncodedClip]:
+    def _encode_batch(self, batch: Sequence[tuple[IndexEntry, Decoded]]) -> list[EncodedClip]:
         if not batch:
             return []
         videos = [decoded.frames for _, decoded in batch]
@@ -95,13 +95,13 @@ class ClipEncoder:
         )
         latents = self._model.encode_vision(inputs["pixel_values"], inputs["frame_mask"], self._budget)
         vectors = self._model.pool_vision(latents).float().cpu().numpy()
-        summaries = self._model.match_summary(latents).float().cpu().numpy()
+        partial_attentions = self._model.partial_match(latents).float().cpu().numpy()
         encoded = [
-            EncodedClip(clip, vector, summary)
-            for (clip, _), vector, summary in zip(batch, vectors, summaries, strict=True)
+            EncodedClip(clip, vector, partial_attention)
+            for (clip, _), vector, partial_attention in zip(batch, vectors, partial_attentions, strict=True)
         ]
         for one in encoded:
-            if not (np.isfinite(one.vector).all() and np.isfinite(one.summary).all()):
+            if not (np.isfinite(one.vector).all() and np.isfinite(one.partial_attention).all()):
                 raise PerceiverVLError(
                     f"{one.clip.file_name}: its encoding is not numbers, "
                     f"the weights in {self._settings.model} are damaged"

@@ -1,4 +1,5 @@
-"""Media files → unit vectors and summaries on many machines, with Ray Data; what comes back is written by this process.
+"""Media files → unit vectors and partial attentions on many machines, with Ray Data; what comes back is written by this
+process.
 
 The machines read the media and the model where this one does (a shared file system) and have the same versions of this
 package and its decoder. The index is the one that a single machine makes: the same clips, in the same order, in the
@@ -31,9 +32,9 @@ from ray.util.annotations import RayDeprecationWarning
 
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.models.budget import ComputeBudget
-from perceiver_vl.models.loading import fingerprint, load_retriever
+from perceiver_vl.models.loading import load_retriever, model_fingerprint
 from perceiver_vl.search.encode import ClipEncoder
-from perceiver_vl.search.store import Clip, EncodedClip, IndexSettings, SkippedFile
+from perceiver_vl.search.store import EncodedClip, IndexEntry, IndexSettings, SkippedFile
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError, first_line
 
 LOCAL = "local"
@@ -49,7 +50,7 @@ _RESULT = pa.schema(
         ("number", pa.int64()),
         ("duration", pa.float64()),
         ("vector", pa.binary()),
-        ("summary", pa.binary()),
+        ("partial_attention", pa.binary()),
         ("damaged", pa.bool_()),
         ("broken", pa.string()),
         ("failed", pa.string()),  # what no other clip would survive either
@@ -71,7 +72,7 @@ class RayEncoder:
         self._batch_size, self._device = batch_size, device
 
     def encode(
-        self, clips: Sequence[Clip], broken: dict[str, SkippedFile], damaged: list[str], strict: bool
+        self, clips: Sequence[IndexEntry], broken: dict[str, SkippedFile], damaged: list[str], strict: bool
     ) -> Iterator[EncodedClip | None]:
         """As `ClipEncoder.encode`. Clips that bring their worker down come last, and are tried again by the next run.
 
@@ -96,7 +97,7 @@ class RayEncoder:
                 yield None
 
     def _run(
-        self, clips: Sequence[Clip], numbers: Sequence[int], clips_a_task: int, alone: bool
+        self, clips: Sequence[IndexEntry], numbers: Sequence[int], clips_a_task: int, alone: bool
     ) -> Iterator[dict[str, Any]]:
         """What workers say of the clips, in order; nothing of those whose worker died each time.
 
@@ -132,7 +133,7 @@ class RayEncoder:
             raise PerceiverVLError(f"ray: {first_line(error)}; what is encoded is kept, run it again") from error
 
     def _result(
-        self, clip: Clip, row: dict[str, Any], broken: dict[str, SkippedFile], damaged: list[str], strict: bool
+        self, clip: IndexEntry, row: dict[str, Any], broken: dict[str, SkippedFile], damaged: list[str], strict: bool
     ) -> EncodedClip | None:
         if row["failed"] is not None:
             raise PerceiverVLError(row["failed"])
@@ -143,8 +144,10 @@ class RayEncoder:
             return None
         if row["damaged"]:
             damaged.append(clip.file_name)
-        vector, summary = (np.frombuffer(row[name], dtype=np.float32) for name in ("vector", "summary"))
-        return EncodedClip(replace(clip, duration=row["duration"]), vector, summary)
+        vector, partial_attention = (
+            np.frombuffer(row[name], dtype=np.float32) for name in ("vector", "partial_attention")
+        )
+        return EncodedClip(replace(clip, duration=row["duration"]), vector, partial_attention)
 
 
 class _Worker:
@@ -175,12 +178,12 @@ class _Worker:
     def _rows(self, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
         broken: dict[str, SkippedFile] = {}
         damaged: list[str] = []
-        clips = [Clip(one["file_name"], 0, 0, (), None) for one in asked]
+        clips = [IndexEntry(one["file_name"], 0, 0, (), None) for one in asked]
         found: dict[str, dict[str, Any]] = {
             one.clip.file_name: {
                 "duration": one.clip.duration,
                 "vector": one.vector.astype(np.float32).tobytes(),
-                "summary": one.summary.astype(np.float32).tobytes(),
+                "partial_attention": one.partial_attention.astype(np.float32).tobytes(),
             }
             for one in self._encoder.encode(clips, broken, damaged, strict=False)
             if one is not None
@@ -193,7 +196,7 @@ class _Worker:
 
 
 def _check_machine(settings: IndexSettings) -> None:
-    if fingerprint(settings.model) != settings.fingerprint:
+    if model_fingerprint(settings.model) != settings.fingerprint:
         raise PerceiverVLError(f"{settings.model} is another model on this machine, copy the one that was named to it")
     if (here := decoder_version()) not in settings.decoders:
         raise PerceiverVLError(

@@ -1,4 +1,4 @@
-"""Find clips by words: a shortlist by unit vectors (multi-stream), ordered by stored summaries (mixed stream)."""
+"""Find clips by words: a shortlist by unit vectors (multi-stream), ordered by stored partial attentions (mixed stream)."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from perceiver_vl.models.budget import ComputeBudget
-from perceiver_vl.models.loading import fingerprint, load_retriever
+from perceiver_vl.models.loading import load_retriever, model_fingerprint
 from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
 from perceiver_vl.search.shortlist import EXACT_ROWS, Numbers, open_shortlist
 from perceiver_vl.search.store import StoredIndex, Vectors
@@ -61,7 +61,9 @@ class SearchResult:
 
 
 class Searcher:
-    """An index opened once, to answer many queries. The model and the vectors are in memory, the summaries on disk."""
+    """An index opened once, to answer many queries. The model and the vectors are in memory, the partial attentions on
+    disk.
+    """
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class Searcher:
         folder = Path(model_folder or settings.model)
         if model_folder is None and not folder.is_dir():
             raise UsageError(f"{index_folder}: its model {folder} is not there any more, say where with --model")
-        if fingerprint(folder) != settings.fingerprint:
+        if model_fingerprint(folder) != settings.fingerprint:
             raise UsageError(
                 f"{index_folder}: made by another model than {folder} now holds; "
                 "give the one that made it with --model, or index again into a new folder"
@@ -94,25 +96,25 @@ class Searcher:
         self._shortlist = open_shortlist(self.index, self._sample_queries, exact_rows)
 
     @torch.inference_mode()
-    def search(self, words: str, top: int = 10, shortlist: int = 100, rerank: Rerank = "combined") -> SearchResult:
-        """The `top` clips for `words`.
+    def search(self, words: str, top_k: int = 10, shortlist: int = 100, rerank: Rerank = "combined") -> SearchResult:
+        """The `top_k` clips for `words`.
 
         The `shortlist` clips with the largest cosine are scored again by the mixed stream and ordered by
         `combined_scores`, by the matching logit alone (`rerank="mixed"`), or left as they are (`"none"`).
         Raises `UsageError` for an empty query or numbers below 1.
         """
-        _check_query(words, top, shortlist, rerank)
+        _check_query(words, top_k, shortlist, rerank)
         seconds: dict[str, float] = {}
         with _timed(seconds, "total"):
             with _timed(seconds, "encode"):
                 text_latents = self._encode([words])
                 vector = self._vectors(text_latents)[0]
             with _timed(seconds, "shortlist"):
-                numbers, cosines = self._shortlist.nearest(vector, top if rerank == "none" else max(shortlist, top))
+                numbers, cosines = self._shortlist.nearest(vector, top_k if rerank == "none" else max(shortlist, top_k))
             with _timed(seconds, "rerank"):
                 mixed = None if rerank == "none" else self._match(numbers, text_latents)
                 scores = self._scores(cosines, mixed, rerank)
-                order = np.argsort(-scores, kind="stable")[:top]
+                order = np.argsort(-scores, kind="stable")[:top_k]
         hits = [
             self._hit(
                 rank, int(numbers[i]), float(scores[i]), float(cosines[i]), None if mixed is None else float(mixed[i])
@@ -131,10 +133,10 @@ class Searcher:
         return vectors
 
     def _match(self, numbers: Numbers, text_latents: Tensor) -> Vectors:
-        """Matching logits `(K,)` of clips with one text `(1,N,D)`, from the stored summaries."""
-        stored = torch.from_numpy(self.index.summaries(numbers.tolist())).to(self.model.device)
-        text = self.model.match_summary(text_latents)
-        logits = [self.model.match_from_summaries(clips, text) for clips in stored.split(RERANK_BATCH)]
+        """Matching logits `(K,)` of clips with one text `(1,N,D)`, from the stored partial attentions."""
+        stored = torch.from_numpy(self.index.partial_attentions(numbers.tolist())).to(self.model.device)
+        text = self.model.partial_match(text_latents)
+        logits = [self.model.merge_matches(clips, text) for clips in stored.split(RERANK_BATCH)]
         matched: Vectors = torch.cat(logits).float().cpu().numpy()
         return matched
 
@@ -162,11 +164,11 @@ class Searcher:
         return block[:: -(-len(block) // RECALL_QUERIES)]
 
 
-def _check_query(words: str, top: int, shortlist: int, rerank: str) -> None:
+def _check_query(words: str, top_k: int, shortlist: int, rerank: str) -> None:
     if not words.strip():
         raise UsageError(f"query {words!r}: need at least one word")
-    if top < 1 or shortlist < 1:
-        raise UsageError(f"top={top}, shortlist={shortlist}: need at least 1 of each")
+    if top_k < 1 or shortlist < 1:
+        raise UsageError(f"top_k={top_k}, shortlist={shortlist}: need at least 1 of each")
     if rerank not in get_args(Rerank):
         raise UsageError(f"rerank={rerank!r}: choose {', '.join(get_args(Rerank))}")
 

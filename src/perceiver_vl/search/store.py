@@ -1,8 +1,8 @@
 """The index on disk: `index.json`, `skipped.jsonl`, and parts in Parquet that are written once, whole, or not at all.
 
 A part holds some hundred clips. Its columns: what tells whether the file changed, what is shown, `vector` (E float32,
-the multi-stream) and `summary` (D + H float32, the mixed stream). A summary is one fixed-size binary value: those of a
-part are read some three times faster than as lists.
+the multi-stream) and `partial_attention` (D + H float32, the mixed stream). A partial attention is one fixed-size
+binary value: those of a part are read some three times faster than as lists.
 """
 
 import hashlib
@@ -49,13 +49,13 @@ class IndexSettings:
     format: int = FORMAT
 
     @property
-    def summary_size(self) -> int:
+    def partial_attention_size(self) -> int:
         """D + H."""
         return self.hidden_size + self.num_attention_heads
 
 
 @dataclass(frozen=True)
-class Clip:
+class IndexEntry:
     """One file of the media folder as it was when it was encoded; `duration` in seconds, None for an image."""
 
     file_name: str
@@ -67,11 +67,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip with its unit vector `(E,)` and its summary `(D+H,)`, as the model's `match_summary` gives it."""
+    """A clip with its unit vector `(E,)` and its partial attention `(D+H,)`, as the model's `partial_match` gives it."""
 
-    clip: Clip
+    clip: IndexEntry
     vector: Vectors
-    summary: Vectors
+    partial_attention: Vectors
 
 
 @dataclass(frozen=True)
@@ -141,22 +141,23 @@ class StoredIndex:
             column = _read_part(path, ["vector"])["vector"].combine_chunks()
             yield column.flatten().to_numpy().reshape(len(column), self.settings.vector_size)[rows]
 
-    def summaries(self, numbers: Sequence[int]) -> Vectors:
-        """The summaries `(len(numbers),D+H)` of clips by their number in `clips`; only the parts they are in are read.
+    def partial_attentions(self, numbers: Sequence[int]) -> Vectors:
+        """The partial attentions `(len(numbers),D+H)` of clips by their number in `clips`; only the parts they are in
+        are read.
 
         Raises `PerceiverVLError` if the index is no longer as it was when opened.
         """
-        result = np.empty((len(numbers), self.settings.summary_size), dtype=np.float32)
+        result = np.empty((len(numbers), self.settings.partial_attention_size), dtype=np.float32)
         slots_of: dict[Path, list[int]] = {}
         for slot, number in enumerate(numbers):
             slots_of.setdefault(self._places[number][0], []).append(slot)
         for path, slots in slots_of.items():
-            names, summaries = _read_summaries(path, self.settings.summary_size)
+            names, partial_attentions = _read_partial_attention(path, self.settings.partial_attention_size)
             rows = [self._places[numbers[slot]][1] for slot in slots]
             wanted = [self.clips[numbers[slot]].file_name for slot in slots]
             if max(rows) >= len(names) or [names[row] for row in rows] != wanted:
                 raise PerceiverVLError(f"{self.folder}: changed while it was searched, search again")
-            result[slots] = summaries[rows]
+            result[slots] = partial_attentions[rows]
         return result
 
     @property
@@ -166,9 +167,9 @@ class StoredIndex:
         return hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
 
 
-def _read_clips(path: Path) -> list[Clip]:
+def _read_clips(path: Path) -> list[IndexEntry]:
     rows = _read_part(path, _SHOWN).to_pylist()
-    return [Clip(**{**row, "texts": tuple(row["texts"])}) for row in rows]
+    return [IndexEntry(**{**row, "texts": tuple(row["texts"])}) for row in rows]
 
 
 def _read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -176,11 +177,11 @@ def _read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
         return part.read(columns)
 
 
-def _read_summaries(path: Path, size: int) -> tuple[list[str], Vectors]:
-    """The file names of a part, and its summaries `(n,size)`."""
+def _read_partial_attention(path: Path, size: int) -> tuple[list[str], Vectors]:
+    """The file names of a part, and its partial attentions `(n,size)`."""
     with _one_line(path), parquet.ParquetFile(path, memory_map=True) as part:
-        table = part.read(["file_name", "summary"], use_threads=False)
-        values = table["summary"].combine_chunks().buffers()[1]
+        table = part.read(["file_name", "partial_attention"], use_threads=False)
+        values = table["partial_attention"].combine_chunks().buffers()[1]
         return table["file_name"].to_pylist(), np.frombuffer(values, dtype=np.float32).reshape(len(table), size)
 
 
@@ -229,20 +230,22 @@ def write_part(index: Path, encoded: Sequence[EncodedClip]) -> None:
     names = [path.stem for path in part_paths(index)]
     number = int(names[-1].split("-")[1]) + 1 if names else 0
     vectors = np.stack([one.vector for one in encoded]).astype(np.float32)
-    summaries = np.stack([one.summary for one in encoded]).astype(np.float32)
+    partial_attentions = np.stack([one.partial_attention for one in encoded]).astype(np.float32)
     table = pa.table(
         {
             **_shown_columns([one.clip for one in encoded]),
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
-            "summary": pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(summaries[0].nbytes), len(summaries), [None, pa.py_buffer(summaries)]
+            "partial_attention": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(partial_attentions[0].nbytes),
+                len(partial_attentions),
+                [None, pa.py_buffer(partial_attentions)],
             ),
         }
     )
     _write_table(index / "parts" / f"part-{number:06d}.parquet", table)
 
 
-def keep_only(index: Path, wanted: dict[str, Clip]) -> None:
+def keep_only(index: Path, wanted: dict[str, IndexEntry]) -> None:
     """Drop the clips that are not in `wanted`, and take its captions for the others; no other part is written."""
     for path in part_paths(index):
         stored = _read_clips(path)
@@ -258,7 +261,7 @@ def keep_only(index: Path, wanted: dict[str, Clip]) -> None:
         _write_table(path, table)
 
 
-def _shown_columns(clips: list[Clip]) -> dict[str, pa.Array]:
+def _shown_columns(clips: list[IndexEntry]) -> dict[str, pa.Array]:
     types = [pa.string(), pa.int64(), pa.int64(), pa.list_(pa.string()), pa.float64()]
     return {
         name: pa.array([getattr(clip, name) for clip in clips], kind) for name, kind in zip(_SHOWN, types, strict=True)

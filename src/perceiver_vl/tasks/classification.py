@@ -17,7 +17,7 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLForImageClassification
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.metrics import probabilities, top_k_hits
-from perceiver_vl.tasks.task import Prediction, Seen, Task, csv_text, kinds_of
+from perceiver_vl.tasks.task import Prediction, Task, VisionBatch, csv_text, kinds_of
 from perceiver_vl.utils.errors import UsageError
 
 
@@ -68,7 +68,7 @@ def _words(records: Sequence[Record], processor: PerceiverVLProcessor) -> dict[s
 
 
 def _ask(
-    model: PerceiverVLForImageClassification, seen: Seen, words: dict[str, Tensor], budget: ComputeBudget
+    model: PerceiverVLForImageClassification, seen: VisionBatch, words: dict[str, Tensor], budget: ComputeBudget
 ) -> Tensor:
     logits: Tensor = model(pixel_values=seen.pixel_values, frame_mask=seen.frame_mask, budget=budget).logits
     return logits[seen.rows]

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from perceiver_vl.data.batching import DrawnExamples, Reading, what_was_read
-from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.data.sources import ClipSource, Frames
+from perceiver_vl.data.batching import DrawnExamples, ReadStatistics, read_statistics
+from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.sources import Frames, VideoDataset
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
@@ -25,7 +25,7 @@ from perceiver_vl.utils.errors import PerceiverVLError
 
 
 @dataclass(frozen=True)
-class TaskExample(Reading):
+class TaskExample(ReadStatistics):
     """A labelled record and the frames of its clip, or of both pictures of a pair."""
 
     record: Record
@@ -45,17 +45,17 @@ class TaskExamples(DrawnExamples[TaskExample]):
         task: Task,
         config: PerceiverVLConfig,
         processor: PerceiverVLProcessor,
-        source: ClipSource,
+        source: VideoDataset,
         num_frames: int,
         sampling: Literal["uniform", "random"],
         seed: int,
         strict: bool = False,
-        second: ClipSource | None = None,
+        second: VideoDataset | None = None,
         *,
         pools: Sequence[npt.NDArray[np.int64]] | None = None,
         augmentation: Augmentation | None = None,
     ) -> None:
-        self.problems: list[Problem] = []
+        self.problems: list[SkippedSample] = []
         if pools is None:
             places, self.problems = usable_examples(task, source, labelled=True)
             pools = [np.array(places)]
@@ -75,7 +75,7 @@ class TaskExamples(DrawnExamples[TaskExample]):
         )
 
     def _example(
-        self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: Reading
+        self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: ReadStatistics
     ) -> TaskExample:
         return TaskExample(record, media, **vars(reading))
 
@@ -110,7 +110,7 @@ class TaskCollator:
             **self.task.words(records, self.processor),
             **vision,
             "labels": self.task.targets(records, self.config),
-            **what_was_read(examples),
+            **read_statistics(examples),
         }
 
 

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from perceiver_vl.data.prefetch import ReadBatch, medium_of, other_pictures, read_ahead
-from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.data.skipped import MAX_BROKEN, check_broken
-from perceiver_vl.data.sources import ClipSource, is_damaged
+from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_failures
+from perceiver_vl.data.sources import VideoDataset, is_damaged
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.metrics import by_kind
-from perceiver_vl.tasks.task import Prediction, Seen, Task
-from perceiver_vl.utils.console import Stages
-from perceiver_vl.utils.distributed import Crew
+from perceiver_vl.tasks.task import Prediction, Task, VisionBatch
+from perceiver_vl.utils.console import ProgressBars
+from perceiver_vl.utils.distributed import ProcessGroup
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 
@@ -51,7 +51,7 @@ class TaskResult:
     metrics: dict[str, float] = field(default_factory=dict)
     by_kind: dict[str, KindScore] = field(default_factory=dict)
     predictions: list[Prediction] = field(default_factory=list, repr=False)
-    skipped: list[Problem] = field(default_factory=list)
+    skipped: list[SkippedSample] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
     def metric(self, name: str) -> float:
@@ -66,13 +66,13 @@ class TaskResult:
         return {name: value for name, value in asdict(self).items() if name != "predictions"}
 
 
-def usable_examples(task: Task, source: ClipSource, labelled: bool = False) -> tuple[list[int], list[Problem]]:
+def usable_examples(task: Task, source: VideoDataset, labelled: bool = False) -> tuple[list[int], list[SkippedSample]]:
     """The places of the records that are examples of the task, `labelled` ones only or all, and what the others lack.
 
     Raises `UsageError` if there is none.
     """
     indices: list[int] = []
-    problems: list[Problem] = []
+    problems: list[SkippedSample] = []
     for index in range(len(source)):
         record = source.record(index)
         lacks = task.missing(record)
@@ -81,7 +81,7 @@ def usable_examples(task: Task, source: ClipSource, labelled: bool = False) -> t
         if lacks is None:
             indices.append(index)
         else:
-            problems.append(Problem(record.file_name, lacks))
+            problems.append(SkippedSample(record.file_name, lacks))
     if not indices:
         first = f", the first: {problems[0].file_name}: {problems[0].reason}" if problems else ""
         raise UsageError(f"task={task.name}: no example of it among {len(source)} records{first}")
@@ -93,14 +93,14 @@ def evaluate_task(
     task: Task,
     model: PerceiverVLPreTrainedModel,
     processor: PerceiverVLProcessor,
-    source: ClipSource,
+    source: VideoDataset,
     *,
-    second: ClipSource | None = None,
+    second: VideoDataset | None = None,
     num_frames: int | None = None,
     budget: ComputeBudget = FULL_BUDGET,
     batch_size: int = 32,
     strict: bool = False,
-    max_broken: float = MAX_BROKEN,
+    max_failed_fraction: float = MAX_FAILED_FRACTION,
     progress: bool = False,
     shared: bool = False,
 ) -> TaskResult:
@@ -112,8 +112,8 @@ def evaluate_task(
     Without right answers there are no metrics, only predictions.
     `shared`: all processes of the group call this, take a share of the work each, and get the same result.
     Raises `UsageError` for values that cannot work, a split without an example of the task or a head that cannot answer
-    it; `PerceiverVLError` if no file or more than the share `max_broken` of them cannot be read, or the model's answers
-    are not numbers.
+    it; `PerceiverVLError` if no file or more than the share `max_failed_fraction` of them cannot be read, or the
+    model's answers are not numbers.
     """
     if not isinstance(model, task.model_class):
         raise UsageError(f"task={task.name}: needs a {task.model_class.__name__}, not a {type(model).__name__}")
@@ -123,18 +123,18 @@ def evaluate_task(
     task.check_head(model.config, [record for record in records.values() if task.is_labelled(record)])
     start = time.perf_counter()
     was_training = model.training
-    crew = Crew(shared)
+    group = ProcessGroup(shared)
     try:
         model.eval()
-        with Stages(progress) as bar:
-            advance = bar.stage("Asking", len(crew.share(indices)))
+        with ProgressBars(progress) as bar:
+            advance = bar.stage("Asking", len(group.share(indices)))
             sources = sources_of(task, processor, source, second)
 
             def ask() -> _Asked:
                 asked = _Asked()
-                reading = frames, batch_size, asked.problems, strict, max_broken, crew
+                reading = frames, batch_size, asked.problems, strict, max_failed_fraction, group
                 for batch in read_ahead(sources, indices, *reading):
-                    seen = seen_of(batch, processor, frames, model.device)
+                    seen = vision_batch_of(batch, processor, frames, model.device)
                     logits = _ask(task, model, processor, seen, [records[index] for index in batch.indices], budget)
                     for index, of_one in zip(batch.indices, logits, strict=True):
                         asked.predictions[index] = _prediction(task, index, records[index], of_one, model.config)
@@ -144,12 +144,14 @@ def evaluate_task(
                 asked.damaged = {records[i].file_name for i in asked.predictions if is_damaged(source, i)}
                 return asked
 
-            asked = _together(crew.of_all(ask))
+            asked = _together(group.of_all(ask))
     finally:
         model.train(was_training)
     problems += asked.problems
     media = len({medium_of(record) for record in records.values()})
-    check_broken(len(asked.problems), media, media, max_broken, asked.problems[0] if asked.problems else None)
+    check_failures(
+        len(asked.problems), media, media, max_failed_fraction, asked.problems[0] if asked.problems else None
+    )
     predictions, scores = asked.predictions, asked.scores
     if not predictions:
         first = f"{problems[0].file_name}: {problems[0].reason}"
@@ -177,7 +179,7 @@ class _Asked:
 
     predictions: dict[int, Prediction] = field(default_factory=dict)
     scores: dict[int, dict[str, float]] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[SkippedSample] = field(default_factory=list)
     damaged: set[str] = field(default_factory=set)
 
 
@@ -210,8 +212,8 @@ def checked_frames(
 
 
 def sources_of(
-    task: Task, processor: PerceiverVLProcessor, source: ClipSource, second: ClipSource | None
-) -> list[ClipSource]:
+    task: Task, processor: PerceiverVLProcessor, source: VideoDataset, second: VideoDataset | None
+) -> list[VideoDataset]:
     """Where the media of an example come from: `source`, and for pairs the other pictures."""
     if task.pictures == 1:
         return [source]
@@ -219,18 +221,20 @@ def sources_of(
     return [source, second or other_pictures(source, (size["height"], size["width"]))]
 
 
-def seen_of(batch: ReadBatch, processor: PerceiverVLProcessor, num_frames: int, device: torch.device) -> Seen:
+def vision_batch_of(
+    batch: ReadBatch, processor: PerceiverVLProcessor, num_frames: int, device: torch.device
+) -> VisionBatch:
     """The media of a batch as the model takes them."""
     clips = [frames for medium in batch.media for frames in medium]
     inputs = processor(videos=clips, num_frames=num_frames).to(device)
-    return Seen(inputs["pixel_values"], inputs["frame_mask"], torch.tensor(batch.rows, device=device))
+    return VisionBatch(inputs["pixel_values"], inputs["frame_mask"], torch.tensor(batch.rows, device=device))
 
 
 def _ask(
     task: Task,
     model: PerceiverVLPreTrainedModel,
     processor: PerceiverVLProcessor,
-    seen: Seen,
+    seen: VisionBatch,
     records: Sequence[Record],
     budget: ComputeBudget,
 ) -> Tensor:

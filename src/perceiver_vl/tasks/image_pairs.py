@@ -19,7 +19,7 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLForImagesAndTextClassifi
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.metrics import nlvr2_consistency, probabilities
-from perceiver_vl.tasks.task import Prediction, Seen, Task, csv_text, kinds_of
+from perceiver_vl.tasks.task import Prediction, Task, VisionBatch, csv_text, kinds_of
 from perceiver_vl.utils.errors import UsageError
 
 _TRUTH = {"false": 0, "true": 1}
@@ -56,7 +56,7 @@ def _words(records: Sequence[Record], processor: PerceiverVLProcessor) -> dict[s
 
 
 def _ask(
-    model: PerceiverVLForImagesAndTextClassification, seen: Seen, words: dict[str, Tensor], budget: ComputeBudget
+    model: PerceiverVLForImagesAndTextClassification, seen: VisionBatch, words: dict[str, Tensor], budget: ComputeBudget
 ) -> Tensor:
     pixel_values, frame_mask = (
         value.unflatten(0, (-1, 2))[seen.rows] for value in (seen.pixel_values, seen.frame_mask)
@@ -100,7 +100,7 @@ def _submission(predictions: Sequence[Prediction]) -> str:
 
 
 PAIRS = Task(
-    name="pairs",
+    name="nlvr2",
     model_class=PerceiverVLForImagesAndTextClassification,
     metrics=("accuracy", "consistency"),
     missing=_missing,

@@ -20,7 +20,7 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLForMultipleChoice
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.metrics import probabilities
-from perceiver_vl.tasks.task import Prediction, Seen, Task, kinds_of, number_or_text
+from perceiver_vl.tasks.task import Prediction, Task, VisionBatch, kinds_of, number_or_text
 
 
 def _missing(record: Record) -> str | None:
@@ -80,8 +80,10 @@ _UNLIMITED = 1 << 20
 """Tokens that no text has: what a tokenizer without a limit says is too much for its own counter."""
 
 
-def _ask(model: PerceiverVLForMultipleChoice, seen: Seen, words: dict[str, Tensor], budget: ComputeBudget) -> Tensor:
-    vision = model.perceiver_vl.embed(pixel_values=seen.pixel_values, frame_mask=seen.frame_mask, budget=budget)
+def _ask(
+    model: PerceiverVLForMultipleChoice, seen: VisionBatch, words: dict[str, Tensor], budget: ComputeBudget
+) -> Tensor:
+    vision = model.perceiver_vl.embed_inputs(pixel_values=seen.pixel_values, frame_mask=seen.frame_mask, budget=budget)
     return model.choose(vision, seen.rows, **words, budget=budget)
 
 

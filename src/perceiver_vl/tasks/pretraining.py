@@ -20,17 +20,17 @@ from torch import Tensor
 
 from perceiver_vl.data.batching import mask_words
 from perceiver_vl.data.prefetch import read_ahead
-from perceiver_vl.data.records import Problem
-from perceiver_vl.data.skipped import MAX_BROKEN
-from perceiver_vl.data.sources import ClipSource, is_damaged
+from perceiver_vl.data.records import SkippedSample
+from perceiver_vl.data.skipped import MAX_FAILED_FRACTION
+from perceiver_vl.data.sources import VideoDataset, is_damaged
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.perceiver_vl.question_answering import beside
-from perceiver_vl.tasks.evaluation import checked_frames, seen_of
+from perceiver_vl.tasks.evaluation import checked_frames, vision_batch_of
 from perceiver_vl.tasks.metrics import majority_word_accuracy, masked_word_accuracy, matching_accuracy
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 MLM_PROBABILITY = 0.15
@@ -57,7 +57,7 @@ class PreTrainingResult:
     seconds_per_clip: float
     metrics: dict[str, float] = field(default_factory=dict)
     trivial: dict[str, float] = field(default_factory=dict)
-    skipped: list[Problem] = field(default_factory=list)
+    skipped: list[SkippedSample] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class _Asked:
 def evaluate_pretraining(
     model: PerceiverVLForPreTraining,
     processor: PerceiverVLProcessor,
-    source: ClipSource,
+    source: VideoDataset,
     *,
     num_frames: int | None = None,
     captions_per_clip: int | None = None,
@@ -87,15 +87,15 @@ def evaluate_pretraining(
     budget: ComputeBudget = FULL_BUDGET,
     batch_size: int = 32,
     strict: bool = False,
-    max_broken: float = MAX_BROKEN,
+    max_failed_fraction: float = MAX_FAILED_FRACTION,
     progress: bool = False,
 ) -> PreTrainingResult:
     """Ask `model` for the masked words of every caption of `source`, and which captions belong to which clips.
 
     `captions_per_clip` keeps the first captions only (None: all). Clips that cannot be read are left out, and listed in
     `skipped`; `strict` raises at the first. Raises `UsageError` for values that cannot work and for a split whose clips
-    all have the same caption; `PerceiverVLError` if no clip or more than the share `max_broken` cannot be read, or the
-    model's answers are not numbers.
+    all have the same caption; `PerceiverVLError` if no clip or more than the share `max_failed_fraction` cannot be
+    read, or the model's answers are not numbers.
     """
     frames = checked_frames(model, processor, num_frames, budget, batch_size)
     if captions_per_clip is not None and captions_per_clip < 1:
@@ -106,18 +106,18 @@ def evaluate_pretraining(
     if not indices:
         raise UsageError(f"task=pre-training: none of the {len(source)} records has a caption")
     start = time.perf_counter()
-    problems: list[Problem] = []
+    problems: list[SkippedSample] = []
     read: list[int] = []
     words: list[tuple[Tensor, Tensor]] = []
     matches: list[tuple[Tensor, Tensor]] = []
     was_training = model.training
     try:
         model.eval()
-        with Stages(progress) as bar:
+        with ProgressBars(progress) as bar:
             advance = bar.stage("Asking", len(indices))
-            for batch in read_ahead([source], indices, frames, batch_size, problems, strict, max_broken):
-                seen = seen_of(batch, processor, frames, model.device)
-                vision = model.perceiver_vl.embed(None, None, seen.pixel_values, seen.frame_mask, budget)
+            for batch in read_ahead([source], indices, frames, batch_size, problems, strict, max_failed_fraction):
+                seen = vision_batch_of(batch, processor, frames, model.device)
+                vision = model.perceiver_vl.embed_inputs(None, None, seen.pixel_values, seen.frame_mask, budget)
                 asked = list(_asked(source, batch.indices, batch.rows, captions_per_clip, seed))
                 for some in (asked[first : first + batch_size] for first in range(0, len(asked), batch_size)):
                     words.append(_missing_words(model, processor, vision, some, budget))
@@ -153,7 +153,7 @@ def evaluate_pretraining(
 
 
 def _asked(
-    source: ClipSource, indices: list[int], rows: list[int], captions_per_clip: int | None, seed: int
+    source: VideoDataset, indices: list[int], rows: list[int], captions_per_clip: int | None, seed: int
 ) -> Iterator[_Asked]:
     for index, row in zip(indices, rows, strict=True):
         for place, text in enumerate(source.record(index).texts[:captions_per_clip]):
@@ -161,7 +161,7 @@ def _asked(
             yield _Asked(key, row, text, _caption_of_another(source, key))
 
 
-def _caption_of_another(source: ClipSource, key: tuple[int, int, int]) -> str:
+def _caption_of_another(source: VideoDataset, key: tuple[int, int, int]) -> str:
     """A caption that is none of clip `index`, drawn for `key` = (seed, caption, index).
 
     Raises `UsageError` where no draw finds one.
@@ -193,7 +193,7 @@ def _missing_words(
     masked = [mask_words(row, processor.tokenizer, MLM_PROBABILITY, one.key) for row, one in rows]
     ids, labels = (torch.stack(parts) for parts in zip(*masked, strict=True))
     is_masked = (labels != -100).to(model.device)
-    latents = model.perceiver_vl.read(_inputs(model, vision, asked, ids, mask), budget)
+    latents = model.perceiver_vl.encode(_inputs(model, vision, asked, ids, mask), budget)
     answers = model.decode_masked_words(latents, is_masked)[is_masked]
     return _finite(model.mlm_head(answers)).argmax(-1), labels[labels != -100]
 
@@ -218,7 +218,7 @@ def _inputs(
     model: PerceiverVLForPreTraining, vision: InputArray, asked: list[_Asked], ids: Tensor, mask: Tensor
 ) -> InputArray:
     rows = torch.tensor([one.row for one in asked], device=model.device)
-    return beside(vision, rows, model.perceiver_vl.embed(ids.to(model.device), mask.to(model.device)))
+    return beside(vision, rows, model.perceiver_vl.embed_inputs(ids.to(model.device), mask.to(model.device)))
 
 
 def _finite(logits: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ import torch
 import transformers
 
 from perceiver_vl._version import __version__
-from perceiver_vl.data.sources import ClipSource
+from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.data.transcode.prepared import describe_prepared
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.models.budget import ComputeBudget
-from perceiver_vl.models.loading import fingerprint
+from perceiver_vl.models.loading import model_fingerprint
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 
 
@@ -47,7 +47,7 @@ class EvaluationRecord:
 def evaluation_record(
     model_folder: Path,
     processor: PerceiverVLProcessor,
-    source: ClipSource,
+    source: VideoDataset,
     *,
     data: str,
     split: str | None,
@@ -67,7 +67,7 @@ def evaluation_record(
     return EvaluationRecord(
         command=command_line(),
         model=str(model_folder),
-        model_hash=fingerprint(model_folder),
+        model_hash=model_fingerprint(model_folder),
         data=data,
         prepared=describe_prepared(data),
         split=split,
@@ -108,7 +108,7 @@ def machine() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Circumstances:
+class RunInfo:
     """What it takes to get a bench's figures again: the report of each is one of these."""
 
     command: str = field(default_factory=command_line)

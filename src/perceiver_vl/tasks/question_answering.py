@@ -33,7 +33,7 @@ from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.perceiver_vl.question_answering import beside
 from perceiver_vl.tasks.metrics import probabilities, question_word, vqa_accuracy
 from perceiver_vl.tasks.question_types import vqa_question_type
-from perceiver_vl.tasks.task import Prediction, Seen, Task, kinds_of, number_or_text
+from perceiver_vl.tasks.task import Prediction, Task, VisionBatch, kinds_of, number_or_text
 from perceiver_vl.utils.errors import UsageError
 
 MOST_ANSWERS = 1500
@@ -46,7 +46,7 @@ def question_words(records: Sequence[Record], processor: PerceiverVLProcessor) -
 
 
 def ask_question(
-    model: PerceiverVLForQuestionAnswering, seen: Seen, words: dict[str, Tensor], budget: ComputeBudget
+    model: PerceiverVLForQuestionAnswering, seen: VisionBatch, words: dict[str, Tensor], budget: ComputeBudget
 ) -> Tensor:
     """Logits `(B,num_labels)`; a clip that several questions are about is embedded once."""
     embed = model.perceiver_vl.embed

@@ -17,24 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceiver_vl.data.records import Problem
-from perceiver_vl.data.skipped import MAX_BROKEN
-from perceiver_vl.data.sources import ClipSource
+from perceiver_vl.data.records import SkippedSample
+from perceiver_vl.data.skipped import MAX_FAILED_FRACTION
+from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
 from perceiver_vl.models.perceiver_vl.flops import (
-    asking_flops,
+    cached_vision_flops,
     encoder_flops,
     matching_flops,
-    merging_flops,
+    merge_flops,
+    partial_match_flops,
     pooling_flops,
-    summary_flops,
 )
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
 from perceiver_vl.tasks.clip_reading import ClipReader
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
@@ -85,7 +85,7 @@ class RetrievalResult:
     flops_per_clip: float
     streams: list[StreamResult]
     folds: int = 1
-    skipped: list[Problem] = field(default_factory=list)
+    skipped: list[SkippedSample] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
     def stream(self, name: str) -> StreamResult:
@@ -99,11 +99,11 @@ class RetrievalResult:
 
 @dataclass
 class _Encoded:
-    """Everything that is computed once: summaries `(·,D+H)` and unit vectors `(·,E)` of clips and captions."""
+    """Everything that is computed once: partial attentions `(·,D+H)` and unit vectors `(·,E)` of clips and captions."""
 
-    vision_summaries: Tensor
+    vision_partial: Tensor
     vision_features: Tensor
-    text_summaries: Tensor
+    text_partial: Tensor
     text_features: Tensor
     input_ids: Tensor
     attention_mask: Tensor
@@ -114,7 +114,7 @@ class _Encoded:
 def evaluate_retrieval(
     model: PerceiverVLForRetrieval,
     processor: PerceiverVLProcessor,
-    source: ClipSource,
+    source: VideoDataset,
     *,
     streams: Iterable[str] = ("multi", "mixed", "cascade"),
     num_frames: int | None = None,
@@ -123,7 +123,7 @@ def evaluate_retrieval(
     budget: ComputeBudget = FULL_BUDGET,
     batch_size: int = 32,
     strict: bool = False,
-    max_broken: float = MAX_BROKEN,
+    max_failed_fraction: float = MAX_FAILED_FRACTION,
     progress: bool = False,
     shared: bool = False,
 ) -> RetrievalResult:
@@ -134,7 +134,7 @@ def evaluate_retrieval(
     Clips that cannot be read are left out, and listed in `skipped`; `strict` raises `MediaError` at the first.
     `shared`: all processes of the group call this, take a share of the work each, and get the same result.
     Raises `UsageError` for an unknown stream and `PerceiverVLError` if fewer than two clips are left, or more than the
-    share `max_broken` cannot be read.
+    share `max_failed_fraction` cannot be read.
     """
     streams = tuple(streams)
     _check_request(streams, num_frames, captions_per_clip, shortlist, batch_size)
@@ -145,8 +145,10 @@ def evaluate_retrieval(
     was_training = model.training
     try:
         model.eval()
-        with Stages(progress) as bar:
-            reader = ClipReader(processor, source, num_frames, batch_size, model.device, strict, max_broken, shared)
+        with ProgressBars(progress) as bar:
+            reader = ClipReader(
+                processor, source, num_frames, batch_size, model.device, strict, max_failed_fraction, shared
+            )
             encoded, clip_seconds, text_seconds = _encode(model, processor, reader, captions_per_clip, budget, bar)
             clips, queries = len(encoded.vision_features), len(encoded.owner)
             scorer = _Scorer(model, encoded, reader, min(shortlist, clips), budget, bar)
@@ -221,53 +223,53 @@ def _encode(
     reader: ClipReader,
     captions_per_clip: int | None,
     budget: ComputeBudget,
-    bar: Stages,
+    bar: ProgressBars,
 ) -> tuple[_Encoded, float, float]:
     """Encode all clips, then all captions of those that could be read; with the seconds that each took."""
     start = time.perf_counter()
-    crew = reader.crew
-    advance = bar.stage("Encoding clips", len(crew.share(reader.readable)))
+    group = reader.group
+    advance = bar.stage("Encoding clips", len(group.share(reader.readable)))
 
     def see() -> list[tuple[Tensor, ...]]:
         found: list[tuple[Tensor, ...]] = []
         for indices, pixel_values, frame_mask in reader.read():
             latents = model.encode_vision(pixel_values, frame_mask, budget)
-            found.append((model.match_summary(latents), model.pool_vision(latents).float()))
+            found.append((model.partial_match(latents), model.pool_vision(latents).float()))
             advance(len(indices))
         return found
 
-    vision = crew.tensors_of_all(see, model.device)
+    vision = group.tensors_of_all(see, model.device)
     reader.settle()
     if len(reader.readable) < 2:
         why = f", the first that failed: {reader.problems[0].reason}" if reader.problems else ""
         raise PerceiverVLError(
             f"retrieval needs at least two clips that can be read, found {len(reader.readable)}{why}"
         )
-    vision_summaries, vision_features = (torch.cat(parts) for parts in zip(*vision, strict=True))
+    vision_partial, vision_features = (torch.cat(parts) for parts in zip(*vision, strict=True))
     clip_seconds = time.perf_counter() - start
 
     captions = [reader.source.record(index).texts[:captions_per_clip] for index in reader.readable]
     owner = torch.tensor([clip for clip, texts in enumerate(captions) for _ in texts], device=model.device)
     start = time.perf_counter()
     words = processor(text=[text for texts in captions for text in texts]).to(model.device)
-    advance = bar.stage("Encoding captions", len(crew.share(range(len(owner)))))
+    advance = bar.stage("Encoding captions", len(group.share(range(len(owner)))))
 
     def read() -> list[tuple[Tensor, ...]]:
         found: list[tuple[Tensor, ...]] = []
         batches = list(zip(words["input_ids"].split(64), words["attention_mask"].split(64), strict=True))
-        for ids, mask in crew.share(batches):
+        for ids, mask in group.share(batches):
             latents = model.encode_text(ids, mask, budget)
-            found.append((model.match_summary(latents), model.pool_text(latents).float()))
+            found.append((model.partial_match(latents), model.pool_text(latents).float()))
             advance(len(ids))
         return found
 
-    text = crew.tensors_of_all(read, model.device)
-    text_summaries, text_features = (torch.cat(parts) for parts in zip(*text, strict=True))
+    text = group.tensors_of_all(read, model.device)
+    text_partial, text_features = (torch.cat(parts) for parts in zip(*text, strict=True))
     text_seconds = time.perf_counter() - start
-    if not all(made.isfinite().all() for made in (vision_summaries, vision_features, text_summaries, text_features)):
+    if not all(made.isfinite().all() for made in (vision_partial, vision_features, text_partial, text_features)):
         raise PerceiverVLError("the model's latents are not finite numbers, it cannot rank anything: train it again")
     tokens = words["input_ids"], words["attention_mask"]
-    encoded = _Encoded(vision_summaries, vision_features, text_summaries, text_features, *tokens, owner)
+    encoded = _Encoded(vision_partial, vision_features, text_partial, text_features, *tokens, owner)
     return encoded, clip_seconds, text_seconds
 
 
@@ -281,7 +283,7 @@ class _Scorer:
         reader: ClipReader,
         shortlist: int,
         budget: ComputeBudget,
-        bar: Stages,
+        bar: ProgressBars,
     ) -> None:
         self.model, self.encoded, self.reader, self.budget, self.bar = model, encoded, reader, budget, bar
         self.shortlist = shortlist
@@ -308,13 +310,13 @@ class _Scorer:
         text_latents = budget.text_latents or config.num_text_latents or config.num_latents
         text = encoder_flops(config, text_tokens=tokens, budget=budget)
         multi = text + pooling_flops(config) + clips * 2 * (config.projection_dim or config.hidden_size)
-        summary, merging = summary_flops(config, text_latents), merging_flops(config)
-        single_pair = asking_flops(config, num_frames, tokens, budget) + matching_flops(config, latents)
+        partial, merging = partial_match_flops(config, text_latents), merge_flops(config)
+        single_pair = cached_vision_flops(config, num_frames, tokens, budget) + matching_flops(config, latents)
         cost = {
             "multi": multi,
-            "mixed": text + summary + clips * merging,
+            "mixed": text + partial + clips * merging,
             "single": clips * single_pair,
-            "cascade": multi + summary + self.shortlist * merging,
+            "cascade": multi + partial + self.shortlist * merging,
             "cascade-single": multi + self.shortlist * single_pair,
         }
         return float(cost[stream])
@@ -323,7 +325,7 @@ class _Scorer:
         """Operations for encoding, pooling and summarising a clip."""
         config, latents = self.model.config, self.budget.latents or self.model.config.num_latents
         encoding = encoder_flops(config, num_frames, budget=self.budget)
-        return float(encoding + pooling_flops(config) + summary_flops(config, latents))
+        return float(encoding + pooling_flops(config) + partial_match_flops(config, latents))
 
     def _multi(self) -> Tensor:
         return self.model.logit_scale * self.encoded.text_features @ self.encoded.vision_features.T
@@ -332,21 +334,21 @@ class _Scorer:
         """Matching logits where `wanted (Q,C)`, minus infinity elsewhere."""
         scores = torch.full(wanted.shape, -torch.inf, device=wanted.device)
         pairs = wanted.nonzero()
-        crew = self.reader.crew
-        advance = self.bar.stage("Mixed stream: matching pairs", len(crew.share(range(len(pairs)))))
-        for texts, clips in (batch.T for batch in crew.share(pairs.split(1024))):
-            found = self.encoded.vision_summaries[clips], self.encoded.text_summaries[texts]
-            scores[texts, clips] = self.model.match_from_summaries(*found).float()
+        group = self.reader.group
+        advance = self.bar.stage("Mixed stream: matching pairs", len(group.share(range(len(pairs)))))
+        for texts, clips in (batch.T for batch in group.share(pairs.split(1024))):
+            found = self.encoded.vision_partial[clips], self.encoded.text_partial[texts]
+            scores[texts, clips] = self.model.merge_matches(*found).float()
             advance(len(texts))
-        return crew.largest(scores)
+        return group.largest(scores)
 
     def _single(self, wanted: Tensor) -> Tensor:
         """The same by joint encoding; each clip is embedded and projected once for all the texts that want it."""
         encoded, reader = self.encoded, self.reader
         scores = torch.full(wanted.shape, -torch.inf, device=wanted.device)
-        words = self.model.perceiver_vl.embed(encoded.input_ids, encoded.attention_mask)
+        words = self.model.perceiver_vl.embed_inputs(encoded.input_ids, encoded.attention_mask)
         place = {index: column for column, index in enumerate(reader.readable)}
-        advance = self.bar.stage("Single stream: encoding pairs", int(wanted.sum()) // reader.crew.processes)
+        advance = self.bar.stage("Single stream: encoding pairs", int(wanted.sum()) // reader.group.processes)
 
         def encode() -> None:
             for indices, pixel_values, frame_mask in reader.read():
@@ -358,9 +360,9 @@ class _Scorer:
                         scores[asking, clip] = self._single_of(*seen, words, asking)
                         advance(len(asking))
 
-        reader.crew.of_all(encode)
+        reader.group.of_all(encode)
         reader.settle()
-        return reader.crew.largest(scores)
+        return reader.group.largest(scores)
 
     def _single_of(self, pixel_values: Tensor, frame_mask: Tensor, words: InputArray, texts: Tensor) -> Tensor:
         """Matching logits `(R,)` of one clip with the texts at these places `(R,)`."""

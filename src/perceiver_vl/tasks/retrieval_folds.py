@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
-from perceiver_vl.data.sources import ClipSource, Subset
+from perceiver_vl.data.sources import Subset, VideoDataset
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.retrieval import Recall, RetrievalResult, StreamResult, evaluate_retrieval
@@ -17,7 +17,7 @@ from perceiver_vl.utils.errors import UsageError
 
 
 def evaluate_in_folds(
-    model: PerceiverVLForRetrieval, processor: PerceiverVLProcessor, source: ClipSource, folds: int, **how: Any
+    model: PerceiverVLForRetrieval, processor: PerceiverVLProcessor, source: VideoDataset, folds: int, **how: Any
 ) -> RetrievalResult:
     """`evaluate_retrieval(model, processor, part, **how)` on `folds` equal parts, their figures averaged.
 

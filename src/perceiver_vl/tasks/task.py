@@ -31,7 +31,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Seen:
+class VisionBatch:
     """The media of a batch: distinct clips or pictures `pixel_values (V,T,3,H,W)`, `frame_mask (V,T)`, and which of
     them each example is about, `rows (B,)` int64; of pairs, V = 2 times the distinct pairs, and a row counts pairs.
     """
@@ -73,7 +73,7 @@ class Task:
     head: Callable[[Iterable[Record]], dict[str, Any]]
     words: Callable[[Sequence[Record], PerceiverVLProcessor], dict[str, Tensor]]
     targets: Callable[[Sequence[Record], PerceiverVLConfig], Tensor]
-    ask: Callable[[Any, Seen, dict[str, Tensor], ComputeBudget], Tensor]
+    ask: Callable[[Any, VisionBatch, dict[str, Tensor], ComputeBudget], Tensor]
     check_head: Callable[[PerceiverVLConfig, Sequence[Record]], None]
     predict: Callable[[Record, Tensor, PerceiverVLConfig], tuple[str, int, float]]
     score: Callable[[Record, Tensor, PerceiverVLConfig], dict[str, float]]

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.files import write_text
 from perceiver_vl.utils.jsonl import append_line, keep_until
 
@@ -131,7 +131,7 @@ class ProgressBar(TrainerCallback):
         self.bars = bars
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        stages = self.bars.enter_context(Stages(state.is_world_process_zero))
+        stages = self.bars.enter_context(ProgressBars(state.is_world_process_zero))
         self.advance = stages.stage("Training", state.max_steps, done=state.global_step)
         self.losses = self.figures = ""
 

@@ -30,7 +30,7 @@ SUMS = "sums.json"
 """
 
 
-class SavingTrainer(Trainer):
+class CheckpointTrainer(Trainer):
     """Saves as the Trainer does, but beside the place, sealed and renamed. recent: the losses of each objective since
     the last line of the log.
     """

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainingArguments
 
-from perceiver_vl.data.records import Problem
-from perceiver_vl.data.sources import ClipSource
+from perceiver_vl.data.records import SkippedSample
+from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.models.budget import FULL_BUDGET
 from perceiver_vl.models.perceiver_vl.encoder import PerceiverVLEncoder
 from perceiver_vl.tasks.dataset import task_loss
@@ -23,7 +23,7 @@ from perceiver_vl.tasks.evaluation import usable_examples
 from perceiver_vl.tasks.task import Task
 from perceiver_vl.training import elastic
 from perceiver_vl.training.losses import PreTrainingBatch, pretraining_losses
-from perceiver_vl.training.recipe import Recipe, Split
+from perceiver_vl.training.recipe import DataSource, Recipe
 from perceiver_vl.training.run import checked_arguments, examples_of, sampler_for
 from perceiver_vl.training.setup import prepare_start
 from perceiver_vl.training.stages import part_of
@@ -48,11 +48,11 @@ class DryRun:
     """What a run would be.
 
     parameters: by part of the model. fresh: parts that `initialise.model` lacks. flops_per_example: of a forward
-    pass at all reads, a multiply-add counting as two (with the backward pass, three times as many). batch: examples of
-    one process at a time; examples_per_step: of all processes, accumulated. memory: bytes of one process: `weights` are
-    parameters, gradients and Adam's moments in float32, `activations` what is kept for the backward pass of a batch or
-    of a chunk of it, without activation checkpointing (of an elastic recipe at the dearest budgets that it may draw),
-    `program` what Python and its libraries hold in main memory.
+    pass at all cross-attentions, a multiply-add counting as two (with the backward pass, three times as many). batch:
+    examples of one process at a time; examples_per_step: of all processes, accumulated. memory: bytes of one process:
+    `weights` are parameters, gradients and Adam's moments in float32, `activations` what is kept for the backward pass
+    of a batch or of a chunk of it, without activation checkpointing (of an elastic recipe at the dearest budgets that
+    it may draw), `program` what Python and its libraries hold in main memory.
     """
 
     model: str
@@ -65,7 +65,7 @@ class DryRun:
     examples_per_step: int
     memory: dict[str, int]
     data: list[SplitFound]
-    skipped: list[Problem]
+    skipped: list[SkippedSample]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -135,12 +135,12 @@ def _steps(arguments: TrainingArguments, batches: int) -> int:
     return ceil(arguments.num_train_epochs * max(1, ceil(batches / arguments.gradient_accumulation_steps)))
 
 
-def _usable(clips: ClipSource, task: Task | None) -> int:
+def _usable(clips: VideoDataset, task: Task | None) -> int:
     """How many clips a task can be scored on; those of pre-training have captions, or would not be there."""
     return len(clips) if task is None else len(usable_examples(task, clips, labelled=True)[0])
 
 
-def _name(split: Split, part: str) -> str:
+def _name(split: DataSource, part: str) -> str:
     """A split in words, as the recipe has it."""
     where = "world" if split.world is not None else str(split.folder or split.shards)
     named = " ".join(filter(None, (split.benchmark, where, split.split)))
@@ -170,13 +170,13 @@ def _forward(model: nn.Module, batch: dict[str, Any], recipe: Recipe, arguments:
         _, *smaller = elastic.budgets_of_step(recipe.elastic, model.config, recipe.data.num_frames, arguments.seed, 0)  # type: ignore[arg-type]
         how: Any = [FULL_BUDGET, *smaller[:-1], FULL_BUDGET], recipe.elastic.distill  # what is drawn may be the whole
         if recipe.task is not None:
-            return elastic.task_loss(model, tensors, *how)  # type: ignore[arg-type]
+            return elastic.elastic_task_loss(model, tensors, *how)  # type: ignore[arg-type]
         return elastic.pretraining_loss(model, PreTrainingBatch.from_dict(tensors), objectives, *how)  # type: ignore[arg-type]
 
     trained = loss if recipe.elastic is None else elastic_loss
     for module in model.modules():
         if isinstance(module, PerceiverVLEncoder):
-            module.layer_drop = 0.0  # at all reads
+            module.layer_drop = 0.0  # at all cross-attentions
     with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16 or arguments.fp16):
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             held = trained()  # noqa: F841 (while it lives no storage is given to another tensor)

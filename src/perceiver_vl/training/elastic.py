@@ -19,8 +19,8 @@ from torch import Tensor
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, TrainingBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.training.losses import Answered, Objectives, PreTrainingBatch, pretraining_answers
-from perceiver_vl.utils.distributed import WholeBatch
+from perceiver_vl.training.losses import ObjectiveOutput, Objectives, PreTrainingBatch, pretraining_answers
+from perceiver_vl.utils.distributed import GlobalBatch
 from perceiver_vl.utils.errors import UsageError
 
 _ELASTIC_DRAWS = 5  # data has 0 to 4, by example
@@ -120,7 +120,7 @@ def _most(config: PerceiverVLConfig, num_frames: int) -> dict[str, tuple[int, st
 
 
 def elastic_loss(
-    ask: Callable[[ComputeBudget], Mapping[str, Answered]],
+    ask: Callable[[ComputeBudget], Mapping[str, ObjectiveOutput]],
     budgets: list[ComputeBudget],
     weights: Mapping[str, float],
     distill: float,
@@ -137,14 +137,14 @@ def elastic_loss(
         own.append(torch.stack([weights[name] * one.loss for name, one in answers.items()]).sum())
         losses = [weights[name] * distillation_loss(one, full[name]) for name, one in answers.items()]
         taught.append(torch.stack(losses).sum())
-    whole = torch.stack([weights[name] * one.loss for name, one in full.items()]).sum()
+    global_batch = torch.stack([weights[name] * one.loss for name, one in full.items()]).sum()
     smaller, learned = torch.stack(own), torch.stack(taught)
-    total = (whole + ((1 - distill) * smaller + distill * learned).mean()) / 2
+    total = (global_batch + ((1 - distill) * smaller + distill * learned).mean()) / 2
     parts = {name: one.loss for name, one in full.items()}
     return total, parts | {"smaller": smaller.mean(), "distill": learned.mean()}
 
 
-def distillation_loss(learner: Answered, teacher: Answered) -> Tensor:
+def distillation_loss(learner: ObjectiveOutput, teacher: ObjectiveOutput) -> Tensor:
     """What the learner's answers miss of the teacher's, which are taken as given: 0 where they are the same.
 
     Classes: the Kullback-Leibler divergence, averaged over the rows. Yes or no: the same of each question, averaged
@@ -174,21 +174,21 @@ def pretraining_loss(
     objectives: Objectives,
     budgets: list[ComputeBudget],
     distill: float,
-    whole: WholeBatch | None = None,
+    global_batch: GlobalBatch | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`elastic_loss` of the objectives; all budgets judge the same pairs. whole: as of `pretraining_losses`."""
     hard: Tensor | None = None
 
-    def ask(budget: ComputeBudget) -> dict[str, Answered]:
+    def ask(budget: ComputeBudget) -> dict[str, ObjectiveOutput]:
         nonlocal hard
-        answers, hard = pretraining_answers(model, batch, objectives, budget, hard, whole)
+        answers, hard = pretraining_answers(model, batch, objectives, budget, hard, global_batch)
         return answers
 
     weights = {field.name: getattr(objectives, field.name) for field in fields(objectives)}
     return elastic_loss(ask, budgets, weights, distill)
 
 
-def task_loss(
+def elastic_task_loss(
     model: PerceiverVLPreTrainedModel, inputs: Mapping[str, Any], budgets: list[ComputeBudget], distill: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`elastic_loss` of a task's model, which computes its own from the `labels` among `inputs`."""
@@ -196,8 +196,8 @@ def task_loss(
     if model.config.problem_type == "regression":
         kind = "numbers"
 
-    def ask(budget: ComputeBudget) -> dict[str, Answered]:
+    def ask(budget: ComputeBudget) -> dict[str, ObjectiveOutput]:
         output = model(**inputs, budget=budget)
-        return {"task": Answered(output.loss, (output.logits,), kind)}
+        return {"task": ObjectiveOutput(output.loss, (output.logits,), kind)}
 
     return elastic_loss(ask, budgets, {"task": 1.0}, distill)

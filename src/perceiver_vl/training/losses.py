@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl.pretraining import PerceiverVLForPreTraining
-from perceiver_vl.utils.distributed import WholeBatch, whole_batches
+from perceiver_vl.utils.distributed import GlobalBatch, global_batches
 from perceiver_vl.utils.errors import UsageError
 
 Computed = TypeVar("Computed", Tensor, tuple[Tensor, ...])
@@ -99,7 +99,7 @@ class PreTrainingBatch:
 
 
 @dataclass(frozen=True)
-class Answered:
+class ObjectiveOutput:
     """What came of asking: the loss, and the logits that it is made of.
 
     `kind` of each of the logits: of classes `(…,K)`; of yes or no, each by itself, `(B,)` or `(B,K)`; numbers `(B,1)`.
@@ -118,13 +118,13 @@ def pretraining_losses(
     batch: PreTrainingBatch,
     objectives: Objectives,
     budget: ComputeBudget,
-    whole: WholeBatch | None = None,
+    global_batch: GlobalBatch | None = None,
 ) -> dict[str, Tensor]:
     """Every objective whose weight is not 0, by name, unweighted; each side is encoded once for all that can share it.
 
     `whole`: the batch of all processes, of which this is a part; None: ask them.
     """
-    answered, _ = pretraining_answers(model, batch, objectives, budget, whole=whole)
+    answered, _ = pretraining_answers(model, batch, objectives, budget, global_batch=global_batch)
     return {name: one.loss for name, one in answered.items()}
 
 
@@ -134,25 +134,25 @@ def pretraining_answers(
     objectives: Objectives,
     budget: ComputeBudget,
     hard: Tensor | None = None,
-    whole: WholeBatch | None = None,
-) -> tuple[dict[str, Answered], Tensor | None]:
+    global_batch: GlobalBatch | None = None,
+) -> tuple[dict[str, ObjectiveOutput], Tensor | None]:
     """What `pretraining_losses` sums up, and the hard negatives `(B,)` that were drawn for it, where there are some.
 
     `hard`: those of another budget on the same batch, whose answers are to be compared.
     """
-    answered: dict[str, Answered] = {}
+    answered: dict[str, ObjectiveOutput] = {}
     device, chunk = batch.input_ids.device, objectives.chunk
-    if whole is None:
-        [whole] = whole_batches([len(batch)], device)
-    pieces = whole.pieces(chunk)
-    places = whole.places.to(device)
-    donors, negatives = places - places % 2, (places - 1) % max(1, whole.total)
+    if global_batch is None:
+        [global_batch] = global_batches([len(batch)], device)
+    pieces = global_batch.pieces(chunk)
+    places = global_batch.places.to(device)
+    donors, negatives = places - places % 2, (places - 1) % max(1, global_batch.total)
     contrasts = bool(objectives.vtc or objectives.ttc or objectives.hard_negatives)
     mixes = bool(objectives.mixed_vtm or objectives.mixed_vtc)
 
     def kept_of(latents: Tensor, pool: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         """What the contrasts `(B,E)` and the mixed stream `(B,D+H)` need of an encoding, as far as they are asked."""
-        return (*([pool(latents)] if contrasts else []), *([model.match_summary(latents)] if mixes else []))
+        return (*([pool(latents)] if contrasts else []), *([model.partial_match(latents)] if mixes else []))
 
     def see(pixel_values: Tensor, frame_mask: Tensor) -> tuple[Tensor, ...]:
         return kept_of(model.encode_vision(pixel_values, frame_mask, budget), model.pool_vision)
@@ -167,27 +167,27 @@ def pretraining_answers(
         vision = in_pieces(see, pieces, batch.pixel_values, batch.frame_mask)
         text = in_pieces(read, pieces, batch.input_ids, batch.attention_mask)
         if objectives.vtc:
-            answered["vtc"] = _contrast(vision[0], text[0], model.logit_scale, whole)
+            answered["vtc"] = _contrast(vision[0], text[0], model.logit_scale, global_batch)
         if objectives.ttc:
             others = in_pieces(pooled, pieces, batch.other_input_ids, batch.other_attention_mask)
-            answered["ttc"] = _contrast(others, text[0], model.logit_scale, whole)
+            answered["ttc"] = _contrast(others, text[0], model.logit_scale, global_batch)
         if objectives.hard_negatives:
             if hard is None:
-                similarities = model.logit_scale * text[0].detach() @ whole.rows(vision[0].detach()).T
+                similarities = model.logit_scale * text[0].detach() @ global_batch.rows(vision[0].detach()).T
                 hard = draw_hard_negatives(similarities, places, batch.negative_draws)
             negatives = hard
             donors = torch.where(donors == places, donors, hard)
         if mixes:
-            clips = whole.rows(vision[-1])
+            clips = global_batch.rows(vision[-1])
         if objectives.mixed_vtm:
-            answered["mixed_vtm"] = _mixed_matching(model, clips, text[-1], negatives, whole, chunk)
+            answered["mixed_vtm"] = _mixed_matching(model, clips, text[-1], negatives, global_batch, chunk)
         if objectives.mixed_vtc:
-            answered["mixed_vtc"] = _mixed_contrast(model, clips, text[-1], whole, chunk)
+            answered["mixed_vtc"] = _mixed_contrast(model, clips, text[-1], global_batch, chunk)
 
-    shown = shown_jointly(whole.total, objectives.joint_share)
-    rows, joint = shown[whole.own].nonzero().squeeze(1).to(device), whole.marked(shown)
+    shown = shown_jointly(global_batch.total, objectives.joint_share)
+    rows, joint = shown[global_batch.own].nonzero().squeeze(1).to(device), global_batch.marked(shown)
     if objectives.vtm:
-        answered["vtm"] = _single_matching(model, batch, rows, donors, budget, whole, joint, chunk)
+        answered["vtm"] = _single_matching(model, batch, rows, donors, budget, global_batch, joint, chunk)
     if objectives.mlm:
         answered["mlm"] = _joint_masked_words(model, batch, rows, budget, joint, chunk)
     return answered, hard
@@ -208,30 +208,32 @@ def in_pieces(compute: Callable[..., Computed], pieces: int, *tensors: Tensor) -
 
 
 def contrastive_loss(
-    features: Tensor, text_features: Tensor, logit_scale: Tensor, whole: WholeBatch | None = None
+    features: Tensor, text_features: Tensor, logit_scale: Tensor, global_batch: GlobalBatch | None = None
 ) -> Tensor:
     """VTC, TTC: symmetric cross-entropy over the similarities of unit vectors `(B,E)`, `(B,E)` of all processes."""
-    if whole is None:
-        [whole] = whole_batches([len(features)], features.device)
-    return _contrast(features, text_features, logit_scale, whole).loss
+    if global_batch is None:
+        [global_batch] = global_batches([len(features)], features.device)
+    return _contrast(features, text_features, logit_scale, global_batch).loss
 
 
-def _contrast(features: Tensor, text_features: Tensor, logit_scale: Tensor, whole: WholeBatch) -> Answered:
-    return _in_batch(logit_scale * text_features @ whole.rows(features).T, whole)
+def _contrast(
+    features: Tensor, text_features: Tensor, logit_scale: Tensor, global_batch: GlobalBatch
+) -> ObjectiveOutput:
+    return _in_batch(logit_scale * text_features @ global_batch.rows(features).T, global_batch)
 
 
-def _in_batch(logits: Tensor, whole: WholeBatch) -> Answered:
+def _in_batch(logits: Tensor, global_batch: GlobalBatch) -> ObjectiveOutput:
     """Symmetric cross-entropy: each text belongs to the vision at its own place, among all, and the reverse.
 
     `logits (B,ΣB)`: of this process's texts with the vision of all processes. No logit is computed twice: what the
     other texts say of a vision is in the log-sum-exp that each process has of its texts.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    own = whole.places.to(logits.device)
+    own = global_batch.places.to(logits.device)
     right = logits.gather(1, own[:, None]).squeeze(1)
-    of_vision = whole.one_each.rows(logits.logsumexp(0)[None]).logsumexp(0)[own]
-    rows = whole.mean_of(whole.total)
-    return Answered(((logits.logsumexp(1) + of_vision) / 2 - right).sum() / rows, (logits,), "classes", rows)
+    of_vision = global_batch.one_each.rows(logits.logsumexp(0)[None]).logsumexp(0)[own]
+    rows = global_batch.mean_of(global_batch.total)
+    return ObjectiveOutput(((logits.logsumexp(1) + of_vision) / 2 - right).sum() / rows, (logits,), "classes", rows)
 
 
 @torch.no_grad()
@@ -250,13 +252,13 @@ def draw_hard_negatives(similarities: Tensor, own: Tensor, draws: Tensor) -> Ten
 
 
 def mixed_matching_loss(
-    model: PerceiverVLForPreTraining, clips: Tensor, texts: Tensor, donors: Tensor, whole: WholeBatch
+    model: PerceiverVLForPreTraining, clips: Tensor, texts: Tensor, donors: Tensor, global_batch: GlobalBatch
 ) -> Tensor:
     """VTM in the mixed stream: every text once with its own vision, once with that at the place `donors (B,)`.
 
-    `clips (ΣB,D+H)` of all processes and `texts (B,D+H)` as `match_summary` has them.
+    `clips (ΣB,D+H)` of all processes and `texts (B,D+H)` as `partial_match` has them.
     """
-    return _mixed_matching(model, clips, texts, donors, whole, None).loss
+    return _mixed_matching(model, clips, texts, donors, global_batch, None).loss
 
 
 def _mixed_matching(
@@ -264,28 +266,30 @@ def _mixed_matching(
     clips: Tensor,
     texts: Tensor,
     donors: Tensor,
-    whole: WholeBatch,
+    global_batch: GlobalBatch,
     chunk: int | None,
-) -> Answered:
-    own = whole.places.to(donors.device)
-    pairs, pieces = clips[torch.cat([own, donors])], whole.pieces(None if chunk is None else ceil(chunk / 2))
-    logits = in_pieces(model.match_from_summaries, pieces, pairs, torch.cat([texts, texts]))
-    return _matching(logits, torch.cat([torch.ones_like(own, dtype=torch.bool), donors == own]), 2 * whole.total, whole)
+) -> ObjectiveOutput:
+    own = global_batch.places.to(donors.device)
+    pairs, pieces = clips[torch.cat([own, donors])], global_batch.pieces(None if chunk is None else ceil(chunk / 2))
+    logits = in_pieces(model.merge_matches, pieces, pairs, torch.cat([texts, texts]))
+    return _matching(
+        logits, torch.cat([torch.ones_like(own, dtype=torch.bool), donors == own]), 2 * global_batch.total, global_batch
+    )
 
 
-def _matching(logits: Tensor, matches: Tensor, count: int, whole: WholeBatch) -> Answered:
+def _matching(logits: Tensor, matches: Tensor, count: int, global_batch: GlobalBatch) -> ObjectiveOutput:
     """Binary cross-entropy of logits `(R,)`, `count` of them in all processes."""
-    rows = whole.mean_of(count)
+    rows = global_batch.mean_of(count)
     surprise = F.binary_cross_entropy_with_logits(logits, matches.to(logits.dtype), reduction="sum")
-    return Answered(surprise / rows, (logits,), "yes_or_no", rows)
+    return ObjectiveOutput(surprise / rows, (logits,), "yes_or_no", rows)
 
 
 def _mixed_contrast(
-    model: PerceiverVLForPreTraining, clips: Tensor, texts: Tensor, whole: WholeBatch, chunk: int | None
-) -> Answered:
+    model: PerceiverVLForPreTraining, clips: Tensor, texts: Tensor, global_batch: GlobalBatch, chunk: int | None
+) -> ObjectiveOutput:
     """VTC in the mixed stream, by the matching logits of all pairs; arguments as of `mixed_matching_loss`."""
-    matched = in_pieces(lambda some: model.match_from_summaries(clips, some[:, None]), whole.pieces(chunk), texts)
-    return _in_batch(matched, whole)
+    matched = in_pieces(lambda some: model.merge_matches(clips, some[:, None]), global_batch.pieces(chunk), texts)
+    return _in_batch(matched, global_batch)
 
 
 def shown_jointly(examples: int, share: float) -> Tensor:
@@ -304,23 +308,23 @@ def _single_matching(
     rows: Tensor,
     donors: Tensor,
     budget: ComputeBudget,
-    whole: WholeBatch,
-    joint: WholeBatch,
+    global_batch: GlobalBatch,
+    joint: GlobalBatch,
     chunk: int | None,
-) -> Answered:
+) -> ObjectiveOutput:
     """VTM as published: the text at `rows (R,)`, unmasked, each with the vision at its place of `donors (B,)`.
 
     `joint`: such rows in all processes.
     """
-    places, donors = whole.places.to(donors.device)[rows], donors[rows]
-    pixel_values, where = whole.fetched(batch.pixel_values, donors)
-    frame_mask, _ = whole.fetched(batch.frame_mask, donors)
+    places, donors = global_batch.places.to(donors.device)[rows], donors[rows]
+    pixel_values, where = global_batch.fetched(batch.pixel_values, donors)
+    frame_mask, _ = global_batch.fetched(batch.frame_mask, donors)
 
     def match(rows: Tensor, where: Tensor) -> Tensor:
         vision = pixel_values[where], frame_mask[where]
         return model.match_jointly(batch.input_ids[rows], batch.attention_mask[rows], *vision, budget)
 
-    return _matching(in_pieces(match, joint.pieces(chunk), rows, where), donors == places, joint.total, whole)
+    return _matching(in_pieces(match, joint.pieces(chunk), rows, where), donors == places, joint.total, global_batch)
 
 
 def _joint_masked_words(
@@ -328,9 +332,9 @@ def _joint_masked_words(
     batch: PreTrainingBatch,
     rows: Tensor,
     budget: ComputeBudget,
-    joint: WholeBatch,
+    joint: GlobalBatch,
     chunk: int | None,
-) -> Answered:
+) -> ObjectiveOutput:
     """MLM on the pairs at `rows (R,)`, all matched, vision intact: the mean over the masked words, 0 if there is none.
 
     The vocabulary is scored where words are missing only.
@@ -346,4 +350,6 @@ def _joint_masked_words(
     logits = model.mlm_head(in_pieces(answer, joint.pieces(chunk), rows, is_masked)[is_masked])
     count = joint.summed(is_masked.sum()).clamp(min=1)
     words = joint.mean_of(count.to(torch.promote_types(logits.dtype, torch.float32)))
-    return Answered(F.cross_entropy(logits, labels[is_masked], reduction="sum") / words, (logits,), "classes", words)
+    return ObjectiveOutput(
+        F.cross_entropy(logits, labels[is_masked], reduction="sum") / words, (logits,), "classes", words
+    )

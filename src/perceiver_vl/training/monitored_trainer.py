@@ -18,17 +18,24 @@ from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import IntervalStrategy
 
 from perceiver_vl.training.callbacks import AtSteps
-from perceiver_vl.training.checkpoint_trainer import SavingTrainer
+from perceiver_vl.training.checkpoint_trainer import CheckpointTrainer
 from perceiver_vl.training.checkpoints import first_for_all
 from perceiver_vl.training.ema import WeightAverage
 from perceiver_vl.training.nonfinite_steps import NonFiniteSteps
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.signals import Stop
-from perceiver_vl.training.statistics import FEW, gradient_norms, look_into, looks_into, memory, norms_by_part
+from perceiver_vl.training.statistics import (
+    FEW,
+    encoder_statistics,
+    gradient_norms,
+    is_statistics_step,
+    memory,
+    norms_by_part,
+)
 from perceiver_vl.utils.timing import peak_gflops
 
 
-class WatchedTrainer(SavingTrainer):
+class MonitoredTrainer(CheckpointTrainer):
     """Skips steps that are not finite, averages the weights if the recipe says so, and has the figures of health."""
 
     def __init__(self, recipe: Recipe, stop: Stop, **kwargs: Any) -> None:
@@ -68,7 +75,7 @@ class WatchedTrainer(SavingTrainer):
             self._clips += len(batch["pixel_values"])
             self._flops += self.flops(batch)
         step = self.state.global_step + 1
-        if batches and self._is_logged(step) and looks_into(step, self.state.logging_steps):
+        if batches and self._is_logged(step) and is_statistics_step(step, self.state.logging_steps):
             tensors = {name: value for name, value in batches[-1].items() if isinstance(value, Tensor)}
             self._few = {name: value[:FEW].clone() for name, value in tensors.items()}
 
@@ -122,7 +129,7 @@ class WatchedTrainer(SavingTrainer):
         if self._few:
             few, self._few = self._prepare_inputs(self._few), {}
             with self.accelerator.autocast():
-                figures |= look_into(self.accelerator.unwrap_model(self.model), lambda: self.run_on(few))
+                figures |= encoder_statistics(self.accelerator.unwrap_model(self.model), lambda: self.run_on(few))
         if not self._peak:
             kind = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
             self._peak = peak_gflops(self.args.device, kind)

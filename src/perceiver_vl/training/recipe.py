@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 
-from perceiver_vl.data.skipped import MAX_BROKEN, check_share
+from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_share
 from perceiver_vl.data.synthetic import TASKS as WORLD_TASKS
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.tasks import task_of
@@ -18,7 +18,7 @@ from perceiver_vl.training.losses import Objectives
 from perceiver_vl.utils.errors import UsageError
 
 Parsed = TypeVar("Parsed")
-PARTS = ("reads", "latents", "thoughts", "embeddings", "decoder", "heads", "all")
+PARTS = ("cross_attentions", "latents", "self_attentions", "embeddings", "decoder", "heads", "all")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class WorldSplit:
 
 
 @dataclass(frozen=True)
-class Split:
+class DataSource:
     """Where one split's clips are: a `folder`, `shards` or the generated `world`; give one of them.
 
     benchmark: which public benchmark's official files the folder holds (`data.benchmarks`).
@@ -79,18 +79,18 @@ class Data:
     train: one source, or several (a list in YAML), mixed by their weights. `augmentation`: of training clips.
     `bucket`: sort the captions of so many batches at a time by length, so that less is padded; 0: do not.
     `cache`: keep decoded frames in memory (uniform sampling only). `strict`: stop at the first broken file.
-    `max_broken`: stop when more than this share of the clips cannot be read.
+    `max_failed_fraction`: stop when more than this share of the clips cannot be read.
     """
 
-    train: tuple[Split, ...]
-    validation: Split | None = None
+    train: tuple[DataSource, ...]
+    validation: DataSource | None = None
     num_frames: int = 8
     sampling: Literal["uniform", "random"] = "random"
     augmentation: Augmentation = field(default_factory=Augmentation)
     bucket: int = 0
     cache: bool = False
     strict: bool = False
-    max_broken: float = MAX_BROKEN
+    max_failed_fraction: float = MAX_FAILED_FRACTION
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -102,7 +102,7 @@ class Data:
             raise UsageError(f"data.num_frames={self.num_frames}: need at least one frame")
         if self.bucket < 0:
             raise UsageError(f"data.bucket={self.bucket}: need a number of batches, or 0")
-        check_share(self.max_broken, "data.max_broken")
+        check_share(self.max_failed_fraction, "data.max_failed_fraction")
         if self.cache and self.sampling == "random":
             raise UsageError(
                 "data.cache=true: random sampling takes new frames each time, set sampling=uniform or no cache"
@@ -110,7 +110,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Words:
+class TokenizerConfig:
     """The tokenizer: BERT's or another's by `name` (a local folder or a hub name), else one trained on the words of the
     training clips.
     """
@@ -157,7 +157,7 @@ class Initialise:
 class Stage:
     """Some steps of a run in which only the parts named in `train` learn.
 
-    reads: the cross-attentions of the encoder; latents: with their positions; thoughts: the self-attentions, and the
+    cross_attentions: those of the encoder; latents: with their positions; self_attentions: the encoder's, and the
     encoder's last norm; embeddings: of words and pixels; decoder: with its queries; heads: whatever else there is; all.
     The learning rate starts anew with each stage; `learning_rate` and `warmup_steps` are those of `training` if None.
     """
@@ -200,7 +200,7 @@ class Recipe:
     data: Data
     model: dict[str, Any] = field(default_factory=dict)
     objectives: Objectives = field(default_factory=Objectives)
-    tokenizer: Words = field(default_factory=Words)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     evaluation: Evaluation = field(default_factory=Evaluation)
     training: dict[str, Any] = field(default_factory=dict)
     optimizer: Literal["adamw", "adam"] = "adamw"
@@ -284,7 +284,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if isinstance(data, dict) and isinstance(train := data.get("train"), dict | list):
         sources = train if isinstance(train, list) else [train]
         names = [f"data.train[{number}]" for number in range(len(sources))] if train is sources else ["data.train"]
-        parsed = [_parse(Split, one, f"{where}: {name}") for one, name in zip(sources, names, strict=True)]
+        parsed = [_parse(DataSource, one, f"{where}: {name}") for one, name in zip(sources, names, strict=True)]
         values["data"] = {**data, "train": parsed}
     return _parse(Recipe, values, where)
 

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from perceiver_vl.data.batching import DrawnExamples, EpochSampler, PreTrainingCollator, TrainingExamples
 from perceiver_vl.data.mixture import MixtureSampler, letters_of_caption, sampler_of
 from perceiver_vl.data.prefetch import other_pictures
-from perceiver_vl.data.records import Problem
+from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.data.skipped import read_skipped
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
@@ -62,7 +62,7 @@ _TRAINING_DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_total_limit": 2,
     "dataloader_drop_last": True,
-    "ddp_find_unused_parameters": True,  # dropped reads, heads not asked, frozen parts; recomputing activations or not
+    "ddp_find_unused_parameters": True,  # LayerDrop, heads not asked, frozen parts; recomputing or not
     "dataloader_pin_memory": torch.cuda.is_available(),  # torch warns where there is nothing to pin for
 }
 _COMPILING = "torch_compile", "torch_compile_backend", "torch_compile_mode"
@@ -83,7 +83,7 @@ class TrainingResult:
     steps: int
     seconds: float
     retrieval: RetrievalResult | None
-    skipped: list[Problem]
+    skipped: list[SkippedSample]
     damaged: list[str]
     task: TaskResult | None = None
     fresh: list[str] = dataclasses.field(default_factory=list)
@@ -117,8 +117,8 @@ def train(
     for `load_best_model_at_end`), `README.md` (the model card), `recipe.yaml`, `log.csv`,
     `metrics.json`, `skipped.jsonl` (what was left out, and why), and `checkpoints/`.
     Raises `UsageError` for a recipe that cannot work, before anything is written; `MediaError` at a broken file with
-    `data.strict`, `PerceiverVLError` when there are more than `data.max_broken`, and for what ends a run from outside,
-    with the checkpoint that it can go on from.
+    `data.strict`, `PerceiverVLError` when there are more than `data.max_failed_fraction`, and for what ends a run from
+    outside, with the checkpoint that it can go on from.
     """
     arguments = checked_arguments(recipe)
     with only_run_in(recipe.output), told_in_one_line(recipe.output), stop_on_signals() as stop:

@@ -10,9 +10,9 @@ from torch import nn
 
 from perceiver_vl.data.folder import Need
 from perceiver_vl.data.mixture import Lacks, Mixture, Pool, no_caption, pools_of
-from perceiver_vl.data.open import open_clips
-from perceiver_vl.data.records import Problem, Record
-from perceiver_vl.data.sources import CachedClips, ClipSource
+from perceiver_vl.data.open import open_dataset
+from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.sources import CachedDataset, VideoDataset
 from perceiver_vl.data.synthetic import open_world
 from perceiver_vl.models.loading import check_model_folder
 from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
@@ -27,7 +27,7 @@ from perceiver_vl.models.perceiver_vl.warm_start import initialise_from
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import usable_examples
 from perceiver_vl.tasks.task import Task
-from perceiver_vl.training.recipe import Data, Recipe, Split
+from perceiver_vl.training.recipe import Data, DataSource, Recipe
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.utils.console import quiet
 from perceiver_vl.utils.errors import UsageError
@@ -48,8 +48,8 @@ class Start:
     config: PerceiverVLConfig
     source: Mixture
     pools: list[Pool]
-    validation: ClipSource | None
-    problems: list[Problem]
+    validation: VideoDataset | None
+    problems: list[SkippedSample]
     model: PerceiverVLPreTrainedModel
     fresh: list[str]
 
@@ -58,7 +58,7 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
     """Open the data of a recipe, and make its model, or the one of `checkpoint`, whose weights the Trainer loads.
 
     batch: clips of a batch, of all processes. Raises `UsageError` for what cannot work; `PerceiverVLError` where more
-    records than `data.max_broken` allows cannot be used.
+    records than `data.max_failed_fraction` allows cannot be used.
     """
     task = None if recipe.task is None else task_of(recipe.task)
     data = recipe.data
@@ -84,15 +84,15 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
 
 
 def open_split(
-    split: Split, size: tuple[int, int], data: Data, task: Task | None = None, classes: Sequence[str] = ()
-) -> tuple[ClipSource, list[Problem]]:
+    split: DataSource, size: tuple[int, int], data: Data, task: Task | None = None, classes: Sequence[str] = ()
+) -> tuple[VideoDataset, list[SkippedSample]]:
     """The clips of one split of a recipe, at `size` (height, width), and the records that had to be left out.
 
-    classes: of the model, in their order. Raises `PerceiverVLError` where more records than `data.max_broken` allows
-    cannot be used.
+    classes: of the model, in their order. Raises `PerceiverVLError` where more records than `data.max_failed_fraction`
+    allows cannot be used.
     """
-    source: ClipSource
-    problems: list[Problem] = []
+    source: VideoDataset
+    problems: list[SkippedSample] = []
     if split.world is not None:
         world = split.world
         length = {} if world.seconds is None else {"seconds": world.seconds}
@@ -101,7 +101,7 @@ def open_split(
     else:
         where = split.shards if split.folder is None else split.folder
         assert where is not None
-        source, problems = open_clips(
+        source, problems = open_dataset(
             where,
             size,
             benchmark=split.benchmark,
@@ -111,25 +111,25 @@ def open_split(
             need=_need_of(task),
             classes=classes,
             strict=data.strict,
-            max_broken=data.max_broken,
+            max_failed_fraction=data.max_failed_fraction,
         )
     found = classes_of(source)
     if classes and found and found != tuple(classes):
         raise UsageError(
             f"data: {split.folder or split.shards}: has other classes than those trained on, or in another order"
         )
-    return CachedClips(source) if data.cache else source, problems
+    return CachedDataset(source) if data.cache else source, problems
 
 
 def open_training(
     data: Data, size: tuple[int, int], task: Task | None = None, classes: Sequence[str] = ()
-) -> tuple[Mixture, list[Problem]]:
+) -> tuple[Mixture, list[SkippedSample]]:
     """The clips that a recipe trains on, decoded for frames of `size`, and the records that had to be left out.
 
     Labels that are names of classes are numbered alike in all sources: as in `classes`, or as in the first source.
     """
-    sources: list[ClipSource] = []
-    problems: list[Problem] = []
+    sources: list[VideoDataset] = []
+    problems: list[SkippedSample] = []
     for split in data.train:
         known = classes or (classes_of(sources[0]) if sources else ())
         source, left = open_split(split, data.augmentation.decoding_size(size), data, task, known)
@@ -145,9 +145,9 @@ def lacks_of(task: Task | None) -> Lacks:
     return lambda record: task.missing(record) or (None if task.is_labelled(record) else "does not say what is right")
 
 
-def classes_of(source: ClipSource) -> tuple[str, ...]:
+def classes_of(source: VideoDataset) -> tuple[str, ...]:
     """The names that the labels of a source are indices of; nothing where they are numbers."""
-    bare = source.source if isinstance(source, CachedClips) else source
+    bare = source.source if isinstance(source, CachedDataset) else source
     return tuple(getattr(bare, "classes", ()))
 
 

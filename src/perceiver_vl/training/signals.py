@@ -1,7 +1,7 @@
 """Pre-emption: a machine that is about to be taken away says so by a signal; the run saves a checkpoint and leaves.
 
 SIGTERM and SIGUSR1 ask for it, of one process or of all. At the end of the step all processes agree (see
-`WatchedTrainer`), save, and leave by `PreemptedError`, which the command line turns into exit code 75.
+`MonitoredTrainer`), save, and leave by `PreemptedError`, which the command line turns into exit code 75.
 """
 
 import signal

@@ -19,9 +19,9 @@ from perceiver_vl.training.recipe import Stage
 from perceiver_vl.utils.errors import UsageError
 
 _PLACES = {
-    "reads": r"perceiver_vl\.encoder\.blocks\.\d+\.reads\.",
+    "cross_attentions": r"perceiver_vl\.encoder\.blocks\.\d+\.cross_attentions\.",
     "latents": r"perceiver_vl\.encoder\.latent",
-    "thoughts": r"perceiver_vl\.encoder\.(blocks\.\d+\.thoughts|norm)\.",
+    "self_attentions": r"perceiver_vl\.encoder\.(blocks\.\d+\.self_attentions|norm)\.",
     "embeddings": r"perceiver_vl\.embeddings\.",
     "decoder": r"(decoder|vtm_query|mlm_queries|answer_query|answer_queries)\.",
 }

@@ -1,6 +1,7 @@
-"""How a training run is doing, in figures: norms by part of the model, what latents and reads do, speed, memory.
+"""How a training run is doing, in figures: norms by part of the model, what latents and cross-attentions do, speed,
+memory.
 
-Which of them call for a look, `symptoms` says.
+Which of them call for a look, `diagnose` says.
 Shapes: B batch, C choices or pictures, T frames, L text tokens, M inputs, N latents, D width, H heads.
 """
 
@@ -26,13 +27,13 @@ from perceiver_vl.training.stages import part_of
 
 FEW = 4
 """Examples of a batch that are looked into."""
-_LOOKS = 100
+_EVERY = 100
 """Steps between two looks into the model, each of which takes a forward pass of `FEW` examples."""
 
 
-def looks_into(step: int, logging_steps: int) -> bool:
+def is_statistics_step(step: int, logging_steps: int) -> bool:
     """Whether the model is looked into when `step` is logged: at the first log, and about every hundredth step."""
-    return step == logging_steps or step // _LOOKS > (step - logging_steps) // _LOOKS
+    return step == logging_steps or step // _EVERY > (step - logging_steps) // _EVERY
 
 
 def norms_by_part(tensors: Iterable[tuple[str, Tensor | None]]) -> dict[str, float]:
@@ -58,14 +59,14 @@ def gradient_norms(model: nn.Module, total: float) -> dict[str, float]:
 
 
 @torch.no_grad()
-def look_into(model: nn.Module, run: Callable[[], object]) -> dict[str, float]:
-    """What the encoder does while `run` runs `model` on a few examples, in evaluation, at all reads:
+def encoder_statistics(model: nn.Module, run: Callable[[], object]) -> dict[str, float]:
+    """What the encoder does while `run` runs `model` on a few examples, in evaluation, at all cross-attentions:
 
-    `latents_alike`: cosine between two latents of an example, mean over pairs and examples (1: they have collapsed).
-    `examples_alike`: cosine between the same latent of two examples (1: the model does not tell them apart).
-    `read_2_entropy`: of the attention of the second block's read, as a share of that of uniform attention.
-    `read_2_update`: the norm of what that read finds, relative to that of the latents it is added to.
-    Nothing random is drawn and nothing of the model changed.
+    `latent_similarity`: cosine between two latents of an example, mean over pairs and examples (1: collapsed).
+    `example_similarity`: cosine between the same latent of two examples (1: the model does not tell them apart).
+    `cross_attention_2_entropy`: of the attention of the second block's read, as a share of that of uniform attention.
+    `cross_attention_2_update`: the norm of what that cross-attention finds, relative to that of the latents it is added
+    to. Nothing random is drawn and nothing of the model changed.
     """
     found: dict[str, list[Tensor]] = {}
     handles = []
@@ -73,9 +74,13 @@ def look_into(model: nn.Module, run: Callable[[], object]) -> dict[str, float]:
         handles.append(encoder.register_forward_hook(partial(_note_latents, found)))
         for number, block in enumerate(encoder.blocks, start=1):
             assert isinstance(block, EncoderBlock)
-            for name in block.reads:
-                label = f"read_{number}" if name == "joint" else f"read_{number}_{name}"
-                handles.append(block.read_of(name).register_forward_pre_hook(partial(_note_read, found, label)))
+            for name in block.cross_attentions:
+                label = f"cross_attention_{number}" + ("" if name == "joint" else f"_{name}")
+                handles.append(
+                    block.cross_attention_of(name).register_forward_pre_hook(
+                        partial(_note_cross_attention, found, label)
+                    )
+                )
     was_training = model.training
     model.eval()
     try:
@@ -88,7 +93,7 @@ def look_into(model: nn.Module, run: Callable[[], object]) -> dict[str, float]:
     return {name: torch.stack(values).mean().item() for name, values in found.items()}
 
 
-def likeness(vectors: Tensor) -> Tensor:
+def mean_cosine_similarity(vectors: Tensor) -> Tensor:
     """`(…,n,D)` → `(…)`: the mean cosine between two of the n vectors, n at least 2."""
     count = vectors.shape[-2]
     together = F.normalize(vectors.float(), dim=-1).sum(-2).square().sum(-1)  # n + the cosines of all ordered pairs
@@ -98,12 +103,14 @@ def likeness(vectors: Tensor) -> Tensor:
 def _note_latents(found: dict[str, list[Tensor]], encoder: nn.Module, args: object, latents: Tensor) -> None:
     """`latents (B,N,D)`."""
     if latents.shape[1] > 1:
-        found.setdefault("latents_alike", []).append(likeness(latents).mean())
+        found.setdefault("latent_similarity", []).append(mean_cosine_similarity(latents).mean())
     if latents.shape[0] > 1:
-        found.setdefault("examples_alike", []).append(likeness(latents.transpose(0, 1)).mean())
+        found.setdefault("example_similarity", []).append(mean_cosine_similarity(latents.transpose(0, 1)).mean())
 
 
-def _note_read(found: dict[str, list[Tensor]], label: str, block: AttentionBlock, args: tuple[Any, ...]) -> None:
+def _note_cross_attention(
+    found: dict[str, list[Tensor]], label: str, block: AttentionBlock, args: tuple[Any, ...]
+) -> None:
     """Before a read of `latents (B,N,D)`, `inputs (B,M,D)`, `input_mask (B,M)`."""
     latents, inputs, mask = (*args, None)[:3]
     normed, inputs = block.norm1(latents), block.input_norm(inputs)

@@ -17,25 +17,25 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 
 from perceiver_vl.data.batching import SharedBatches
-from perceiver_vl.data.records import Problem
-from perceiver_vl.data.skipped import Tried, check_broken, write_skipped
-from perceiver_vl.data.sources import ClipSource
+from perceiver_vl.data.records import SkippedSample
+from perceiver_vl.data.skipped import ReadTracker, check_failures, write_skipped
+from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import TaskResult, evaluate_task
 from perceiver_vl.tasks.retrieval import RetrievalResult, evaluate_retrieval
-from perceiver_vl.training.elastic import budgets_of_step, pretraining_loss, task_loss
+from perceiver_vl.training.elastic import budgets_of_step, elastic_task_loss, pretraining_loss
 from perceiver_vl.training.losses import PreTrainingBatch, pretraining_losses
-from perceiver_vl.training.monitored_trainer import WatchedTrainer
+from perceiver_vl.training.monitored_trainer import MonitoredTrainer
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.resume import Batch
 from perceiver_vl.training.sharding import UNITS, as_saved, whole_model
 from perceiver_vl.training.signals import Stop, outlive_a_signal
 from perceiver_vl.training.stages import stage_schedule
 from perceiver_vl.training.statistics import pretraining_flops, task_flops
-from perceiver_vl.utils.distributed import WholeBatch, whole_batches
+from perceiver_vl.utils.distributed import GlobalBatch, global_batches
 from perceiver_vl.utils.errors import PerceiverVLError
 
 RECALLS = ("r1", "r5", "r10")
@@ -43,34 +43,34 @@ SKIPPED = "skipped.jsonl"
 Result = TypeVar("Result", RetrievalResult, TaskResult)
 
 
-class RecipeTrainer(WatchedTrainer, Generic[Result]):
+class RecipeTrainer(MonitoredTrainer, Generic[Result]):
     """The Trainer of a recipe. known: what could not be read or used before it began."""
 
     def __init__(
         self,
         recipe: Recipe,
         stop: Stop,
-        validation: ClipSource | None,
+        validation: VideoDataset | None,
         sampler: Sampler[int],
         batch: Batch,
-        known: set[Problem],
+        known: set[SkippedSample],
         **kwargs: Any,
     ) -> None:
         super().__init__(recipe, stop, **kwargs)
         if self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = UNITS
         self.validation, self.sampler, self.batch, self.known = validation, sampler, batch, known
-        self.tried = Tried(len(self.train_dataset))
-        self._told: set[Problem] = set()  # what all processes know of each other's problems
+        self.tried = ReadTracker(len(self.train_dataset))
+        self._told: set[SkippedSample] = set()  # what all processes know of each other's problems
         self.loss_is_scaled_for_ga = False  # ours is the mean of each batch
         self._fetches, self._waited, self._evaluated, self._since = 0, 0.0, 0.0, time.perf_counter()
 
     @abstractmethod
-    def loss_of(self, model: nn.Module, inputs: dict[str, Any], whole: WholeBatch) -> Tensor:
+    def loss_of(self, model: nn.Module, inputs: dict[str, Any], global_batch: GlobalBatch) -> Tensor:
         """The loss of this process's part of the whole batch; its mean over the processes is that of the whole."""
 
     @abstractmethod
-    def score(self, validation: ClipSource) -> Result:
+    def score(self, validation: VideoDataset) -> Result:
         """The model on the validation clips."""
 
     @abstractmethod
@@ -125,22 +125,25 @@ class RecipeTrainer(WatchedTrainer, Generic[Result]):
         self.note_batches(batches, files)
         self._fetches += 1
         if self._fetches.bit_count() == 1 or self._fetches % 100 == 0:  # early, then rarely: all processes take part
-            self._check_broken()
+            self._check_failures()
         return batches, items
 
     def _share(self, batches: list[dict[str, Any]]) -> None:
         """Say in each batch of a step whose it is, and what it weighs in the mean of them, by its examples."""
-        wholes = whole_batches([batch.pop("examples") for batch in batches], self.args.device)
-        examples = sum(whole.total for whole in wholes)
-        for batch, whole in zip(batches, wholes, strict=True):
-            batch |= {"whole": whole, "weight": len(wholes) * whole.total / examples}
+        global_batches_of_step = global_batches([batch.pop("examples") for batch in batches], self.args.device)
+        examples = sum(global_batch.total for global_batch in global_batches_of_step)
+        for batch, global_batch in zip(batches, global_batches_of_step, strict=True):
+            batch |= {
+                "global_batch": global_batch,
+                "weight": len(global_batches_of_step) * global_batch.total / examples,
+            }
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """What `loss_of` says, by the weight of the batch among those that are accumulated."""
-        whole, weight = inputs.pop("whole"), inputs.pop("weight")
-        return self.loss_of(model, inputs, whole) * weight
+        global_batch, weight = inputs.pop("global_batch"), inputs.pop("weight")
+        return self.loss_of(model, inputs, global_batch) * weight
 
     def _sums(self) -> dict[str, Any]:
         return super()._sums() | self.batch.to_dict()
@@ -154,18 +157,18 @@ class RecipeTrainer(WatchedTrainer, Generic[Result]):
         else:
             torch.manual_seed((self.args.seed * 1_000_003 + self.state.global_step) * 1009 + rank)
 
-    def _check_broken(self) -> None:
+    def _check_failures(self) -> None:
         first = next(iter(self.tried.problems), None)
         found = self._of_all((*self.tried.counts(), first))
         broken, tried = (sum(one[place] for one in found) for place in (0, 1))
         first = next((one[2] for one in found if one[2]), None)
         try:
-            check_broken(broken, tried, len(self.train_dataset), self.recipe.data.max_broken, first)
+            check_failures(broken, tried, len(self.train_dataset), self.recipe.data.max_failed_fraction, first)
         except PerceiverVLError:
             self.write_skipped()
             raise
 
-    def write_skipped(self) -> tuple[list[Problem], list[str]]:
+    def write_skipped(self) -> tuple[list[SkippedSample], list[str]]:
         """Write what all processes could not read, → it, and the files that lacked frames; by name."""
         found = self._of_all((self.tried.problems, self.tried.damaged))
         problems = self.known.union(*(problems for problems, _ in found))
@@ -268,27 +271,29 @@ class RecipeTrainer(WatchedTrainer, Generic[Result]):
 class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
     """Our objectives as the loss, and retrieval on the validation clips as the evaluation."""
 
-    def loss_of(self, model: nn.Module, inputs: dict[str, Any], whole: WholeBatch) -> Tensor:
+    def loss_of(self, model: nn.Module, inputs: dict[str, Any], global_batch: GlobalBatch) -> Tensor:
         """The weighted sum of the recipe's objectives."""
         objectives = self.recipe.objectives
-        own = whole.sizes[whole.rank]  # 0 where what there is only stands in
+        own = global_batch.sizes[global_batch.rank]  # 0 where what there is only stands in
         batch = PreTrainingBatch.from_dict({name: value[:own] for name, value in inputs.items()})
         if self.recipe.elastic is not None:
             return self.loss_at_budgets(
                 model,
-                lambda inner, budgets, distill: pretraining_loss(inner, batch, objectives, budgets, distill, whole),
+                lambda inner, budgets, distill: pretraining_loss(
+                    inner, batch, objectives, budgets, distill, global_batch
+                ),
             )
         with self.accelerator.autocast():  # it wraps the model's own forward alone, which the objectives go around
             losses = _through_forward(
                 model,
                 self.accelerator.unwrap_model(model),
-                lambda inner: pretraining_losses(inner, batch, objectives, FULL_BUDGET, whole),
+                lambda inner: pretraining_losses(inner, batch, objectives, FULL_BUDGET, global_batch),
             )
         for name, loss in losses.items():
             self.recent.setdefault(name, []).append(loss.detach().float())
         return torch.stack([getattr(objectives, name) * loss for name, loss in losses.items()]).sum()
 
-    def score(self, validation: ClipSource) -> RetrievalResult:
+    def score(self, validation: VideoDataset) -> RetrievalResult:
         """As the recipe's `evaluation` says."""
         how, data = self.recipe.evaluation, self.recipe.data
         return evaluate_retrieval(
@@ -301,7 +306,7 @@ class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
             shortlist=how.shortlist,
             batch_size=how.batch_size,
             strict=data.strict,
-            max_broken=data.max_broken,
+            max_failed_fraction=data.max_failed_fraction,
             shared=True,
         )
 
@@ -333,15 +338,15 @@ class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
 class TaskTrainer(RecipeTrainer[TaskResult]):
     """The loss of a task's model, and the task's official metric on the validation clips as the evaluation."""
 
-    def loss_of(self, model: nn.Module, inputs: dict[str, Any], whole: WholeBatch) -> Tensor:
+    def loss_of(self, model: nn.Module, inputs: dict[str, Any], global_batch: GlobalBatch) -> Tensor:
         """The model computes its own from `labels`, a mean over the examples."""
         if self.recipe.elastic is not None:
-            loss = self.loss_at_budgets(model, lambda inner, *how: task_loss(inner, inputs, *how))
+            loss = self.loss_at_budgets(model, lambda inner, *how: elastic_task_loss(inner, inputs, *how))
         else:
             loss = model(**inputs).loss
-        return loss * whole.sizes[whole.rank] / whole.mean_of(whole.total)
+        return loss * global_batch.sizes[global_batch.rank] / global_batch.mean_of(global_batch.total)
 
-    def score(self, validation: ClipSource) -> TaskResult:
+    def score(self, validation: VideoDataset) -> TaskResult:
         """As `evaluate --task` does."""
         assert self.recipe.task is not None
         data = self.recipe.data
@@ -353,7 +358,7 @@ class TaskTrainer(RecipeTrainer[TaskResult]):
             num_frames=data.num_frames,
             batch_size=self.recipe.evaluation.batch_size,
             strict=data.strict,
-            max_broken=data.max_broken,
+            max_failed_fraction=data.max_failed_fraction,
             shared=True,
         )
 

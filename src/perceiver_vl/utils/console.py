@@ -11,7 +11,7 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class Stages:
+class ProgressBars:
     """A progress bar with a line for each stage of a long job; silent where `shown` is false, or nobody watches."""
 
     def __init__(self, shown: bool) -> None:
@@ -21,7 +21,7 @@ class Stages:
             *columns, *extra, console=err, transient=True, disable=not (shown and err.is_terminal)
         )
 
-    def __enter__(self) -> "Stages":
+    def __enter__(self) -> "ProgressBars":
         self._progress.start()
         return self
 

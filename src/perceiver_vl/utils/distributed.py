@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 Count = TypeVar("Count", float, Tensor)
 
 
-def world() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """The rank of this process, and how many there are."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
@@ -27,7 +27,7 @@ def world() -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class WholeBatch:
+class GlobalBatch:
     """A batch that lies in several processes: how many rows each has (0 is allowed), and which of them this one is."""
 
     sizes: tuple[int, ...]
@@ -50,13 +50,13 @@ class WholeBatch:
         return torch.arange(self.total)[self.own]
 
     @property
-    def one_each(self) -> "WholeBatch":
+    def one_each(self) -> "GlobalBatch":
         """The batch of one row a process."""
-        return WholeBatch((1,) * len(self.sizes), self.rank)
+        return GlobalBatch((1,) * len(self.sizes), self.rank)
 
-    def marked(self, marks: Tensor) -> "WholeBatch":
+    def marked(self, marks: Tensor) -> "GlobalBatch":
         """The batch of those rows that are marked, bool `(ΣB,)`."""
-        return WholeBatch(tuple(int(part.sum()) for part in marks.split(self.sizes)), self.rank)
+        return GlobalBatch(tuple(int(part.sum()) for part in marks.split(self.sizes)), self.rank)
 
     def pieces(self, most: int | None) -> int:
         """In how many pieces of at most so many rows each process does its part: all in as many, as sharded weights are
@@ -117,16 +117,16 @@ class WholeBatch:
 
 
 class _Gather(torch.autograd.Function):
-    """`WholeBatch.rows`. What each process adds to the gradient of a row is summed where the row came from."""
+    """`GlobalBatch.rows`. What each process adds to the gradient of a row is summed where the row came from."""
 
     @staticmethod
-    def forward(ctx: Any, mine: Tensor, whole: WholeBatch) -> Tensor:
-        ctx.own = whole.own
-        padded = mine.new_zeros(max(whole.sizes), *mine.shape[1:])
+    def forward(ctx: Any, mine: Tensor, batch: GlobalBatch) -> Tensor:
+        ctx.own = batch.own
+        padded = mine.new_zeros(max(batch.sizes), *mine.shape[1:])
         padded[: len(mine)] = mine
-        found = [torch.empty_like(padded) for _ in whole.sizes]
+        found = [torch.empty_like(padded) for _ in batch.sizes]
         dist.all_gather(found, padded)
-        return torch.cat([part[:size] for part, size in zip(found, whole.sizes, strict=True)])
+        return torch.cat([part[:size] for part, size in zip(found, batch.sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -136,23 +136,23 @@ class _Gather(torch.autograd.Function):
         return summed[ctx.own], None
 
 
-def whole_batches(sizes: Sequence[int], device: torch.device) -> list[WholeBatch]:
+def global_batches(sizes: Sequence[int], device: torch.device) -> list[GlobalBatch]:
     """Of some batches, of each of which this process has so many rows, what all processes have."""
-    rank, processes = world()
+    rank, processes = rank_and_world_size()
     mine = torch.tensor(sizes, device=device)
     found = [torch.empty_like(mine) for _ in range(processes)]
     if processes > 1:
         dist.all_gather(found, mine)
     else:
         found = [mine]
-    return [WholeBatch(tuple(of_one), rank) for of_one in torch.stack(found, 1).tolist()]
+    return [GlobalBatch(tuple(of_one), rank) for of_one in torch.stack(found, 1).tolist()]
 
 
-class Crew:
+class ProcessGroup:
     """Processes that share some work, each calling the same methods: those of the group, or (alone) this one."""
 
     def __init__(self, shared: bool) -> None:
-        self.rank, self.processes = world() if shared else (0, 1)
+        self.rank, self.processes = rank_and_world_size() if shared else (0, 1)
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """This process's share: neighbours, as many as the others have or one more or less."""

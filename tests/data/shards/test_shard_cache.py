@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from perceiver_vl import PerceiverVLError, UsageError
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.shards import ShardedClips, write_shards
+from perceiver_vl.data.shards import ShardedDataset, write_shards
 from perceiver_vl.data.shards.manifest import manifest_shards, read_manifest
-from perceiver_vl.data.sources import FolderClips
+from perceiver_vl.data.sources import FolderDataset
 from perceiver_vl.data.synthetic import write_world
 
 SIZE = (32, 32)
@@ -84,7 +84,7 @@ def digests(written: Path) -> dict[str, str]:
 
 
 class Drawn(Dataset[np.ndarray]):
-    def __init__(self, source: ShardedClips) -> None:
+    def __init__(self, source: ShardedDataset) -> None:
         self.source = source
 
     def __len__(self) -> int:
@@ -100,21 +100,21 @@ class Drawn(Dataset[np.ndarray]):
 def test_a_url_gives_what_the_folder_gives_and_each_shard_is_fetched_once(
     world: Path, remote: str, tmp_path: Path
 ) -> None:
-    folder = FolderClips(read_folder(world, split="train").records, SIZE)
-    clips = ShardedClips(remote, SIZE, "train", cache=tmp_path)
+    folder = FolderDataset(read_folder(world, split="train").records, SIZE)
+    clips = ShardedDataset(remote, SIZE, "train", cache=tmp_path)
     for _ in range(2):
         for index in range(len(folder)):
             assert np.array_equal(clips.frames(index, 3), folder.frames(index, 3))
     assert sorted(Remote.opened) == sorted(["manifest.json", "index.parquet", *(s.name for s in clips.shards)])
-    again = ShardedClips(remote, SIZE, "train", cache=tmp_path)
+    again = ShardedDataset(remote, SIZE, "train", cache=tmp_path)
     assert np.array_equal(again.frames(3, 3), folder.frames(3, 3))
     assert Remote.opened[-1] == "manifest.json"
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_share_the_cache(world: Path, written: Path, tmp_path: Path, workers: int) -> None:
-    folder = FolderClips(read_folder(world).records, SIZE)
-    clips = ShardedClips(written.as_uri(), SIZE, cache=tmp_path)
+    folder = FolderDataset(read_folder(world).records, SIZE)
+    clips = ShardedDataset(written.as_uri(), SIZE, cache=tmp_path)
     loader: DataLoader[Any] = DataLoader(Drawn(clips), batch_size=None, num_workers=workers)
     for _ in range(2):
         for index, frames in enumerate(loader):
@@ -125,7 +125,7 @@ def test_workers_share_the_cache(world: Path, written: Path, tmp_path: Path, wor
 
 
 def test_many_at_once_fetch_a_shard_once(remote: str, tmp_path: Path) -> None:
-    sources = [ShardedClips(remote, SIZE, cache=tmp_path) for _ in range(6)]
+    sources = [ShardedDataset(remote, SIZE, cache=tmp_path) for _ in range(6)]
     Remote.opened.clear()
     with ThreadPoolExecutor(6) as pool:
         clips = list(pool.map(lambda source: source.frames(0, 2), sources))
@@ -135,7 +135,7 @@ def test_many_at_once_fetch_a_shard_once(remote: str, tmp_path: Path) -> None:
 
 def test_without_a_cache_folder_it_is_the_users(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    ShardedClips(remote, SIZE).frames(0, 1)
+    ShardedDataset(remote, SIZE).frames(0, 1)
     assert len(kept(tmp_path / "cache" / "perceiver-vl" / "shards")) == 2
 
 
@@ -143,11 +143,11 @@ def test_without_a_cache_folder_it_is_the_users(remote: str, tmp_path: Path, mon
 
 
 def test_the_least_recently_used_make_room(remote: str, tmp_path: Path) -> None:
-    clips = ShardedClips(remote, SIZE, "train", cache=tmp_path)
+    clips = ShardedDataset(remote, SIZE, "train", cache=tmp_path)
     three = sum(sorted(shard.bytes for shard in clips.shards)[-3:])
     for path in tmp_path.iterdir():
         path.unlink()
-    clips = ShardedClips(remote, SIZE, "train", cache=tmp_path / "small", cache_bytes=three)
+    clips = ShardedDataset(remote, SIZE, "train", cache=tmp_path / "small", cache_bytes=three)
     for path in (tmp_path / "small").glob("*.tar"):
         path.unlink()  # the index
     Remote.opened.clear()
@@ -166,11 +166,11 @@ def test_the_least_recently_used_make_room(remote: str, tmp_path: Path) -> None:
 
 def test_a_cache_smaller_than_a_shard_is_refused(remote: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^cache_bytes=10: less than .*\.tar has, \d+$"):
-        ShardedClips(remote, SIZE, cache=tmp_path, cache_bytes=10)
+        ShardedDataset(remote, SIZE, cache=tmp_path, cache_bytes=10)
 
 
 def test_what_a_killed_process_left_is_cleared_and_what_another_fetches_is_not(remote: str, tmp_path: Path) -> None:
-    clips = ShardedClips(remote, SIZE, "train", cache=tmp_path)
+    clips = ShardedDataset(remote, SIZE, "train", cache=tmp_path)
     wanted = clips.shards[0].sha256
     free = (prefix for prefix in ("00", "01", "02") if not wanted.startswith(prefix))
     dead, held = next(free), next(free)
@@ -188,7 +188,7 @@ def test_what_a_killed_process_left_is_cleared_and_what_another_fetches_is_not(r
 
 
 def test_a_connection_that_breaks_is_tried_again(remote: str, tmp_path: Path) -> None:
-    clips = ShardedClips(remote, SIZE, cache=tmp_path)
+    clips = ShardedDataset(remote, SIZE, cache=tmp_path)
     Remote.failures[:] = [ConnectionError("reset"), TimeoutError("slow")]
     assert len(clips.frames(0, 2)) == 2
     Remote.failures[:] = [ConnectionError("reset by peer")] * 9
@@ -202,7 +202,7 @@ def test_a_connection_that_breaks_is_tried_again(remote: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b[:2000] + b"\xff" + b[2001:]])
 def test_a_shard_with_other_bytes_is_never_used(remote: str, tmp_path: Path, change: Any) -> None:
-    clips = ShardedClips(remote, SIZE, cache=tmp_path)
+    clips = ShardedDataset(remote, SIZE, cache=tmp_path)
     path = f"{remote}/{clips.shards[0].name}"
     good = Remote().cat_file(path)
     Remote().pipe_file(path, change(good))
@@ -214,14 +214,14 @@ def test_a_shard_with_other_bytes_is_never_used(remote: str, tmp_path: Path, cha
 
 
 def test_a_cached_shard_that_was_cut_is_fetched_again(remote: str, tmp_path: Path) -> None:
-    clips = ShardedClips(remote, SIZE, cache=tmp_path)
+    clips = ShardedDataset(remote, SIZE, cache=tmp_path)
     expected = clips.frames(0, 2)
     os.truncate(tmp_path / f"{clips.shards[0].sha256}.tar", 700)
     assert np.array_equal(clips.frames(0, 2), expected)
 
 
 def test_what_is_gone_is_said_at_once(remote: str, tmp_path: Path) -> None:
-    clips = ShardedClips(remote, SIZE, cache=tmp_path)
+    clips = ShardedDataset(remote, SIZE, cache=tmp_path)
     Remote().rm_file(f"{remote}/{clips.shards[0].name}")
     Remote.opened.clear()
     with pytest.raises(PerceiverVLError, match=r"train-000000\.tar: no such file, named in the manifest"):
@@ -229,23 +229,23 @@ def test_what_is_gone_is_said_at_once(remote: str, tmp_path: Path) -> None:
     assert len(Remote.opened) == 1
     Remote().rm_file(f"{remote}/manifest.json")
     with pytest.raises(UsageError, match=r"remote://data: no manifest\.json in it"):
-        ShardedClips(remote, SIZE, cache=tmp_path)
+        ShardedDataset(remote, SIZE, cache=tmp_path)
 
 
 def test_an_index_of_other_bytes_is_refused(remote: str, tmp_path: Path) -> None:
     Remote().pipe_file(f"{remote}/index.parquet", b"PAR1")
     with pytest.raises(PerceiverVLError, match=r"index\.parquet: cannot be fetched"):
-        ShardedClips(remote, SIZE, cache=tmp_path)
+        ShardedDataset(remote, SIZE, cache=tmp_path)
 
 
 @pytest.mark.parametrize("url", ["nothing://data", "sftp://host/data"])  # unknown; known, but its package is not here
 def test_a_url_that_nobody_here_speaks(url: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=rf"^{url}: cannot be opened: [^\n]+$"):
-        ShardedClips(url, SIZE, cache=tmp_path)
+        ShardedDataset(url, SIZE, cache=tmp_path)
 
 
 def test_a_full_disk_is_said(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clips = ShardedClips(remote, SIZE, cache=tmp_path)
+    clips = ShardedDataset(remote, SIZE, cache=tmp_path)
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -261,11 +261,11 @@ def test_a_full_disk_is_said(remote: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_cache_that_cannot_be_written_is_said(remote: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PerceiverVLError, match=r"^[^\n]*file: index\.parquet cannot be kept: [^\n]+$"):
-        ShardedClips(remote, SIZE, cache=tmp_path / "file")
+        ShardedDataset(remote, SIZE, cache=tmp_path / "file")
 
 
 def test_readers_survive_the_removal_of_what_they_read(remote: str, tmp_path: Path) -> None:
-    clips = ShardedClips(remote, SIZE, "train", cache=tmp_path)
+    clips = ShardedDataset(remote, SIZE, "train", cache=tmp_path)
     expected = [clips.frames(index, 1) for index in range(4)]
     done = threading.Event()
 
@@ -287,7 +287,7 @@ def test_readers_survive_the_removal_of_what_they_read(remote: str, tmp_path: Pa
 
 
 def test_the_name_of_a_kept_file_is_its_sha256(remote: str, written: Path, tmp_path: Path) -> None:
-    clips = ShardedClips(remote, SIZE, cache=tmp_path)
+    clips = ShardedDataset(remote, SIZE, cache=tmp_path)
     clips.frames(0, 1)
     assert f"{digests(written)[clips.shards[0].name]}.tar" in kept(tmp_path)
     shutil.rmtree(tmp_path)

@@ -26,9 +26,9 @@ from perceiver_vl import MediaError, PerceiverVLError, UsageError
 from perceiver_vl.cli import main
 from perceiver_vl.data.batching import TrainingExamples
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.records import Folder, Problem, Record
-from perceiver_vl.data.shards import ShardedClips, is_sharded, shuffled_in_groups, verify_shards, write_shards
-from perceiver_vl.data.sources import ClipSource, FolderClips
+from perceiver_vl.data.records import Folder, Record, SkippedSample
+from perceiver_vl.data.shards import ShardedDataset, is_sharded, shuffled_in_groups, verify_shards, write_shards
+from perceiver_vl.data.sources import FolderDataset, VideoDataset
 from perceiver_vl.data.synthetic import write_world
 from perceiver_vl.data.transcode.reencode import Settings
 from perceiver_vl.utils.files import sha256
@@ -64,7 +64,7 @@ def shards(written: Path, tmp_path: Path) -> Path:
 class Drawn(Dataset[tuple[np.ndarray, Record]]):
     """Each clip with frames drawn for its index, and its record."""
 
-    def __init__(self, source: ClipSource) -> None:
+    def __init__(self, source: VideoDataset) -> None:
         self.source = source
 
     def __len__(self) -> int:
@@ -130,8 +130,8 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_a_folder_and_its_shards_give_the_same_frames_and_records(world: Path, written: Path, workers: int) -> None:
-    folder = FolderClips(read_folder(world, split="train").records, SIZE)
-    shards = ShardedClips(written, SIZE, "train")
+    folder = FolderDataset(read_folder(world, split="train").records, SIZE)
+    shards = ShardedDataset(written, SIZE, "train")
     assert len(shards) == len(folder) == 10
     loader: DataLoader[Any] = DataLoader(Drawn(shards), batch_size=None, num_workers=workers)
     for index, (frames, record) in enumerate(loader):
@@ -142,8 +142,8 @@ def test_a_folder_and_its_shards_give_the_same_frames_and_records(world: Path, w
 
 
 def test_training_examples_are_the_same_too(world: Path, written: Path) -> None:
-    folder = TrainingExamples(FolderClips(read_folder(world, split="train").records, SIZE), 3, "random", seed=5)
-    shards = TrainingExamples(ShardedClips(written, SIZE, "train"), 3, "random", seed=5)
+    folder = TrainingExamples(FolderDataset(read_folder(world, split="train").records, SIZE), 3, "random", seed=5)
+    shards = TrainingExamples(ShardedDataset(written, SIZE, "train"), 3, "random", seed=5)
     for item in range(2 * len(folder)):
         ours, theirs = shards[item], folder[item]
         assert np.array_equal(ours.frames, theirs.frames)
@@ -158,7 +158,7 @@ def test_real_clips_are_the_same(name: str, metadata: str, tmp_path: Path) -> No
     columns = {"file_name": "file"} | ({"text": "captions"} if metadata == "captions.jsonl" else {})
     folder = read_folder(SHARED / name, metadata=metadata, columns=columns, need=None)
     write_shards(folder, tmp_path / "out", shard_bytes=400_000)
-    shards, files = ShardedClips(tmp_path / "out", (64, 64)), FolderClips(folder.records, (64, 64))
+    shards, files = ShardedDataset(tmp_path / "out", (64, 64)), FolderDataset(folder.records, (64, 64))
     assert len(shards) == len(files) >= 10
     assert len(shards.groups()) > 1
     for index in range(len(files)):
@@ -168,13 +168,13 @@ def test_real_clips_are_the_same(name: str, metadata: str, tmp_path: Path) -> No
 
 
 def test_all_splits_are_there_without_one(world: Path, written: Path) -> None:
-    everything = ShardedClips(written, SIZE)
+    everything = ShardedDataset(written, SIZE)
     assert [everything.record(i).file_name for i in range(len(everything))] == [
         record.file_name for record in read_folder(world).records
     ]
-    assert len(ShardedClips(written, SIZE, "val")) == 1  # as in folders, another word for validation
+    assert len(ShardedDataset(written, SIZE, "val")) == 1  # as in folders, another word for validation
     with pytest.raises(UsageError, match=r"split=best: .* has test, train, validation$"):
-        ShardedClips(written, SIZE, "best")
+        ShardedDataset(written, SIZE, "best")
 
 
 def test_shards_are_told_from_folders(world: Path, written: Path, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_shards_are_told_from_folders(world: Path, written: Path, tmp_path: Path
 
 
 def test_an_index_that_is_not_there_is_an_index_error(written: Path) -> None:
-    shards = ShardedClips(written, SIZE, "train")
+    shards = ShardedDataset(written, SIZE, "train")
     for index in (-1, 10):
         with pytest.raises(IndexError):
             shards.record(index)
@@ -215,7 +215,7 @@ def test_a_file_of_many_records_is_stored_once_and_every_record_comes_back(world
     ]
     report = write_shards(Folder(world, asked, classes=("no", "yes")), tmp_path / "out")
     assert (report.samples, report.records, report.splits) == (1, 3, {"": 3})
-    shards, files = ShardedClips(tmp_path / "out", SIZE), FolderClips(asked, SIZE)
+    shards, files = ShardedDataset(tmp_path / "out", SIZE), FolderDataset(asked, SIZE)
     assert [nowhere(shards.record(i)) for i in range(3)] == [nowhere(record) for record in asked]
     assert all(np.array_equal(shards.frames(i, 4), files.frames(i, 4)) for i in range(3))
     assert len({shards.record(i).path for i in range(3)}) == 1
@@ -232,14 +232,14 @@ def test_records_can_be_kept_by_what_they_have(world: Path, tmp_path: Path) -> N
     said: list[dict[str, Any]] = [{"texts": ("one",)}, {"question": "what?"}, {"label": 0}, {"texts": ("four",)}]
     records = [Record(path.name, path, **values) for path, values in zip(paths, said, strict=True)]
     write_shards(Folder(world, records), tmp_path / "out", samples_per_shard=1)
-    shards = ShardedClips(tmp_path / "out", SIZE, need="text")
+    shards = ShardedDataset(tmp_path / "out", SIZE, need="text")
     assert [shards.record(i).texts for i in range(len(shards))] == [("one",), ("four",)]
     assert shards.groups() == [range(1), range(1, 2)]
-    assert np.array_equal(shards.frames(1, 2), FolderClips(records, SIZE).frames(3, 2))
-    assert ShardedClips(tmp_path / "out", SIZE, need="label").record(0).label == 0
+    assert np.array_equal(shards.frames(1, 2), FolderDataset(records, SIZE).frames(3, 2))
+    assert ShardedDataset(tmp_path / "out", SIZE, need="label").record(0).label == 0
     write_shards(Folder(world, records[:1]), tmp_path / "words")
     with pytest.raises(UsageError, match="none of 1 records has a question"):
-        ShardedClips(tmp_path / "words", SIZE, need="question")
+        ShardedDataset(tmp_path / "words", SIZE, need="question")
 
 
 def test_both_pictures_of_a_pair_are_in_one_sample(pictures: Path, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_both_pictures_of_a_pair_are_in_one_sample(pictures: Path, tmp_path: Pat
         for n in range(2)
     ]
     write_shards(Folder(pictures, records), tmp_path / "out")
-    shards = ShardedClips(tmp_path / "out", SIZE)
+    shards = ShardedDataset(tmp_path / "out", SIZE)
     for index, record in enumerate(records):
         assert nowhere(shards.record(index)) == nowhere(record)
         assert shards.seconds().record(index).file_name == "3.PNG"
@@ -262,14 +262,14 @@ def test_both_pictures_of_a_pair_are_in_one_sample(pictures: Path, tmp_path: Pat
 def test_a_single_picture_has_no_second(pictures: Path, tmp_path: Path) -> None:
     write_shards(read_folder(pictures, need=None), tmp_path / "out")
     with pytest.raises(PerceiverVLError, match=r"0\.PNG: has no second picture"):
-        ShardedClips(tmp_path / "out", SIZE).seconds().frames(0, 1)
+        ShardedDataset(tmp_path / "out", SIZE).seconds().frames(0, 1)
 
 
 @pytest.mark.parametrize("split", ["../../evil", "/", "", "Ünïcode set", "train.tar", "x" * 400])
 def test_no_name_of_a_data_set_becomes_a_path(pictures: Path, tmp_path: Path, split: str) -> None:
     odd = Record("../../outside/0.PNG", pictures / "0.PNG", ("s",), split)
     write_shards(Folder(pictures, [odd]), tmp_path / "a" / "b" / "out")
-    shards = ShardedClips(tmp_path / "a" / "b" / "out", SIZE)
+    shards = ShardedDataset(tmp_path / "a" / "b" / "out", SIZE)
     assert nowhere(shards.record(0)) == nowhere(odd)
     (shard,) = shards.shards
     assert sorted(contents(tmp_path / "a" / "b" / "out")) == sorted([shard.name, "index.parquet", "manifest.json"])
@@ -346,7 +346,7 @@ def test_media_can_be_written_small(tmp_path: Path) -> None:
     write_shards(folder, tmp_path / "out", reencoding=Settings(size=16))
     write_shards(folder, tmp_path / "again", reencoding=Settings(size=16))
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
-    small, full = ShardedClips(tmp_path / "out", (16, 16)), FolderClips(folder.records, (16, 16))
+    small, full = ShardedDataset(tmp_path / "out", (16, 16)), FolderDataset(folder.records, (16, 16))
     for index in range(3):
         assert np.abs(small.frames(index, 4).astype(int) - full.frames(index, 4)).mean() < 12
     assert sum(row["size"] for row in rows(tmp_path / "out")) < sum(r.path.stat().st_size for r in folder.records)
@@ -371,7 +371,7 @@ def test_broken_files_are_left_out_named_and_counted(world: Path, broken: Path, 
     assert [problem.file_name for problem in report.skipped] == [names[1], names[5]]
     assert report.skipped[0].reason == "empty file (0 bytes)"
     assert (report.shards, report.samples, report.records) == (8, 8, 8)
-    shards = ShardedClips(tmp_path / "out", SIZE)
+    shards = ShardedDataset(tmp_path / "out", SIZE)
     assert [shards.record(i).file_name for i in range(8)] == [n for i, n in enumerate(names) if i not in (1, 5)]
     assert all(len(shards.frames(i, 2)) == 2 for i in range(8))
     told = json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped"]
@@ -383,7 +383,7 @@ def test_a_broken_file_takes_all_its_records_along(pictures: Path, tmp_path: Pat
     records = [Record("1.PNG", pictures / "1.PNG", (words,)) for words in ("one", "two")]
     pair = Record("0.PNG", pictures / "0.PNG", ("pair",), second_file_name="1.PNG", second_path=pictures / "1.PNG")
     good = Record("2.PNG", pictures / "2.PNG", ("two",))
-    source = Folder(pictures, [*records, pair, good], problems=[Problem("9.PNG", "not there")])
+    source = Folder(pictures, [*records, pair, good], problems=[SkippedSample("9.PNG", "not there")])
     report = write_shards(source, tmp_path / "out")
     assert [problem.file_name for problem in report.skipped] == ["9.PNG", "1.PNG", "1.PNG"]
     assert report.skipped[1].reason.endswith("(2 examples)")
@@ -415,7 +415,7 @@ def test_a_file_that_kills_the_process_is_left_out_too(world: Path, deadly: list
     assert deadly == ["train-000001.tar"]
     assert (report.written, report.shards, report.samples) == (4, 4, 9)
     (problem,) = report.skipped
-    assert problem == Problem(
+    assert problem == SkippedSample(
         read_folder(world, split="train").records[4].file_name, "damaged: reading it kills the process that does"
     )
     with pytest.raises(PerceiverVLError, match=r"process that wrote train-000001\.tar died at .*mp4, of a decoder or"):
@@ -568,7 +568,7 @@ def test_two_ways_to_fill_a_shard_are_one_too_many(world: Path, tmp_path: Path) 
 def test_an_altered_sample_is_a_media_error_that_names_shard_and_key_and_others_are_read(shards: Path) -> None:
     row = rows(shards)[4]
     overwrite(shards / row["shard"], row["offset"] + row["size"] // 2, b"\xff\x00\xff")
-    clips = ShardedClips(shards, SIZE, "train")
+    clips = ShardedDataset(shards, SIZE, "train")
     with pytest.raises(MediaError) as refused:
         clips.frames(4, 2)
     assert str(refused.value) == "train-000001.tar/00000004.mp4: altered: its bytes are not those that were written"
@@ -579,7 +579,7 @@ def test_an_altered_sample_is_a_media_error_that_names_shard_and_key_and_others_
 
 
 def test_a_shard_that_is_cut_off_while_it_is_read(shards: Path) -> None:
-    clips = ShardedClips(shards, SIZE, "train")
+    clips = ShardedDataset(shards, SIZE, "train")
     last = rows(shards)[2]
     os.truncate(shards / "train-000000.tar", last["offset"] + 10)
     assert len(clips.frames(0, 2)) == 2
@@ -646,7 +646,7 @@ def test_what_is_wrong_with_shards_is_one_line_before_the_first_example(
 ) -> None:
     spoil(shards)
     with pytest.raises(kind, match=ONE_LINE) as refused:
-        ShardedClips(shards, SIZE)
+        ShardedDataset(shards, SIZE)
     assert type(refused.value) is kind
     assert re.search(message, str(refused.value))
 
@@ -654,7 +654,7 @@ def test_what_is_wrong_with_shards_is_one_line_before_the_first_example(
 @pytest.mark.parametrize("record", ["not JSON", "[1]", '{"colour": "red"}', "{}", '{"file_name": "a", "path": "/etc"}'])
 def test_a_record_that_cannot_be_is_an_error(shards: Path, record: str) -> None:
     rewrite_index(shards, {"record": record})
-    clips = ShardedClips(shards, SIZE, "train")
+    clips = ShardedDataset(shards, SIZE, "train")
     with pytest.raises(PerceiverVLError, match=r"index\.parquet: record 0 cannot be read"):
         clips.record(0)
     assert clips.record(1).texts
@@ -728,7 +728,7 @@ def test_with_all_groups_open_it_is_a_plain_permutation() -> None:
 
 
 def test_the_groups_of_shards_are_the_records_of_each(written: Path) -> None:
-    clips = ShardedClips(written, SIZE, "train")
+    clips = ShardedDataset(written, SIZE, "train")
     assert clips.groups() == [range(3), range(3, 6), range(6, 9), range(9, 10)]
     for group, shard in zip(clips.groups(), clips.shards, strict=True):
         assert {clips.record(index).path.parent.name for index in group} == {shard.name}
@@ -776,7 +776,7 @@ def test_the_command_takes_one_split_and_re_encodes(
 ) -> None:
     assert run(monkeypatch, "shard", "folder", world, tmp_path / "out", "--split", "val", "--size", 16, "--json") == 0
     assert json.loads(capsys.readouterr().out)["splits"] == {"validation": 1}
-    assert ShardedClips(tmp_path / "out", (16, 16)).frames(0, 2).shape == (2, 16, 16, 3)
+    assert ShardedDataset(tmp_path / "out", (16, 16)).frames(0, 2).shape == (2, 16, 16, 3)
 
 
 @pytest.mark.parametrize(

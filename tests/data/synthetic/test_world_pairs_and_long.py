@@ -21,7 +21,7 @@ from perceiver_vl.data.synthetic import (
     LongWorld,
     Pair,
     PairWorld,
-    Stage,
+    Storyboard,
 )
 
 # Statements about two pictures
@@ -29,9 +29,9 @@ from perceiver_vl.data.synthetic import (
 SINGULAR = {f"{shape}s": shape for shape in SHAPES} | {"crosses": "cross", "things": "thing"}
 
 
-def count(stage: Stage, noun: str) -> int:
+def count(storyboard: Storyboard, noun: str) -> int:
     words = [SINGULAR.get(word, word) for word in noun.split()]
-    return sum(all(word in (one.colour, one.shape, "thing") for word in words) for one in stage.actors)
+    return sum(all(word in (one.colour, one.shape, "thing") for word in words) for one in storyboard.actors)
 
 
 def is_true(text: str, pair: Pair) -> bool:
@@ -39,7 +39,7 @@ def is_true(text: str, pair: Pair) -> bool:
         left, right = count(pair.left, match[1]), count(pair.right, match[1])
         return left > right if match[2] == "left" else right > left
     if match := re.fullmatch(r"(both|only one) pictures? holds? an? (.+)", text):
-        held = sum(count(stage, match[2]) > 0 for stage in (pair.left, pair.right))
+        held = sum(count(storyboard, match[2]) > 0 for storyboard in (pair.left, pair.right))
         return held == {"both": 2, "only one": 1}[match[1]]
     if match := re.fullmatch(r"the (left|right) picture holds exactly (\d) (.+)", text):
         return count(getattr(pair, match[1]), match[3]) == int(match[2])
@@ -133,7 +133,7 @@ def test_the_event_is_short_and_lies_where_it_is_said_to(split: str, seed: int, 
     assert 1 <= clip.end - clip.start <= 3
     third = seconds / 3
     assert WHEN.index(clip.when) * third <= clip.start < clip.end <= (WHEN.index(clip.when) + 1) * third
-    touched = [actor for actor in clip.stage.actors if any(doing.event for doing in actor.doings)]
+    touched = [actor for actor in clip.storyboard.actors if any(doing.event for doing in actor.doings)]
     assert [(actor.colour, actor.shape) for actor in touched] == [clip.whom]
     before, during, after = touched[0].pose(
         moments(clip, clip.start - 0.1, (clip.start + clip.end) / 2, clip.end + 0.1)
@@ -142,7 +142,7 @@ def test_the_event_is_short_and_lies_where_it_is_said_to(split: str, seed: int, 
     seen = {"appears": (0, 1, 0), "vanishes": (1, 0, 1), "grows": (1, 1, 1)}[clip.event]
     assert (before, during, after) == seen
     assert (grown[1] > 1.5 * grown[0]) == (clip.event == "grows")
-    for actor in clip.stage.actors:  # what is common to all of the clip goes on from its start to its end
+    for actor in clip.storyboard.actors:  # what is common to all of the clip goes on from its start to its end
         habit = actor.doings[0]
         assert (habit.start, habit.end) == (0, 1)
         assert habit.times >= seconds / 7
@@ -167,7 +167,7 @@ def test_questions_and_captions_tell_the_event(split: str) -> None:
         for text in record.texts:
             assert re.search(rf"\ban? {colour} {shape} {does} for a moment", text)
             assert re.search(near, text)
-        alike = [one for one in clip.stage.actors if one.colour == colour or one.shape == shape]
+        alike = [one for one in clip.storyboard.actors if one.colour == colour or one.shape == shape]
         assert len(alike) == 1
         kinds[record.kind] += 1
     assert set(kinds) == {"what", "when", "whom"}
@@ -180,8 +180,8 @@ def test_what_appears_is_seen_at_that_moment_alone() -> None:
     assert len(some) > 3
     for clip in some:
         times = np.concatenate([np.arange(0.5, clip.start, 1.5), np.arange(clip.end + 0.1, clip.seconds, 1.5)])
-        away = clip.stage.render(times / clip.seconds, 64).astype(int)
-        there = clip.stage.render(moments(clip, clip.start + 0.05, clip.end - 0.05), 64).astype(int)
+        away = clip.storyboard.render(times / clip.seconds, 64).astype(int)
+        there = clip.storyboard.render(moments(clip, clip.start + 0.05, clip.end - 0.05), 64).astype(int)
         colour = COLOURS[clip.whom[0]]
         assert not (np.abs(away - colour).max(-1) < 40).any()
         assert (np.abs(there - colour).max(-1) < 40).any(axis=(1, 2)).all()
@@ -218,6 +218,6 @@ def test_a_long_world_is_decided_by_its_seed_and_begins_like_a_smaller_one() -> 
 def test_the_distractor_split_has_more_things_with_habits() -> None:
     def residents(split: str) -> set[int]:
         clips = [LongWorld(split, clips=60).clip(index) for index in range(60)]
-        return {len(clip.stage.actors) - (clip.event == "appears") for clip in clips}
+        return {len(clip.storyboard.actors) - (clip.event == "appears") for clip in clips}
 
     assert max(residents("train")) < min(residents("test-distractor"))

@@ -29,7 +29,7 @@ from perceiver_vl.data.synthetic import (
     PairWorld,
     Question,
     QuestionWorld,
-    Stage,
+    Storyboard,
     open_world,
     splits_of,
 )
@@ -66,7 +66,7 @@ def find(actors: tuple[Actor, ...], reference: str) -> Actor:
 
 def read(question: Question) -> tuple[str, list[str]]:
     """The right answer, and of multiple choice all choices that are right in any sense."""
-    actors = question.stage.actors
+    actors = question.storyboard.actors
     if match := re.fullmatch(rf"what does ({REFERENCE}) do(?: ({'|'.join(TIMES)}))?\?", question.text):
         one = find(actors, match[1])
         done = [doing for doing in one.doings if match[2] is None or doing.times == TIMES[match[2]]]
@@ -125,7 +125,7 @@ def test_every_answer_is_true_and_no_other_choice_is(task: str, split: str, seed
         assert question.label is None
     assert len(question.answers) == (10 if task == "image" else 1)
     assert question.answers.count(answer) >= len(question.answers) - 2
-    assert len({actor.cell for actor in question.stage.actors}) == len(question.stage.actors)
+    assert len({actor.cell for actor in question.storyboard.actors}) == len(question.storyboard.actors)
 
 
 def test_the_reader_finds_what_it_should() -> None:
@@ -146,11 +146,11 @@ def test_the_wrong_choices_are_what_other_things_do() -> None:
     for index in range(200):
         question = QuestionWorld("action", clips=200).question(index)
         if question.kind == "what":
-            done = {ACTS[act].does for actor in question.stage.actors for act in actor.acts}
-            assert len(done & set(question.choices)) == min(5, len(question.stage.actors))
+            done = {ACTS[act].does for actor in question.storyboard.actors for act in actor.acts}
+            assert len(done & set(question.choices)) == min(5, len(question.storyboard.actors))
     for index in range(100):  # the thing's own act on the other side, and another thing's three
         question = QuestionWorld("transition", clips=100).question(index)
-        done = {ACTS[act].does for actor in question.stage.actors for act in actor.acts}
+        done = {ACTS[act].does for actor in question.storyboard.actors for act in actor.acts}
         assert set(question.choices) <= done
 
 
@@ -159,7 +159,7 @@ def test_what_is_not_so_is_so_of_another_thing() -> None:
     seen = Counter[str]()
     for index in range(400):
         question = QuestionWorld("yesno", clips=400).question(index)
-        actors = question.stage.actors
+        actors = question.storyboard.actors
         if question.answers == ("no",) and question.kind in ("does", "is", "exists"):
             *_, last = question.text.removesuffix("?").split(" ")
             if question.kind == "does":
@@ -268,17 +268,17 @@ def test_no_stage_is_in_two_of_training_validation_and_test(task: str) -> None:
     for seed in (0, 1):
         for split in splits_of(task):
             for index in range(100 if split == "train" else 25):
-                keys[split.partition("-")[0]].update(stage.key for stage in stages(task, split, index, seed))
+                keys[split.partition("-")[0]].update(storyboard.key for storyboard in stages(task, split, index, seed))
     assert len(keys) == len(SPLITS)
     assert all(not keys[one] & keys[other] for one in keys for other in keys if one != other)
 
 
-def stages(task: str, split: str, index: int, seed: int = 0) -> list[Stage]:
+def stages(task: str, split: str, index: int, seed: int = 0) -> list[Storyboard]:
     world = open_world(task, split, clips=1000, seed=seed)
     if isinstance(world, PairWorld):
         return [world.pair(index).left, world.pair(index).right]
     assert isinstance(world, QuestionWorld | LongWorld)
-    return [world.clip(index).stage if isinstance(world, LongWorld) else world.question(index).stage]
+    return [world.clip(index).storyboard if isinstance(world, LongWorld) else world.question(index).storyboard]
 
 
 @pytest.mark.parametrize("task", [*QUESTIONS, "pairs", "long"])
@@ -289,7 +289,9 @@ def test_combinations_held_out_are_shown_and_asked_in_the_systematic_split_alone
         for index in range(len(world)):
             record = world.record(index)
             text = " ".join((record.question or "", *record.texts))
-            shown = {(actor.colour, actor.shape) for stage in stages(task, split, index) for actor in stage.actors}
+            shown = {
+                (actor.colour, actor.shape) for storyboard in stages(task, split, index) for actor in storyboard.actors
+            }
             asks = any(re.search(rf"\b{name}(s|es)?\b", text) for name in named)
             if split == "test-systematic":
                 assert asks or not shown <= set(USUAL)
@@ -301,7 +303,7 @@ def test_combinations_held_out_are_shown_and_asked_in_the_systematic_split_alone
 def others(question: Question) -> int:
     """How many things there are that the answer does not count."""
     counted = question.text.startswith("how many") and "how many times" not in question.text
-    return len(question.stage.actors) - (int(question.answers[0]) if counted else 1)
+    return len(question.storyboard.actors) - (int(question.answers[0]) if counted else 1)
 
 
 @pytest.mark.parametrize("task", QUESTIONS)
@@ -326,7 +328,9 @@ def test_the_productive_split_asks_deeper_than_training(task: str) -> None:
     depths = {split: {(len(steps.findall(q.text)), q.depth) for q in questions(task, split)} for split in TASK_SPLITS}
     assert depths["test-productive"] == {(2, 2), (3, 3)}
     assert all(depths[split] == {(0, 0), (1, 1)} for split in TASK_SPLITS if split != "test-productive")
-    things = {split: {len(q.stage.actors) for q in questions(task, split)} for split in ("train", "test-productive")}
+    things = {
+        split: {len(q.storyboard.actors) for q in questions(task, split)} for split in ("train", "test-productive")
+    }
     assert max(things["test-productive"]) <= max(things["train"])
 
 
@@ -343,7 +347,7 @@ def test_forms_are_as_frequent_in_every_split() -> None:
 def course(actor: Actor, question: Question, moments: int = 160) -> dict[str, npt.NDArray[np.float64]]:
     """Area and place of the thing alone, as the pixels show it."""
     times = (np.arange(moments) + 0.5) / moments
-    frames = replace(question.stage, actors=(actor,)).render(times, 64).astype(int)
+    frames = replace(question.storyboard, actors=(actor,)).render(times, 64).astype(int)
     mask = np.abs(frames - COLOURS[actor.colour]).max(-1) < 40
     area = mask.sum((1, 2)).astype(float)
     rows, columns = np.arange(64)[:, None], np.arange(64)
@@ -370,7 +374,7 @@ def test_a_thing_does_as_many_times_what_the_answer_says() -> None:
         match = re.fullmatch(rf"how many times does ({REFERENCE}) ({'|'.join(signal)})\?", question.text)
         if match is None:
             continue
-        actor = find(question.stage.actors, match[1])
+        actor = find(question.storyboard.actors, match[1])
         name, sign = signal[match[2]]
         if actor.colour in ("white", "purple") or actor.shape == "ring":  # hard to tell from what is behind
             continue
@@ -384,7 +388,7 @@ def test_a_thing_does_as_many_times_what_the_answer_says() -> None:
 def test_things_stay_in_the_picture_and_in_their_cells() -> None:
     for index in range(30):
         for task in ("action", "transition", "count", "image"):
-            for actor in QuestionWorld(task, "test-distractor", 30).question(index).stage.actors:
+            for actor in QuestionWorld(task, "test-distractor", 30).question(index).storyboard.actors:
                 pose = actor.pose(np.linspace(0, 1, 101))
                 for centre, place in ((pose.x, actor.cell[1]), (pose.y, actor.cell[0])):
                     assert np.all(np.abs(centre - (0.5 + 0.32 * (place - 1))) < 0.16)
@@ -393,11 +397,11 @@ def test_things_stay_in_the_picture_and_in_their_cells() -> None:
 
 
 def test_a_frame_is_the_same_whichever_others_are_asked_for() -> None:
-    stage = QuestionWorld("action", clips=1).question(0).stage
+    storyboard = QuestionWorld("action", clips=1).question(0).storyboard
     times = np.array([0.1, 0.5, 0.9])
-    together = stage.render(times, 48)
+    together = storyboard.render(times, 48)
     for place in range(3):
-        assert np.array_equal(together[place], stage.render(times[place : place + 1], 48)[0])
+        assert np.array_equal(together[place], storyboard.render(times[place : place + 1], 48)[0])
     assert np.any(together[0] != together[1])
 
 

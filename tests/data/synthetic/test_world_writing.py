@@ -13,7 +13,7 @@ from perceiver_vl.cli import main
 from perceiver_vl.data.datasets import read_splits
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Record
-from perceiver_vl.data.sources import FolderClips
+from perceiver_vl.data.sources import FolderDataset
 from perceiver_vl.data.synthetic import GENERALISATION, TASKS, PairWorld, open_world, splits_of, write_world
 from perceiver_vl.utils.errors import UsageError
 
@@ -55,7 +55,7 @@ def test_the_folder_reader_gives_what_the_world_gives(written: Path, task: str) 
         for index, record in enumerate(records):
             drawn = world.record(index)
             assert replace(record, path=drawn.path, second_path=drawn.second_path) == drawn
-        frames, drawn_frames = FolderClips(records, (32, 32)).frames(0, 8), world.frames(0, 8)
+        frames, drawn_frames = FolderDataset(records, (32, 32)).frames(0, 8), world.frames(0, 8)
         assert frames.shape == drawn_frames.shape
         assert np.abs(frames.astype(int) - drawn_frames).mean() < (0.1 if task in ("image", "pairs") else 12)
 
@@ -63,7 +63,7 @@ def test_the_folder_reader_gives_what_the_world_gives(written: Path, task: str) 
 def test_the_second_picture_is_written_too(written: Path) -> None:
     record = read_folder(written / "pairs", split="test").records[1]
     assert record.second_path is not None
-    second = FolderClips([replace(record, path=record.second_path)], (32, 32)).frames(0, 1)
+    second = FolderDataset([replace(record, path=record.second_path)], (32, 32)).frames(0, 1)
     assert np.array_equal(second, PairWorld("test", 2, seed=3, size=32).frames(1, second=True))
 
 
@@ -119,7 +119,7 @@ def test_the_readers_of_the_benchmarks_give_what_the_world_gives(official: Path,
 
 
 def shown(record: Record, drawn: np.ndarray[Any, np.dtype[np.uint8]], exact: bool) -> None:
-    frames = FolderClips([record], (32, 32)).frames(0, 8)
+    frames = FolderDataset([record], (32, 32)).frames(0, 8)
     assert frames.shape == drawn.shape
     assert np.abs(frames.astype(int) - drawn).mean() < (0.1 if exact else 12)
 

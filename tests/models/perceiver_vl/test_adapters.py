@@ -42,7 +42,7 @@ def test_only_the_adapters_learn_and_the_saved_adapter_loads_again(tmp_path: Pat
     adapted = lora(tiny_model(layer_drop=0.0)).double()
     learned = [name for name, value in adapted.named_parameters() if value.requires_grad]
     assert all(".lora_" in name for name in learned)
-    attentions = 3 * (1 + 2) + 1  # a read and two thoughts a block, and the decoder's
+    attentions = 3 * (1 + 2) + 1  # a read and two self-attentions a block, and the decoder's
     assert len(learned) == attentions * 2 * 2  # of queries and values, two matrices each
     assert_same(adapted(**inputs).vtm_logits, untrained)  # an adapter starts as nothing
 

@@ -75,13 +75,13 @@ def test_the_encoder_in_training_is_one_graph_a_pattern_of_layer_drop() -> None:
         for seed in range(8):
             for model in (plain, compiled):
                 model.seed_layer_drop(seed)
-            patterns.add(str(plain.encoder.reads_to_run(2)))
+            patterns.add(str(plain.encoder.cross_attentions_to_run(2)))
             wanted, found = (latents_and_gradients(model, inputs) for model in (plain, compiled))
             assert len(found) == len(wanted)
             for left, right in zip(found, wanted, strict=True):
                 assert_same(left, right, 1e-12)
         assert graphs.count == len(patterns)
-    assert len(patterns) == 4  # the two reads of block 1 may be dropped
+    assert len(patterns) == 4  # the two cross-attentions of block 1 may be dropped
 
 
 def test_the_encoder_and_its_gradient_are_compiled_in_evaluation_mode() -> None:

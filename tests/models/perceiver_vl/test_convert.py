@@ -41,9 +41,11 @@ def test_a_checkpoint_becomes_a_folder_that_loads(tmp_path: Path, tokenizer: Pat
 
     base = model.perceiver_vl
     fused = state["transformer.blocks.3.attn.qkv.weight"]
-    thought = base.encoder.blocks[1].thoughts[1].attention
-    assert torch.equal(torch.cat([thought.q_proj.weight, thought.k_proj.weight, thought.v_proj.weight]), fused)
-    read = base.encoder.blocks[2].reads["joint"]
+    self_attention = base.encoder.blocks[1].self_attentions[1].attention
+    assert torch.equal(
+        torch.cat([self_attention.q_proj.weight, self_attention.k_proj.weight, self_attention.v_proj.weight]), fused
+    )
+    read = base.encoder.blocks[2].cross_attentions["joint"]
     assert torch.equal(read.attention.k_proj.weight, state["transformer.crossatt_blocks_visual.2.attn.k.weight"])
     assert torch.equal(base.embeddings.vision.position_embeddings, state["transformer.pos_embed"][0, 1:])
     assert torch.equal(model.vtm_head.classifier.weight, state["matching_score.fc.weight"][1:])

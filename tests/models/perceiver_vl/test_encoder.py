@@ -20,7 +20,7 @@ from tiny import AGGREGATIONS, assert_same, differs, tiny_inputs, tiny_model
 
 @contextmanager
 def counted(model: PerceiverVLModel):  # type: ignore[no-untyped-def]
-    """Which reads (block, modality) and how many thoughts of each block ran meanwhile, as a Counter."""
+    """Which reads (block, modality) and how many self-attentions of each block ran meanwhile, as a Counter."""
     ran: Counter[tuple[int, str]] = Counter()
 
     def counter(number: int, what: str) -> Callable[..., None]:
@@ -28,8 +28,11 @@ def counted(model: PerceiverVLModel):  # type: ignore[no-untyped-def]
 
     hooks = []
     for number, block in enumerate(model.encoder.blocks):
-        hooks += [read.register_forward_hook(counter(number, name)) for name, read in block.reads.items()]
-        hooks += [thought.register_forward_hook(counter(number, "thought")) for thought in block.thoughts]
+        hooks += [read.register_forward_hook(counter(number, name)) for name, read in block.cross_attentions.items()]
+        hooks += [
+            self_attention.register_forward_hook(counter(number, "self-attention"))
+            for self_attention in block.self_attentions
+        ]
     try:
         yield ran
     finally:
@@ -50,40 +53,40 @@ def test_the_order_of_the_input_array_is_not_seen(aggregation: str, seed: int) -
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation)
     inputs = tiny_inputs(seed=seed)
     inputs["frame_mask"][1, 2], inputs["attention_mask"][1, 4:] = 0, 0
-    array = model.embed(**inputs)
+    array = model.embed_inputs(**inputs)
     for part in (array.vision, array.vision_mask, array.text, array.text_mask):
         assert part is not None
     draw = torch.Generator().manual_seed(seed)
     v, t = (torch.randperm(part.shape[1], generator=draw) for part in (array.vision, array.text))
     shuffled = InputArray(array.vision[:, v], array.vision_mask[:, v], array.text[:, t], array.text_mask[:, t])
-    assert_same(model.read(shuffled), model.read(array))
+    assert_same(model.encode(shuffled), model.encode(array))
 
 
 def test_joint_reads_one_array_whatever_is_vision_or_text_in_it() -> None:
     model = tiny_model(PerceiverVLModel)
-    array = model.embed(**tiny_inputs())
+    array = model.embed_inputs(**tiny_inputs())
     exchanged = InputArray(array.text, array.text_mask, array.vision, array.vision_mask)
-    assert_same(model.read(exchanged), model.read(array))
+    assert_same(model.encode(exchanged), model.encode(array))
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("part", ["vision", "text"])
 def test_both_modalities_reach_the_latents(aggregation: str, part: str) -> None:
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation)
-    array = model.embed(**tiny_inputs())
+    array = model.embed_inputs(**tiny_inputs())
     tokens: Tensor = getattr(array, part)
     changed = replace(array, **{part: tokens + torch.randn_like(tokens)})
-    assert differs(model.read(changed), model.read(array))
+    assert differs(model.encode(changed), model.encode(array))
 
 
-@pytest.mark.parametrize(("aggregation", "reads"), [("joint", 1), ("separate", 2), ("separate_plus", 2)])
-def test_every_aggregation_thinks_as_deep(aggregation: str, reads: int) -> None:
+@pytest.mark.parametrize(("aggregation", "cross_attentions"), [("joint", 1), ("separate", 2), ("separate_plus", 2)])
+def test_every_aggregation_thinks_as_deep(aggregation: str, cross_attentions: int) -> None:
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation, self_attentions_per_block=3)
-    assert blocks_in(model) == 3 * (reads + 3)
+    assert blocks_in(model) == 3 * (cross_attentions + 3)
     with counted(model) as ran:
         model(**tiny_inputs())
-    assert sum(times for (_, what), times in ran.items() if what == "thought") == 9
-    assert sum(times for (_, what), times in ran.items() if what != "thought") == 3 * reads
+    assert sum(times for (_, what), times in ran.items() if what == "self-attention") == 9
+    assert sum(times for (_, what), times in ran.items() if what != "self-attention") == 3 * cross_attentions
 
 
 @pytest.mark.parametrize(
@@ -92,15 +95,15 @@ def test_every_aggregation_thinks_as_deep(aggregation: str, reads: int) -> None:
 )
 def test_the_order_within_a_block_is_that_of_figure_3(aggregation: str, order: str) -> None:
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation, self_attentions_per_block=3, num_blocks=1)
-    array, block = model.embed(**tiny_inputs()), model.encoder.blocks[0]
+    array, block = model.embed_inputs(**tiny_inputs()), model.encoder.blocks[0]
     latents = (model.encoder.latents + model.encoder.latent_positions).expand(2, -1, -1)
-    thoughts = iter(block.thoughts)
+    self_attentions = iter(block.self_attentions)
     for step in order.split():
         if step == "think":
-            latents = next(thoughts)(latents)
+            latents = next(self_attentions)(latents)
         else:
-            latents = block.reads[step](latents, getattr(array, step), getattr(array, f"{step}_mask"))
-    assert_same(model.read(array), model.encoder.norm(latents))
+            latents = block.cross_attentions[step](latents, getattr(array, step), getattr(array, f"{step}_mask"))
+    assert_same(model.encode(array), model.encoder.norm(latents))
 
 
 # --- Latents and budgets --------------------------------------------------------------------------------------------
@@ -118,27 +121,29 @@ def test_latents_are_told_apart_by_their_positions(position: str) -> None:
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("reads", [1, 2, 3])
-def test_fewer_cross_attentions_leave_out_the_later_reads_and_no_thought(aggregation: str, reads: int) -> None:
+@pytest.mark.parametrize("cross_attentions", [1, 2, 3])
+def test_fewer_cross_attentions_leave_out_the_later_reads_and_no_thought(
+    aggregation: str, cross_attentions: int
+) -> None:
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation)
     inputs = tiny_inputs()
     with counted(model) as ran:
-        model(**inputs, budget=ComputeBudget(cross_attentions=reads))
-    assert {number for number, what in ran if what != "thought"} == set(range(reads))
-    assert all(ran[number, "thought"] == 2 for number in range(3))
+        model(**inputs, budget=ComputeBudget(cross_attentions=cross_attentions))
+    assert {number for number, what in ran if what != "self-attention"} == set(range(cross_attentions))
+    assert all(ran[number, "self-attention"] == 2 for number in range(3))
 
 
-@pytest.mark.parametrize("reads", [1, 2, 3])
-def test_a_budget_of_reads_is_the_model_without_the_others(reads: int) -> None:
+@pytest.mark.parametrize("cross_attentions", [1, 2, 3])
+def test_a_budget_of_reads_is_the_model_without_the_others(cross_attentions: int) -> None:
     model = tiny_model(PerceiverVLModel)
-    array = model.embed(**tiny_inputs())
+    array = model.embed_inputs(**tiny_inputs())
     latents = (model.encoder.latents + model.encoder.latent_positions).expand(2, -1, -1)
     for number, block in enumerate(model.encoder.blocks):
-        if number < reads:
-            latents = block.reads["joint"](latents, *array.joined)
-        for thought in block.thoughts:
-            latents = thought(latents)
-    assert_same(model.read(array, ComputeBudget(cross_attentions=reads)), model.encoder.norm(latents))
+        if number < cross_attentions:
+            latents = block.cross_attentions["joint"](latents, *array.joined)
+        for self_attention in block.self_attentions:
+            latents = self_attention(latents)
+    assert_same(model.encode(array, ComputeBudget(cross_attentions=cross_attentions)), model.encoder.norm(latents))
 
 
 @pytest.mark.parametrize("position", ["learned", "fourier"])
@@ -158,7 +163,7 @@ def test_a_budget_of_latents_uses_the_first_rows(position: str, latents: int) ->
 # --- LayerDrop ------------------------------------------------------------------------------------------------------
 
 
-def reads_kept(model: PerceiverVLModel, seeds: range) -> Counter[tuple[int, str]]:
+def cross_attentions_kept(model: PerceiverVLModel, seeds: range) -> Counter[tuple[int, str]]:
     inputs = tiny_inputs(batch=1, frames=1, words=2)
     with counted(model) as ran, torch.no_grad():
         for seed in seeds:
@@ -171,13 +176,13 @@ def reads_kept(model: PerceiverVLModel, seeds: range) -> Counter[tuple[int, str]
 def test_layer_drop_drops_as_often_as_it_says_and_never_the_first(aggregation: str) -> None:
     trials, drop = 400, 0.3
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation, layer_drop=drop, self_attentions_per_block=1)
-    kept = reads_kept(model.train(), range(trials))
+    kept = cross_attentions_kept(model.train(), range(trials))
     bound = 5 * math.sqrt(trials * drop * (1 - drop))
-    for read in model.encoder.blocks[0].reads:
+    for read in model.encoder.blocks[0].cross_attentions:
         assert kept[0, read] == trials
         for number in (1, 2):
             assert abs(kept[number, read] - trials * (1 - drop)) < bound
-    assert all(kept[number, "thought"] == trials for number in range(3))
+    assert all(kept[number, "self-attention"] == trials for number in range(3))
 
 
 def test_reads_are_dropped_independently_of_each_other() -> None:
@@ -185,14 +190,14 @@ def test_reads_are_dropped_independently_of_each_other() -> None:
     model = tiny_model(PerceiverVLModel, modality_aggregation="separate", self_attentions_per_block=1).train()
     both = Counter[tuple[bool, ...]]()
     for seed in range(trials):
-        ran = reads_kept(model, range(seed, seed + 1))
+        ran = cross_attentions_kept(model, range(seed, seed + 1))
         both[tuple(bool(ran[number, read]) for number in (1, 2) for read in ("vision", "text"))] += 1
     assert len(both) == 16  # each of the sixteen patterns is due about 19 times
 
 
 @pytest.mark.parametrize(("drop", "left"), [(0.0, {0, 1, 2}), (1.0, {0})])
 def test_the_two_ends_of_layer_drop(drop: float, left: set[int]) -> None:
-    kept = reads_kept(tiny_model(PerceiverVLModel, layer_drop=drop).train(), range(50))
+    kept = cross_attentions_kept(tiny_model(PerceiverVLModel, layer_drop=drop).train(), range(50))
     assert {number for number, what in kept if what == "joint"} == left
 
 

@@ -11,13 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_vl import ComputeBudget, PerceiverVLConfig, PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.flops import (
-    asking_flops,
     block_flops,
+    cached_vision_flops,
     encoder_flops,
     matching_flops,
-    merging_flops,
+    merge_flops,
+    partial_match_flops,
     pooling_flops,
-    summary_flops,
 )
 from tiny import AGGREGATIONS, tiny_config, tiny_inputs
 
@@ -85,10 +85,10 @@ def test_a_summary_costs_what_the_formula_says_and_so_does_matching_two(latents:
     config = tiny_config(num_latents=latents, num_text_latents=1)
     model, clips = built(config), 3
     side = torch.randn(1, latents, 16).double()
-    assert counted(model.match_summary, side) == summary_flops(config, latents)
-    vision, text = model.match_summary(torch.randn(clips, latents, 16).double()), model.match_summary(side)
-    assert counted(model.match_from_summaries, vision, text) == clips * merging_flops(config)
-    assert counted(model.match, side, side) == summary_flops(config, 2 * latents) + merging_flops(config)
+    assert counted(model.partial_match, side) == partial_match_flops(config, latents)
+    vision, text = model.partial_match(torch.randn(clips, latents, 16).double()), model.partial_match(side)
+    assert counted(model.merge_matches, vision, text) == clips * merge_flops(config)
+    assert counted(model.match, side, side) == partial_match_flops(config, 2 * latents) + merge_flops(config)
 
 
 @settings(max_examples=30)
@@ -114,13 +114,13 @@ def test_asking_of_a_clip_that_was_met_costs_what_the_formula_says(
     inputs = tiny_inputs(batch=1, frames=frames, words=words)
     cache = model.cache_vision(inputs["pixel_values"], inputs["frame_mask"], budget)
     cost = counted(model, inputs["input_ids"], inputs["attention_mask"], vision_cache=cache)
-    assert cost == asking_flops(config, frames, words, budget)
+    assert cost == cached_vision_flops(config, frames, words, budget)
 
 
 def test_asking_again_costs_less_than_meeting_the_clip_again() -> None:
     config = PerceiverVLConfig()
     for frames in (1, 8, 64):
-        again, afresh = asking_flops(config, frames, 40), encoder_flops(config, frames, 40)
+        again, afresh = cached_vision_flops(config, frames, 40), encoder_flops(config, frames, 40)
         assert again < afresh
     assert again < 0.5 * afresh
 

@@ -236,7 +236,7 @@ def test_checkpointing_changes_no_gradient(aggregation: str) -> None:
     patterns = set()
     for seed in range(6):
         model.seed_layer_drop(seed)
-        patterns.add(str(model.perceiver_vl.encoder.reads_to_run(3)))
+        patterns.add(str(model.perceiver_vl.encoder.cross_attentions_to_run(3)))
         found = []
         for enable in (False, True):
             torch.manual_seed(seed)  # of the dropout
@@ -253,7 +253,11 @@ def test_checkpointing_computes_the_blocks_again() -> None:
     model, inputs = tiny_model(layer_drop=0.0).train(), tiny_inputs()
     calls: list[Any] = []
     block = model.perceiver_vl.encoder.blocks[1]
-    watched = [block.reads["joint"].attention, block.thoughts[0].attention, model.decoder.block.attention]
+    watched = [
+        block.cross_attentions["joint"].attention,
+        block.self_attentions[0].attention,
+        model.decoder.block.attention,
+    ]
     for module in watched:  # a hook of the block itself would stay outside of what is computed again
         module.register_forward_hook(lambda module, *_: calls.append(module))
     counts = []

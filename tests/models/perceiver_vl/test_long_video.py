@@ -124,7 +124,7 @@ def test_no_more_than_two_chunks_are_alive_at_once() -> None:
             del chunk
 
     model.encode_long(decoded)
-    assert len(most) == 30  # three reads
+    assert len(most) == 30  # three cross-attentions
     assert max(most) == 2  # the one that was read, until the next is there
 
 

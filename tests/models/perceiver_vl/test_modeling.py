@@ -200,11 +200,11 @@ def test_the_single_stream_is_one_however_it_is_asked() -> None:
     model, inputs = tiny_model(), tiny_inputs()
     logits = model.match_jointly(**inputs)
     assert logits.shape == (2,)
-    assert_same(model.match_inputs(model.perceiver_vl.embed(**inputs)), logits)
+    assert_same(model.match_inputs(model.perceiver_vl.embed_inputs(**inputs)), logits)
     assert_same(model(**inputs).vtm_logits, logits)
     assert_same(super(type(model), model).forward(**inputs).vtm_logits, logits)
     budget = ComputeBudget(frames=2, latents=3, cross_attentions=1)
-    array = model.perceiver_vl.embed(**inputs, budget=budget)
+    array = model.perceiver_vl.embed_inputs(**inputs, budget=budget)
     assert_same(model.match_inputs(array, budget), model.match_jointly(**inputs, budget=budget))
 
 

@@ -120,7 +120,7 @@ def test_new_models_start_as_the_documentation_says() -> None:
     assert core.encoder.latent_positions.std().item() == pytest.approx(2.0, rel=0.1)
     assert core.encoder.latents.std().item() == pytest.approx(0.05, rel=0.1)
     assert core.embeddings.text.word_embeddings.weight.std().item() == pytest.approx(0.05, rel=0.1)
-    assert core.encoder.blocks[0].thoughts[0].mlp.fc1.weight.std().item() == pytest.approx(0.05, rel=0.1)
+    assert core.encoder.blocks[0].self_attentions[0].mlp.fc1.weight.std().item() == pytest.approx(0.05, rel=0.1)
     assert core.embeddings.vision.patch_projection.weight.std().item() == pytest.approx(0.05, rel=0.1)
     assert not core.embeddings.vision.temporal_embeddings.any()
     assert core.embeddings.vision.class_token.std().item() == pytest.approx(0.05, rel=0.5)

@@ -78,7 +78,7 @@ def test_a_cached_clip_is_asked_again_and_again() -> None:
     answers = []
     for seed in range(3):
         question = tiny_inputs(1, seed=seed)["input_ids"]
-        answers.append(model.answer_inputs(base.embed(question, vision_cache=cache)))
+        answers.append(model.answer_inputs(base.embed_inputs(question, vision_cache=cache)))
         assert_same(answers[-1], model(question, pixel_values=inputs["pixel_values"]).logits)
     assert differs(answers[0], answers[1])
 
@@ -100,10 +100,10 @@ def test_a_question_projects_no_vision() -> None:
     model = tiny_model(PerceiverVLModel)
     inputs = tiny_inputs(frames=5)
     cache, seen = model.cache_vision(inputs["pixel_values"]), []
-    for read in model.encoder.vision_reads:
+    for read in model.encoder.vision_cross_attentions:
         read.attention.k_proj.register_forward_hook(lambda _, __, keys: seen.append(keys.shape[1]))
     model(**asked(inputs, cache))
-    assert seen == [6, 6, 6]  # the words, at each read
+    assert seen == [6, 6, 6]  # the words, at each cross-attention
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -112,12 +112,12 @@ def test_a_first_read_is_stored_and_asked_later(aggregation: str) -> None:
     inputs, budget = tiny_inputs(), ComputeBudget(latents=5, cross_attentions=1)
     stored = model.cache_vision(inputs["pixel_values"], inputs["frame_mask"], budget).first.pack()
     assert stored.shape == (2, 5, 16 + 4)
-    cache = model.cache_from_first_read(stored.clone(), budget)
+    cache = model.cache_from_partial_attention(stored.clone(), budget)
     assert_same(model.match_jointly(**asked(inputs, cache)), model.match_jointly(**inputs, budget=budget))
     with pytest.raises(UsageError, match=r"^budget latents=5: [^\n]+cross_attentions=1$"):
-        model.cache_from_first_read(stored, ComputeBudget(latents=5))
+        model.cache_from_partial_attention(stored, ComputeBudget(latents=5))
     with pytest.raises(UsageError, match=r"need \(B, 6, 20\)$"):
-        model.cache_from_first_read(stored, ComputeBudget(cross_attentions=1))
+        model.cache_from_partial_attention(stored, ComputeBudget(cross_attentions=1))
 
 
 def test_gradients_reach_a_model_through_its_cache() -> None:
@@ -149,7 +149,7 @@ def test_a_cache_keeps_the_precision_of_the_model(dtype: torch.dtype) -> None:
 
 def change_in_place(model: PerceiverVLModel) -> None:
     with torch.no_grad():
-        model.encoder.vision_reads[1].attention.k_proj.weight[3, 5] += 1e-3
+        model.encoder.vision_cross_attentions[1].attention.k_proj.weight[3, 5] += 1e-3
 
 
 def change_round_autograd(model: PerceiverVLModel) -> None:

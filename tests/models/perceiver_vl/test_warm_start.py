@@ -89,8 +89,8 @@ def saved(model: PreTrainedModel, folder: Path, **options: Any) -> PreTrainedMod
     return model.double()
 
 
-def thoughts(model: PerceiverVLPreTrainedModel) -> list[AttentionBlock]:
-    return [thought for block in model.base_model.encoder.blocks for thought in block.thoughts]
+def self_attentions(model: PerceiverVLPreTrainedModel) -> list[AttentionBlock]:
+    return [self_attention for block in model.base_model.encoder.blocks for self_attention in block.self_attentions]
 
 
 def vision_tokens(model: PerceiverVLPreTrainedModel, images: Tensor) -> Tensor:
@@ -142,8 +142,8 @@ def test_every_self_attention_is_a_block_of_the_source(
     tower = source if family == "vit" else source.vision_model
     model = tiny_model(num_blocks=num_blocks, self_attentions_per_block=length)
     initialise_from(model, vision=tmp_path)
-    assert len(thoughts(model)) == len(layers_of(tower)) == 6
-    for ours, theirs in zip(thoughts(model), layers_of(tower), strict=True):
+    assert len(self_attentions(model)) == len(layers_of(tower)) == 6
+    for ours, theirs in zip(self_attentions(model), layers_of(tower), strict=True):
         for name, part in linears_and_norms(theirs).items():
             assert torch.equal(ours.get_submodule(name).weight, part.weight), name
             assert torch.equal(ours.get_submodule(name).bias, part.bias), name
@@ -157,7 +157,7 @@ def test_without_reads_the_encoder_is_the_source_s(tmp_path: Path, aggregation: 
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation)
     initialise_from(model, vision=tmp_path)
     found = wanted = latents()
-    for ours, theirs in zip(thoughts(model), source.layers, strict=True):
+    for ours, theirs in zip(self_attentions(model), source.layers, strict=True):
         found, wanted = ours(found), theirs(wanted)
     assert_same(model.encoder.norm(found), source.layernorm(wanted), EXACT)
 
@@ -166,7 +166,7 @@ def test_a_source_without_query_key_and_value_biases(tmp_path: Path) -> None:
     source = saved(vit(qkv_bias=False), tmp_path)
     model = tiny_model()
     initialise_from(model, vision=tmp_path)
-    for ours, theirs in zip(thoughts(model), source.layers, strict=True):
+    for ours, theirs in zip(self_attentions(model), source.layers, strict=True):
         assert_same(ours(latents()), theirs(latents()), EXACT)
 
 
@@ -385,7 +385,13 @@ def test_every_tensor_is_loaded_or_as_it_was(tmp_path: Path, kind: Any) -> None:
     assert sorted([*result.loaded, *result.fresh]) == sorted(after)
     assert not [name for name in result.fresh if not torch.equal(before[name], after[name])]
     assert not [name for name in result.loaded if torch.equal(before[name], after[name])]
-    for part in (".reads.", "encoder.latent", "temporal_embeddings", "modality_embeddings", "embeddings.norm."):
+    for part in (
+        ".cross_attentions.",
+        "encoder.latent",
+        "temporal_embeddings",
+        "modality_embeddings",
+        "embeddings.norm.",
+    ):
         assert [name for name in result.fresh if part in name]
         assert not [name for name in result.loaded if part in name]
     assert {name.split(":")[0] for name in result.loaded.values()} == {"vit", "bert"}

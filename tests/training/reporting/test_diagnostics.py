@@ -2,14 +2,14 @@
 
 import pytest
 
-from perceiver_vl.training.reporting.diagnostics import symptoms
+from perceiver_vl.training.reporting.diagnostics import diagnose
 
 HEALTHY = {
     "data_wait": 0.02,
-    "latents_alike": 0.79,
-    "examples_alike": 0.25,
-    "read_1_entropy": 0.56,
-    "read_1_update": 10.0,
+    "latent_similarity": 0.79,
+    "example_similarity": 0.25,
+    "cross_attention_1_entropy": 0.56,
+    "cross_attention_1_update": 10.0,
     "read_2_vision_entropy": 0.38,
     "read_2_vision_update": 0.37,
 }
@@ -22,39 +22,39 @@ def log_of(losses: list[float], **changes: float) -> list[dict[str, float]]:
 
 
 def test_a_healthy_run_has_none() -> None:
-    assert symptoms(log_of([6.0, 5.0, 4.5, 4.2, 4.4, 4.0, 4.6]), 0) == []
-    assert symptoms([], 0) == []
+    assert diagnose(log_of([6.0, 5.0, 4.5, 4.2, 4.4, 4.0, 4.6]), 0) == []
+    assert diagnose([], 0) == []
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"data_wait": 0.34}, "34% of the time is spent waiting for data"),
-        ({"latents_alike": 0.991}, "the latents collapse onto each other (cosine 0.991)"),
-        ({"examples_alike": 0.999}, "all examples have nearly the same latents (cosine 0.999)"),
-        ({"read_1_entropy": 0.9981}, "read 1 looks at everything alike (attention is 99.8% of uniform)"),
+        ({"latent_similarity": 0.991}, "the latents collapse onto each other (cosine 0.991)"),
+        ({"example_similarity": 0.999}, "all examples have nearly the same latents (cosine 0.999)"),
+        ({"cross_attention_1_entropy": 0.9981}, "read 1 looks at everything alike (attention is 99.8% of uniform)"),
         ({"read_2_vision_update": 0.004}, "read 2 (vision) is not used: what it finds is 0.4%"),
     ],
 )
 def test_each_figure_has_its_own(changes: dict[str, float], said: str) -> None:
-    (found,) = symptoms(log_of([1.0, 1.0], **changes), 0)
+    (found,) = diagnose(log_of([1.0, 1.0], **changes), 0)
     assert found.startswith(said)
 
 
 def test_the_latest_figure_counts() -> None:
     lines = log_of([1.0, 1.0], data_wait=0.9)
     lines[1]["data_wait"] = 0.1
-    assert symptoms(lines, 0) == []
+    assert diagnose(lines, 0) == []
 
 
 def test_skipped_steps_are_told() -> None:
-    assert symptoms([], 1)[0].startswith("a step was skipped")
-    assert symptoms([], 3)[0].startswith("3 steps were skipped")
+    assert diagnose([], 1)[0].startswith("a step was skipped")
+    assert diagnose([], 3)[0].startswith("3 steps were skipped")
 
 
 def test_a_loss_that_jumps_is_told_while_it_is_news() -> None:
     calm = [2.0, 1.9, 1.8, 1.7, 1.6, 1.5]
-    (found,) = symptoms(log_of([*calm, 7.5]), 0)
+    (found,) = diagnose(log_of([*calm, 7.5]), 0)
     assert "jumped to 7.5 at step 7 (it was about 1.75)" in found
-    assert symptoms(log_of([*calm, 7.5, *calm]), 0) == []
-    assert symptoms(log_of([2.0, 9.0]), 0) == []  # too early to say
+    assert diagnose(log_of([*calm, 7.5, *calm]), 0) == []
+    assert diagnose(log_of([2.0, 9.0]), 0) == []  # too early to say

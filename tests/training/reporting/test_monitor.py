@@ -13,7 +13,7 @@ from perceiver_vl import UsageError, cli
 from perceiver_vl.cli.watch import sparkline
 from perceiver_vl.training import train
 from perceiver_vl.training.recipe import read_recipe
-from perceiver_vl.training.reporting.diagnostics import symptoms
+from perceiver_vl.training.reporting.diagnostics import diagnose
 from perceiver_vl.training.reporting.monitor import RunReader
 from perceiver_vl.utils.jsonl import append_line, keep_until
 from tiny import tiny_recipe
@@ -136,14 +136,14 @@ def test_half_a_line_and_half_a_checkpoint_are_passed_over(tmp_path: Path) -> No
 
 def test_the_latest_figures_and_what_they_mean_are_told(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
-    write_log(folder, range(1, 2), read_1_entropy=0.999, read_1_update=1.0)
+    write_log(folder, range(1, 2), cross_attention_1_entropy=0.999, cross_attention_1_update=1.0)
     write_log(folder, range(2, 4), data_wait=0.5)
     (folder / "nonfinite.jsonl").write_text("{}\n")
     state = RunReader(folder).read()
-    assert (state.health["read_1_entropy"], state.health["data_wait"]) == (0.999, 0.5)
-    assert state.symptoms == symptoms(state.log, 1)
-    assert len(state.symptoms) == 3
-    assert state.to_dict()["symptoms"] == state.symptoms
+    assert (state.health["cross_attention_1_entropy"], state.health["data_wait"]) == (0.999, 0.5)
+    assert state.diagnostics == diagnose(state.log, 1)
+    assert len(state.diagnostics) == 3
+    assert state.to_dict()["diagnostics"] == state.diagnostics
 
 
 def test_silence_is_noticed_but_not_that_of_a_slow_run(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_once_shows_how_the_run_is_doing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = begun(tmp_path / "run", max_steps=50)
-    write_log(folder, range(1, 11), latents_alike=0.99)
+    write_log(folder, range(1, 11), latent_similarity=0.99)
     write_checkpoint(folder, 10)
     code, out, _ = watch(capsys, monkeypatch, folder, "--once")
     assert code == 0
@@ -194,7 +194,7 @@ def test_once_shows_how_the_run_is_doing(
     assert "█" in out
     code, out, _ = watch(capsys, monkeypatch, folder, "--once", "--json")
     plain = json.loads(out)
-    assert (code, plain["step"], plain["log"][0]["loss"], len(plain["symptoms"])) == (0, 10, 1.0, 1)
+    assert (code, plain["step"], plain["log"][0]["loss"], len(plain["diagnostics"])) == (0, 10, 1.0, 1)
     assert plain["seconds_left"] == pytest.approx(80.0)
 
 

@@ -21,8 +21,8 @@ from perceiver_vl.utils.errors import UsageError
 class JointTransformer(nn.Module):
     """A class token in front of all inputs, k·(l+1) blocks of self-attention over them together → the class token.
 
-    As many attention blocks as the Perceiver-VL of the same configuration has, its reads counted, and as many
-    parameters in them. The class token stands in the place of the latents, N = 1.
+    As many attention blocks as the Perceiver-VL of the same configuration has, its cross-attentions counted, and as
+    many parameters in them. The class token stands in the place of the latents, N = 1.
     """
 
     def __init__(self, config: PerceiverVLConfig) -> None:
@@ -42,7 +42,7 @@ class JointTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def reads_to_run(self, cross_attentions: int) -> list[dict[str, bool]]:
+    def cross_attentions_to_run(self, cross_attentions: int) -> list[dict[str, bool]]:
         """It has no reads to leave out."""
         return []
 

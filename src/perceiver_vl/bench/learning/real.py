@@ -27,7 +27,7 @@ from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.training.losses import Objectives
-from perceiver_vl.training.recipe import Data, Evaluation, Recipe, Split, Words
+from perceiver_vl.training.recipe import Data, DataSource, Evaluation, Recipe, TokenizerConfig
 from perceiver_vl.utils.errors import UsageError
 
 CLIPS, PHOTOGRAPHS, DESCRIBED = "msrvtt_keyframes", "flickr8k", "autoeval_video"
@@ -94,17 +94,17 @@ QUESTIONS = {
 """What is asked of each set."""
 
 
-def captions_of(data: Path, name: str, split: str | None, weight: float | None = None) -> Split:
+def captions_of(data: Path, name: str, split: str | None, weight: float | None = None) -> DataSource:
     """The captioned clips or photographs of one set; split None: of all its splits."""
     columns = {"file_name": "file", "text": "captions"}
     if name == DESCRIBED:
         columns |= {"start": "", "end": ""}  # those of the film that the clip was cut from
-    return Split(data / name, split, data / name / "captions.jsonl", columns, weight=weight)
+    return DataSource(data / name, split, data / name / "captions.jsonl", columns, weight=weight)
 
 
-def questions_of(data: Path, name: str, split: str) -> Split:
+def questions_of(data: Path, name: str, split: str) -> DataSource:
     """The questions of one set."""
-    return Split(data / name, split, data / name / "qa.jsonl", {"file_name": "file"})
+    return DataSource(data / name, split, data / name / "qa.jsonl", {"file_name": "file"})
 
 
 def retrieval_run(data: Path, name: str, kind: Architecture = OURS, scale: Scale = FULL) -> Run:
@@ -121,7 +121,7 @@ def retrieval_run(data: Path, name: str, kind: Architecture = OURS, scale: Scale
         ),
         model=MODEL,
         objectives=OBJECTIVES,
-        tokenizer=Words(vocab_size=4000),
+        tokenizer=TokenizerConfig(vocab_size=4000),
         evaluation=Evaluation(STREAMS, batch_size=50),
         training=_training(scale, 900, learning_rate=2e-3, metric_for_best_model="multi_r10"),
         ema=0.98,
@@ -143,7 +143,7 @@ def question_run(data: Path, name: str, kind: Architecture = OURS, scale: Scale 
             cache=True,
         ),
         model=MODEL | how.model,
-        tokenizer=Words(vocab_size=4000),
+        tokenizer=TokenizerConfig(vocab_size=4000),
         evaluation=Evaluation(batch_size=50),
         training=_training(scale, how.steps, learning_rate=how.learning_rate, **how.training),
         task="question-answering",
@@ -241,7 +241,7 @@ def _training(scale: Scale, steps: int, **given: Any) -> dict[str, Any]:
     return TRAINING | {"max_steps": steps, "eval_steps": often, "save_steps": often} | given
 
 
-def _records(split: Split) -> list[Record]:
+def _records(split: DataSource) -> list[Record]:
     assert split.folder is not None
     need = "text" if "text" in split.columns else "question"
     how: dict[str, Any] = {"metadata": split.metadata, "columns": split.columns, "need": need}

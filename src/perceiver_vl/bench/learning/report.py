@@ -11,7 +11,7 @@ from perceiver_vl.bench.learning.costs import RunCost, costs_section, measure_co
 from perceiver_vl.bench.learning.parts import Part, Results
 from perceiver_vl.bench.learning.runs import Run, make_runs
 from perceiver_vl.bench.tables import Section
-from perceiver_vl.tasks.provenance import Circumstances
+from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.utils.errors import PerceiverVLError
 from perceiver_vl.utils.files import write_json, write_text
 from perceiver_vl.utils.html import render
@@ -19,7 +19,7 @@ from perceiver_vl.utils.plots import points_svg
 
 
 @dataclass(frozen=True)
-class LearningReport(Circumstances):
+class LearningReport(RunInfo):
     """What came out. failed: why a run has no figures, by its name; costs: of the runs that stand beside others;
     beside: tables that no run of ours makes, by the names of the parts that they stand in.
     """

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from perceiver_vl.bench.learning.joint_transformer import as_joint_transformer
 from perceiver_vl.bench.learning.single_stream import rank_jointly
-from perceiver_vl.data.sources import ClipSource
+from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
@@ -30,9 +30,9 @@ from perceiver_vl.tasks.evaluation import evaluate_task
 from perceiver_vl.tasks.provenance import machine
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
-from perceiver_vl.training.recipe import Recipe, Split
+from perceiver_vl.training.recipe import DataSource, Recipe
 from perceiver_vl.training.setup import open_split
-from perceiver_vl.utils.console import Stages, err, quiet
+from perceiver_vl.utils.console import ProgressBars, err, quiet
 from perceiver_vl.utils.errors import first_line
 from perceiver_vl.utils.files import write_json
 
@@ -54,7 +54,7 @@ class Test:
     __test__ = False  # it is none of pytest's
 
     name: str
-    split: Split
+    split: DataSource
     num_frames: int
     budget: str = ""
     streams: tuple[str, ...] = ("multi",)
@@ -127,7 +127,7 @@ def make_runs(
     todo = [run for run in wanted if not is_done(run, output)]
     threads = max(1, torch.get_num_threads() // workers)
     with (
-        Stages(progress) as bar,
+        ProgressBars(progress) as bar,
         ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
         advance = bar.stage("Runs", len(wanted), done=len(wanted) - len(todo))
@@ -233,7 +233,7 @@ def is_done(run: Run, output: Path) -> bool:
     return {test.key for test in run.tests} <= read_run(run, output).tests.keys()
 
 
-def _opened(test: Test, recipe: Recipe, processor: PerceiverVLProcessor) -> ClipSource:
+def _opened(test: Test, recipe: Recipe, processor: PerceiverVLProcessor) -> VideoDataset:
     size = processor.image_processor.size["height"], processor.image_processor.size["width"]
     data = replace(recipe.data, num_frames=test.num_frames, cache=False)
     return open_split(test.split, size, data, None if recipe.task is None else task_of(recipe.task))[0]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceiver_vl.data.sources import ClipSource
+from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
@@ -18,7 +18,7 @@ _PAIRS = 64
 def rank_jointly(
     model: PerceiverVLForRetrieval,
     processor: PerceiverVLProcessor,
-    source: ClipSource,
+    source: VideoDataset,
     num_frames: int,
     budget: ComputeBudget,
 ) -> dict[str, Any]:

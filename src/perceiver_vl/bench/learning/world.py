@@ -13,7 +13,7 @@ from perceiver_vl.bench.learning.parts import Column, Part, Row, Table
 from perceiver_vl.bench.learning.runs import JOINT, OURS, Architecture, Run, Test
 from perceiver_vl.data.synthetic import GENERALISATION
 from perceiver_vl.training.losses import Objectives
-from perceiver_vl.training.recipe import Data, Evaluation, Recipe, Split, WorldSplit
+from perceiver_vl.training.recipe import Data, DataSource, Evaluation, Recipe, WorldSplit
 
 MODEL: dict[str, Any] = {
     "hidden_size": 64,
@@ -90,7 +90,7 @@ def world_recipe(
     **training: Any,
 ) -> Recipe:
     """A recipe on clips of the world, `clips` of each of `tasks`."""
-    train = tuple(Split(world=WorldSplit(clips=scale.clips(clips), seed=seed, task=one)) for one in tasks)
+    train = tuple(DataSource(world=WorldSplit(clips=scale.clips(clips), seed=seed, task=one)) for one in tasks)
     given = {"max_steps": scale.steps(steps), "learning_rate": learning_rate, "seed": seed, **training}
     return Recipe(
         output=Path(),
@@ -108,7 +108,7 @@ def world_test(
 ) -> Test:
     """A test on `clips` clips of the world that no training has seen."""
     world = WorldSplit(clips=scale.clips(clips), task=task)
-    return Test(name or task, Split(split=split, world=world), frames, **how)
+    return Test(name or task, DataSource(split=split, world=world), frames, **how)
 
 
 def retrieval_run(scale: Scale, kind: Architecture = OURS, *, steps: int = 600, clips: int = 8000, **how: Any) -> Run:
@@ -148,7 +148,7 @@ def choice_run(scale: Scale, kind: Architecture) -> Run:
 def pair_run(scale: Scale, kind: Architecture) -> Run:
     """Statements about two pictures, from the model that answers open questions."""
     how: dict[str, Any] = {"clips": 20_000, "frames": 1, "learning_rate": 1e-3, "model": _FINE}
-    recipe = world_recipe(scale, 600, ("pairs",), "pairs", **how)
+    recipe = world_recipe(scale, 600, ("pairs",), "nlvr2", **how)
     return Run(f"pairs, {kind}", recipe, kind, start=open_run(scale, kind))
 
 
@@ -224,7 +224,9 @@ def against_joint_transformer(scale: Scale) -> Part:
 
 
 def layer_drop(scale: Scale) -> Part:
-    """Table 3 in miniature: LayerDrop in the first phase, the second, both or neither, tested at 1, 2 and 3 reads."""
+    """Table 3 in miniature: LayerDrop in the first phase, the second, both or neither, tested at 1, 2 and 3
+    cross-attentions.
+    """
     rate, steps, numbers = 0.5, 400, (1, 2, 3)
     tests = tuple(
         world_test(scale, "captions", HELD_OUT, budget=f"cross_attentions={number}", name=str(number))
@@ -242,7 +244,7 @@ def layer_drop(scale: Scale) -> Part:
     table = Table(
         f"R@1 of multi, {scale.clips(HELD_OUT)} clips; LayerDrop {rate:g}, {len(scale.seeds)} seeds",
         tuple(rows),
-        tuple(Column(f"{number} of 3 reads", ("multi", "r1"), test=str(number)) for number in numbers),
+        tuple(Column(f"{number} of 3 cross-attentions", ("multi", "r1"), test=str(number)) for number in numbers),
         first="LayerDrop in",
         notes=(f"Two phases of {scale.steps(steps)} steps, on other clips.",),
     )
@@ -298,10 +300,10 @@ def latents_and_streams(scale: Scale) -> Part:
 def ablations(scale: Scale) -> Part:
     """Aggregation of modalities, positions of latents, contrast, hard negatives, latents of words."""
     more_vtm = replace(OBJECTIVES, vtm=1.0, joint_share=0.5)
-    thoughts = {"self_attentions_per_block": 2}
+    self_attentions = {"self_attentions_per_block": 2}
     tables = {
         "modality aggregation, 2 self-attentions a block (section 3.2)": {
-            name: retrieval_run(scale, model={"modality_aggregation": name, **thoughts})
+            name: retrieval_run(scale, model={"modality_aggregation": name, **self_attentions})
             for name in ("joint", "separate", "separate_plus")
         },
         "positions of the latents": {

@@ -8,12 +8,12 @@ from pathlib import Path
 from perceiver_vl.data.datasets.table import BENCHMARKS, Benchmark
 from perceiver_vl.data.datasets.tree import MissingAnnotationsError, Tree
 from perceiver_vl.data.fields import split_name
-from perceiver_vl.data.records import Folder, Problem, Record
+from perceiver_vl.data.records import Folder, Record, SkippedSample
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 
 @dataclass
-class Part(Folder):
+class BenchmarkRecords(Folder):
     """One split: its records, its problems, and the `rows` of annotations that both came from."""
 
     rows: int = 0
@@ -46,7 +46,7 @@ def read_benchmark(name: str, folder: str | Path, *, split: str | None = None, s
         first = result.problems[0]
         raise PerceiverVLError(f"{folder}: {first.file_name}: {first.reason}; leave out strict to skip such files")
     if not result.records:
-        first = result.problems[0] if result.problems else Problem(", ".join(splits), "no rows")
+        first = result.problems[0] if result.problems else SkippedSample(", ".join(splits), "no rows")
         raise PerceiverVLError(
             f"{folder}: no usable record of {name}, the first: {first.file_name}: {first.reason}; "
             f"see perceiver-vl data list {name}"
@@ -61,14 +61,14 @@ def read_splits(
     split: str | None = None,
     on_request: bool = False,
     progress: Callable[[], object] = lambda: None,
-) -> dict[str, Part]:
+) -> dict[str, BenchmarkRecords]:
     """The splits whose annotations are there, as `read_benchmark` says.
 
     on_request: also those that share their media with others. progress: called after each split.
     """
     benchmark = find_benchmark(name)
     tree = Tree(Path(folder), benchmark.kind)
-    result: dict[str, Part] = {}
+    result: dict[str, BenchmarkRecords] = {}
     missing: MissingAnnotationsError | None = None
     for part in _wanted(benchmark, split, on_request):
         try:
@@ -90,9 +90,9 @@ def _wanted(benchmark: Benchmark, split: str | None, on_request: bool) -> list[s
     return [wanted]
 
 
-def _read(benchmark: Benchmark, tree: Tree, split: str) -> Part:
-    result = Part(tree.folder, [], classes=benchmark.classes(tree) if benchmark.classes else ())
-    problems: dict[Problem, None] = {}
+def _read(benchmark: Benchmark, tree: Tree, split: str) -> BenchmarkRecords:
+    result = BenchmarkRecords(tree.folder, [], classes=benchmark.classes(tree) if benchmark.classes else ())
+    problems: dict[SkippedSample, None] = {}
     for found in benchmark.read(tree, split):
         result.rows += 1
         if isinstance(found, Record):

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from perceiver_vl.data.datasets.rows import Row
 from perceiver_vl.data.fields import safe_name
-from perceiver_vl.data.records import Problem, Record
+from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.media.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from perceiver_vl.utils.errors import UsageError
 
 MISSING = "named in the annotations but not there"
 NO_CAPTION = "no caption"
 Kind = Literal["video", "image"]
-Found = Record | tuple[Problem, ...]  # of one row of annotations: what it says, or all that is in its way
+Found = Record | tuple[SkippedSample, ...]  # of one row of annotations: what it says, or all that is in its way
 
 
 class MissingAnnotationsError(UsageError):
@@ -78,17 +78,17 @@ class Tree:
         said: the other fields of the record. Raises `UsageError` for a name that leads out of the folder.
         """
         places = [self._find(row, names, within)] + ([self._find(row, second, within)] if second else [])
-        problems = tuple(place for place in places if isinstance(place, Problem))
+        problems = tuple(place for place in places if isinstance(place, SkippedSample))
         if problems:
             return problems
         file_name, *others = map(str, places)
         if "texts" in said and not any(said["texts"]):
-            return (Problem(file_name, NO_CAPTION),)
+            return (SkippedSample(file_name, NO_CAPTION),)
         if others:
             said |= {"second_file_name": others[0], "second_path": self.folder / others[0]}
         return Record(file_name, self.folder / file_name, **said)
 
-    def _find(self, row: Row, names: Sequence[str], within: Sequence[str]) -> str | Problem:
+    def _find(self, row: Row, names: Sequence[str], within: Sequence[str]) -> str | SkippedSample:
         for name in names:
             _refuse_outside(row, name)
             base = name.rpartition("/")[2]
@@ -100,10 +100,10 @@ class Tree:
             exact = tuple(place for place in places if place.rpartition("/")[2] == base)
             places = exact or places
             if len(places) > 1:
-                return Problem(name, f"both {places[0]} and {places[1]} could be meant, keep one of them")
+                return SkippedSample(name, f"both {places[0]} and {places[1]} could be meant, keep one of them")
             if places:
                 return places[0]
-        return Problem(f"{within[0]}/{names[0]}" if within else names[0], MISSING)
+        return SkippedSample(f"{within[0]}/{names[0]}" if within else names[0], MISSING)
 
     def _stem(self, name: str) -> str:
         """Without its extension, if that is one of the media: names of clips have dots in them."""

@@ -11,13 +11,13 @@ uninterrupted one would have seen, with any number of workers and ranks.
 """
 
 from perceiver_vl.data.shards.manifest import is_sharded, verify_shards
-from perceiver_vl.data.shards.reading import OPEN_SHARDS, ShardedClips, shuffled_in_groups
+from perceiver_vl.data.shards.reading import OPEN_SHARDS, ShardedDataset, shuffled_in_groups
 from perceiver_vl.data.shards.writing import ShardReport, write_shards
 
 __all__ = [
     "OPEN_SHARDS",
     "ShardReport",
-    "ShardedClips",
+    "ShardedDataset",
     "is_sharded",
     "shuffled_in_groups",
     "verify_shards",

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from perceiver_vl.data.folder import Need
-from perceiver_vl.data.records import Problem, Record
+from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.shards.cache import is_url, open_remote
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
 from perceiver_vl.utils.files import sha256
 
@@ -33,7 +33,7 @@ class Shard:
 
 
 def is_sharded(location: str | Path) -> bool:
-    """Whether a location is one for `ShardedClips`: any URL, or a folder with an index and a manifest of shards."""
+    """Whether a location is one for `ShardedDataset`: any URL, or a folder with an index and a manifest of shards."""
     return is_url(location) or all(Path(location, name).is_file() for name in (INDEX, MANIFEST))
 
 
@@ -138,7 +138,7 @@ def record_values(record: Record) -> dict[str, Any]:
     return {name: value for name, value, default in values if name not in ("path", "second_path") and value != default}
 
 
-def verify_shards(out: str | Path, progress: bool = False) -> list[Problem]:
+def verify_shards(out: str | Path, progress: bool = False) -> list[SkippedSample]:
     """Read every byte of a folder of shards; what is not as the manifest says, by file.
 
     Raises `UsageError` for a URL or a folder without a manifest, `PerceiverVLError` for a damaged manifest.
@@ -149,11 +149,11 @@ def verify_shards(out: str | Path, progress: bool = False) -> list[Problem]:
     files = [(shard.name, shard.bytes, shard.sha256) for shard in manifest_shards(manifest, out)]
     files.append((INDEX, manifest["index"]["bytes"], manifest["index"]["sha256"]))
     problems = []
-    with Stages(progress) as stages:
+    with ProgressBars(progress) as stages:
         advance = stages.stage("Checking shards", total=len(files))
         for name, size, digest in files:
             if reason := file_problem(Path(out, name), size, digest):
-                problems.append(Problem(name, reason))
+                problems.append(SkippedSample(name, reason))
             advance()
     return problems
 

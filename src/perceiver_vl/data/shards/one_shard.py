@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from perceiver_vl.data.records import Problem, Record
+from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.shards.manifest import Shard, record_values
 from perceiver_vl.data.shards.planning import Plan, Sample
 from perceiver_vl.data.transcode.reencode import Settings, ended, reencode
@@ -42,7 +42,7 @@ class ShardWriter:
     def __call__(self, plan: Plan) -> None:
         """The tar of a plan and, once it has its name, its part: what the index and the manifest say of it."""
         rows: list[dict[str, Any]] = []
-        skipped: list[Problem] = []
+        skipped: list[SkippedSample] = []
         path = self.out / plan.name
         write_with(path, lambda beside: self._write_tar(beside, plan, rows, skipped))
         shard = None
@@ -54,7 +54,7 @@ class ShardWriter:
         lines = [asdict(problem) for problem in skipped]
         write_json(part_path(self.out, plan), {"plan": plan.sha256, "shard": shard, "rows": rows, "skipped": lines})
 
-    def _write_tar(self, beside: Path, plan: Plan, rows: list[dict[str, Any]], skipped: list[Problem]) -> None:
+    def _write_tar(self, beside: Path, plan: Plan, rows: list[dict[str, Any]], skipped: list[SkippedSample]) -> None:
         with tarfile.open(beside, "w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in plan.samples:
                 note_path(self.out, plan).write_text(sample.key)
@@ -131,8 +131,8 @@ def _as_it_is(path: Path) -> tuple[str, bytes]:
     return suffix, content
 
 
-def _problem(sample: Sample, error: MediaError) -> Problem:
+def _problem(sample: Sample, error: MediaError) -> SkippedSample:
     """The broken file under the name that the data set gives it, and how many records are lost with it."""
     first, count = sample.records[0], len(sample.records)
     name = first.second_file_name if first.second_file_name and error.path == first.second_path else first.file_name
-    return Problem(name, error.reason if count == 1 else f"{error.reason} ({count} examples)")
+    return SkippedSample(name, error.reason if count == 1 else f"{error.reason} ({count} examples)")

@@ -53,7 +53,7 @@ def media_sizes(records: Iterable[Record]) -> dict[Path, int]:
     return sizes
 
 
-def fingerprint(records: Iterable[Record], sizes: dict[Path, int]) -> str:
+def records_fingerprint(records: Iterable[Record], sizes: dict[Path, int]) -> str:
     """SHA-256 of what is written, the sizes of the media standing in for their bytes."""
     digest = hashlib.sha256()
     for record in records:
@@ -76,7 +76,7 @@ def plan_shards(
         samples = [Sample(f"{number:08d}", tuple(said)) for number, said in enumerate(found.values())]
         for some in _cut(samples, sizes, most_samples, most_bytes):
             said = [record for sample in some for record in sample.records]
-            yield Plan(f"{prefix}-{numbers[prefix]:06d}.tar", split, tuple(some), fingerprint(said, sizes))
+            yield Plan(f"{prefix}-{numbers[prefix]:06d}.tar", split, tuple(some), records_fingerprint(said, sizes))
             numbers[prefix] += 1
 
 

@@ -58,8 +58,8 @@ def shuffled_in_groups(
     return order
 
 
-class ShardedClips:
-    """The records of shards, one split or all, decoded when asked for, at `size` (height, width): a `ClipSource`.
+class ShardedDataset:
+    """The records of shards, one split or all, decoded when asked for, at `size` (height, width): a `VideoDataset`.
 
     location: a folder, whose shards are read in place, or any URL of fsspec (s3://, gs://, https://, file://, …), whose
     shards are fetched whole into `cache` (default: in the user's cache folder), checked against the manifest, and kept

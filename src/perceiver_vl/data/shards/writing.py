@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from perceiver_vl._version import __version__
-from perceiver_vl.data.records import Folder, Problem
+from perceiver_vl.data.records import Folder, SkippedSample
 from perceiver_vl.data.shards.manifest import (
     FORMAT,
     INDEX,
@@ -29,10 +29,10 @@ from perceiver_vl.data.shards.manifest import (
     size_problem,
 )
 from perceiver_vl.data.shards.one_shard import PARTS, ShardWriter, note_path, part_path
-from perceiver_vl.data.shards.planning import Plan, fingerprint, media_sizes, plan_shards
+from perceiver_vl.data.shards.planning import Plan, media_sizes, plan_shards, records_fingerprint
 from perceiver_vl.data.transcode.reencode import Settings
 from perceiver_vl.media.decode import decoder_version
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 from perceiver_vl.utils.files import sha256, write_json, write_with
 from perceiver_vl.utils.process_pool import run_in_processes
@@ -52,7 +52,7 @@ class ShardReport:
     records: int
     bytes: int
     splits: dict[str, int]
-    skipped: list[Problem]
+    skipped: list[SkippedSample]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values; `splits`: records of each."""
@@ -93,7 +93,7 @@ def write_shards(
     media_bytes = media_sizes(source.records)
     how = {"name": name, "samples_per_shard": samples_per_shard, "shard_bytes": shard_bytes}
     how["reencoding"] = None if reencoding is None else json.loads(json.dumps(asdict(reencoding)))
-    settings = how | {"records": len(source.records), "sha256": fingerprint(source.records, media_bytes)}
+    settings = how | {"records": len(source.records), "sha256": records_fingerprint(source.records, media_bytes)}
     written = 0
     if not _is_finished(out, settings):
         try:
@@ -221,7 +221,7 @@ def _report(out: Path, written: int) -> ShardReport:
         records=sum(shard.records for shard in shards),
         bytes=sum(shard.bytes for shard in shards),
         splits={split: counts["records"] for split, counts in manifest["splits"].items()},
-        skipped=[Problem(**line) for line in manifest["skipped"]],
+        skipped=[SkippedSample(**line) for line in manifest["skipped"]],
     )
 
 
@@ -231,7 +231,7 @@ def _write_all(plans: list[Plan], write: ShardWriter, workers: int, progress: bo
     _remove_others(out, plans)
     missing = [plan for plan in plans if not _is_written(out, plan)]
     count, total = len(missing), sum(len(plan.samples) for plan in plans)
-    with Stages(progress) as stages:
+    with ProgressBars(progress) as stages:
         done = total - sum(len(plan.samples) for plan in missing)
         advance = stages.stage("Writing shards", total=total, done=done)
         while missing:

@@ -26,8 +26,16 @@ from perceiver_vl.data.synthetic.scene import (
     draw_scene,
     split_of,
 )
-from perceiver_vl.data.synthetic.stage import GENERALISATION, HELD_OUT, PLACES, RELATIONS, TASK_SPLITS, USUAL, Stage
 from perceiver_vl.data.synthetic.statements import Pair
+from perceiver_vl.data.synthetic.storyboard import (
+    GENERALISATION,
+    HELD_OUT,
+    PLACES,
+    RELATIONS,
+    TASK_SPLITS,
+    USUAL,
+    Storyboard,
+)
 from perceiver_vl.data.synthetic.tasks import (
     LONG_SPLITS,
     TASKS,
@@ -69,7 +77,7 @@ __all__ = [
     "Question",
     "QuestionWorld",
     "Scene",
-    "Stage",
+    "Storyboard",
     "Thing",
     "World",
     "caption",

@@ -10,13 +10,13 @@ import numpy as np
 
 from perceiver_vl.data.synthetic.acts import EVENTS, Actor, Doing
 from perceiver_vl.data.synthetic.references import Demands, with_article
-from perceiver_vl.data.synthetic.stage import (
+from perceiver_vl.data.synthetic.storyboard import (
     HELD_OUT,
     USUAL,
     Combination,
-    Stage,
+    Storyboard,
     draw_cells,
-    draw_stage,
+    draw_storyboard,
     draw_things,
     pick,
 )
@@ -41,7 +41,7 @@ class LongClip:
     kind: what, when or whom. captions: what happens, told in several wordings.
     """
 
-    stage: Stage
+    storyboard: Storyboard
     seconds: float
     event: str
     whom: Combination
@@ -70,7 +70,7 @@ def draw_long_clip(rng: np.random.Generator, demands: Demands, seconds: float) -
     things = draw_things(rng, draw_cells(rng, len(combinations)), combinations, acting=True)
     actors = [_with_habit(rng, thing, seconds) for thing in things]
     actors[0] = replace(actors[0], doings=(*actors[0].doings, moment))
-    stage = draw_stage(rng, [actors[place] for place in rng.permutation(len(actors))])
+    storyboard = draw_storyboard(rng, [actors[place] for place in rng.permutation(len(actors))])
     does, do = EVENTS[event].does, EVENTS[event].do
     colour, shape = combinations[0]
     kind, question, answer = pick(
@@ -85,7 +85,7 @@ def draw_long_clip(rng: np.random.Generator, demands: Demands, seconds: float) -
     thing = with_article(f"{colour} {shape}")
     captions = tuple(pattern.format(thing=thing, does=does) for pattern in _CAPTIONS[WHEN[when]])
     times = start, start + length
-    return LongClip(stage, seconds, event, combinations[0], WHEN[when], *times, question, answer, kind, captions)
+    return LongClip(storyboard, seconds, event, combinations[0], WHEN[when], *times, question, answer, kind, captions)
 
 
 def _combinations(rng: np.random.Generator, demands: Demands, count: int) -> list[Combination]:

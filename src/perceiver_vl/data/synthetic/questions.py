@@ -23,16 +23,16 @@ from perceiver_vl.data.synthetic.references import (
     with_article,
 )
 from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES, SIZES
-from perceiver_vl.data.synthetic.stage import (
+from perceiver_vl.data.synthetic.storyboard import (
     CELLS,
     HELD_OUT,
     PLACES,
     RELATIONS,
     USUAL,
     Combination,
-    Stage,
+    Storyboard,
     draw_cells,
-    draw_stage,
+    draw_storyboard,
     draw_things,
     in_turn,
     is_held_out,
@@ -44,7 +44,7 @@ from perceiver_vl.data.synthetic.stage import (
 NUM_CHOICES = 5
 MOST_COUNTED = 5
 ANNOTATORS = 10
-# Seen for a moment, or by somebody who is strict about words, one of these may pass for the other.
+# VisionBatch for a moment, or by somebody who is strict about words, one of these may pass for the other.
 _ALIKE = {
     *(frozenset((one, other)) for one in ("jumps", "dips") for other in ("up", "down")),
     *(frozenset(("shakes", other)) for other in ("left", "right")),
@@ -61,7 +61,7 @@ class Question:
     truth. choices, label: of multiple choice, with the place of the right one. depth: steps of its longest reference.
     """
 
-    stage: Stage
+    storyboard: Storyboard
     text: str
     kind: str
     answers: tuple[str, ...]
@@ -145,7 +145,9 @@ def _frame(kind: str) -> Draw:
             "size": (f"how big is {thing}?", one.size),
             "where": (f"where is {thing}?", PLACES[CELLS.index(one.cell)]),
         }[kind]
-        return Question(draw_stage(rng, _shuffled(rng, cast.actors)), text, kind, (answer,), depth=len(cast.relations))
+        return Question(
+            draw_storyboard(rng, _shuffled(rng, cast.actors)), text, kind, (answer,), depth=len(cast.relations)
+        )
 
     return draw
 
@@ -160,8 +162,8 @@ def _draw_number_of_times(rng: np.random.Generator, demands: Demands) -> Questio
         doings.append(repeated(rng, pick(rng, (act, *others)), int(rng.integers(1, MOST_COUNTED + 1))))
     cast = cast.with_doings(doings)
     text = f"how many times does {refer(rng, cast)} {ACTS[act].do}?"
-    stage = draw_stage(rng, _shuffled(rng, cast.actors))
-    return Question(stage, text, "times", (str(times),), depth=len(cast.relations))
+    storyboard = draw_storyboard(rng, _shuffled(rng, cast.actors))
+    return Question(storyboard, text, "times", (str(times),), depth=len(cast.relations))
 
 
 def _draw_number_of_things(rng: np.random.Generator, demands: Demands) -> Question | None:
@@ -170,7 +172,7 @@ def _draw_number_of_things(rng: np.random.Generator, demands: Demands) -> Questi
     noun = draw_noun(rng, demands)
     combinations = draw_counted(rng, {noun: number}, extra)
     actors = draw_things(rng, draw_cells(rng, len(combinations)), combinations)
-    return Question(draw_stage(rng, actors), f"how many {plural(str(noun))} are there?", "things", (str(number),))
+    return Question(draw_storyboard(rng, actors), f"how many {plural(str(noun))} are there?", "things", (str(number),))
 
 
 def _draw_number_of_doers(rng: np.random.Generator, demands: Demands) -> Question | None:
@@ -180,8 +182,8 @@ def _draw_number_of_doers(rng: np.random.Generator, demands: Demands) -> Questio
     combinations = [pick(rng, HELD_OUT if demands.held_out else USUAL) for _ in range(number + extra)]
     things = draw_things(rng, draw_cells(rng, number + extra), combinations, acting=True)
     acts = [act] * number + [pick(rng, others) for _ in range(extra)]
-    stage = draw_stage(rng, _acting(rng, Cast(tuple(things), ()), acts).actors)
-    return Question(stage, f"how many things {ACTS[act].do}?", "doers", (str(number),))
+    storyboard = draw_storyboard(rng, _acting(rng, Cast(tuple(things), ()), acts).actors)
+    return Question(storyboard, f"how many things {ACTS[act].do}?", "doers", (str(number),))
 
 
 def _draw_exists(rng: np.random.Generator, demands: Demands) -> Question | None:
@@ -199,8 +201,8 @@ def _draw_exists(rng: np.random.Generator, demands: Demands) -> Question | None:
         if one != (colour, shape):
             combinations.append(one)
     actors = draw_things(rng, draw_cells(rng, len(combinations)), combinations)
-    stage = draw_stage(rng, _shuffled(rng, actors))
-    return Question(stage, f"is there {with_article(f'{colour} {shape}')}?", "exists", (_word(truth),))
+    storyboard = draw_storyboard(rng, _shuffled(rng, actors))
+    return Question(storyboard, f"is there {with_article(f'{colour} {shape}')}?", "exists", (_word(truth),))
 
 
 def _draw_does(rng: np.random.Generator, demands: Demands) -> Question | None:
@@ -211,8 +213,8 @@ def _draw_does(rng: np.random.Generator, demands: Demands) -> Question | None:
     chosen = [asked, instead] if truth else [instead, asked]
     cast = _acting(rng, cast, chosen + [pick(rng, acts) for _ in cast.actors[2:]])
     text = f"does {refer(rng, cast)} {ACTS[asked].do}?"
-    stage = draw_stage(rng, _shuffled(rng, cast.actors))
-    return Question(stage, text, "does", (_word(truth),), depth=len(cast.relations))
+    storyboard = draw_storyboard(rng, _shuffled(rng, cast.actors))
+    return Question(storyboard, text, "does", (_word(truth),), depth=len(cast.relations))
 
 
 def _draw_is(rng: np.random.Generator, demands: Demands) -> Question | None:
@@ -228,8 +230,8 @@ def _draw_is(rng: np.random.Generator, demands: Demands) -> Question | None:
         return None
     asked = getattr(one, kind) if truth else pick(rng, wrong)
     text = f"is {thing} {asked if kind == 'colour' else with_article(asked)}?"
-    stage = draw_stage(rng, _shuffled(rng, cast.actors))
-    return Question(stage, text, "is", (_word(truth),), depth=len(cast.relations))
+    storyboard = draw_storyboard(rng, _shuffled(rng, cast.actors))
+    return Question(storyboard, text, "is", (_word(truth),), depth=len(cast.relations))
 
 
 def _draw_is_next_to(rng: np.random.Generator, demands: Demands) -> Question | None:
@@ -243,8 +245,8 @@ def _draw_is_next_to(rng: np.random.Generator, demands: Demands) -> Question | N
         if relation:
             asked = relation if truth else pick(rng, [name for name in RELATIONS if name != relation])
             text = f"is {thing} {asked} the {pick(rng, names_of(other, cast.actors))}?"
-            stage = draw_stage(rng, _shuffled(rng, cast.actors))
-            return Question(stage, text, "where", (_word(truth),), depth=len(cast.relations))
+            storyboard = draw_storyboard(rng, _shuffled(rng, cast.actors))
+            return Question(storyboard, text, "where", (_word(truth),), depth=len(cast.relations))
     return None
 
 
@@ -329,8 +331,8 @@ def _choice(rng: np.random.Generator, cast: Cast, text: str, kind: str, acts: Se
     """The first act is right."""
     order = rng.permutation(len(acts)).tolist()
     choices = tuple(ACTS[acts[place]].does for place in order)
-    stage = draw_stage(rng, _shuffled(rng, cast.actors))
-    return Question(stage, text, kind, (ACTS[acts[0]].does,), choices, order.index(0), len(cast.relations))
+    storyboard = draw_storyboard(rng, _shuffled(rng, cast.actors))
+    return Question(storyboard, text, kind, (ACTS[acts[0]].does,), choices, order.index(0), len(cast.relations))
 
 
 def _shuffled(rng: np.random.Generator, actors: Sequence[Actor]) -> list[Actor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from perceiver_vl.data.synthetic.acts import ACTS, Actor, Doing
-from perceiver_vl.data.synthetic.stage import (
+from perceiver_vl.data.synthetic.storyboard import (
     HELD_OUT,
     USUAL,
     Combination,

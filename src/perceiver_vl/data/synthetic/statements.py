@@ -14,7 +14,7 @@ from perceiver_vl.data.synthetic.references import (
     plural,
     with_article,
 )
-from perceiver_vl.data.synthetic.stage import Stage, belongs, draw_cells, draw_stage, draw_things, pick
+from perceiver_vl.data.synthetic.storyboard import Storyboard, belongs, draw_cells, draw_storyboard, draw_things, pick
 
 PAIRS_PER_STATEMENT = 4
 _MOST, _MOST_OF_TWO = 3, 2
@@ -35,8 +35,8 @@ class Statement:
 class Pair:
     """Two pictures, what is said of them, and whether it is true."""
 
-    left: Stage
-    right: Stage
+    left: Storyboard
+    right: Storyboard
     text: str
     kind: str
     truth: bool
@@ -101,10 +101,10 @@ def draw_pair(rng: np.random.Generator, split: str, statements: tuple[Statement,
     return Pair(_picture(rng, demands, split, left), _picture(rng, demands, split, right), text, kind, truth)
 
 
-def _picture(rng: np.random.Generator, demands: Demands, split: str, numbers: dict[Noun, int]) -> Stage:
+def _picture(rng: np.random.Generator, demands: Demands, split: str, numbers: dict[Noun, int]) -> Storyboard:
     least, most = _MORE_EXTRA if demands.crowded else _EXTRA
     while True:
         combinations = draw_counted(rng, numbers, int(rng.integers(least, most + 1)))
-        stage = draw_stage(rng, draw_things(rng, draw_cells(rng, len(combinations)), combinations))
-        if belongs(stage, split):
-            return stage
+        storyboard = draw_storyboard(rng, draw_things(rng, draw_cells(rng, len(combinations)), combinations))
+        if belongs(storyboard, split):
+            return storyboard

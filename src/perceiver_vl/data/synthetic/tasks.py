@@ -19,8 +19,8 @@ from perceiver_vl.data.synthetic.questions import QUESTIONS, Question, draw_ques
 from perceiver_vl.data.synthetic.references import demands_of
 from perceiver_vl.data.synthetic.render import Pixels, frame_times
 from perceiver_vl.data.synthetic.scene import SPLITS
-from perceiver_vl.data.synthetic.stage import TASK_SPLITS, belongs, settled
 from perceiver_vl.data.synthetic.statements import PAIRS_PER_STATEMENT, Pair, draw_pair, draw_statements
+from perceiver_vl.data.synthetic.storyboard import TASK_SPLITS, belongs, settled
 from perceiver_vl.utils.errors import UsageError
 
 LONG_SPLITS = (*SPLITS, "test-distractor", "test-systematic")
@@ -90,10 +90,10 @@ class QuestionWorld:
 
     def frames(self, index: int, num_frames: int | None = None, rng: np.random.Generator | None = None) -> Pixels:
         """RGB bytes (T, size, size, 3) from T equal parts of the clip, as `World.frames`; of a picture T is 1."""
-        stage = self.question(index).stage
+        storyboard = self.question(index).storyboard
         if self.task == "image":
-            return stage.render(_MOMENT, self.size)
-        return stage.render(_times(self.num_frames if num_frames is None else num_frames, rng), self.size)
+            return storyboard.render(_MOMENT, self.size)
+        return storyboard.render(_times(self.num_frames if num_frames is None else num_frames, rng), self.size)
 
 
 @dataclass(frozen=True)
@@ -145,13 +145,13 @@ class PairWorld:
         return (pair.right if second else pair.left).render(_MOMENT, self.size)
 
     @property
-    def second(self) -> "SecondPictures":
+    def second(self) -> "PairWorldSecondPictures":
         """The right pictures as a source of their own."""
-        return SecondPictures(self)
+        return PairWorldSecondPictures(self)
 
 
 @dataclass(frozen=True)
-class SecondPictures:
+class PairWorldSecondPictures:
     """The right pictures of pairs, by the same places."""
 
     pairs: PairWorld
@@ -215,13 +215,13 @@ class LongWorld:
     def frames(self, index: int, num_frames: int | None = None, rng: np.random.Generator | None = None) -> Pixels:
         """RGB bytes (T, size, size, 3) from T equal parts of the clip; only these are drawn."""
         times = _times(self.num_frames if num_frames is None else num_frames, rng)
-        return self.clip(index).stage.render(times, self.size)
+        return self.clip(index).storyboard.render(times, self.size)
 
     def stream(self, index: int, frames_per_second: float) -> Iterator[Pixels]:
         """The frames (size, size, 3) of the whole clip, one after the other, at the middles of their times."""
-        stage, count = self.clip(index).stage, max(1, round(self.seconds * frames_per_second))
+        storyboard, count = self.clip(index).storyboard, max(1, round(self.seconds * frames_per_second))
         for number in range(count):
-            yield stage.render(np.array([(number + 0.5) / count]), self.size)[0]
+            yield storyboard.render(np.array([(number + 0.5) / count]), self.size)[0]
 
 
 def open_world(
@@ -283,8 +283,8 @@ def _question(task: str, seed: int, split: str, index: int) -> Question:
     rng, demands = _generator(task, seed, split, index), demands_of(split)
     while True:
         question = draw_question(rng, task, demands)
-        if belongs(question.stage, split):
-            return replace(question, stage=settled(question.stage))
+        if belongs(question.storyboard, split):
+            return replace(question, storyboard=settled(question.storyboard))
 
 
 @lru_cache(maxsize=256)
@@ -301,5 +301,5 @@ def _long_clip(seconds: float, seed: int, split: str, index: int) -> LongClip:
     rng, demands = _generator("long", seed, split, index), demands_of(split)
     while True:
         clip = draw_long_clip(rng, demands, seconds)
-        if belongs(clip.stage, split):
-            return replace(clip, stage=settled(clip.stage))
+        if belongs(clip.storyboard, split):
+            return replace(clip, storyboard=settled(clip.storyboard))

@@ -25,7 +25,7 @@ from perceiver_vl.data.synthetic.tasks import (
     open_world,
     splits_of,
 )
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.files import write_json, write_text, write_with
 
@@ -84,7 +84,7 @@ def write_world(
     folders = {task: out if len(tasks) == 1 else out / task for task in tasks}
     for task in tasks:
         _claim(folders[task], _arguments(task, worlds[task], layout))
-    with Stages(progress) as bar:
+    with ProgressBars(progress) as bar:
         for task in tasks:
             advance = bar.stage(f"Writing {task}", sum(map(len, worlds[task])))
             write = _write_folder if layout == "folder" else _write_official
@@ -219,7 +219,7 @@ def _truth(world: AnyWorld, index: int) -> Any:
         return [asdict(pair.left), asdict(pair.right)]
     if isinstance(world, LongWorld):
         return asdict(world.clip(index))
-    return asdict(world.question(index).stage)
+    return asdict(world.question(index).storyboard)
 
 
 def _write_media(out: Path, names: Iterable[str | None], world: AnyWorld, index: int) -> None:

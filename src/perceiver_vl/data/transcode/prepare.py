@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from perceiver_vl._version import __version__
 from perceiver_vl.data.fields import safe_name
 from perceiver_vl.data.metadata import write_metadata
-from perceiver_vl.data.records import Folder, Problem, Record
+from perceiver_vl.data.records import Folder, Record, SkippedSample
 from perceiver_vl.data.transcode.prepared import (
     FILES,
     MANIFEST,
@@ -33,7 +33,7 @@ from perceiver_vl.data.transcode.prepared import (
 )
 from perceiver_vl.data.transcode.reencode import Settings, ended, ended_name, reencode
 from perceiver_vl.media.decode import decoder_version
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError
 from perceiver_vl.utils.files import sha256, write_json
 from perceiver_vl.utils.process_pool import run_in_processes
@@ -53,7 +53,7 @@ class PrepareReport:
     frames: int = 0
     hash: str = ""
     seconds: float = 0.0
-    skipped: list[Problem] = field(default_factory=list)
+    skipped: list[SkippedSample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def prepare(
                         continue
                     if strict:
                         raise result
-                    report.skipped.append(Problem(job.source_name, _with_times(job, result.reason)))
+                    report.skipped.append(SkippedSample(job.source_name, _with_times(job, result.reason)))
         finally:
             _sweep(out)
         report.written = len(todo) - sum(job.key not in done for job in todo)
@@ -338,7 +338,7 @@ Result = PreparedFile | MediaError
 
 
 def _with_progress(results: Iterable[tuple[_Job, Result]], total: int, shown: bool) -> Iterator[tuple[_Job, Result]]:
-    with Stages(shown) as bar:
+    with ProgressBars(shown) as bar:
         advance = bar.stage("Preparing", total)
         for one in results:
             yield one

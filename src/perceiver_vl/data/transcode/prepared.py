@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from perceiver_vl.data.records import Problem
+from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 from perceiver_vl.utils.files import sha256, write_with
 
@@ -54,7 +54,7 @@ class Verification:
     """What became of the files of a prepared folder: how many were looked at, and what is wrong."""
 
     files: int
-    problems: list[Problem]
+    problems: list[SkippedSample]
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -147,14 +147,16 @@ def verify_prepared(
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for one, reason in zip(files, pool.map(lambda one: _compare(folder, one), files), strict=True):
             if reason:
-                result.problems.append(Problem(one.file_name, reason))
+                result.problems.append(SkippedSample(one.file_name, reason))
             advance()
     if files_hash(files) != manifest["hash"]:
-        result.problems.append(Problem(FILES, f"does not say what {MANIFEST} says"))
+        result.problems.append(SkippedSample(FILES, f"does not say what {MANIFEST} says"))
     wanted = manifest["metadata_sha256"]
     metadata = folder / METADATA
     if (sha256(metadata) if metadata.is_file() else None) != wanted:
-        result.problems.append(Problem(METADATA, "changed since it was written" if metadata.is_file() else "gone"))
+        result.problems.append(
+            SkippedSample(METADATA, "changed since it was written" if metadata.is_file() else "gone")
+        )
     return result
 
 

@@ -52,7 +52,7 @@ class PerceiverVLConfig(PreTrainedConfig):
     hidden_size: int = 768  # D, the width of inputs, latents and queries
     num_attention_heads: int = 12  # heads of every attention; must divide D
     intermediate_ratio: int = 4  # width of every MLP, in units of D
-    num_blocks: int = 3  # k: one read (cross-attention), then l self-attentions
+    num_blocks: int = 3  # k: one cross-attention (cross-attention), then l self-attentions
     self_attentions_per_block: int = 4  # l: 12 self-attentions in all (the paper's "l = 3" is a misprint)
 
     # Latents
@@ -189,7 +189,7 @@ class PerceiverVLConfig(PreTrainedConfig):
             "frames": (self.max_frames, "the temporal table's rows (max_frames)"),
             "latents": (self.num_latents, "the model's latents (num_latents)"),
             "text_latents": (self.num_latents, "the model's latents (num_latents)"),
-            "cross_attentions": (self.num_blocks, "the model's reads (num_blocks)"),
+            "cross_attentions": (self.num_blocks, "the model's cross-attentions (num_blocks)"),
             "blocks": (self.num_blocks, "the model's blocks (num_blocks)"),
         }
         for dial, (limit, what) in most.items():
@@ -201,14 +201,14 @@ class PerceiverVLConfig(PreTrainedConfig):
         """How many blocks run."""
         return budget.blocks or self.num_blocks
 
-    def reads_of(self, budget: ComputeBudget) -> int:
+    def cross_attentions_of(self, budget: ComputeBudget) -> int:
         """How many blocks read the input array."""
         return budget.cross_attentions or self.blocks_of(budget)
 
     def latents_of(self, budget: ComputeBudget, text_only: bool = False) -> tuple[int, int]:
         """How many latents read first, and how many go on from there; `text_only`: in the text stream.
 
-        They are as many, unless the budget chooses after the first read.
+        They are as many, unless the budget chooses after the first cross-attention.
         """
         pool = self.num_text_latents if text_only else self.num_latents
         assert pool is not None

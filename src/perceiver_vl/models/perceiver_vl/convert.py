@@ -25,7 +25,7 @@ from perceiver_vl.models.perceiver_vl.original_checkpoint import (
     released_task,
 )
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor, load_tokenizer
-from perceiver_vl.utils.console import Stages, quiet
+from perceiver_vl.utils.console import ProgressBars, quiet
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -75,7 +75,7 @@ def convert(
         raise UsageError(f"task={task}: unknown, choose from {', '.join(MODELS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: is not empty, name a new folder")
-    with quiet(), Stages(progress) as bar:
+    with quiet(), ProgressBars(progress) as bar:
         advance = bar.stage("reading", total=4)
         state = read_checkpoint(fetch(str(source)))
         advance()

@@ -6,9 +6,9 @@ Shapes: B batch, N latents, L text tokens, Q queries, D width.
 import torch
 from torch import Tensor, nn
 
-from perceiver_vl.layers.partial_attention import AttentionSummary
+from perceiver_vl.layers.partial_attention import PartialAttention
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.encoder import read_block
+from perceiver_vl.models.perceiver_vl.encoder import cross_attention_block
 
 
 class PerceiverVLDecoder(nn.Module):
@@ -16,7 +16,7 @@ class PerceiverVLDecoder(nn.Module):
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
-        self.block = read_block(config)
+        self.block = cross_attention_block(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, queries: Tensor, latents: Tensor) -> Tensor:
@@ -25,9 +25,9 @@ class PerceiverVLDecoder(nn.Module):
         """
         return self.norm(self.block(queries, latents))
 
-    def finish(self, queries: Tensor, summary: AttentionSummary) -> Tensor:
-        """What `forward` gives, from the summary of all latents: `queries (…,Q,D)` → `(…,Q,D)`."""
-        return self.norm(self.block.finish(queries, summary))
+    def from_partial_attention(self, queries: Tensor, partial: PartialAttention) -> Tensor:
+        """What `forward` gives, from the partial attention of all latents: `queries (…,Q,D)` → `(…,Q,D)`."""
+        return self.norm(self.block.from_partial_attention(queries, partial))
 
 
 class ClassQuery(nn.Module):

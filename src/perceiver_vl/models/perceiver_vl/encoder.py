@@ -48,7 +48,9 @@ class InputArray:
         return [{read: partial(_read, tokens, mask) for read, tokens, mask in parts if tokens is not None}] * num_blocks
 
     def seen_first(self, reads: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """What the first read of all attends to, and its mask: `(B,M,D)`, `(B,M)`; vision alone, unless it is joint."""
+        """What the first cross-attention of all attends to, and its mask: `(B,M,D)`, `(B,M)`; vision alone, unless it
+        is joint.
+        """
         is_joint, parts = reads == ("joint",), self
         if self.vision_cache is not None:
             texts = len(self.text) if is_joint and self.text is not None else None
@@ -73,19 +75,22 @@ def _read(tokens: Tensor, mask: Tensor | None, block: AttentionBlock, latents: T
 
 
 class EncoderBlock(nn.Module):
-    """One block: the reads, then the self-attentions, in the order of the aggregation (Figure 3).
+    """One block: the cross-attentions, then the self-attentions, in the order of the aggregation (Figure 3).
 
-    joint: one read of vision and text together, l thoughts. separate: a read of vision, a read of text, l thoughts.
-    separate_plus: a read of vision, l_V thoughts, a read of text, l_T thoughts, l_V + l_T = l with l_V the larger half
-    (the paper does not give the two numbers; this keeps the depth of the other two).
+    joint: one cross-attention of vision and text together, l self-attentions. separate: a read of vision, a read of
+    text, l self-attentions. separate_plus: a read of vision, l_V self-attentions, a read of text, l_T self-attentions,
+    l_V + l_T = l with l_V the larger half (the paper does not give the two numbers; this keeps the depth of the other
+    two).
     """
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
         self.aggregation = config.modality_aggregation
         modalities = ["joint"] if self.aggregation == "joint" else ["vision", "text"]
-        self.reads = nn.ModuleDict({modality: read_block(config) for modality in modalities})
-        self.thoughts = nn.ModuleList(thought_block(config) for _ in range(config.self_attentions_per_block))
+        self.cross_attentions = nn.ModuleDict({modality: cross_attention_block(config) for modality in modalities})
+        self.self_attentions = nn.ModuleList(
+            self_attention_block(config) for _ in range(config.self_attentions_per_block)
+        )
 
     def forward(self, latents: Tensor, readings: dict[str, Reading], keep: dict[str, bool]) -> Tensor:
         """`latents (B,N,D)` → `(B,N,D)`; `readings` of the block as `InputArray.by_block` gives them, `keep` says which
@@ -93,28 +98,28 @@ class EncoderBlock(nn.Module):
         """
         if self.aggregation == "joint":
             latents = self._read("joint", latents, readings, keep)
-            return self._think(latents, self.thoughts)
-        first = (len(self.thoughts) + 1) // 2 if self.aggregation == "separate_plus" else 0
+            return self._think(latents, self.self_attentions)
+        first = (len(self.self_attentions) + 1) // 2 if self.aggregation == "separate_plus" else 0
         latents = self._read("vision", latents, readings, keep)
-        latents = self._think(latents, self.thoughts[:first])
+        latents = self._think(latents, self.self_attentions[:first])
         latents = self._read("text", latents, readings, keep)
-        return self._think(latents, self.thoughts[first:])
+        return self._think(latents, self.self_attentions[first:])
 
-    def read_of(self, read: str) -> AttentionBlock:
+    def cross_attention_of(self, read: str) -> AttentionBlock:
         """The cross-attention of the read of this name."""
-        return cast(AttentionBlock, self.reads[read])
+        return cast(AttentionBlock, self.cross_attentions[read])
 
     def _read(self, read: str, latents: Tensor, readings: dict[str, Reading], keep: dict[str, bool]) -> Tensor:
-        return readings[read](self.read_of(read), latents) if keep[read] and read in readings else latents
+        return readings[read](self.cross_attention_of(read), latents) if keep[read] and read in readings else latents
 
-    def _think(self, latents: Tensor, thoughts: nn.ModuleList) -> Tensor:
-        for thought in thoughts:
-            latents = thought(latents)
+    def _think(self, latents: Tensor, self_attentions: nn.ModuleList) -> Tensor:
+        for self_attention in self_attentions:
+            latents = self_attention(latents)
         return latents
 
 
 class PerceiverVLEncoder(nn.Module):
-    """The latent array and the k blocks; every read but those of block 0 can be left out."""
+    """The latent array and the k blocks; every cross-attention but those of block 0 can be left out."""
 
     latent_positions: Tensor | None
 
@@ -129,7 +134,7 @@ class PerceiverVLEncoder(nn.Module):
                 fourier_features(*self.latents.shape).to(self.latents) if config.latent_position == "fourier" else None
             )
             self.register_buffer("latent_positions", fixed, persistent=False)
-        self.reads = ("joint",) if config.modality_aggregation == "joint" else ("vision", "text")
+        self.cross_attentions = ("joint",) if config.modality_aggregation == "joint" else ("vision", "text")
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layer_drop_seed: int | None = None
@@ -140,12 +145,13 @@ class PerceiverVLEncoder(nn.Module):
         """Read `inputs` → latents `(B,N,D)`.
 
         `which` latents: the first so many, or those at these places `(N,)`. `reads`: of each block that runs which of
-        its reads do, as `reads_to_run` says. `kept`: the most diverse so many go on after the first read; None: all.
+        its cross-attentions do, as `cross_attentions_to_run` says. `kept`: the most diverse so many go on after the
+        first cross-attention; None: all.
         """
         latents = self.first_latents(which)
         if inputs.vision_cache is None:
             latents = latents.expand(len(inputs), -1, -1)
-        readings = inputs.by_block(self.reads, len(self.blocks))
+        readings = inputs.by_block(self.cross_attentions, len(self.blocks))
         if kept is not None:
             first = next(iter(readings[0]))
             readings[0] = readings[0] | {first: self._choosing(readings[0][first], inputs, kept)}
@@ -157,7 +163,7 @@ class PerceiverVLEncoder(nn.Module):
         """A reading after which only the latents go on that attended to what is most diverse, all heads together."""
 
         def read(block: AttentionBlock, latents: Tensor) -> Tensor:
-            tokens, mask = inputs.seen_first(self.reads)
+            tokens, mask = inputs.seen_first(self.cross_attentions)
             asking = block.norm1(latents.expand(len(tokens), -1, -1))
             attention = block.attention.weights(asking, block.input_norm(tokens), mask).mean(1)  # (B,N,M)
             chosen = most_diverse(attention, kept)[..., None]
@@ -172,9 +178,9 @@ class PerceiverVLEncoder(nn.Module):
         return latents[None, :which] if isinstance(which, int) else latents[which][None]
 
     @property
-    def vision_reads(self) -> list[AttentionBlock]:
+    def vision_cross_attentions(self) -> list[AttentionBlock]:
         """The read that vision comes in by, of each block."""
-        return [cast(EncoderBlock, block).read_of(self.reads[0]) for block in self.blocks]
+        return [cast(EncoderBlock, block).cross_attention_of(self.cross_attentions[0]) for block in self.blocks]
 
     @torch.no_grad()
     def resize_latents(self, num_latents: int) -> None:
@@ -187,27 +193,29 @@ class PerceiverVLEncoder(nn.Module):
             elif old is not None:
                 self.latent_positions = fourier_features(num_latents, old.shape[1]).to(old)
 
-    def reads_to_run(self, cross_attentions: int) -> list[dict[str, bool]]:
-        """For each block whether its reads run: in the first blocks of the budget, less what LayerDrop takes."""
-        drops = [[False] * len(self.reads) for _ in self.blocks]
+    def cross_attentions_to_run(self, cross_attentions: int) -> list[dict[str, bool]]:
+        """For each block whether its cross-attentions run: in the first blocks of the budget, less what LayerDrop
+        takes.
+        """
+        drops = [[False] * len(self.cross_attentions) for _ in self.blocks]
         if self.training and self.layer_drop > 0:
             generator = None
             if self.layer_drop_seed is not None:
                 generator = torch.Generator().manual_seed(self.layer_drop_seed)
-            drawn = torch.rand(len(self.blocks) - 1, len(self.reads), generator=generator)
+            drawn = torch.rand(len(self.blocks) - 1, len(self.cross_attentions), generator=generator)
             drops[1:] = (drawn < self.layer_drop).tolist()
         return [
-            {read: number < cross_attentions and not drops[number][i] for i, read in enumerate(self.reads)}
+            {read: number < cross_attentions and not drops[number][i] for i, read in enumerate(self.cross_attentions)}
             for number in range(len(self.blocks))
         ]
 
 
-def read_block(config: PerceiverVLConfig) -> AttentionBlock:
+def cross_attention_block(config: PerceiverVLConfig) -> AttentionBlock:
     """A cross-attention block of this model: a read of the encoder, or the decoder's."""
     return _block(config, config.cross_attention_residual)
 
 
-def thought_block(config: PerceiverVLConfig) -> AttentionBlock:
+def self_attention_block(config: PerceiverVLConfig) -> AttentionBlock:
     """A self-attention block of this model."""
     return _block(config, "queries")
 

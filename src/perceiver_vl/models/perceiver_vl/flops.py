@@ -13,11 +13,11 @@ from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 
 def block_flops(config: PerceiverVLConfig, queries: int, inputs: int) -> int:
     """One transformer block in which `queries` tokens read `inputs` tokens (self-attention: the same number)."""
-    return summarising_flops(config, queries, inputs) + finishing_flops(config, queries)
+    return partial_attention_flops(config, queries, inputs) + output_flops(config, queries)
 
 
-def summarising_flops(config: PerceiverVLConfig, queries: int, inputs: int) -> int:
-    """A block's attention up to what `queries` tokens find in `inputs` tokens (`AttentionBlock.summarise`).
+def partial_attention_flops(config: PerceiverVLConfig, queries: int, inputs: int) -> int:
+    """A block's attention up to what `queries` tokens find in `inputs` tokens (`AttentionBlock.partial_attention`).
 
     Few queries (the decoder's) are met in the inputs' own space: no keys and values are made.
     """
@@ -27,8 +27,8 @@ def summarising_flops(config: PerceiverVLConfig, queries: int, inputs: int) -> i
     return 2 * (d * d * queries + 2 * d * d * inputs + 2 * queries * inputs * d)
 
 
-def finishing_flops(config: PerceiverVLConfig, queries: int) -> int:
-    """The rest of the block: attention's way out, and the MLP (`AttentionBlock.finish`)."""
+def output_flops(config: PerceiverVLConfig, queries: int) -> int:
+    """The rest of the block: attention's way out, and the MLP (`AttentionBlock.from_partial_attention`)."""
     return 2 * (1 + 2 * config.intermediate_ratio) * config.hidden_size**2 * queries
 
 
@@ -51,14 +51,20 @@ def encoder_flops(
         parts = [vision_tokens + text_tokens]
     else:
         parts = [tokens for tokens in (vision_tokens, text_tokens) if tokens]
-    read = sum(block_flops(config, latents, tokens) for tokens in parts)
-    reads = config.reads_of(budget)
-    thoughts = config.blocks_of(budget) * config.self_attentions_per_block
-    total = embedding_flops(config, frames) + reads * read + thoughts * block_flops(config, latents, latents)
+    cross_attention = sum(block_flops(config, latents, tokens) for tokens in parts)
+    cross_attentions = config.cross_attentions_of(budget)
+    self_attentions = config.blocks_of(budget) * config.self_attentions_per_block
+    total = (
+        embedding_flops(config, frames)
+        + cross_attentions * cross_attention
+        + self_attentions * block_flops(config, latents, latents)
+    )
     if first > latents:
         total += block_flops(config, first, parts[0]) - block_flops(config, latents, parts[0])
         total += _choosing_flops(config, first, parts[0])
-        if config.modality_aggregation == "separate_plus" and not frames:  # half of the thoughts come before the words
+        if (
+            config.modality_aggregation == "separate_plus" and not frames
+        ):  # half of the self-attentions come before the words
             early = (config.self_attentions_per_block + 1) // 2
             total += early * (block_flops(config, first, first) - block_flops(config, latents, latents))
     return total
@@ -70,16 +76,19 @@ def _choosing_flops(config: PerceiverVLConfig, latents: int, inputs: int) -> int
     return 2 * (d * d * (latents + inputs) + latents * inputs * (d + latents))
 
 
-def asking_flops(config: PerceiverVLConfig, frames: int, text_tokens: int, budget: ComputeBudget = FULL_BUDGET) -> int:
+def cached_vision_flops(
+    config: PerceiverVLConfig, frames: int, text_tokens: int, budget: ComputeBudget = FULL_BUDGET
+) -> int:
     """Encoding one text together with a clip that was met before: what `encoder_flops` of both is with `vision_cache`.
 
-    The first read finds the clip's summary there, the others its keys and values.
+    The first cross-attention finds the clip's partial attention there, the others its keys and values.
     """
     d, (first, latents) = config.hidden_size, config.latents_of(budget)
     vision_tokens = min(frames, budget.frames or frames) * config.tokens_per_frame
-    reads = config.reads_of(budget)
+    cross_attentions = config.cross_attentions_of(budget)
     clip = (
-        reads * (2 * d * d * latents + finishing_flops(config, latents)) + (reads - 1) * 4 * latents * vision_tokens * d
+        cross_attentions * (2 * d * d * latents + output_flops(config, latents))
+        + (cross_attentions - 1) * 4 * latents * vision_tokens * d
     )
     is_joint = config.modality_aggregation == "joint"
     if is_joint:
@@ -88,25 +97,25 @@ def asking_flops(config: PerceiverVLConfig, frames: int, text_tokens: int, budge
         words = block_flops(config, latents, text_tokens)
     if first > latents:
         clip += (first - latents) * (2 * d * d + is_joint * 4 * text_tokens * d)
-        clip += finishing_flops(config, first - latents)
+        clip += output_flops(config, first - latents)
         clip += _choosing_flops(config, first, vision_tokens + is_joint * text_tokens)
-    thoughts = config.blocks_of(budget) * config.self_attentions_per_block
-    return clip + reads * words + thoughts * block_flops(config, latents, latents)
+    self_attentions = config.blocks_of(budget) * config.self_attentions_per_block
+    return clip + cross_attentions * words + self_attentions * block_flops(config, latents, latents)
 
 
 def matching_flops(config: PerceiverVLConfig, latents: int) -> int:
     """One pair's way through the decoder and the matching head, its query reading `latents` latents."""
-    return summary_flops(config, latents) + merging_flops(config)
+    return partial_match_flops(config, latents) + merge_flops(config)
 
 
-def summary_flops(config: PerceiverVLConfig, latents: int) -> int:
-    """All that `latents` latents of one side contribute to a mixed-stream match (`match_summary`), made alone."""
-    return summarising_flops(config, 1, latents)
+def partial_match_flops(config: PerceiverVLConfig, latents: int) -> int:
+    """All that `latents` latents of one side contribute to a mixed-stream match (`partial_match`), made alone."""
+    return partial_attention_flops(config, 1, latents)
 
 
-def merging_flops(config: PerceiverVLConfig) -> int:
-    """One pair's mixed-stream logit from the summaries of both sides (`match_from_summaries`)."""
-    return finishing_flops(config, 1) + 2 * config.hidden_size * (config.hidden_size + 1)
+def merge_flops(config: PerceiverVLConfig) -> int:
+    """One pair's mixed-stream logit from the partial attentions of both sides (`merge_matches`)."""
+    return output_flops(config, 1) + 2 * config.hidden_size * (config.hidden_size + 1)
 
 
 def pooling_flops(config: PerceiverVLConfig) -> int:

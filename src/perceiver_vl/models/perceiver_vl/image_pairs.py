@@ -72,10 +72,12 @@ class PerceiverVLForImagesAndTextClassification(PerceiverVLPreTrainedModel):
             raise UsageError(f"pixel_values of shape {found}: need two pictures an example, (B, 2, T, 3, H, W)")
         budget = budget or FULL_BUDGET
         frames = None if frame_mask is None else frame_mask.flatten(0, 1)
-        vision = self.perceiver_vl.embed(pixel_values=pixel_values.flatten(0, 1), frame_mask=frames, budget=budget)
-        text = self.perceiver_vl.embed(input_ids.repeat_interleave(2, 0), _twice(attention_mask))
+        vision = self.perceiver_vl.embed_inputs(
+            pixel_values=pixel_values.flatten(0, 1), frame_mask=frames, budget=budget
+        )
+        text = self.perceiver_vl.embed_inputs(input_ids.repeat_interleave(2, 0), _twice(attention_mask))
         rows = torch.arange(2 * len(input_ids), device=input_ids.device)
-        latents = self.perceiver_vl.read(
+        latents = self.perceiver_vl.encode(
             beside(vision, rows, text), budget
         )  # (2B,N,D), the pictures of a pair together
         logits = self.answer_head(self._answers(latents))

@@ -1,7 +1,7 @@
 """Clips that are too long to be in memory: embedded, read and forgotten a chunk of frames at a time.
 
-A chunk's summary is all that the latents will ever take from it, so a read of any length needs the memory of a chunk.
-Later reads meet other latents and need the chunks again: embedded once more, or from a file beside (a spill).
+A chunk's partial attention is all that the latents will ever take from it, so a read of any length needs the memory of
+a chunk. Later reads meet other latents and need the chunks again: embedded once more, or from a file beside (a spill).
 Shapes: B clips, T frames of a chunk, P patches a frame, D width.
 """
 
@@ -131,7 +131,7 @@ def _first_two_frames(chunks: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, 
 
 @dataclass(frozen=True)
 class ProjectedChunks:
-    """The chunks as keys and values of one read, projected at each pass."""
+    """The chunks as keys and values of one cross-attention, projected at each pass."""
 
     block: AttentionBlock
     embedded: Embedded

@@ -21,11 +21,11 @@ from perceiver_vl.models.perceiver_vl.decoder import ClassQuery
 from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings, VisionEmbeddings
 from perceiver_vl.models.perceiver_vl.encoder import InputArray, PerceiverVLEncoder
 from perceiver_vl.models.perceiver_vl.heads import ContrastiveHead, MaskedWordHead
-from perceiver_vl.models.perceiver_vl.vision_cache import ReadsClipsOnce, VisionCache, weights_mark
+from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache, VisionCacheMixin, weights_fingerprint
 from perceiver_vl.utils.errors import UsageError
 
 
-class PerceiverVLPreTrainedModel(ReadsClipsOnce, PreTrainedModel):
+class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
     """Initialisation, saving and loading, shared by all models."""
 
     config_class = PerceiverVLConfig
@@ -128,7 +128,7 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         """Replace the word table."""
         self.embeddings.text.word_embeddings = value
 
-    def embed(
+    def embed_inputs(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -155,21 +155,25 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
             inputs.text, inputs.text_mask = self.embeddings.embed_text(input_ids, attention_mask)
         return inputs
 
-    def read(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> Tensor:
-        """Input array → latents `(B,N,D)`, at the budget's number of latents and reads (those of the cache, if any)."""
+    def encode(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> Tensor:
+        """Input array → latents `(B,N,D)`, at the budget's number of latents and cross-attentions (those of the cache,
+        if any).
+        """
         if inputs.vision_cache is not None:
             texts = None if inputs.text is None else len(inputs.text)
-            budget = inputs.vision_cache.budget_for(budget, self.vision_mark(), texts)
+            budget = inputs.vision_cache.budget_for(budget, self.vision_fingerprint(), texts)
         self.config.check_budget(budget)
         first, kept = self.config.latents_of(budget, inputs.is_text_only)
         which: int | Tensor = first
         if isinstance(budget, TrainingBudget):
             pool = self.config.latents_of(FULL_BUDGET, inputs.is_text_only)[0]
             which = drawn_latents(max(pool, kept), kept, budget.seed).to(self.device)
-        reads = self.encoder.reads_to_run(self.config.reads_of(budget))[: self.config.blocks_of(budget)]
+        reads = self.encoder.cross_attentions_to_run(self.config.cross_attentions_of(budget))[
+            : self.config.blocks_of(budget)
+        ]
         return self.encoder(inputs, which, reads, kept if kept < first else None)
 
-    def vision_mark(self) -> str:
+    def vision_fingerprint(self) -> str:
         """A fingerprint of all that a `VisionCache` depends on."""
         config, encoder = self.config, self.encoder
         settings = (
@@ -179,8 +183,8 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
             config.modality_aggregation,
         )
         weights = [*self.embeddings.parameters(), *encoder.parameters(recurse=False)]
-        weights += [weight for read in encoder.vision_reads for weight in read.parameters()]
-        return weights_mark(settings, weights)
+        weights += [weight for read in encoder.vision_cross_attentions for weight in read.parameters()]
+        return weights_fingerprint(settings, weights)
 
     def _drop_tokens(self, inputs: InputArray, frames: int, budget: TrainingBudget) -> None:
         """Take the vision tokens out that a step of training does without."""
@@ -209,8 +213,8 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         a cache of other weights or another budget.
         """
         budget = budget or FULL_BUDGET
-        inputs = self.embed(input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache)
-        latents = self.read(inputs, budget)
+        inputs = self.embed_inputs(input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache)
+        latents = self.encode(inputs, budget)
         return BaseModelOutput(last_hidden_state=latents)
 
 

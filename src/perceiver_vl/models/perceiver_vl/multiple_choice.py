@@ -43,14 +43,14 @@ class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):
         choice_mask: Tensor | None = None,
         budget: ComputeBudget = FULL_BUDGET,
     ) -> Tensor:
-        """Choices `input_ids (B,C,L)` about clips that are embedded already (`PerceiverVLModel.embed`): example b is
-        about row `rows[b]` of `vision (V,M_v,D)` → `logits (B,C)`.
+        """Choices `input_ids (B,C,L)` about clips that are embedded already (`PerceiverVLModel.embed_inputs`): example
+        b is about row `rows[b]` of `vision (V,M_v,D)` → `logits (B,C)`.
         """
         real = torch.ones_like(input_ids[..., 0], dtype=torch.bool) if choice_mask is None else choice_mask.bool()
         words = None if attention_mask is None else attention_mask[real]
-        text = self.perceiver_vl.embed(input_ids[real], words)  # (R,L,D)
+        text = self.perceiver_vl.embed_inputs(input_ids[real], words)  # (R,L,D)
         pairs = beside(vision, rows[real.nonzero()[:, 0]], text)
-        latents = self.perceiver_vl.read(pairs, budget)  # (R,N,D)
+        latents = self.perceiver_vl.encode(pairs, budget)  # (R,N,D)
         scores = self.vtm_head(self.decoder(self.vtm_query(len(latents)), latents)[:, 0])
         return scores.new_full(real.shape, -torch.inf).masked_scatter(real, scores)
 
@@ -74,7 +74,7 @@ class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):
         if pixel_values is None:
             raise UsageError("pixel_values=None: a choice is about a clip or an image, give one for each example")
         budget = budget or FULL_BUDGET
-        vision = self.perceiver_vl.embed(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget)
+        vision = self.perceiver_vl.embed_inputs(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget)
         rows = torch.arange(len(input_ids), device=input_ids.device)
         logits = self.choose(vision, rows, input_ids, attention_mask, choice_mask, budget)
         loss = None if labels is None else F.cross_entropy(logits, labels)

@@ -174,11 +174,13 @@ def _places(model: PerceiverVLPreTrainedModel) -> list[tuple[str, str, Callable[
 
     length = model.config.self_attentions_per_block
     for block in range(model.config.num_blocks):
-        whole |= _block(f"{encoder}.blocks.{block}.reads.joint", f"transformer.crossatt_blocks_visual.{block}")
-        for thought in range(length):
+        whole |= _block(
+            f"{encoder}.blocks.{block}.cross_attentions.joint", f"transformer.crossatt_blocks_visual.{block}"
+        )
+        for layer in range(length):
             ours, theirs = (
-                f"{encoder}.blocks.{block}.thoughts.{thought}",
-                f"transformer.blocks.{block * length + thought}",
+                f"{encoder}.blocks.{block}.self_attentions.{layer}",
+                f"transformer.blocks.{block * length + layer}",
             )
             whole |= _block(ours, theirs)
             for third, projection in enumerate("qkv"):

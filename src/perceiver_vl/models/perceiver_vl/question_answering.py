@@ -69,8 +69,8 @@ class _AnsweringModel(PerceiverVLPreTrainedModel):
         self.post_init()
 
     def answer_inputs(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> Tensor:
-        """An input array that is embedded already (`PerceiverVLModel.embed`) → `logits (B,num_labels)`."""
-        return self._answer(self.perceiver_vl.read(inputs, budget))
+        """An input array that is embedded already (`PerceiverVLModel.embed_inputs`) → `logits (B,num_labels)`."""
+        return self._answer(self.perceiver_vl.encode(inputs, budget))
 
     def _answer(self, latents: Tensor) -> Tensor:
         if self.config.answers_from == "mean_latents":

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from perceiver_vl.layers.partial_attention import AttentionSummary, merge_summaries, unpack
+from perceiver_vl.layers.partial_attention import PartialAttention, merge, unpack
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, PerceiverVLDecoder
@@ -33,8 +33,8 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
 
     single: text and vision encoded together, then matched (`match_jointly`). multi: encoded apart, one unit vector a
     side (`get_text_features`, `get_vision_features`), a dot product a pair. mixed: encoded apart (`encode_text`,
-    `encode_vision`), their latents matched by the decoder (`match`), or each summarised for it once (`match_summary`:
-    what an index stores) and the summaries merged (`match_from_summaries`).
+    `encode_vision`), their latents matched by the decoder (`match`), or each summarised for it once (`partial_match`:
+    what an index stores) and the partial attentions merged (`merge_matches`).
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^(mlm|answer)_"]
@@ -89,15 +89,15 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         """Mixed-stream: `(B,N_V,D)` and `(B,N_T,D)`, encoded apart → matching logits `(B,)`."""
         return self._matching_logits(torch.cat([vision_latents, text_latents], dim=1))
 
-    def match_summary(self, latents: Tensor) -> Tensor:
+    def partial_match(self, latents: Tensor) -> Tensor:
         """All that latents of either side `(B,N,D)` can contribute to a mixed-stream match → `(B,D+H)`, to be stored.
 
         The query is the same for every pair, so what it finds on one side does not depend on the other.
         """
-        return self.decoder.block.summarise(self.vtm_query(1), latents).pack()[:, 0]
+        return self.decoder.block.partial_attention(self.vtm_query(1), latents).pack()[:, 0]
 
-    def match_from_summaries(self, vision: Tensor, text: Tensor) -> Tensor:
-        """Mixed-stream from `match_summary` of both sides, `(…,D+H)` → matching logits `(…)`, as of `match`.
+    def merge_matches(self, vision: Tensor, text: Tensor) -> Tensor:
+        """Mixed-stream from `partial_match` of both sides, `(…,D+H)` → matching logits `(…)`, as of `match`.
 
         Leading dimensions broadcast: `(B,·)` with `(B,·)` are B pairs, `(C,·)` with `(Q,1,·)` all `(Q,C)`.
         """
@@ -109,12 +109,12 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
     def match_all(self, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
         """Mixed-stream scores of all pairs: `(C,N_V,D)`, `(Q,N_T,D)` → matching logits `(Q,C)`, as of `match`."""
         block, query = self.decoder.block, self.vtm_query(1)
-        vision, text = block.summarise(query, vision_latents), block.summarise(query, text_latents)
-        text = AttentionSummary(text.output[:, None], text.logsumexp[:, None])
+        vision, text = block.partial_attention(query, vision_latents), block.partial_attention(query, text_latents)
+        text = PartialAttention(text.output[:, None], text.logsumexp[:, None])
         return self._merged_logits(query, vision, text)
 
-    def _merged_logits(self, query: Tensor, vision: AttentionSummary, text: AttentionSummary) -> Tensor:
-        return self.vtm_head(self.decoder.finish(query, merge_summaries(vision, text))[..., 0, :])
+    def _merged_logits(self, query: Tensor, vision: PartialAttention, text: PartialAttention) -> Tensor:
+        return self.vtm_head(self.decoder.from_partial_attention(query, merge(vision, text))[..., 0, :])
 
     def match_jointly(
         self,
@@ -134,8 +134,8 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         return self._matching_logits(encoded.last_hidden_state)
 
     def match_inputs(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> Tensor:
-        """Single-stream from an input array that is embedded already (`PerceiverVLModel.embed`) → `(B,)`."""
-        return self._matching_logits(self.perceiver_vl.read(inputs, budget))
+        """Single-stream from an input array that is embedded already (`PerceiverVLModel.embed_inputs`) → `(B,)`."""
+        return self._matching_logits(self.perceiver_vl.encode(inputs, budget))
 
     def _matching_logits(self, latents: Tensor) -> Tensor:
         return self.vtm_head(self.decoder(self.vtm_query(len(latents)), latents)[:, 0])

@@ -1,8 +1,9 @@
 """What a clip contributes to every text it is asked with, computed once.
 
-The keys and values of a clip depend on neither latents nor words. At the first read not even the queries do: they are
-the learned latents, so what they find in the clip is a summary of N × (D + H) numbers, to which a text's is merged.
-Shapes: V clips, B texts (B/V of them about each clip, next to each other), N latents, M inputs, D width, H heads.
+The keys and values of a clip depend on neither latents nor words. At the first cross-attention not even the queries do:
+they are the learned latents, so what they find in the clip is a partial attention of N × (D + H) numbers, to which a
+text's is merged. Shapes: V clips, B texts (B/V of them about each clip, next to each other), N latents, M inputs, D
+width, H heads.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from perceiver_vl.layers.attention import AttentionBlock
-from perceiver_vl.layers.partial_attention import AttentionSummary, KeysValues, merge_summaries, unpack
+from perceiver_vl.layers.partial_attention import KeysValues, PartialAttention, merge, unpack
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, TrainingBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings
@@ -30,14 +31,15 @@ Reading = Callable[[AttentionBlock, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class VisionCache:
-    """V clips as the reads of one model meet them, at one budget; made by `cache_vision` and `long_vision`.
+    """V clips as the cross-attentions of one model meet them, at one budget; made by `cache_vision` and `long_vision`.
 
-    `first`: what the learned latents find in each clip at the first read. `later`: for each further read of the
-    budget, keys and values, in one part or more. `weights`: `weights_mark` of the model. `seen`: the clips' part of the
-    input array `(V,M,D)` and its mask `(V,M)`, where the budget chooses among the latents by what they attend to.
+    `first`: what the learned latents find in each clip at the first cross-attention. `later`: for each further
+    cross-attention of the budget, keys and values, in one part or more. `weights`: `weights_fingerprint` of the model.
+    `seen`: the clips'     part of the input array `(V,M,D)` and its mask `(V,M)`, where the budget chooses among the
+    latents by what they attend to.
     """
 
-    first: AttentionSummary
+    first: PartialAttention
     later: tuple[Iterable[KeysValues], ...]
     budget: ComputeBudget
     weights: str
@@ -65,11 +67,11 @@ class VisionCache:
         if number == 0:
             found = self.first
         else:
-            found = reduce(merge_summaries, (block.attend(queries, part) for part in self.later[number - 1]))
+            found = reduce(merge, (block.attend(queries, part) for part in self.later[number - 1]))
         if text is not None:
             in_words = block.attend(queries, block.keys_values(text, text_mask))
-            found = merge_summaries(found.repeat(len(text) // len(found)), in_words)
-        return block.finish(latents, found)
+            found = merge(found.repeat(len(text) // len(found)), in_words)
+        return block.from_partial_attention(latents, found)
 
     def seen_by(self, texts: int | None) -> tuple[Tensor, Tensor]:
         """The clips' tokens and their mask, once for each of the texts about them."""
@@ -103,7 +105,7 @@ def _read_text(text: Tensor, text_mask: Tensor | None, block: AttentionBlock, la
 
 
 @torch.no_grad()
-def weights_mark(settings: tuple[Any, ...], weights: Iterable[Tensor]) -> str:
+def weights_fingerprint(settings: tuple[Any, ...], weights: Iterable[Tensor]) -> str:
     """A fingerprint of `settings` and `weights` as they are now, for comparing within a process.
 
     Every change that autograd counts is seen (the version of each weight), and those that go round it (`.data`) by
@@ -123,7 +125,7 @@ class _Encoder(Protocol):
     """Of the encoder: the cross-attentions that vision comes in by, and the latents that are first to attend."""
 
     @property
-    def vision_reads(self) -> list[AttentionBlock]: ...
+    def vision_cross_attentions(self) -> list[AttentionBlock]: ...
 
     def first_latents(self, which: int) -> Tensor: ...
 
@@ -137,14 +139,14 @@ class _Base(Protocol):
     @property
     def encoder(self) -> _Encoder: ...
 
-    def embed(self, *, pixel_values: Tensor, frame_mask: Tensor | None, budget: ComputeBudget) -> Any: ...
+    def embed_inputs(self, *, pixel_values: Tensor, frame_mask: Tensor | None, budget: ComputeBudget) -> Any: ...
 
-    def vision_mark(self) -> str: ...
+    def vision_fingerprint(self) -> str: ...
 
     def __call__(self, *inputs: Tensor | None, vision_cache: "VisionCache") -> Any: ...
 
 
-class ReadsClipsOnce:
+class VisionCacheMixin:
     """What every model can do with clips beforehand; the results go in as `vision_cache=`."""
 
     def cache_vision(
@@ -152,36 +154,40 @@ class ReadsClipsOnce:
     ) -> VisionCache:
         """All that `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` will contribute to any text, for reading at `budget`.
 
-        It takes 2·M·D numbers for each read after the first, and N·(D+H) for that. Raises `UsageError` for a budget
-        that the model does not have.
+        It takes 2·M·D numbers for each cross-attention after the first, and N·(D+H) for that. Raises `UsageError` for a
+        budget that the model does not have.
         """
         base = _base(self)
         budget = budget or FULL_BUDGET
         _check_budget(base, budget)
-        array = base.embed(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget)
+        array = base.embed_inputs(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget)
         assert array.vision is not None
-        reads, latents = base.encoder.vision_reads[: _reads(base, budget)], _first_latents(base, budget)
-        first = reads[0].summarise(latents, array.vision, array.vision_mask)
+        reads, latents = base.encoder.vision_cross_attentions[: _reads(base, budget)], _first_latents(base, budget)
+        first = reads[0].partial_attention(latents, array.vision, array.vision_mask)
         later = tuple((read.keys_values(array.vision, array.vision_mask),) for read in reads[1:])
         assert array.vision_mask is not None
         seen = (array.vision, array.vision_mask) if _chooses(base, budget) else None
-        return VisionCache(first, later, budget, base.vision_mark(), seen)
+        return VisionCache(first, later, budget, base.vision_fingerprint(), seen)
 
-    def cache_from_first_read(self, packed: Tensor, budget: ComputeBudget) -> VisionCache:
-        """The cache of clips whose first read was stored: `packed (B,N,D+H)` as `vision_cache.first.pack()` gave it.
+    def cache_from_partial_attention(self, packed: Tensor, budget: ComputeBudget) -> VisionCache:
+        """The cache of clips whose first cross-attention was stored: `packed (B,N,D+H)` as `vision_cache.first.pack()`
+        gave it.
 
-        With one read that is all there is to a clip. That the weights are still the same is for the caller to know.
-        Raises `UsageError` for a budget of several reads, of another number of latents, or that chooses among them.
+        With one cross-attention that is all there is to a clip. That the weights are still the same is for the caller
+        to know. Raises `UsageError` for a budget of several cross-attentions, of another number of latents, or that
+        chooses among them.
         """
         base = _base(self)
         _check_budget(base, budget)
         _refuse_choice(base, budget)
         if _reads(base, budget) != 1:
-            raise UsageError(f"budget {budget}: a first read is all of a clip only at cross_attentions=1")
+            raise UsageError(f"budget {budget}: a first cross-attention is all of a clip only at cross_attentions=1")
         wanted = (_first_latents(base, budget).shape[1], base.config.hidden_size + base.config.num_attention_heads)
         if packed.shape[1:] != wanted:
-            raise UsageError(f"first reads of shape {tuple(packed.shape)}: need (B, {wanted[0]}, {wanted[1]})")
-        return VisionCache(unpack(packed, base.config.num_attention_heads), (), budget, base.vision_mark())
+            raise UsageError(
+                f"first cross-attentions of shape {tuple(packed.shape)}: need (B, {wanted[0]}, {wanted[1]})"
+            )
+        return VisionCache(unpack(packed, base.config.num_attention_heads), (), budget, base.vision_fingerprint())
 
     @contextmanager
     def long_vision(
@@ -210,7 +216,7 @@ class ReadsClipsOnce:
         _refuse_choice(base, budget)
         if budget.frames is not None:
             raise UsageError(f"budget {budget}: every frame of a stream is read, give it fewer frames")
-        reads, latents = base.encoder.vision_reads[: _reads(base, budget)], _first_latents(base, budget)
+        reads, latents = base.encoder.vision_cross_attentions[: _reads(base, budget)], _first_latents(base, budget)
         embedded = EmbeddedChunks(base.embeddings, chunks, num_frames)
         if embedded.once and len(reads) > 1 and spill is None:
             raise UsageError(
@@ -220,9 +226,9 @@ class ReadsClipsOnce:
         kept = None if spill is None or len(reads) == 1 else Spill(spill, spill_bytes)
         try:
             first_pass = iter(embedded) if kept is None else kept.copies(embedded)
-            parts = (reads[0].summarise(latents, tokens, mask) for tokens, mask in first_pass)
+            parts = (reads[0].partial_attention(latents, tokens, mask) for tokens, mask in first_pass)
             later = tuple(ProjectedChunks(read, embedded if kept is None else kept) for read in reads[1:])
-            yield VisionCache(reduce(merge_summaries, parts), later, budget, base.vision_mark())
+            yield VisionCache(reduce(merge, parts), later, budget, base.vision_fingerprint())
         finally:
             if kept is not None:
                 kept.close()
@@ -258,7 +264,7 @@ def _first_latents(base: _Base, budget: ComputeBudget) -> Tensor:
 
 
 def _reads(base: _Base, budget: ComputeBudget) -> int:
-    return base.config.reads_of(budget)
+    return base.config.cross_attentions_of(budget)
 
 
 def _check_budget(base: _Base, budget: ComputeBudget) -> None:
@@ -268,12 +274,12 @@ def _check_budget(base: _Base, budget: ComputeBudget) -> None:
 
 
 def _chooses(base: _Base, budget: ComputeBudget) -> bool:
-    """Whether the budget chooses among the latents after the first read."""
+    """Whether the budget chooses among the latents after the first cross-attention."""
     first, kept = base.config.latents_of(budget)
     return kept < first
 
 
 def _refuse_choice(base: _Base, budget: ComputeBudget) -> None:
-    """A first read that was summarised does not say what each latent attended to."""
+    """A first cross-attention that was summarised does not say what each latent attended to."""
     if _chooses(base, budget):
-        raise UsageError(f"budget {budget}: the first read is not kept whole here, leave out latent_choice")
+        raise UsageError(f"budget {budget}: the first cross-attention is not kept whole here, leave out latent_choice")

@@ -227,9 +227,9 @@ def _needs(role: _Role, theirs: Any, config: PerceiverVLConfig) -> Iterator[tupl
     yield "num_attention_heads", heads, config.num_attention_heads, f"set num_attention_heads={heads} or name another"
     ratio = "" if inner % width else f"set intermediate_ratio={inner // width} or "
     yield "intermediate_size", inner, config.intermediate_size, f"{ratio}name another"
-    thoughts = config.num_blocks * config.self_attentions_per_block
+    self_attentions = config.num_blocks * config.self_attentions_per_block
     remedy = f"set num_blocks and self_attentions_per_block to numbers whose product is {depth}"
-    yield "num_hidden_layers", depth, thoughts, remedy
+    yield "num_hidden_layers", depth, self_attentions, remedy
     yield "num_channels", theirs.num_channels, 3, "name a source of colour images"
     yield "num_channels", 3, config.num_channels, "set num_channels=3"
 
@@ -242,9 +242,9 @@ def _added_words(theirs: Any, config: PerceiverVLConfig) -> int:
 def _vision_places(source: _Source, config: PerceiverVLConfig, base: str) -> Iterator[_Place]:
     names, vision = _VISION_NAMES[source.family], f"{base}embeddings.vision"
     for layer in range(source.config.num_hidden_layers):
-        block, thought = divmod(layer, config.self_attentions_per_block)
+        block, self_attention = divmod(layer, config.self_attentions_per_block)
         for ours, theirs in zip(_BLOCK.split(), names.block.split(), strict=True):
-            place = f"{base}encoder.blocks.{block}.thoughts.{thought}.{ours}"
+            place = f"{base}encoder.blocks.{block}.self_attentions.{self_attention}.{ours}"
             yield from _weight_and_bias(source, place, f"{names.layers}.{layer}.{theirs}")
     yield from _weight_and_bias(source, f"{base}encoder.norm", names.norm)
 

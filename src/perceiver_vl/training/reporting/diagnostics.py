@@ -4,14 +4,17 @@ import re
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-ALIKE = 0.98
+SIMILAR = 0.98
 """Mean cosine from which latents, or examples, count as the same. Small models that had learned were at 0.79 and 0.25;
 the published initialisation at width 64, which learns nothing for hundreds of steps, has examples at 0.999."""
 UNIFORM = 0.98
-"""Share of the entropy of uniform attention from which a read looks at everything alike; it was 0.3 to 0.7 in models
-that had learned."""
+"""Share of the entropy of uniform attention from which a cross-attention looks at everything alike; it was 0.3 to 0.7
+in models that had learned.
+"""
 UNUSED = 0.02
-"""Norm of what a read finds, relative to what it is added to, below which it does nothing; there it was 0.2 or more."""
+"""Norm of what a cross-attention finds, relative to what it is added to, below which it does nothing; there it was 0.2
+or more.
+"""
 WAITING = 0.2
 """Share of the time spent waiting for data above which the processor could do more."""
 SPIKE = 2.0
@@ -19,7 +22,7 @@ SPIKE = 2.0
 _BEFORE, _LATELY = 20, 3
 
 
-def symptoms(log: Sequence[dict[str, float]], nonfinite: int) -> list[str]:
+def diagnose(log: Sequence[dict[str, float]], nonfinite: int) -> list[str]:
     """One sentence for each thing that calls for a look, in the latest figures of a log.
 
     nonfinite: steps that were skipped because their loss or gradient was not finite.
@@ -27,7 +30,7 @@ def symptoms(log: Sequence[dict[str, float]], nonfinite: int) -> list[str]:
     latest: dict[str, float] = {}
     for line in log:
         latest |= line
-    return [*_of_steps(log, nonfinite), *_of_latents(latest), *_of_reads(latest), *_of_data(latest)]
+    return [*_of_steps(log, nonfinite), *_of_latents(latest), *_of_cross_attentions(latest), *_of_data(latest)]
 
 
 def _of_steps(log: Sequence[dict[str, float]], nonfinite: int) -> Iterator[str]:
@@ -43,27 +46,27 @@ def _of_steps(log: Sequence[dict[str, float]], nonfinite: int) -> Iterator[str]:
 
 
 def _of_latents(latest: dict[str, float]) -> Iterator[str]:
-    if latest.get("examples_alike", 0) > ALIKE:
+    if latest.get("example_similarity", 0) > SIMILAR:
         yield (
-            f"all examples have nearly the same latents (cosine {latest['examples_alike']:.3f}): the model does not "
-            "tell them apart; a larger model.initializer_range, or a lower learning rate"
+            f"all examples have nearly the same latents (cosine {latest['example_similarity']:.3f}): the model does "
+            "not tell them apart; a larger model.initializer_range, or a lower learning rate"
         )
-    if latest.get("latents_alike", 0) > ALIKE:
+    if latest.get("latent_similarity", 0) > SIMILAR:
         yield (
-            f"the latents collapse onto each other (cosine {latest['latents_alike']:.3f}): they are as good as one; "
-            "a larger model.latent_initializer_range, or fewer latents"
+            f"the latents collapse onto each other (cosine {latest['latent_similarity']:.3f}): they are as good as "
+            "one; a larger model.latent_initializer_range, or fewer latents"
         )
 
 
-def _of_reads(latest: dict[str, float]) -> Iterator[str]:
+def _of_cross_attentions(latest: dict[str, float]) -> Iterator[str]:
     for name in latest:
-        read = re.fullmatch(r"read_(\d+)_?(\w*)_(entropy|update)", name)
-        if read is None:
+        found = re.fullmatch(r"cross_attention_(\d+)_?(\w*)_(entropy|update)", name)
+        if found is None:
             continue
-        which = " ".join(filter(None, ("read", read[1], read[2] and f"({read[2]})")))
-        if read[3] == "entropy" and latest[name] > UNIFORM:
+        which = " ".join(filter(None, ("cross-attention", found[1], found[2] and f"({found[2]})")))
+        if found[3] == "entropy" and latest[name] > UNIFORM:
             yield f"{which} looks at everything alike (attention is {latest[name]:.1%} of uniform)"
-        if read[3] == "update" and latest[name] < UNUSED:
+        if found[3] == "update" and latest[name] < UNUSED:
             yield f"{which} is not used: what it finds is {latest[name]:.1%} of what it is added to"
 
 

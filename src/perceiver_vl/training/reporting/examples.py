@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perceiver_vl.data.answers import normalise_answer
 from perceiver_vl.data.records import Record
-from perceiver_vl.data.sources import ClipSource, Frames, Subset
+from perceiver_vl.data.sources import Frames, Subset, VideoDataset
 from perceiver_vl.media.filmstrip import STRIP_FRAMES, Filmstrip, filmstrip, filmstrip_of
 from perceiver_vl.models.loading import load_folder, load_retriever
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
@@ -62,7 +62,7 @@ class Examples:
 
 @torch.inference_mode()
 def retrieval_examples(
-    folder: Path, source: ClipSource, objectives: Objectives, num_frames: int, device: str | None = None
+    folder: Path, source: VideoDataset, objectives: Objectives, num_frames: int, device: str | None = None
 ) -> Examples:
     """Find each clip among the first ones by its first caption, with the model of `folder`.
 
@@ -90,7 +90,7 @@ def retrieval_examples(
 
 def task_examples(
     folder: Path,
-    source: ClipSource,
+    source: VideoDataset,
     task: Task,
     num_frames: int,
     device: str | None = None,
@@ -100,7 +100,14 @@ def task_examples(
     sources = [Subset(one, ASKED) for one in sources_of(task, processor, source, None)]
     second = sources[1] if len(sources) > 1 else None
     result = evaluate_task(
-        task, model, processor, sources[0], second=second, num_frames=num_frames, batch_size=BATCH, max_broken=1.0
+        task,
+        model,
+        processor,
+        sources[0],
+        second=second,
+        num_frames=num_frames,
+        batch_size=BATCH,
+        max_failed_fraction=1.0,
     )
     records = {sources[0].record(place).example_id or str(place): place for place in range(len(sources[0]))}
     answered = []
@@ -122,7 +129,7 @@ def task_examples(
 
 
 def _scores(
-    model: PerceiverVLForRetrieval, processor: PerceiverVLProcessor, source: ClipSource, num_frames: int, multi: bool
+    model: PerceiverVLForRetrieval, processor: PerceiverVLProcessor, source: VideoDataset, num_frames: int, multi: bool
 ) -> tuple[list[int], Tensor]:
     """The places of the clips that can be read and have captions, and scores `(Q,C)` of their captions with each."""
     places: list[int] = []
@@ -143,7 +150,7 @@ def _scores(
     return places, model.match_all(vision, text).float().cpu()
 
 
-def _read(source: ClipSource, places: range, num_frames: int) -> dict[int, Frames]:
+def _read(source: VideoDataset, places: range, num_frames: int) -> dict[int, Frames]:
     found = {}
     for place in places:
         if source.record(place).texts:
@@ -163,7 +170,7 @@ def _hits_then_misses(hits: list[bool]) -> list[int]:
     ]
 
 
-def _shown(source: ClipSource, place: int, role: str) -> Shown:
+def _shown(source: VideoDataset, place: int, role: str) -> Shown:
     record = source.record(place)
     if record.path.is_file() and record.start is None and record.end is None:
         return Shown(record.file_name, role, filmstrip(record.path))

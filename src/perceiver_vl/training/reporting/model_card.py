@@ -14,7 +14,7 @@ from perceiver_vl.models.perceiver_vl.flops import encoder_flops
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor
 from perceiver_vl.tasks.evaluation import TaskResult
 from perceiver_vl.tasks.retrieval import RetrievalResult
-from perceiver_vl.training.recipe import Initialise, Recipe, Split
+from perceiver_vl.training.recipe import DataSource, Initialise, Recipe
 from perceiver_vl.utils.files import write_text
 from perceiver_vl.utils.html import render
 
@@ -190,7 +190,7 @@ def _start(initialise: Initialise) -> str:
     return ", ".join(f"{part} `{name}`" for part, name in names.items()) or "random weights"
 
 
-def _describe(split: Split) -> str:
+def _describe(split: DataSource) -> str:
     """Where clips are from, without the place of a folder on somebody's disk."""
     part = f", split {split.split}" if split.split else ""
     if split.world is not None:
@@ -203,13 +203,13 @@ def _describe(split: Split) -> str:
     return f"{split.benchmark or 'the folder'} `{split.folder.name}`{part}"
 
 
-def _dataset(split: Split) -> str:
+def _dataset(split: DataSource) -> str:
     """The name that figures go by."""
     place = split.folder or split.shards
     return split.benchmark or (Path(place).name if place else "perceiver-vl-world")
 
 
-def _recalls(retrieval: RetrievalResult, split: Split) -> list[EvalResult]:
+def _recalls(retrieval: RetrievalResult, split: DataSource) -> list[EvalResult]:
     """Every recall, for the hub's model-index."""
     return [
         EvalResult(
@@ -228,7 +228,7 @@ def _recalls(retrieval: RetrievalResult, split: Split) -> list[EvalResult]:
     ]
 
 
-def _scores(result: TaskResult, split: Split) -> list[EvalResult]:
+def _scores(result: TaskResult, split: DataSource) -> list[EvalResult]:
     """Every metric of a task, for the hub's model-index."""
     return [
         EvalResult(

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from perceiver_vl.training.reporting.diagnostics import symptoms
+from perceiver_vl.training.reporting.diagnostics import diagnose
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
 from perceiver_vl.utils.jsonl import parsed
 
@@ -31,7 +31,7 @@ class RunState:
     training, each with `step`, `loss`, the losses of the objectives, `learning_rate` and the figures of health.
     validations: those of evaluation, with `step` and metrics without their `eval_`. steps_per_second: lately, with
     evaluations and checkpoints; None while unknown. examples_per_second: of all processes. nonfinite: steps that were
-    skipped. symptoms: what calls for a look, in words. checkpoint: step of the last whole one. silent: seconds since
+    skipped. diagnostics: what calls for a look, in words. checkpoint: step of the last whole one. silent: seconds since
     anything was written.
     """
 
@@ -57,9 +57,9 @@ class RunState:
         return latest
 
     @property
-    def symptoms(self) -> list[str]:
+    def diagnostics(self) -> list[str]:
         """What calls for a look, a sentence each."""
-        return symptoms(self.log, self.nonfinite)
+        return diagnose(self.log, self.nonfinite)
 
     @property
     def seconds_left(self) -> float | None:
@@ -79,7 +79,7 @@ class RunState:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the last line of the log for the whole of it."""
         plain = asdict(self) | {"folder": str(self.folder), "log": self.log[-1:]}
-        plain |= {"health": self.health, "symptoms": self.symptoms}
+        plain |= {"health": self.health, "diagnostics": self.diagnostics}
         return plain | {"seconds_left": self.seconds_left, "stopped": self.stopped}
 
 

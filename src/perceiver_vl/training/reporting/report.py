@@ -15,14 +15,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from perceiver_vl.data.records import Problem
+from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.data.skipped import read_skipped
-from perceiver_vl.training.recipe import Recipe, Split, read_recipe
+from perceiver_vl.training.recipe import DataSource, Recipe, read_recipe
 from perceiver_vl.training.reporting.examples import Examples, retrieval_examples, task_examples
 from perceiver_vl.training.reporting.monitor import RunReader, RunState
 from perceiver_vl.training.setup import Start, prepare_start
 from perceiver_vl.training.trainers import SKIPPED
-from perceiver_vl.utils.console import Stages
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, first_line
 from perceiver_vl.utils.files import write_text
 from perceiver_vl.utils.html import render as render_template
@@ -57,8 +57,8 @@ OF_TRAINING = (
     Chart("Throughput", "clips a second", r"clips_per_second"),
     Chart("Shares of the time and of the hardware's peak", "share", r"(data_wait|share_of_peak)"),
     Chart("Are latents, or examples, alike?", "cosine", r"(.+)_alike"),
-    Chart("Attention of each read", "entropy, of uniform", r"read_(.+)_entropy"),
-    Chart("What each read adds", "relative norm", r"read_(.+)_update"),
+    Chart("Attention of each cross-attention", "entropy, of uniform", r"cross_attention_(.+)_entropy"),
+    Chart("What each cross-attention adds", "relative norm", r"cross_attention_(.+)_update"),
     Chart("Memory", "MiB", r"(.*memory)_mib"),
 )
 OF_VALIDATION = (
@@ -79,7 +79,7 @@ class Report:
     metrics: dict[str, Any] = field(default_factory=dict)
     recipe: str = ""
     data: list[tuple[str, int]] = field(default_factory=list)
-    skipped: list[Problem] = field(default_factory=list)
+    skipped: list[SkippedSample] = field(default_factory=list)
     examples: Examples | None = None
 
     @contextmanager
@@ -99,7 +99,7 @@ def write_report(run: Path, out: Path | None = None, *, progress: bool = False, 
     """
     reader = RunReader(run)
     report = Report(run, out or run / "report.html")
-    with Stages(progress) as bar:
+    with ProgressBars(progress) as bar:
         advance = bar.stage("Reporting", 3)
         with report.saying("the log"):
             report.state = reader.read()
@@ -205,7 +205,7 @@ def _examples(run: Path, recipe: Recipe, start: Start, device: str | None) -> Ex
     return task_examples(run, start.validation, start.task, recipe.data.num_frames, device)
 
 
-def _told(split: Split) -> str:
+def _told(split: DataSource) -> str:
     """Where clips are from."""
     where = f"the generated world ({split.world.task})" if split.world is not None else split.folder or split.shards
     return ", ".join(str(part) for part in (split.benchmark, where, split.split) if part)

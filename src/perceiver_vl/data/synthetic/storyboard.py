@@ -46,7 +46,7 @@ USUAL = tuple(one for one in _COMBINATIONS if not is_held_out(one))
 
 
 @dataclass(frozen=True)
-class Stage:
+class Storyboard:
     """A background and the things on it; later things hide earlier ones, `noise` picks the pixel noise."""
 
     background: Background
@@ -70,9 +70,9 @@ class Stage:
         return "|".join(sorted(told))
 
 
-def belongs(stage: Stage, split: str) -> bool:
+def belongs(storyboard: Storyboard, split: str) -> bool:
     """Whether a stage may occur in `split`: 8 in 10 in train, 1 in validation, 1 in the test splits, in every world."""
-    bucket = int.from_bytes(hashlib.sha256(stage.key.encode()).digest()[:8], "big") % 10
+    bucket = int.from_bytes(hashlib.sha256(storyboard.key.encode()).digest()[:8], "big") % 10
     return split.partition("-")[0] == SPLITS[max(0, bucket - 7)]
 
 
@@ -129,9 +129,9 @@ def _draw_thing(rng: np.random.Generator, cell: Cell, combination: Combination, 
     return Actor("" if acting else size, colour, shape, cell, x, y, radius)
 
 
-def settled(stage: Stage) -> Stage:
+def settled(storyboard: Storyboard) -> Storyboard:
     """The stage with each thing's way moved so that its middle is where the thing stood, and made to fit its cell."""
-    return replace(stage, actors=tuple(_settled(actor) if actor.doings else actor for actor in stage.actors))
+    return replace(storyboard, actors=tuple(_settled(actor) if actor.doings else actor for actor in storyboard.actors))
 
 
 def _settled(actor: Actor) -> Actor:
@@ -143,9 +143,9 @@ def _settled(actor: Actor) -> Actor:
     return replace(actor, x=x, y=y, travel=actor.travel * shorter)
 
 
-def draw_stage(rng: np.random.Generator, actors: Iterable[Actor]) -> Stage:
+def draw_storyboard(rng: np.random.Generator, actors: Iterable[Actor]) -> Storyboard:
     """The actors before a random background."""
-    return Stage(draw_background(rng), tuple(actors), int(rng.integers(2**31)))
+    return Storyboard(draw_background(rng), tuple(actors), int(rng.integers(2**31)))
 
 
 def repeated(rng: np.random.Generator, act: str, times: int = 1) -> tuple[Doing, ...]:
