@@ -47,7 +47,7 @@ CACHED_STREAMS = ("multi", "mixed", "cascade")
 
 @dataclass
 class DemoResult:
-    """Everything the page shows. `evaluations`: by number of cross-attentions; `seconds`: by step; `report`: the page."""
+    """All that the page shows. `evaluations`: by number of cross-attentions; `seconds`: by step; `report`: the page."""
 
     seed: int
     parameters: int

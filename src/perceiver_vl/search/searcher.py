@@ -1,4 +1,4 @@
-"""Find clips by words: a shortlist by unit vectors (multi-stream), ordered by stored partial attentions (mixed stream)."""
+"""Find clips by words: a shortlist by unit vectors (multi-stream), re-ranked by partial attentions (mixed stream)."""
 
 import time
 from collections.abc import Iterator

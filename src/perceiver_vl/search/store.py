@@ -67,7 +67,7 @@ class IndexEntry:
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip with its unit vector `(E,)` and its partial attention `(D+H,)`, as the model's `partial_match` gives it."""
+    """A clip with its unit vector `(E,)` and its partial attention `(D+H,)`, as `partial_match` gives it."""
 
     clip: IndexEntry
     vector: Vectors

@@ -169,8 +169,8 @@ def _places(model: PerceiverVLPreTrainedModel) -> list[tuple[str, str, Callable[
     }
     places.append(("mlm_head.bias", "mlm_score.bias", _all))
     answers = "img_classifier" if isinstance(model, PerceiverVLForImageClassification) else "vqa_classifier"
-    for layer, number in (("dense", "0.dense"), ("expand", "1"), ("norm", "2"), ("classifier", "4")):
-        whole[f"answer_head.{layer}"] = f"{answers}.{number}"
+    for part, number in (("dense", "0.dense"), ("expand", "1"), ("norm", "2"), ("classifier", "4")):
+        whole[f"answer_head.{part}"] = f"{answers}.{number}"
 
     length = model.config.self_attentions_per_block
     for block in range(model.config.num_blocks):
