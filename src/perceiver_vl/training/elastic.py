@@ -137,9 +137,9 @@ def elastic_loss(
         own.append(torch.stack([weights[name] * one.loss for name, one in answers.items()]).sum())
         losses = [weights[name] * distillation_loss(one, full[name]) for name, one in answers.items()]
         taught.append(torch.stack(losses).sum())
-    global_batch = torch.stack([weights[name] * one.loss for name, one in full.items()]).sum()
+    at_full = torch.stack([weights[name] * one.loss for name, one in full.items()]).sum()
     smaller, learned = torch.stack(own), torch.stack(taught)
-    total = (global_batch + ((1 - distill) * smaller + distill * learned).mean()) / 2
+    total = (at_full + ((1 - distill) * smaller + distill * learned).mean()) / 2
     parts = {name: one.loss for name, one in full.items()}
     return total, parts | {"smaller": smaller.mean(), "distill": learned.mean()}
 
