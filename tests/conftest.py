@@ -8,6 +8,7 @@ import yaml
 from hypothesis import settings
 
 from launching import in_processes
+from small_media import save_model
 from tiny import tiny_recipe
 
 # The same few examples on every run, and no deadline that a busy machine could miss
@@ -25,3 +26,15 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     in_processes(2, "two_processes.py", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny retrieval model with its processor."""
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def other_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another of the same size."""
+    return save_model(tmp_path_factory.mktemp("other_model"), seed=1)

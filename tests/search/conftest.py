@@ -1,19 +1,10 @@
-"""A tiny retrieval model with its processor, and a folder of small clips and images."""
+"""A folder of small clips and images."""
 
 from pathlib import Path
 
 import pytest
-from small_media import save_model, write_clip, write_image
 
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="session")
-def other_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("other_model"), seed=1)
+from small_media import write_clip, write_image
 
 
 @pytest.fixture
