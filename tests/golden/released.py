@@ -105,18 +105,18 @@ def values_inside(model: Any, seen: dict[nn.Module, list[tuple[Any, Tensor]]]) -
     for modality, ((tokens, *_), normed) in zip(("visual", "text"), seen[base.embeddings.norm], strict=False):
         values |= {f"mid.embed.{modality}": tokens, f"mid.co_norm.{modality}": normed}
     for number, block in enumerate(base.encoder.blocks):
-        if block.cross_attentions["joint"] in seen:
-            (latents, tokens, mask), after = seen[block.cross_attentions["joint"]][0]
+        if block.cross_attention in seen:
+            (latents, tokens, mask), after = seen[block.cross_attention][0]
             values[f"mid.latents.after_cross.{number * length:02d}"] = after
             if number == 0:
-                read = block.cross_attentions["joint"]
+                read = block.cross_attention
                 values["mid.cross_attention_probs.00"] = read.attention.weights(read.norm1(latents), tokens, mask)
                 values["out.visual_mask"] = mask[:, : values["mid.embed.visual"].shape[1]].long()
         for place, self_attention in enumerate(block.self_attentions):
             values[f"mid.latents.after_self.{number * length + place:02d}"] = seen[self_attention][0][1]
     values["mid.latents.final_norm"] = values["out.cls_feats"] = seen[base.encoder.norm][0][1]
     if hasattr(model, "decoder"):
-        (queries, latents), after = seen[model.decoder.block][0]
+        (queries, latents, *_), after = seen[model.decoder.block][0]
         values |= {"mid.decoder.queries": queries, "mid.decoder.after_block": after}
         block = model.decoder.block
         values["mid.decoder_attention_probs"] = block.attention.weights(block.norm1(queries), latents)

@@ -1,6 +1,6 @@
-"""The same attention blocks hold DeepMind's language Perceiver (Perceiver IO, Jaegle et al. 2022): other widths for
-latents and inputs, other head sizes for keys and values, one cross-attention, many self-attentions, a decoder without
-skip connection.
+"""The layers hold DeepMind's language Perceiver (Perceiver IO, Jaegle et al. 2022): other widths for latents and
+inputs, other head sizes for keys and values, one cross-attention, many self-attentions, a decoder without skip
+connection.
 """
 
 import pytest
@@ -10,9 +10,8 @@ from transformers import PerceiverConfig, PerceiverForMaskedLM
 
 from perceiver_vl.layers.attention import AttentionBlock
 from perceiver_vl.layers.partial_attention import merge
+from perceiver_vl.layers.perceiver import LatentEncoder, QueryDecoder
 from tiny import assert_same
-
-EPS = 1e-5
 
 
 @pytest.fixture
@@ -42,11 +41,13 @@ def theirs() -> PerceiverForMaskedLM:
     return model
 
 
-def copy_layer(block: AttentionBlock, layer: nn.Module) -> AttentionBlock:
+def copy_layer(block: nn.Module, layer: nn.Module) -> None:
     """Their layer's weights in our block."""
+    assert isinstance(block, AttentionBlock)
+    assert block.norm2 is not None
+    assert block.mlp is not None
     attention = layer.attention.self
-    block.double()
-    pairs = [
+    pairs: list[tuple[nn.Module, nn.Module]] = [
         (block.norm1, attention.layernorm1),
         (block.attention.q_proj, attention.query),
         (block.attention.k_proj, attention.key),
@@ -60,65 +61,73 @@ def copy_layer(block: AttentionBlock, layer: nn.Module) -> AttentionBlock:
         pairs.append((block.input_norm, attention.layernorm2))
     for ours, source in pairs:
         ours.load_state_dict(source.state_dict())
-    return block
 
 
-def ours(model: PerceiverForMaskedLM) -> tuple[AttentionBlock, list[AttentionBlock], AttentionBlock]:
-    """The read, the self-attentions and the decoder's read."""
-    config, encoder = model.config, model.perceiver.encoder
-    latents, inputs, heads = config.d_latents, config.d_model, config.num_cross_attention_heads
-    sizes = {"qk_size": config.qk_channels, "v_size": config.v_channels}
-    read = AttentionBlock(latents, heads, latents, EPS, input_size=inputs, norm_inputs=True, **sizes)
-    self_attentions = [AttentionBlock(latents, heads, latents, EPS, **sizes) for _ in encoder.self_attends]
+def ours(model: PerceiverForMaskedLM) -> tuple[LatentEncoder, QueryDecoder]:
+    """Encoder and decoder of the same weights."""
+    config, theirs = model.config, model.perceiver.encoder
+    encoder = LatentEncoder(
+        config.d_latents,
+        config.num_self_attention_heads,
+        num_latents=config.num_latents,
+        self_attentions_per_block=len(theirs.self_attends),
+        input_size=config.d_model,
+        intermediate_size=config.d_latents,
+        qk_size=config.qk_channels,
+        v_size=config.v_channels,
+        cross_attention={"norm_inputs": True},
+        final_norm=False,
+    ).double()
+    assert encoder.latents is not None
+    encoder.latents.data.copy_(model.perceiver.embeddings.latents)
+    block = encoder.blocks[0]
+    copy_layer(block.cross_attention, theirs.cross_attention)
+    for self_attention, layer in zip(block.self_attentions, theirs.self_attends, strict=True):
+        copy_layer(self_attention, layer)
     decoding = model.perceiver.decoder.decoding_cross_attention
-    channels = {
-        "qk_size": decoding.attention.self.qk_channels,
-        "v_size": decoding.attention.self.v_channels,
-        "input_size": latents,
-    }
-    heads = decoding.attention.self.num_heads
-    ask = AttentionBlock(inputs, heads, inputs, EPS, norm_inputs=True, residual="none", **channels)
-    return (
-        copy_layer(read, encoder.cross_attention),
-        [
-            copy_layer(self_attention, layer)
-            for self_attention, layer in zip(self_attentions, encoder.self_attends, strict=True)
-        ],
-        copy_layer(ask, decoding),
-    )
+    decoder = QueryDecoder(
+        config.d_model,
+        decoding.attention.self.num_heads,
+        num_queries=config.max_position_embeddings,
+        input_size=config.d_latents,
+        intermediate_size=config.d_model,
+        qk_size=decoding.attention.self.qk_channels,
+        v_size=decoding.attention.self.v_channels,
+        norm_inputs=True,
+        residual="none",
+        final_norm=False,
+    ).double()
+    copy_layer(decoder.block, decoding)
+    assert decoder.queries is not None
+    decoder.queries.data.copy_(model.perceiver.decoder.output_position_encodings(1)[0])
+    return encoder, decoder
 
 
-def test_the_language_perceiver_in_our_blocks(theirs: PerceiverForMaskedLM) -> None:
+def test_the_language_perceiver_of_our_layers(theirs: PerceiverForMaskedLM) -> None:
     draw = torch.Generator().manual_seed(1)
     input_ids = torch.randint(50, (3, 11), generator=draw)
     attention_mask = torch.ones(3, 11, dtype=torch.long)
     attention_mask[1, 6:] = 0
+    encoder, decoder = ours(theirs)
+    embeddings = theirs.perceiver.input_preprocessor
     with torch.no_grad():
         wanted = theirs(input_ids, attention_mask=attention_mask).logits
-        found = logits(theirs, input_ids, attention_mask.bool())
+        tokens: Tensor = embeddings.embeddings(input_ids) + embeddings.position_embeddings.weight
+        answers = decoder(encoder(tokens, attention_mask.bool()))
+        found = answers @ embeddings.embeddings.weight.T + theirs.embedding_decoder.bias
     assert_same(found, wanted)
     assert wanted.std() > 0.1
 
 
-def logits(model: PerceiverForMaskedLM, input_ids: Tensor, input_mask: Tensor) -> Tensor:
-    """Their tables, our blocks: `(B,L)` → `(B,L,V)`."""
-    read, self_attentions, ask = ours(model)
-    embeddings = model.perceiver.input_preprocessor
-    tokens = embeddings.embeddings(input_ids) + embeddings.position_embeddings.weight[: input_ids.shape[1]]
-    latents = read(model.perceiver.embeddings.latents.expand(len(input_ids), -1, -1), tokens, input_mask)
-    for self_attention in self_attentions:
-        latents = self_attention(latents)
-    queries = model.perceiver.decoder.output_position_encodings(len(input_ids))
-    answers = ask(queries, latents)
-    return answers @ embeddings.embeddings.weight.T + model.embedding_decoder.bias
-
-
-def test_attention_summaries_hold_there_too(theirs: PerceiverForMaskedLM) -> None:
-    """A read in two parts is the read of the whole, at these sizes and with normed inputs."""
-    read, _, ask = ours(theirs)
+def test_partial_attention_holds_there_too(theirs: PerceiverForMaskedLM) -> None:
+    """What is attended to in two parts is what is attended to whole, at these sizes and with normed inputs."""
+    encoder, decoder = ours(theirs)
     draw = torch.Generator().manual_seed(2)
-    for block, queries, width in ((read, torch.randn(2, 7, 48, generator=draw), 24), (ask, torch.randn(2, 5, 24), 48)):
+    cross = encoder.blocks[0].cross_attention
+    assert isinstance(cross, AttentionBlock)
+    for block, queries, width in ((cross, torch.randn(2, 7, 48), 24), (decoder.block, torch.randn(2, 5, 24), 48)):
         inputs, queries = torch.randn(2, 9, width, generator=draw).double(), queries.double()
         parts = merge(block.partial_attention(queries, inputs[:, :4]), block.partial_attention(queries, inputs[:, 4:]))
         with torch.no_grad():
             assert_same(block.from_partial_attention(queries, parts), block(queries, inputs))
+            assert_same(block.forward_parts(queries, [inputs[:, :4], (inputs[:, 4:], None)]), block(queries, inputs))

@@ -33,9 +33,9 @@ def part(inputs: KeysValues, a: int, b: int) -> KeysValues:
     return KeysValues(inputs.keys[:, :, a:b], inputs.values[:, :, a:b], mask)
 
 
-def in_parts(q: Tensor, inputs: KeysValues, sizes: list[int], eager: bool = False) -> PartialAttention:
+def in_parts(q: Tensor, inputs: KeysValues, sizes: list[int], implementation: str = "sdpa") -> PartialAttention:
     edges = itertools.accumulate(sizes, initial=0)
-    found = (attend(q, part(inputs, a, b), eager=eager) for a, b in itertools.pairwise(edges))
+    found = (attend(q, part(inputs, a, b), implementation=implementation) for a, b in itertools.pairwise(edges))
     return functools.reduce(merge, found)
 
 
@@ -47,7 +47,7 @@ def test_any_parts_merge_to_the_whole_even_where_all_is_masked(
     assert inputs.mask is not None
     q.requires_grad_(way == "gradient")
     with sdpa_kernel(SDPBackend.MATH) if way == "unfused" else nullcontext():
-        found = in_parts(q, inputs, sizes, eager=way == "eager")
+        found = in_parts(q, inputs, sizes, implementation="eager" if way == "eager" else "sdpa")
     mask = inputs.mask[:, None, None]
     assert_same(found.output, F.scaled_dot_product_attention(q, inputs.keys, inputs.values, attn_mask=mask))
     scores = (q @ inputs.keys.transpose(-1, -2) / 5**0.5).masked_fill(~mask, -torch.inf)

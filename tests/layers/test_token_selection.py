@@ -28,6 +28,14 @@ def padded(batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
     return inputs
 
 
+def encoded_by(model: PerceiverVLModel, array: InputArray, which: int | Tensor) -> Tensor:
+    """What these latents, and no others, make of an input array."""
+    encoder = model.encoder
+    latents = encoder.first_latents(which).expand(len(array), -1, -1)
+    found: Tensor = encoder(array.by_block(encoder.modalities, len(encoder.blocks)), latents=latents)
+    return found
+
+
 # --- Draws ----------------------------------------------------------------------------------------------------------
 
 
@@ -71,18 +79,17 @@ def test_a_training_budget_reads_with_the_drawn_latents() -> None:
     model, inputs = tiny_model(PerceiverVLModel), padded()
     rows = drawn_latents(6, 2, seed=5)
     assert rows.tolist() != [0, 1]
-    cross_attentions = [{"joint": True}] * 3
-    wanted = model.encoder(model.embed_inputs(**inputs), rows, cross_attentions)
+    wanted = encoded_by(model, model.embed_inputs(**inputs), rows)
     assert_same(model(**inputs, budget=TrainingBudget(latents=2, seed=5)).last_hidden_state, wanted)
     first = model(**inputs, budget=ComputeBudget(latents=2)).last_hidden_state
     assert differs(first, wanted)
-    assert_same(first, model.encoder(model.embed_inputs(**inputs), 2, cross_attentions))
+    assert_same(first, encoded_by(model, model.embed_inputs(**inputs), 2))
 
 
 def test_the_text_stream_draws_from_its_own_latents() -> None:
     model, inputs = tiny_model(PerceiverVLModel), padded()
     words = {name: inputs[name] for name in TEXT}
-    wanted = model.encoder(model.embed_inputs(**words), drawn_latents(4, 2, seed=3), [{"joint": True}] * 3)
+    wanted = encoded_by(model, model.embed_inputs(**words), drawn_latents(4, 2, seed=3))
     assert_same(model(**words, budget=TrainingBudget(text_latents=2, seed=3)).last_hidden_state, wanted)
 
 
@@ -117,7 +124,8 @@ def test_tokens_that_are_dropped_are_as_good_as_masked_and_cost_nothing(aggregat
 def test_an_exit_gives_the_latents_of_its_block(aggregation: str, blocks: int) -> None:
     model, inputs = tiny_model(PerceiverVLModel, modality_aggregation=aggregation), padded()
     after: list[Tensor] = []
-    for block in model.encoder.blocks:
+    each = len(model.encoder.modalities)
+    for block in model.encoder.blocks[each - 1 :: each]:
         block.register_forward_hook(lambda *call: after.append(call[-1]))
     model(**inputs)
     wanted = model.encoder.norm(after[blocks - 1])
@@ -185,7 +193,7 @@ def by_hand(model: PerceiverVLModel, array: InputArray, count: int) -> Tensor:
     encoder = model.encoder
     latents = encoder.first_latents(6).expand(len(array), -1, -1)
     tokens, mask = array.joined
-    read = encoder.blocks[0].cross_attentions["joint"]
+    read = encoder.blocks[0].cross_attention
     attention = read.attention.weights(read.norm1(latents), tokens, mask).mean(1).detach()
     assert (attention.masked_select(~mask[:, None].expand_as(attention)) == 0).all()
     latents = read(latents, tokens, mask)
@@ -194,7 +202,7 @@ def by_hand(model: PerceiverVLModel, array: InputArray, count: int) -> Tensor:
     )
     for number, block in enumerate(encoder.blocks):
         if number:
-            latents = block.cross_attentions["joint"](latents, tokens, mask)
+            latents = block.cross_attention(latents, tokens, mask)
         for self_attention in block.self_attentions:
             latents = self_attention(latents)
     return encoder.norm(latents)

@@ -83,7 +83,7 @@ def test_every_parameter_belongs_to_one_part() -> None:
     assert {part_of(name) for name in names} == set(PARTS) - {"all"}
     reads = [name for name in names if part_of(name) == "cross_attentions"]
     assert {name.split(".")[3] for name in reads} == {"0", "1", "2"}
-    assert all(".cross_attentions.joint." in name for name in reads)
+    assert all(".cross_attention." in name for name in reads)
     assert {part_of(name) for name in names if name.startswith(("decoder.", "vtm_query", "mlm_queries"))} == {"decoder"}
     assert {part_of(name) for name in names if name.startswith(("vtm_head", "mlm_head", "contrastive"))} == {"heads"}
     assert part_of("perceiver_vl.encoder.norm.weight") == "self_attentions"

@@ -147,7 +147,7 @@ def print_conversion(conversion: "Conversion") -> None:
 def _part(name: str) -> str:
     """The part that a tensor belongs to: its name's first words, and whether a block reads or thinks."""
     words = [word for word in name.removeprefix("perceiver_vl.").split(".") if not word.isdigit()]
-    return ".".join(words[: 3 if "cross_attentions" in words or "self_attentions" in words else 2])
+    return ".".join(words[: 3 if "cross_attention" in words or "self_attentions" in words else 2])
 
 
 def print_skipped(problems: "list[SkippedSample]", most: int = 20) -> None:

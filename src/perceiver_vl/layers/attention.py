@@ -1,24 +1,37 @@
-"""The one attention every cross-attention and every self-attention goes through, and the transformer block around it.
+"""The one attention of every cross-attention and every self-attention, and the transformer block around it.
 
-Shapes: B batch, N latents (or Q queries), M inputs (or N latents), D width, H heads.
+Shapes: B batch, N queries (latents), M inputs, C width of the inputs, D width of the queries, H heads, d = D/H.
 """
 
-from typing import Literal
+from collections.abc import Callable, Iterable
+from functools import reduce
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from perceiver_vl.layers.partial_attention import KeysValues, PartialAttention, attend
+from perceiver_vl.layers.partial_attention import KeysValues, PartialAttention, attend, attention_weights, merge
+from perceiver_vl.layers.positions import RotaryPositions
+
+Part = Tensor | tuple[Tensor, Tensor | None] | KeysValues | PartialAttention
+"""Some of the inputs: `(B,M,C)`, or with their mask, or what an attention had made of them before."""
 
 
 class Attention(nn.Module):
     """Multi-head attention of `queries` over `inputs`.
 
-    Queries, inputs, keys and values are all of width `hidden_size`, unless `input_size` (of the inputs), `qk_size` (of
-    all heads' queries or keys together) or `v_size` (of all heads' values together) says otherwise, as in Perceiver IO.
-    `implementation`: sdpa (`scaled_dot_product_attention`), or eager (the weights written out).
+        attention = Attention(64, num_heads=4, input_size=32)
+        attention(torch.randn(2, 8, 64), torch.randn(2, 1000, 32))  # (2, 8, 64)
+
+    Queries, inputs, keys and values are all `hidden_size` wide, unless `input_size` (of the inputs), `qk_size` (of all
+    heads' queries or keys together) or `v_size` (of all heads' values together) says otherwise, as in Perceiver IO.
+    `bias`, `output_bias`: of the projections in and out. `qk_norm`: layer norm of each head's queries and keys
+    (Dehghani et al. 2023, ViT-22B). `causal`: query n of N sees the first M - N + n + 1 inputs; the two ends are
+    aligned, as in Perceiver AR. `rotary`: rotates queries and keys by their positions. `key_positions`: a learned
+    vector for each of so many inputs is added to its key (Dynamic Perceiver). `implementation`: sdpa
+    (`scaled_dot_product_attention`), or eager (the weights written out).
     """
 
     def __init__(
@@ -29,101 +42,161 @@ class Attention(nn.Module):
         input_size: int | None = None,
         qk_size: int | None = None,
         v_size: int | None = None,
+        bias: bool = True,
+        output_bias: bool = True,
+        qk_norm: bool = False,
+        causal: bool = False,
+        rotary: RotaryPositions | None = None,
+        key_positions: int | None = None,
         implementation: str = "sdpa",
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.implementation = implementation
+        self.num_heads, self.causal, self.rotary, self.implementation = num_heads, causal, rotary, implementation
         input_size, qk_size, v_size = input_size or hidden_size, qk_size or hidden_size, v_size or hidden_size
-        self.q_proj = nn.Linear(hidden_size, qk_size)
-        self.k_proj = nn.Linear(input_size, qk_size)
-        self.v_proj = nn.Linear(input_size, v_size)
-        self.out_proj = nn.Linear(v_size, hidden_size)
+        self.q_proj = nn.Linear(hidden_size, qk_size, bias=bias)
+        self.k_proj = nn.Linear(input_size, qk_size, bias=bias)
+        self.v_proj = nn.Linear(input_size, v_size, bias=bias)
+        self.out_proj = nn.Linear(v_size, hidden_size, bias=output_bias)
+        self.q_norm = nn.LayerNorm(qk_size // num_heads) if qk_norm else None
+        self.k_norm = nn.LayerNorm(qk_size // num_heads) if qk_norm else None
+        self.key_positions = None if key_positions is None else nn.Parameter(torch.zeros(key_positions, qk_size))
 
-    def forward(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> Tensor:
-        """Attend with `queries (B,N,D)` over `inputs (B,M,D)`; `input_mask (B,M)` bool, True where attended →
-        `(B,N,D)`. A query that may attend to nothing finds zeros.
+    def forward(
+        self,
+        queries: Tensor,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        *,
+        query_positions: Tensor | None = None,
+        input_positions: Tensor | None = None,
+        absorb: bool = False,
+    ) -> Tensor:
+        """Attend with `queries (B,N,D)` over `inputs (B,M,C)` → `(B,N,D)`.
+
+        `mask (B,M)` or `(B,N,M)` bool, True where attended; a query that may attend to nothing finds zeros.
+        Positions `(N,)`, `(M,)` or with a batch in front are those that `rotary` turns by; None: 0 to M - 1, and the
+        queries are the last N of them. `absorb`: meet the inputs in their own space where that takes fewer operations
+        (`absorbing_pays`); the result is the same but for rounding. For inference, with projections that are no more
+        than their weights (`has_plain_projections`).
         """
-        if self._absorbs(queries.shape[1], inputs.shape[1]):
-            return self.output_projection(self.partial_attention(queries, inputs, input_mask), queries.dtype)
+        if absorb and self._absorbs(queries.shape[1], inputs.shape[1]):
+            partial = self.partial_attention(queries, inputs, mask, absorb=True)
+            return self.output_projection(partial, queries.dtype)
         v = self._split_heads(self.v_proj(inputs))
+        q, k = self._queries_and_keys(queries, inputs, query_positions, input_positions)
+        mask = self._full_mask(mask, q, k)
         if self.implementation == "eager":
-            attended = self.weights(queries, inputs, input_mask) @ v  # (B,H,N,D/H)
+            attended = attention_weights(q, k, mask) @ v  # (B,H,N,d)
         else:
-            q, k = self._split_heads(self.q_proj(queries)), self._split_heads(self.k_proj(inputs))
-            mask = None if input_mask is None else input_mask[:, None, None, :]
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
-    def weights(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> Tensor:
+    def weights(
+        self,
+        queries: Tensor,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        *,
+        query_positions: Tensor | None = None,
+        input_positions: Tensor | None = None,
+    ) -> Tensor:
         """How much each query attends to each input, arguments as of `forward` → `(B,H,N,M)`, each row sums to 1."""
-        q, k = self._split_heads(self.q_proj(queries)), self._split_heads(self.k_proj(inputs))
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B,H,N,M)
-        if input_mask is None:
-            return scores.softmax(-1)
-        masked = ~input_mask[:, None, None, :]
-        return scores.masked_fill(masked, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(masked, 0.0)
+        q, k = self._queries_and_keys(queries, inputs, query_positions, input_positions)
+        return attention_weights(q, k, self._full_mask(mask, q, k))
 
-    def partial_attention(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> PartialAttention:
-        """What `queries (B or 1,N,D)` find in `inputs (B,M,D)`, to be merged with what they find elsewhere."""
+    # --- In parts: what is found in some of the inputs, to be merged with what is found in others ------------------
+
+    def partial_attention(
+        self, queries: Tensor, inputs: Tensor, mask: Tensor | None = None, *, absorb: bool = False
+    ) -> PartialAttention:
+        """What `queries (B or 1,N,D)` find in `inputs (B,M,C)`; `mask`, `absorb` as of `forward`. Not causal."""
         q = self.project_queries(queries)
-        if self._absorbs(queries.shape[1], inputs.shape[1]):
-            return self._absorbed_partial_attention(q, inputs, input_mask)
-        return self.attend(q, self.keys_values(inputs, input_mask))
+        if absorb and self._absorbs(queries.shape[1], inputs.shape[1]):
+            return self._absorbed_partial_attention(q, inputs, mask)
+        return self.attend(q, self.keys_values(inputs, mask))
 
     def output_projection(self, partial: PartialAttention, dtype: torch.dtype) -> Tensor:
-        """Summary of all inputs → `(…,N,D)`, as `forward` would have given, in `dtype`."""
+        """Partial attention of all inputs → `(…,N,D)`, as `forward` would have given, in `dtype`."""
         return self.out_proj(partial.output.to(dtype).transpose(-3, -2).flatten(-2))
 
-    def project_queries(self, queries: Tensor) -> Tensor:
-        """`queries (B,N,D)` → `(B,H,N,D/H)`."""
-        return self._split_heads(self.q_proj(queries))
+    def project_queries(self, queries: Tensor, positions: Tensor | None = None) -> Tensor:
+        """`queries (B,N,D)` → `(B,H,N,d)`; `positions` are needed where there is a `rotary`."""
+        q = self._split_heads(self.q_proj(queries))
+        q = q if self.q_norm is None else self.q_norm(q)
+        return q if self.rotary is None or positions is None else self.rotary(q, positions)
 
-    def keys_values(self, inputs: Tensor, input_mask: Tensor | None = None) -> KeysValues:
-        """`inputs (B,M,D)`, `input_mask (B,M)` → what this attention will ever need of them."""
-        return KeysValues(self._split_heads(self.k_proj(inputs)), self._split_heads(self.v_proj(inputs)), input_mask)
+    def keys_values(self, inputs: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> KeysValues:
+        """`inputs (B,M,C)`, `mask (B,M)` or `(B,N,M)` → what this attention will ever need of them."""
+        return KeysValues(self._keys(inputs, positions), self._split_heads(self.v_proj(inputs)), mask)
 
     def attend(self, q: Tensor, inputs: KeysValues) -> PartialAttention:
-        """What projected queries `q (B,H,N,D/H)` find in `inputs`; their batch sizes may differ as in
+        """What projected queries `q (B,H,N,d)` find in `inputs`; their batch sizes may differ as in
         `partial_attention.attend`.
         """
-        return attend(q, inputs, eager=self.implementation == "eager")
+        return attend(q, inputs, implementation=self.implementation)
+
+    def _queries_and_keys(
+        self, queries: Tensor, inputs: Tensor, query_positions: Tensor | None, input_positions: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if self.rotary is not None:
+            if input_positions is None:
+                input_positions = torch.arange(inputs.shape[1], device=inputs.device)
+            if query_positions is None:
+                query_positions = input_positions[..., inputs.shape[1] - queries.shape[1] :]
+        return self.project_queries(queries, query_positions), self._keys(inputs, input_positions)
+
+    def _keys(self, inputs: Tensor, positions: Tensor | None) -> Tensor:
+        k = self.k_proj(inputs)
+        if self.key_positions is not None:
+            k = k + self.key_positions[: inputs.shape[1]]
+        k = self._split_heads(k)
+        k = k if self.k_norm is None else self.k_norm(k)
+        return k if self.rotary is None or positions is None else self.rotary(k, positions)
+
+    def _full_mask(self, mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+        """The mask with its dimensions of heads and queries `(B,1,1 or N,M)`, and what is causal about it."""
+        if mask is not None:
+            mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
+        if self.causal:
+            number, most = q.shape[-2], k.shape[-2]
+            earlier = torch.ones(number, most, dtype=torch.bool, device=q.device).tril(most - number)
+            mask = earlier if mask is None else mask & earlier
+        return mask
 
     def _absorbs(self, queries: int, inputs: int) -> bool:
-        """Whether so few queries are better met in the inputs' own space: `Wq q · Wk x = (Wkᵀ Wq q) · x`.
-
-        Not in training, whose arithmetic stays as it is; nor where a projection is more than its weight (an adapter).
-        """
-        width, own = self.k_proj.in_features, self.k_proj.out_features + self.v_proj.out_features
-        if self.training or not absorbing_pays(queries, inputs, width, own, self.num_heads):
+        """Whether so few queries are better met in the inputs' own space: `Wq q · Wk x = (Wkᵀ Wq q) · x`."""
+        if self.causal or self.rotary is not None or self.k_norm is not None or self.key_positions is not None:
             return False
-        return _is_its_weight(self.k_proj) and _is_its_weight(self.v_proj)
+        own = self.k_proj.out_features + self.v_proj.out_features
+        return absorbing_pays(queries, inputs, self.k_proj.in_features, own, self.num_heads)
 
-    def _absorbed_partial_attention(self, q: Tensor, inputs: Tensor, input_mask: Tensor | None) -> PartialAttention:
+    def _absorbed_partial_attention(self, q: Tensor, inputs: Tensor, mask: Tensor | None) -> PartialAttention:
         """As `attend(q, keys_values(inputs))`, with keys and values never made: the inputs are both."""
         key_weight, key_bias = self._of_heads(self.k_proj)
         value_weight, value_bias = self._of_heads(self.v_proj)
         in_their_space = torch.einsum("bhqd,hdi->bhqi", q, key_weight)
         found = attend(
             in_their_space.flatten(1, 2)[:, None],  # all heads' queries meet the same inputs
-            KeysValues(inputs[:, None], inputs[:, None], input_mask),
+            KeysValues(inputs[:, None], inputs[:, None], mask),
             scale=q.shape[-1] ** -0.5,
-            eager=self.implementation == "eager",
+            implementation=self.implementation,
         )
-        output = found.output[:, 0].unflatten(1, (self.num_heads, -1))  # (B,H,N,D)
+        output = found.output[:, 0].unflatten(1, (self.num_heads, -1))  # (B,H,N,C)
         logsumexp = found.logsumexp[:, 0].unflatten(1, (self.num_heads, -1))
-        # Weights sum to 1, so the bias of the values comes through whole, unless there was nothing to attend to
         output = torch.einsum("bhqi,hdi->bhqd", output, value_weight)
-        output = output + value_bias * logsumexp.isfinite()[..., None]
-        return PartialAttention(output, logsumexp + (q * key_bias).sum(-1) * q.shape[-1] ** -0.5)
+        if value_bias is not None:  # weights sum to 1: it comes through whole, unless there was nothing to attend to
+            output = output + value_bias * logsumexp.isfinite()[..., None]
+        if key_bias is not None:
+            logsumexp = logsumexp + (q * key_bias).sum(-1) * q.shape[-1] ** -0.5
+        return PartialAttention(output, logsumexp)
 
-    def _of_heads(self, projection: nn.Linear) -> tuple[Tensor, Tensor]:
-        """Weight `(H,D/H,D)` and bias `(H,1,D/H)` of each head."""
-        weight = projection.weight.unflatten(0, (self.num_heads, -1))
-        return weight, projection.bias.unflatten(0, (self.num_heads, 1, -1))
+    def _of_heads(self, projection: nn.Linear) -> tuple[Tensor, Tensor | None]:
+        """Weight `(H,d,C)` and bias `(H,1,d)` of each head."""
+        weight, bias = projection.weight.unflatten(0, (self.num_heads, -1)), projection.bias
+        return weight, None if bias is None else bias.unflatten(0, (self.num_heads, 1, -1))
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B,·,D) → (B,H,·,D/H)
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B,·,D) → (B,H,·,d)
 
 
 def absorbing_pays(queries: int, inputs: int, width: int, own: int, num_heads: int) -> bool:
@@ -135,95 +208,122 @@ def absorbing_pays(queries: int, inputs: int, width: int, own: int, num_heads: i
     return 2 * absorbed <= projected
 
 
-def _is_its_weight(projection: nn.Linear) -> bool:
-    """Whether a projection is the product with its weight and no more: no adapter, not quantised, not offloaded."""
-    weight = projection.weight
-    return type(projection) is nn.Linear and type(weight) is nn.Parameter and not weight.is_meta
+def has_plain_projections(attention: Attention) -> bool:
+    """Whether keys and values are the product with a weight and no more: no adapter, not quantised, not offloaded."""
+    return all(
+        type(projection) is nn.Linear and type(projection.weight) is nn.Parameter and not projection.weight.is_meta
+        for projection in (attention.k_proj, attention.v_proj)
+    )
 
 
 class MLP(nn.Module):
-    """Linear, exact GELU, linear."""
+    """Linear, activation (exact GELU), linear."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        bias: bool = True,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
+    ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(hidden_size, intermediate_size)
-        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+        self.fc1 = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…,D)` → `(…,D)`."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class AttentionBlock(GradientCheckpointingLayer):
     """A pre-norm transformer block: attention and MLP, each added to what came in.
 
-    With `inputs` it reads them (cross-attention); without, the latents attend to themselves (self-attention). Reads and
-    self-attentions are the same block (paper 3.2). Perceiver-VL norms its inputs once, before the encoder;
-    `norm_inputs` norms them in the block, as Perceiver IO does. `residual` is what a read's attention is added to: the
-    queries as they came in, the normed queries (the released code of Perceiver-VL), or nothing. The other sizes are
-    those of `Attention`.
+        block = AttentionBlock(64, num_heads=4, input_size=32)
+        block(latents, inputs)  # cross-attention: (B,N,64), (B,M,32) → (B,N,64)
+        AttentionBlock(64, num_heads=4)(latents)  # self-attention
+
+    `intermediate_size`: width of the MLP; None: four times `hidden_size`, 0: no MLP. Perceiver-VL norms its inputs
+    once, before the encoder; `norm_inputs` norms them in the block, as Perceiver IO does. `residual` is what the
+    attention is added to: the queries as they came in, the normed queries (the released code of Perceiver-VL), or
+    nothing. `attention`: further arguments of `Attention`.
     """
 
     def __init__(
         self,
         hidden_size: int,
         num_heads: int,
-        intermediate_size: int,
-        eps: float,
-        dropout: float = 0.0,
+        intermediate_size: int | None = None,
         *,
         input_size: int | None = None,
-        qk_size: int | None = None,
-        v_size: int | None = None,
+        eps: float = 1e-5,
+        dropout: float = 0.0,
         norm_inputs: bool = False,
         residual: Literal["queries", "normed_queries", "none"] = "queries",
-        implementation: str = "sdpa",
+        **attention: Any,
     ) -> None:
         super().__init__()
         self.residual = residual
         self.norm1 = nn.LayerNorm(hidden_size, eps=eps)
         self.input_norm = nn.LayerNorm(input_size or hidden_size, eps=eps) if norm_inputs else nn.Identity()
-        self.attention = Attention(
-            hidden_size,
-            num_heads,
-            input_size=input_size,
-            qk_size=qk_size,
-            v_size=v_size,
-            implementation=implementation,
-        )
-        self.norm2 = nn.LayerNorm(hidden_size, eps=eps)
-        self.mlp = MLP(hidden_size, intermediate_size)
+        self.attention = Attention(hidden_size, num_heads, input_size=input_size, **attention)
+        self.norm2 = None if intermediate_size == 0 else nn.LayerNorm(hidden_size, eps=eps)
+        self.mlp = None if intermediate_size == 0 else MLP(hidden_size, intermediate_size or 4 * hidden_size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, latents: Tensor, inputs: Tensor | None = None, input_mask: Tensor | None = None) -> Tensor:
-        """`latents (B,N,D)`, `inputs (B,M,D)`, `input_mask (B,M)` bool → `(B,N,D)`."""
+    def forward(
+        self, latents: Tensor, inputs: Tensor | None = None, mask: Tensor | None = None, **attention: Any
+    ) -> Tensor:
+        """`latents (B,N,D)`, `inputs (B,M,C)` → `(B,N,D)`; without inputs the latents attend to themselves.
+
+        `mask` and further arguments: as of `Attention.forward`.
+        """
         normed = self.norm1(latents)
         if inputs is None:
-            return self._add(latents, self.attention(normed, normed))
-        attended = self.attention(normed, self.input_norm(inputs), input_mask)
+            return self._add(latents, self.attention(normed, normed, mask, **attention))
+        attended = self.attention(normed, self.input_norm(inputs), mask, **attention)
         return self._add(self._kept(latents, normed), attended)
 
-    def partial_attention(self, queries: Tensor, inputs: Tensor, input_mask: Tensor | None = None) -> PartialAttention:
-        """What the block's attention finds in `inputs (B,M,D)`, for `queries (B or 1,Q,D)`."""
-        return self.attention.partial_attention(self.norm1(queries), self.input_norm(inputs), input_mask)
+    def weights(self, latents: Tensor, inputs: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """How the block attends, arguments as of `forward` → `(B,H,N,M)`."""
+        normed = self.norm1(latents)
+        return self.attention.weights(normed, normed if inputs is None else self.input_norm(inputs), mask)
+
+    def forward_parts(self, latents: Tensor, parts: Iterable[Part]) -> Tensor:
+        """`forward` over inputs that come in parts, none of which need be there when another is: `(B,N,D)`."""
+        q = self.project_queries(latents)
+        return self.from_partial_attention(latents, reduce(merge, (self._find(q, part) for part in parts)))
+
+    def _find(self, q: Tensor, part: Part) -> PartialAttention:
+        if isinstance(part, PartialAttention):
+            return part
+        if isinstance(part, Tensor):
+            part = part, None
+        return self.attend(q, part if isinstance(part, KeysValues) else self.keys_values(*part))
+
+    def partial_attention(
+        self, queries: Tensor, inputs: Tensor, mask: Tensor | None = None, *, absorb: bool = False
+    ) -> PartialAttention:
+        """What the block's attention finds in `inputs (B,M,C)`, for `queries (B or 1,N,D)`."""
+        return self.attention.partial_attention(self.norm1(queries), self.input_norm(inputs), mask, absorb=absorb)
 
     def project_queries(self, queries: Tensor) -> Tensor:
-        """`queries (B,Q,D)` → those of the block's attention, `(B,H,Q,D/H)`."""
+        """`queries (B,N,D)` → those of the block's attention, `(B,H,N,d)`."""
         return self.attention.project_queries(self.norm1(queries))
 
-    def keys_values(self, inputs: Tensor, input_mask: Tensor | None = None) -> KeysValues:
-        """All that the block will ever need of `inputs (B,M,D)`."""
-        return self.attention.keys_values(self.input_norm(inputs), input_mask)
+    def keys_values(self, inputs: Tensor, mask: Tensor | None = None) -> KeysValues:
+        """All that the block will ever need of `inputs (B,M,C)`."""
+        return self.attention.keys_values(self.input_norm(inputs), mask)
 
-    def attend(self, queries: Tensor, inputs: KeysValues) -> PartialAttention:
-        """What projected queries `(B,H,Q,D/H)` find in `inputs`, as `partial_attention` would."""
-        return self.attention.attend(queries, inputs)
+    def attend(self, q: Tensor, inputs: KeysValues) -> PartialAttention:
+        """What projected queries `(B,H,N,d)` find in `inputs`."""
+        return self.attention.attend(q, inputs)
 
     def from_partial_attention(self, queries: Tensor, partial: PartialAttention) -> Tensor:
-        """The block's output `(…,Q,D)` for `queries (…,Q,D)`, from the partial attention of all that they read."""
-        return self._add(
-            self._kept(queries, self.norm1(queries)), self.attention.output_projection(partial, queries.dtype)
-        )
+        """The block's output `(…,N,D)` for `queries (…,N,D)`, from what they find in all inputs together."""
+        attended = self.attention.output_projection(partial, queries.dtype)
+        return self._add(self._kept(queries, self.norm1(queries)), attended)
 
     def _kept(self, queries: Tensor, normed: Tensor) -> Tensor:
         if self.residual == "queries":
@@ -232,4 +332,6 @@ class AttentionBlock(GradientCheckpointingLayer):
 
     def _add(self, latents: Tensor, attended: Tensor) -> Tensor:
         latents = latents + self.dropout(attended)
+        if self.norm2 is None or self.mlp is None:
+            return latents
         return latents + self.dropout(self.mlp(self.norm2(latents)))

@@ -1,20 +1,21 @@
-"""Attention in parts: what a query finds in a set of inputs is summarised exactly by its output and its log-sum-exp.
+"""Attention in parts: what queries find in some of the inputs is all told by its output and its log-sum-exp.
 
-Summaries of disjoint sets merge exactly, in any order, so the sets can be read apart: at other times (a cache), one
-after the other (a clip of an hour), or from shelves (an index). Source: the online softmax of Milakov and Gimelshein
-(2018), which FlashAttention applies to tiles.
-Shapes: B batch, N queries, M inputs, D width, H heads, d = D/H.
+Partial attentions of disjoint sets of inputs merge exactly, in any order, so the sets can be attended to apart: at
+other times (a cache), one after the other (a clip of an hour), or from shelves (an index). Source: the online softmax
+of Milakov and Gimelshein (2018), which FlashAttention applies to tiles. Shapes: B batch, N queries, M inputs, D width,
+H heads, d = D/H.
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class PartialAttention:
-    """All that a set of inputs can ever contribute to given queries: per head what they answer, and how loudly.
+    """All that a set of inputs can ever contribute to given queries: per head what they find, and its weight.
 
     `output (…,H,N,d)`: softmax-weighted values, 0 where nothing may be attended to; `logsumexp (…,H,N)`: of the scaled
     attention scores, minus infinity there; in float32 at least, where no gradient is wanted.
@@ -55,7 +56,7 @@ def merge(first: PartialAttention, second: PartialAttention) -> PartialAttention
 @dataclass(frozen=True)
 class KeysValues:
     """What an attention needs of a set of inputs, whatever the queries: `keys (B,H,M,d)`, `values (B,H,M,d)`,
-    `mask (B,M)` bool, True where attended; None: everywhere.
+    `mask (B,M)` or `(B,N,M)` bool, True where attended; None: everywhere.
     """
 
     keys: Tensor
@@ -67,12 +68,14 @@ class KeysValues:
         return len(self.keys)
 
 
-def attend(q: Tensor, inputs: KeysValues, *, scale: float | None = None, eager: bool = False) -> PartialAttention:
+def attend(
+    q: Tensor, inputs: KeysValues, *, scale: float | None = None, implementation: str = "sdpa"
+) -> PartialAttention:
     """What queries `q (B,H,N,d)` find in `inputs`; `scale` of the scores: 1/√d if None.
 
     `q` may have one row for all inputs, or `inputs` fewer rows than `q`: then each serves as many rows of `q`, which
-    are next to each other. `eager` writes the weights out; else a fused kernel runs where there is one that gives the
-    log-sum-exp.
+    are next to each other. `implementation`: eager writes the weights out; sdpa runs a kernel of
+    `scaled_dot_product_attention` that gives the log-sum-exp, where there is one (`has_kernel`).
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     times = max(1, len(q) // max(1, len(inputs)))
@@ -80,52 +83,75 @@ def attend(q: Tensor, inputs: KeysValues, *, scale: float | None = None, eager: 
         q = q.unflatten(0, (-1, times)).transpose(1, 2).flatten(2, 3)  # (B/times,H,times·N,d)
     elif len(q) < len(inputs):
         q = q.expand(len(inputs), -1, -1, -1)
-    partial = (_written_out if eager or not _has_kernel(q, inputs) else _fused)(q, inputs, scale)
+    mask = inputs.mask
+    if mask is not None:
+        mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]  # (B,1,1 or N,M)
+    run = _fused if implementation == "sdpa" and has_kernel(q, inputs) else _eager
+    output, logsumexp = run(q, inputs.keys, inputs.values, mask, scale)
+    if mask is not None:
+        logsumexp = logsumexp.masked_fill(~mask.any(-1), -torch.inf)
     if times > 1:
-        output, logsumexp = (part.unflatten(2, (times, -1)).transpose(1, 2).flatten(0, 1) for part in _parts(partial))
-        return PartialAttention(output, logsumexp)
-    return partial
+        output, logsumexp = (
+            part.unflatten(2, (times, -1)).transpose(1, 2).flatten(0, 1) for part in (output, logsumexp)
+        )
+    return PartialAttention(output, logsumexp)
 
 
-def _parts(partial: PartialAttention) -> tuple[Tensor, Tensor]:
-    return partial.output, partial.logsumexp
-
-
-def _written_out(q: Tensor, inputs: KeysValues, scale: float) -> PartialAttention:
-    scores = q @ inputs.keys.transpose(-1, -2) * scale  # (B,H,N,M)
-    if inputs.mask is None:
-        return PartialAttention(scores.softmax(-1) @ inputs.values, _logsumexp(scores))
-    masked = ~inputs.mask[:, None, None, :]
-    scores = scores.masked_fill(masked, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1).masked_fill(masked, 0.0)
-    logsumexp = _logsumexp(scores)
-    return PartialAttention(weights @ inputs.values, _silent_where_masked(logsumexp, inputs.mask))
-
-
-def _fused(q: Tensor, inputs: KeysValues, scale: float) -> PartialAttention:
-    """The kernel that `scaled_dot_product_attention` runs on a CPU; it keeps the log-sum-exp for its backward pass."""
-    mask = None
-    if inputs.mask is not None:
-        mask = torch.zeros_like(inputs.mask, dtype=q.dtype).masked_fill_(~inputs.mask, -torch.inf)[:, None, None, :]
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    output, logsumexp = kernel(q, inputs.keys, inputs.values, attn_mask=mask, scale=scale)
-    return PartialAttention(output, _silent_where_masked(logsumexp, inputs.mask))
-
-
-def _has_kernel(q: Tensor, inputs: KeysValues) -> bool:
-    """Whether `_fused` can run: on a CPU, one width of heads, and no gradient, as that of the log-sum-exp is not known
-    to it. `torch.compile` fuses what is written out, and those who ask torch for no fused attention get none.
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """Softmax of the scaled scores of `q (B,H,N,d)` with `k (B,H,M,d)` → `(B,H,N,M)`; zeros where `mask` is False,
+    which broadcasts to it.
     """
-    if q.device.type != "cpu" or q.shape[-1] != inputs.values.shape[-1] or torch.compiler.is_compiling():
+    return _softmax(_scores(q, k, mask, q.shape[-1] ** -0.5 if scale is None else scale), mask)
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    scores = q @ k.transpose(-1, -2) * scale  # (B,H,N,M)
+    return scores if mask is None else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+
+
+def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    weights = scores.softmax(-1)
+    return weights if mask is None else weights.masked_fill(~mask, 0.0)
+
+
+def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp, the latter in float32 at least but where there is a gradient: training keeps the
+    precision of its scores.
+    """
+    scores = _scores(q, k, mask, scale)
+    exact = scores if scores.dtype == torch.float64 or scores.requires_grad else scores.float()
+    return _softmax(scores, mask) @ v, exact.logsumexp(-1)
+
+
+def has_kernel(q: Tensor, inputs: KeysValues) -> bool:
+    """Whether torch has a kernel that gives the log-sum-exp of this attention: on a CPU or CUDA, one width of heads,
+    and no gradient, as that of the log-sum-exp is not known to it. `torch.compile` fuses what is written out, and those
+    who ask torch for no fused attention get none.
+    """
+    if q.device.type not in ("cpu", "cuda") or q.shape[-1] != inputs.values.shape[-1] or torch.compiler.is_compiling():
         return False
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, inputs.keys, inputs.values))
-    return not needs_grad and torch.backends.cuda.flash_sdp_enabled()
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, inputs.keys, inputs.values)):
+        return False
+    if q.device.type == "cuda":
+        return torch.backends.cuda.mem_efficient_sdp_enabled() and q.dtype != torch.float64
+    return torch.backends.cuda.flash_sdp_enabled()
 
 
-def _silent_where_masked(logsumexp: Tensor, mask: Tensor | None) -> Tensor:
-    return logsumexp if mask is None else logsumexp.masked_fill(~mask.any(-1)[:, None, None], -torch.inf)
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """The kernels of `scaled_dot_product_attention`; they keep the log-sum-exp for their backward pass."""
+    bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+    if q.device.type == "cpu":
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        output, logsumexp = kernel(q, k, v, attn_mask=bias, scale=scale)
+        return output, logsumexp
+    if bias is not None:
+        bias = _aligned(bias.expand(len(q), q.shape[1], q.shape[2], -1))
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    output, logsumexp, *_ = kernel(q, k, v, bias, compute_log_sumexp=True, scale=scale)
+    return output, logsumexp[..., : q.shape[2]]  # it is padded to whole tiles
 
 
-def _logsumexp(scores: Tensor) -> Tensor:
-    """In float32 at least, but where there is a gradient: training keeps the precision of its scores."""
-    return (scores if scores.dtype == torch.float64 or scores.requires_grad else scores.float()).logsumexp(-1)
+def _aligned(bias: Tensor) -> Tensor:
+    """The same numbers in rows whose length in memory is a multiple of 8, as the CUDA kernel wants them."""
+    length = bias.shape[-1]
+    return F.pad(bias, (0, -length % 8))[..., :length]

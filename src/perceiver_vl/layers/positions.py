@@ -1,28 +1,121 @@
-"""Positions as numbers: Fourier features, and tables that are resized to another grid.
+"""Where tokens stand, as numbers: learned, sinusoidal, Fourier, 2-D sine-cosine, and rotary positions.
 
-Shapes: D width.
+Shapes: B batch, L positions, D width, H heads, d channels of a head, A axes.
 """
+
+from collections.abc import Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def fourier_features(length: int, dim: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Sines and cosines of `length` positions in [-1, 1] at dim/2 linearly spaced frequencies up to Nyquist →
-    `(length,dim)`.
+class LearnedPositions(nn.Module):
+    """A table of `length` learned vectors of width `dim`, drawn from N(0, `std`).
 
-    Source: Perceiver (Jaegle et al., 2021), section 3.2, without the raw position.
+    LearnedPositions(40, 64)(12)  # (12, 64)
     """
-    positions = torch.linspace(-1.0, 1.0, length, dtype=dtype)[:, None]
-    frequencies = torch.linspace(1.0, max(length / 2, 1.0), dim // 2, dtype=dtype)[None, :]
-    angles = torch.pi * positions * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    def __init__(self, length: int, dim: int, std: float = 0.02) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(length, dim) * std)
+
+    def forward(self, length: int | None = None) -> Tensor:
+        """The first `length` rows (None: all) → `(L,D)`. Raises `ValueError` for more than there are."""
+        if length is not None and length > len(self.weight):
+            raise ValueError(f"{length} positions: the table has {len(self.weight)}")
+        return self.weight[:length]
+
+
+def sinusoidal_positions(length: int, dim: int, *, base: float = 10_000.0) -> Tensor:
+    """Sines (even columns) and cosines (odd) of falling frequencies → `(L,D)`, D even. Source: Vaswani et al. 2017."""
+    angles = torch.arange(length)[:, None] * base ** (-torch.arange(0, dim, 2) / dim)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+def fourier_features(
+    shape: Sequence[int],
+    num_bands: int,
+    *,
+    max_resolution: Sequence[int] | None = None,
+    raw: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Positions on a grid of any number of axes: sines, then cosines, of `num_bands` linearly spaced frequencies up to
+    Nyquist for each axis → `(L, 2·A·num_bands)`, L the product of `shape`, last axis fastest.
+
+    Positions run from -1 to 1 along each axis. `max_resolution`: the sizes whose Nyquist frequency is the highest
+    (None: `shape`). `raw`: the positions themselves come first, A more columns. Source: Perceiver (Jaegle et al. 2021),
+    3.2.
+    """
+    axes = [torch.linspace(-1.0, 1.0, size, dtype=dtype) for size in shape]
+    positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # (L,A)
+    frequencies = torch.stack(
+        [torch.linspace(1.0, max(size / 2, 1.0), num_bands, dtype=dtype) for size in max_resolution or shape]
+    )  # (A,bands)
+    angles = (torch.pi * positions[..., None] * frequencies).flatten(1)
+    return torch.cat([*([positions] if raw else []), angles.sin(), angles.cos()], dim=-1)
+
+
+def sincos_positions_2d(rows: int, columns: int, dim: int, *, base: float = 10_000.0) -> Tensor:
+    """Of a grid of patches, row by row → `(rows·columns,D)`, D divisible by 4: sine and cosine of the column, then of
+    the row. Source: Beyer, Zhai, Kolesnikov 2022, "Better plain ViT baselines for ImageNet-1k".
+    """
+    frequencies = base ** -torch.linspace(0, 1, dim // 4)
+    y, x = (
+        place.flatten()[:, None] * frequencies
+        for place in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    )
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=-1)
 
 
 def resize_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """A table of patch positions `(rows·columns,D)` of `grid`, resized bilinearly (corners aligned) to `new_grid`."""
     if grid == new_grid:
         return table
+    assert len(table) == prod(grid)
     as_image = table.unflatten(0, grid).permute(2, 0, 1)[None]
     return F.interpolate(as_image, size=new_grid, mode="bilinear", align_corners=True)[0].flatten(1).T
+
+
+class RotaryPositions(nn.Module):
+    """Rotates pairs of channels of queries and keys by angles that grow with their positions, so that their product
+    depends on the distance alone (Su et al. 2021, RoFormer).
+
+        rotary = RotaryPositions(16, share=0.5)
+        rotary(torch.randn(2, 4, 10, 16), torch.arange(10))  # (2, 4, 10, 16)
+
+    Rotated are the first `share` of a head's `head_size` channels. `interleaved`: pairs are neighbours (2i, 2i+1), as
+    in RoFormer and Perceiver AR; else halves (i, i + R/2), as in LLaMA. `inclusive`: wavelengths reach `base` itself,
+    as in the authors' code of Perceiver AR; else they stop one step short of it.
+    """
+
+    inverse_wavelengths: Tensor
+
+    def __init__(
+        self,
+        head_size: int,
+        *,
+        share: float = 1.0,
+        base: float = 10_000.0,
+        interleaved: bool = True,
+        inclusive: bool = False,
+    ) -> None:
+        super().__init__()
+        pairs = int(share * head_size / 2)
+        exponents = torch.linspace(0, pairs, pairs) if inclusive else torch.arange(pairs, dtype=torch.float32)
+        self.interleaved = interleaved
+        self.register_buffer("inverse_wavelengths", base ** (-exponents / pairs), persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """`x (B,H,L,d)`, `positions (L,)` or `(B,L)` → `(B,H,L,d)`."""
+        angles = positions[..., None].to(x.dtype) * self.inverse_wavelengths.to(x.dtype)  # (…,L,pairs)
+        if angles.ndim == 3:
+            angles = angles[:, None]
+        cos, sin = angles.cos(), angles.sin()
+        rotated, kept = x.split([2 * angles.shape[-1], x.shape[-1] - 2 * angles.shape[-1]], dim=-1)
+        first, second = rotated.unflatten(-1, (-1, 2)).unbind(-1) if self.interleaved else rotated.chunk(2, dim=-1)
+        turned = first * cos - second * sin, second * cos + first * sin
+        pairs = torch.stack(turned, dim=-1).flatten(-2) if self.interleaved else torch.cat(turned, dim=-1)
+        return torch.cat([pairs, kept], dim=-1)

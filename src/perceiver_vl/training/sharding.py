@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.utils.errors import UsageError
 
-UNITS = ["EncoderBlock"]
+UNITS = ["LatentBlock"]
 """What is gathered at a time. All else is used outside of a forward pass of its own, and belongs to the whole model."""
 
 

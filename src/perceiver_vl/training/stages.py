@@ -19,7 +19,7 @@ from perceiver_vl.training.recipe import Stage
 from perceiver_vl.utils.errors import UsageError
 
 _PLACES = {
-    "cross_attentions": r"perceiver_vl\.encoder\.blocks\.\d+\.cross_attentions\.",
+    "cross_attentions": r"perceiver_vl\.encoder\.blocks\.\d+\.cross_attention\.",
     "latents": r"perceiver_vl\.encoder\.latent",
     "self_attentions": r"perceiver_vl\.encoder\.(blocks\.\d+\.self_attentions|norm)\.",
     "embeddings": r"perceiver_vl\.embeddings\.",

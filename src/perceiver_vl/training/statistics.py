@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from perceiver_vl.layers.attention import AttentionBlock
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.encoder import EncoderBlock, PerceiverVLEncoder
+from perceiver_vl.models.perceiver_vl.encoder import PerceiverVLEncoder
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops, matching_flops
 from perceiver_vl.training.losses import Objectives
 from perceiver_vl.training.stages import part_of
@@ -72,15 +72,13 @@ def encoder_statistics(model: nn.Module, run: Callable[[], object]) -> dict[str,
     handles = []
     for encoder in (module for module in model.modules() if isinstance(module, PerceiverVLEncoder)):
         handles.append(encoder.register_forward_hook(partial(_note_latents, found)))
-        for number, block in enumerate(encoder.blocks, start=1):
-            assert isinstance(block, EncoderBlock)
-            for name in block.cross_attentions:
-                label = f"cross_attention_{number}" + ("" if name == "joint" else f"_{name}")
-                handles.append(
-                    block.cross_attention_of(name).register_forward_pre_hook(
-                        partial(_note_cross_attention, found, label)
-                    )
-                )
+        for number, block in enumerate(encoder.blocks):
+            turn, modality = divmod(number, len(encoder.modalities))
+            label = f"cross_attention_{turn + 1}"
+            if encoder.modalities != ("joint",):
+                label += f"_{encoder.modalities[modality]}"
+            hook = partial(_note_cross_attention, found, label)
+            handles.append(block.get_submodule("cross_attention").register_forward_pre_hook(hook))
     was_training = model.training
     model.eval()
     try:

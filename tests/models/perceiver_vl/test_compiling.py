@@ -75,7 +75,7 @@ def test_the_encoder_in_training_is_one_graph_a_pattern_of_layer_drop() -> None:
         for seed in range(8):
             for model in (plain, compiled):
                 model.seed_layer_drop(seed)
-            patterns.add(str(plain.encoder.cross_attentions_to_run(2)))
+            patterns.add(str(plain.encoder.attending_blocks()))
             wanted, found = (latents_and_gradients(model, inputs) for model in (plain, compiled))
             assert len(found) == len(wanted)
             for left, right in zip(found, wanted, strict=True):

@@ -45,7 +45,7 @@ def test_a_checkpoint_becomes_a_folder_that_loads(tmp_path: Path, tokenizer: Pat
     assert torch.equal(
         torch.cat([self_attention.q_proj.weight, self_attention.k_proj.weight, self_attention.v_proj.weight]), fused
     )
-    read = base.encoder.blocks[2].cross_attentions["joint"]
+    read = base.encoder.blocks[2].cross_attention
     assert torch.equal(read.attention.k_proj.weight, state["transformer.crossatt_blocks_visual.2.attn.k.weight"])
     assert torch.equal(base.embeddings.vision.position_embeddings, state["transformer.pos_embed"][0, 1:])
     assert torch.equal(model.vtm_head.classifier.weight, state["matching_score.fc.weight"][1:])

@@ -20,8 +20,8 @@ def masked_inputs() -> dict[str, torch.Tensor]:
 def test_queries_asked_together_are_answered_as_apart(cut: int) -> None:
     model = tiny_model()
     latents, queries = torch.randn(2, 6, 16).double(), torch.randn(2, 5, 16).double()
-    apart = [model.decoder(queries[:, :cut], latents), model.decoder(queries[:, cut:], latents)]
-    assert_same(model.decoder(queries, latents), torch.cat(apart, dim=1))
+    apart = [model.decoder(latents, queries[:, :cut]), model.decoder(latents, queries[:, cut:])]
+    assert_same(model.decoder(latents, queries), torch.cat(apart, dim=1))
 
 
 def test_matching_and_masked_words_asked_in_one_call_are_answered_as_apart() -> None:
@@ -38,7 +38,7 @@ def test_every_latent_is_read() -> None:
     for number in range(6):
         changed = latents.clone()
         changed[:, number] += 1.0
-        assert differs(model.decoder(queries, changed), model.decoder(queries, latents))
+        assert differs(model.decoder(changed, queries), model.decoder(latents, queries))
 
 
 def test_masked_words_are_asked_for_by_position_and_mask_alone() -> None:

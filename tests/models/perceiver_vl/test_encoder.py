@@ -27,8 +27,10 @@ def counted(model: PerceiverVLModel):  # type: ignore[no-untyped-def]
         return lambda *_: ran.update([(number, what)])
 
     hooks = []
-    for number, block in enumerate(model.encoder.blocks):
-        hooks += [read.register_forward_hook(counter(number, name)) for name, read in block.cross_attentions.items()]
+    modalities = model.encoder.modalities
+    for place, block in enumerate(model.encoder.blocks):
+        number, name = place // len(modalities), modalities[place % len(modalities)]
+        hooks.append(block.cross_attention.register_forward_hook(counter(number, name)))
         hooks += [
             self_attention.register_forward_hook(counter(number, "self-attention"))
             for self_attention in block.self_attentions
@@ -95,14 +97,15 @@ def test_every_aggregation_thinks_as_deep(aggregation: str, cross_attentions: in
 )
 def test_the_order_within_a_block_is_that_of_figure_3(aggregation: str, order: str) -> None:
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation, self_attentions_per_block=3, num_blocks=1)
-    array, block = model.embed_inputs(**tiny_inputs()), model.encoder.blocks[0]
+    array, (vision, text) = model.embed_inputs(**tiny_inputs()), model.encoder.blocks
     latents = (model.encoder.latents + model.encoder.latent_positions).expand(2, -1, -1)
-    self_attentions = iter(block.self_attentions)
+    self_attentions = iter([*vision.self_attentions, *text.self_attentions])
     for step in order.split():
         if step == "think":
             latents = next(self_attentions)(latents)
         else:
-            latents = block.cross_attentions[step](latents, getattr(array, step), getattr(array, f"{step}_mask"))
+            block = {"vision": vision, "text": text}[step].cross_attention
+            latents = block(latents, getattr(array, step), getattr(array, f"{step}_mask"))
     assert_same(model.encode(array), model.encoder.norm(latents))
 
 
@@ -140,7 +143,7 @@ def test_a_budget_of_reads_is_the_model_without_the_others(cross_attentions: int
     latents = (model.encoder.latents + model.encoder.latent_positions).expand(2, -1, -1)
     for number, block in enumerate(model.encoder.blocks):
         if number < cross_attentions:
-            latents = block.cross_attentions["joint"](latents, *array.joined)
+            latents = block.cross_attention(latents, *array.joined)
         for self_attention in block.self_attentions:
             latents = self_attention(latents)
     assert_same(model.encode(array, ComputeBudget(cross_attentions=cross_attentions)), model.encoder.norm(latents))
@@ -178,7 +181,7 @@ def test_layer_drop_drops_as_often_as_it_says_and_never_the_first(aggregation: s
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation, layer_drop=drop, self_attentions_per_block=1)
     kept = cross_attentions_kept(model.train(), range(trials))
     bound = 5 * math.sqrt(trials * drop * (1 - drop))
-    for read in model.encoder.blocks[0].cross_attentions:
+    for read in model.encoder.modalities:
         assert kept[0, read] == trials
         for number in (1, 2):
             assert abs(kept[number, read] - trials * (1 - drop)) < bound

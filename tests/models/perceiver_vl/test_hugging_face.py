@@ -143,7 +143,7 @@ def test_pre_trained_weights_start_the_models_that_answer(tmp_path: Path) -> Non
         assert model.config.num_labels == 3
         latents = pretrained.perceiver_vl(**inputs).last_hidden_state
         assert_same(model.perceiver_vl(**inputs).last_hidden_state, latents)
-        assert_same(model.decoder(latents[:, :1], latents), pretrained.decoder(latents[:, :1], latents))
+        assert_same(model.decoder(latents, latents[:, :1]), pretrained.decoder(latents, latents[:, :1]))
 
 
 def test_pre_trained_weights_start_the_models_that_choose_and_that_compare(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_checkpointing_changes_no_gradient(aggregation: str) -> None:
     patterns = set()
     for seed in range(6):
         model.seed_layer_drop(seed)
-        patterns.add(str(model.perceiver_vl.encoder.cross_attentions_to_run(3)))
+        patterns.add(str(model.perceiver_vl.encoder.attending_blocks()))
         found = []
         for enable in (False, True):
             torch.manual_seed(seed)  # of the dropout
@@ -254,7 +254,7 @@ def test_checkpointing_computes_the_blocks_again() -> None:
     calls: list[Any] = []
     block = model.perceiver_vl.encoder.blocks[1]
     watched = [
-        block.cross_attentions["joint"].attention,
+        block.cross_attention.attention,
         block.self_attentions[0].attention,
         model.decoder.block.attention,
     ]

@@ -169,7 +169,7 @@ def test_the_mixed_stream_from_stored_encodings_is_the_mixed_stream_computed_tog
 def test_the_mixed_stream_reads_the_latents_of_both_sides() -> None:
     model = tiny_model(PerceiverVLForRetrieval)
     vision, text = torch.randn(2, 6, 16).double(), torch.randn(2, 4, 16).double()
-    answers = model.decoder(model.vtm_query(2), torch.cat([vision, text], dim=1))
+    answers = model.decoder(torch.cat([vision, text], dim=1), model.vtm_query(2))
     assert_same(model.match(vision, text), model.vtm_head(answers[:, 0]))
     assert differs(model.match(vision + 1, text), model.match(vision, text))
     assert differs(model.match(vision, text + 1), model.match(vision, text))

@@ -56,7 +56,7 @@ def test_questions_share_the_embedding_of_their_clip() -> None:
     model, clips, questions = tiny_model(PerceiverVLForQuestionAnswering), tiny_inputs(batch=2), tiny_inputs(batch=5)
     rows, budget = torch.tensor([1, 0, 1, 1, 0]), ComputeBudget(frames=2, latents=4, cross_attentions=2)
     clips["frame_mask"][1, -1] = 0
-    embed = model.perceiver_vl.embed
+    embed = model.perceiver_vl.embed_inputs
     vision = embed(pixel_values=clips["pixel_values"], frame_mask=clips["frame_mask"], budget=budget)
     text = embed(questions["input_ids"], questions["attention_mask"])
     together = model.answer_inputs(beside(vision, rows, text), budget)

@@ -386,7 +386,7 @@ def test_every_tensor_is_loaded_or_as_it_was(tmp_path: Path, kind: Any) -> None:
     assert not [name for name in result.fresh if not torch.equal(before[name], after[name])]
     assert not [name for name in result.loaded if torch.equal(before[name], after[name])]
     for part in (
-        ".cross_attentions.",
+        ".cross_attention.",
         "encoder.latent",
         "temporal_embeddings",
         "modality_embeddings",

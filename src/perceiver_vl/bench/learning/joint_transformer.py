@@ -4,7 +4,9 @@ Only the encoder differs. Embeddings, heads, objectives, data and steps are thos
 Shapes: B batch, M inputs, D width, k blocks, l self-attentions a block.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -12,9 +14,10 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from perceiver_vl.layers.attention import AttentionBlock
+from perceiver_vl.layers.perceiver import Inputs
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.encoder import InputArray
+from perceiver_vl.models.perceiver_vl.encoder import block_arguments
 from perceiver_vl.utils.errors import UsageError
 
 
@@ -27,36 +30,31 @@ class JointTransformer(nn.Module):
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
+        self.modalities = ("joint",)
         self.class_token = nn.Parameter(torch.zeros(config.hidden_size))
         self.blocks = nn.ModuleList(
-            AttentionBlock(
-                config.hidden_size,
-                config.num_attention_heads,
-                config.intermediate_size,
-                config.layer_norm_eps,
-                config.hidden_dropout_prob,
-                norm_inputs=True,
-                implementation=config._attn_implementation or "sdpa",
-            )
+            AttentionBlock(**block_arguments(config), norm_inputs=True)
             for _ in range(config.num_blocks * (1 + config.self_attentions_per_block))
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def cross_attentions_to_run(self, cross_attentions: int) -> list[dict[str, bool]]:
-        """It has no reads to leave out."""
+    def attending_blocks(self, cross_attentions: int) -> list[bool]:
+        """It has no cross-attentions to leave out."""
         return []
 
-    def forward(
-        self, inputs: InputArray, which: int | Tensor, reads: list[dict[str, bool]], kept: int | None = None
-    ) -> Tensor:
-        """`inputs` of M tokens → `(B,1,D)`; the other arguments are an encoder's with latents, and change nothing.
+    def first_latents(self, which: int | Tensor) -> Tensor:
+        """The class token, in the place of the latents."""
+        return self.class_token[None, None]
+
+    def forward(self, inputs: Sequence[Inputs], latents: Tensor, **dials: Any) -> Tensor:
+        """`inputs` of M tokens → `(B,1,D)`; the dials are an encoder's with latents, and change nothing.
 
         Raises `UsageError` for cached vision: here it depends on the words.
         """
-        if inputs.vision_cache is not None:
+        tokens, mask = inputs[0].tokens, inputs[0].mask
+        if tokens is None or mask is None:
             raise UsageError("vision_cache: a joint transformer cannot use one, its vision depends on the words")
-        tokens, mask = inputs.joined
-        tokens = torch.cat([self.class_token.expand(len(tokens), 1, -1), tokens], dim=1)  # (B,1+M,D)
+        tokens = torch.cat([latents, tokens], dim=1)  # (B,1+M,D)
         mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
         for block in self.blocks[:-1]:
             tokens = block(tokens, tokens, mask)

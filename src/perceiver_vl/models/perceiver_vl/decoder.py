@@ -1,4 +1,4 @@
-"""A query array reads the latents, once (paper 3.4, Figure 2).
+"""A query array attends to the latents, once (paper 3.4, Figure 2).
 
 Shapes: B batch, N latents, L text tokens, Q queries, D width.
 """
@@ -6,28 +6,14 @@ Shapes: B batch, N latents, L text tokens, Q queries, D width.
 import torch
 from torch import Tensor, nn
 
-from perceiver_vl.layers.partial_attention import PartialAttention
+from perceiver_vl.layers.perceiver import QueryDecoder
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.encoder import cross_attention_block
+from perceiver_vl.models.perceiver_vl.encoder import block_arguments
 
 
-class PerceiverVLDecoder(nn.Module):
-    """One cross-attention block whose queries are those of all tasks asked at once, and a norm."""
-
-    def __init__(self, config: PerceiverVLConfig) -> None:
-        super().__init__()
-        self.block = cross_attention_block(config)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, queries: Tensor, latents: Tensor) -> Tensor:
-        """`queries (B,Q,D)`, `latents (B,N,D)` → `(B,Q,D)`. No query sees another: tasks can be asked together or
-        apart.
-        """
-        return self.norm(self.block(queries, latents))
-
-    def from_partial_attention(self, queries: Tensor, partial: PartialAttention) -> Tensor:
-        """What `forward` gives, from the partial attention of all latents: `queries (…,Q,D)` → `(…,Q,D)`."""
-        return self.norm(self.block.from_partial_attention(queries, partial))
+def query_decoder(config: PerceiverVLConfig) -> QueryDecoder:
+    """The decoder of a configuration; the queries of all tasks are handed in."""
+    return QueryDecoder(**block_arguments(config), residual=config.cross_attention_residual)
 
 
 class ClassQuery(nn.Module):

@@ -3,14 +3,22 @@
 Shapes: B batch, T frames, L text tokens, M inputs, N latents, D width.
 """
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils import can_return_tuple
 
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, PerceiverVLDecoder
-from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLModel, PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, query_decoder
+from perceiver_vl.models.perceiver_vl.modeling import (
+    AskedOutputs,
+    PerceiverVLModel,
+    PerceiverVLPreTrainedModel,
+    states_of,
+)
 from perceiver_vl.models.perceiver_vl.question_answering import PerceiverVLAnswerOutput, answer_loss, beside
 from perceiver_vl.utils.errors import UsageError
 
@@ -46,11 +54,12 @@ class PerceiverVLForImagesAndTextClassification(PerceiverVLPreTrainedModel):
         super().__init__(config)
         self.perceiver_vl = PerceiverVLModel(config)
         if config.answers_from == "query":
-            self.decoder = PerceiverVLDecoder(config)
+            self.decoder = query_decoder(config)
             self.answer_queries = nn.ModuleList(ClassQuery(config) for _ in range(2))
         self.answer_head = PairHead(config)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -59,7 +68,7 @@ class PerceiverVLForImagesAndTextClassification(PerceiverVLPreTrainedModel):
         frame_mask: Tensor | None = None,
         labels: Tensor | None = None,
         budget: ComputeBudget | None = None,
-        return_dict: bool | None = None,
+        **asked: Unpack[AskedOutputs],
     ) -> PerceiverVLAnswerOutput:
         """Statement `input_ids (B,L)`, pictures `pixel_values (B,2,T,3,H,W)` with `frame_mask (B,2,T)` →
         `logits (B,num_labels)`.
@@ -77,19 +86,19 @@ class PerceiverVLForImagesAndTextClassification(PerceiverVLPreTrainedModel):
         )
         text = self.perceiver_vl.embed_inputs(input_ids.repeat_interleave(2, 0), _twice(attention_mask))
         rows = torch.arange(2 * len(input_ids), device=input_ids.device)
-        latents = self.perceiver_vl.encode(
-            beside(vision, rows, text), budget
-        )  # (2B,N,D), the pictures of a pair together
+        record = self.record(**asked)
+        # (2B,N,D), the pictures of a pair together
+        latents = self.perceiver_vl.encode(beside(vision, rows, text), budget, record)
         logits = self.answer_head(self._answers(latents))
         loss = None if labels is None else answer_loss(logits, labels)
-        return PerceiverVLAnswerOutput(loss=loss, logits=logits)
+        return PerceiverVLAnswerOutput(loss=loss, logits=logits, **states_of(record))
 
     def _answers(self, latents: Tensor) -> Tensor:
         """Latents of each picture `(2B,N,D)` → what was found in it `(B,2,D)`."""
         if self.config.answers_from == "mean_latents":
             return latents.mean(1).unflatten(0, (-1, 2))
         queries = torch.cat([query(len(latents) // 2) for query in self.answer_queries], dim=1)  # (B,2,D)
-        return self.decoder(queries.flatten(0, 1)[:, None], latents)[:, 0].unflatten(0, (-1, 2))
+        return self.decode(queries.flatten(0, 1)[:, None], latents)[:, 0].unflatten(0, (-1, 2))
 
 
 def _twice(mask: Tensor | None) -> Tensor | None:

@@ -4,25 +4,39 @@ Shapes: B batch, T frames, L text tokens, N latents, D width.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
+from transformers.utils import ModelOutput, can_return_tuple
 
-from perceiver_vl.layers.attention import Attention
-from perceiver_vl.layers.positions import fourier_features
+from perceiver_vl.layers.attention import Attention, has_plain_projections
+from perceiver_vl.layers.perceiver import EncoderRecord
 from perceiver_vl.layers.token_selection import drawn_latents, kept_tokens
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, TrainingBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.decoder import ClassQuery
 from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings, VisionEmbeddings
-from perceiver_vl.models.perceiver_vl.encoder import InputArray, PerceiverVLEncoder
+from perceiver_vl.models.perceiver_vl.encoder import InputArray, PerceiverVLEncoder, fourier_positions
 from perceiver_vl.models.perceiver_vl.heads import ContrastiveHead, MaskedWordHead
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache, VisionCacheMixin, weights_fingerprint
 from perceiver_vl.utils.errors import UsageError
+
+
+class AskedOutputs(TypedDict, total=False):
+    """What the `forward` of every model can give beside its result, as in transformers; None: as the configuration
+    says.
+
+    `output_hidden_states`: the latents `(B,N,D)` before the first block and after each, the last ones normed.
+    `output_attentions`: the weights of the cross-attentions that ran, `(B,H,N,M)`, and of the self-attentions,
+    `(B,H,N,N)`, in their order.
+    """
+
+    output_hidden_states: bool | None
+    output_attentions: bool | None
 
 
 class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
@@ -30,7 +44,7 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
 
     config_class = PerceiverVLConfig
     base_model_prefix = "perceiver_vl"
-    main_input_name = "pixel_values"
+    main_input_name = "input_ids"
     _no_split_modules = ["AttentionBlock"]
     _supports_sdpa = True
     supports_gradient_checkpointing = True
@@ -53,7 +67,7 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
             else:
                 init.normal_(module.latents, std=self.config.latent_initializer_range)
             if self.config.latent_position == "fourier":
-                init.copy_(module.latent_positions, fourier_features(*module.latents.shape))
+                init.copy_(module.latent_positions, fourier_positions(module.latents))
         elif isinstance(module, VisionEmbeddings):
             init.normal_(module.position_embeddings, std=std)
             init.zeros_(module.temporal_embeddings)
@@ -82,6 +96,35 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.implementation = self.config._attn_implementation
+
+    def may_absorb(self, part: nn.Module) -> bool:
+        """Whether few queries may meet the inputs in their own space in this part of the model (`Attention.forward`):
+        in evaluation, as training keeps its arithmetic, and where projections are no more than their weights.
+        """
+        attentions = (module for module in part.modules() if isinstance(module, Attention))
+        return not self.training and all(has_plain_projections(attention) for attention in attentions)
+
+    def record(
+        self,
+        vision_cache: VisionCache | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> EncoderRecord | None:
+        """Where the encoder is to note what `forward` was asked for (`AskedOutputs`); None: nothing."""
+        states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if attentions and vision_cache is not None:
+            raise UsageError(
+                "output_attentions=True: a vision_cache does not say how it is attended to, give pixel_values"
+            )
+        if not (states or attentions):
+            return None
+        return EncoderRecord([] if states else None, [] if attentions else None, [] if attentions else None)
+
+    def decode(self, queries: Tensor, latents: Tensor) -> Tensor:
+        """`queries (B,Q,D)` attend to `latents (B,N,D)` → `(B,Q,D)`, in a model that has a decoder."""
+        decoded: Tensor = self.decoder(latents, queries, absorb=self.may_absorb(self.decoder))
+        return decoded
 
     def resize_latents(self, num_latents: int, how: Literal["fresh", "interpolate"] = "fresh") -> None:
         """Give a trained model another number of latents N: new random ones, or the old ones interpolated along N.
@@ -155,10 +198,13 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
             inputs.text, inputs.text_mask = self.embeddings.embed_text(input_ids, attention_mask)
         return inputs
 
-    def encode(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> Tensor:
+    def encode(
+        self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET, record: EncoderRecord | None = None
+    ) -> Tensor:
         """Input array → latents `(B,N,D)`, at the budget's number of latents and cross-attentions (those of the cache,
-        if any).
+        if any); `record` as of `LatentEncoder.forward`.
         """
+        encoder, each = self.encoder, len(self.encoder.modalities)
         if inputs.vision_cache is not None:
             texts = None if inputs.text is None else len(inputs.text)
             budget = inputs.vision_cache.budget_for(budget, self.vision_fingerprint(), texts)
@@ -168,10 +214,16 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         if isinstance(budget, TrainingBudget):
             pool = self.config.latents_of(FULL_BUDGET, inputs.is_text_only)[0]
             which = drawn_latents(max(pool, kept), kept, budget.seed).to(self.device)
-        reads = self.encoder.cross_attentions_to_run(self.config.cross_attentions_of(budget))[
-            : self.config.blocks_of(budget)
-        ]
-        return self.encoder(inputs, which, reads, kept if kept < first else None)
+        latents = encoder.first_latents(which)
+        return encoder(
+            inputs.by_block(encoder.modalities, len(encoder.blocks)),
+            latents=latents if inputs.vision_cache is not None else latents.expand(len(inputs), -1, -1),
+            attending=encoder.attending_blocks(each * self.config.cross_attentions_of(budget)),
+            blocks=each * self.config.blocks_of(budget),
+            keep_latents=kept if kept < first else None,
+            absorb=self.may_absorb(encoder),
+            record=record,
+        )
 
     def vision_fingerprint(self) -> str:
         """A fingerprint of all that a `VisionCache` depends on."""
@@ -183,7 +235,7 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
             config.modality_aggregation,
         )
         weights = [*self.embeddings.parameters(), *encoder.parameters(recurse=False)]
-        weights += [weight for read in encoder.vision_cross_attentions for weight in read.parameters()]
+        weights += [weight for block in encoder.vision_cross_attentions for weight in block.parameters()]
         return weights_fingerprint(settings, weights)
 
     def _drop_tokens(self, inputs: InputArray, frames: int, budget: TrainingBudget) -> None:
@@ -194,6 +246,7 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         kept = kept_tokens(frames, patches, budget.token_share, budget.seed, class_token).to(inputs.vision.device)
         inputs.vision, inputs.vision_mask = inputs.vision[:, kept], inputs.vision_mask[:, kept]
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -201,9 +254,9 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         pixel_values: Tensor | None = None,
         frame_mask: Tensor | None = None,
         budget: ComputeBudget | None = None,
-        return_dict: bool | None = None,
         vision_cache: VisionCache | None = None,
-    ) -> BaseModelOutput:
+        **asked: Unpack[AskedOutputs],
+    ) -> BaseModelOutputWithCrossAttentions:
         """`input_ids (B,L)`, `attention_mask (B,L)`, `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` → latents
         `(B,N,D)`.
 
@@ -213,9 +266,16 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         a cache of other weights or another budget.
         """
         budget = budget or FULL_BUDGET
+        record = self.record(vision_cache, **asked)
         inputs = self.embed_inputs(input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache)
-        latents = self.encode(inputs, budget)
-        return BaseModelOutput(last_hidden_state=latents)
+        latents = self.encode(inputs, budget, record)
+        return BaseModelOutputWithCrossAttentions(last_hidden_state=latents, **states_of(record))
+
+
+def states_of(found: EncoderRecord | ModelOutput | None) -> dict[str, tuple[Tensor, ...] | None]:
+    """The fields `hidden_states`, `cross_attentions` and `attentions` of an output, from those that were noted."""
+    values = {name: getattr(found, name, None) for name in ("hidden_states", "cross_attentions", "attentions")}
+    return {name: None if value is None else tuple(value) for name, value in values.items()}
 
 
 def sample_frames(pixel_values: Tensor, frame_mask: Tensor | None, frames: int) -> tuple[Tensor, Tensor]:

@@ -3,16 +3,25 @@
 Shapes: B batch, C choices, T frames, L text tokens, M inputs, N latents, D width, R choices that are real, of all B.
 """
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.utils import can_return_tuple
 
+from perceiver_vl.layers.perceiver import EncoderRecord
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, PerceiverVLDecoder
+from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, query_decoder
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
 from perceiver_vl.models.perceiver_vl.heads import MatchingHead
-from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLModel, PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.modeling import (
+    AskedOutputs,
+    PerceiverVLModel,
+    PerceiverVLPreTrainedModel,
+    states_of,
+)
 from perceiver_vl.models.perceiver_vl.question_answering import PerceiverVLAnswerOutput, beside
 from perceiver_vl.utils.errors import UsageError
 
@@ -29,7 +38,7 @@ class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)
         self.perceiver_vl = PerceiverVLModel(config)
-        self.decoder = PerceiverVLDecoder(config)
+        self.decoder = query_decoder(config)
         self.vtm_query = ClassQuery(config)
         self.vtm_head = MatchingHead(config)
         self.post_init()
@@ -46,14 +55,27 @@ class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):
         """Choices `input_ids (B,C,L)` about clips that are embedded already (`PerceiverVLModel.embed_inputs`): example
         b is about row `rows[b]` of `vision (V,M_v,D)` → `logits (B,C)`.
         """
+        return self._choose(vision, rows, input_ids, attention_mask, choice_mask, budget, None)
+
+    def _choose(
+        self,
+        vision: InputArray,
+        rows: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        choice_mask: Tensor | None,
+        budget: ComputeBudget,
+        record: EncoderRecord | None,
+    ) -> Tensor:
         real = torch.ones_like(input_ids[..., 0], dtype=torch.bool) if choice_mask is None else choice_mask.bool()
         words = None if attention_mask is None else attention_mask[real]
         text = self.perceiver_vl.embed_inputs(input_ids[real], words)  # (R,L,D)
         pairs = beside(vision, rows[real.nonzero()[:, 0]], text)
-        latents = self.perceiver_vl.encode(pairs, budget)  # (R,N,D)
-        scores = self.vtm_head(self.decoder(self.vtm_query(len(latents)), latents)[:, 0])
+        latents = self.perceiver_vl.encode(pairs, budget, record)  # (R,N,D)
+        scores = self.vtm_head(self.decode(self.vtm_query(len(latents)), latents)[:, 0])
         return scores.new_full(real.shape, -torch.inf).masked_scatter(real, scores)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -63,7 +85,7 @@ class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):
         choice_mask: Tensor | None = None,
         labels: Tensor | None = None,
         budget: ComputeBudget | None = None,
-        return_dict: bool | None = None,
+        **asked: Unpack[AskedOutputs],
     ) -> PerceiverVLAnswerOutput:
         """Choices `input_ids (B,C,L)`, `attention_mask (B,C,L)` and a clip `pixel_values (B,T,3,H,W)` → `logits (B,C)`.
 
@@ -76,6 +98,7 @@ class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):
         budget = budget or FULL_BUDGET
         vision = self.perceiver_vl.embed_inputs(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget)
         rows = torch.arange(len(input_ids), device=input_ids.device)
-        logits = self.choose(vision, rows, input_ids, attention_mask, choice_mask, budget)
+        record = self.record(**asked)
+        logits = self._choose(vision, rows, input_ids, attention_mask, choice_mask, budget, record)
         loss = None if labels is None else F.cross_entropy(logits, labels)
-        return PerceiverVLAnswerOutput(loss=loss, logits=logits)
+        return PerceiverVLAnswerOutput(loss=loss, logits=logits, **states_of(record))

@@ -174,9 +174,7 @@ def _places(model: PerceiverVLPreTrainedModel) -> list[tuple[str, str, Callable[
 
     length = model.config.self_attentions_per_block
     for block in range(model.config.num_blocks):
-        whole |= _block(
-            f"{encoder}.blocks.{block}.cross_attentions.joint", f"transformer.crossatt_blocks_visual.{block}"
-        )
+        whole |= _block(f"{encoder}.blocks.{block}.cross_attention", f"transformer.crossatt_blocks_visual.{block}")
         for layer in range(length):
             ours, theirs = (
                 f"{encoder}.blocks.{block}.self_attentions.{layer}",

@@ -4,16 +4,18 @@ Shapes: B batch, T frames, L text tokens, N latents, Q queries, D width, V vocab
 """
 
 from dataclasses import dataclass
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.decoder import MaskedWordQueries
 from perceiver_vl.models.perceiver_vl.heads import MaskedWordHead
+from perceiver_vl.models.perceiver_vl.modeling import AskedOutputs, states_of
 from perceiver_vl.models.perceiver_vl.retrieval import PerceiverVLForRetrieval, matching_loss
 
 
@@ -24,6 +26,9 @@ class PerceiverVLForPreTrainingOutput(ModelOutput):
     loss: Tensor | None = None
     vtm_logits: Tensor | None = None
     mlm_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
@@ -43,10 +48,22 @@ class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
         """The MLM head's projection to the vocabulary."""
         return self.mlm_head.projection
 
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the MLM head's projection to the vocabulary."""
+        self.mlm_head.projection = value
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers; the bias of the MLM head goes with the words, those of new ones are 0."""
+        table = super().resize_token_embeddings(*args, **kwargs)
+        bias = self.mlm_head.bias
+        self.mlm_head.bias = nn.Parameter(F.pad(bias.detach(), (0, table.num_embeddings - len(bias))))
+        return table
+
     def decode_masked_words(self, latents: Tensor, is_masked: Tensor) -> Tensor:
         """`latents (B,N,D)`, `is_masked (B,L)` bool → what the decoder says of every text position `(B,L,D)`."""
-        return self.decoder(self.mlm_queries(is_masked), latents)
+        return self.decode(self.mlm_queries(is_masked), latents)
 
+    @can_return_tuple
     def forward(  # type: ignore[override]  # another output, and the labels that go with it
         self,
         input_ids: Tensor,
@@ -56,7 +73,7 @@ class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
         mlm_labels: Tensor | None = None,
         vtm_labels: Tensor | None = None,
         budget: ComputeBudget | None = None,
-        return_dict: bool | None = None,
+        **asked: Unpack[AskedOutputs],
     ) -> PerceiverVLForPreTrainingOutput:
         """Both questions in one decoder call: `mlm_labels (B,L)` with -100 where nothing is predicted, `vtm_labels
         (B,)`.
@@ -66,9 +83,10 @@ class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
         do).
         """
         is_masked = input_ids == self.config.mask_token_id if mlm_labels is None else mlm_labels != -100
-        latents = self.perceiver_vl(input_ids, attention_mask, pixel_values, frame_mask, budget).last_hidden_state
+        encoded = self.perceiver_vl(input_ids, attention_mask, pixel_values, frame_mask, budget, **asked)
+        latents = encoded.last_hidden_state
         queries = torch.cat([self.vtm_query(len(latents)), self.mlm_queries(is_masked)], dim=1)
-        answers = self.decoder(queries, latents)  # (B,1+L,D)
+        answers = self.decode(queries, latents)  # (B,1+L,D)
         vtm_logits, mlm_logits = self.vtm_head(answers[:, 0]), self.mlm_head(answers[:, 1:])
         losses = []
         if vtm_labels is not None:
@@ -76,7 +94,9 @@ class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
         if mlm_labels is not None:
             losses.append(masked_word_loss(mlm_logits, mlm_labels))
         loss = torch.stack(losses).sum() if losses else None
-        return PerceiverVLForPreTrainingOutput(loss=loss, vtm_logits=vtm_logits, mlm_logits=mlm_logits)
+        return PerceiverVLForPreTrainingOutput(
+            loss=loss, vtm_logits=vtm_logits, mlm_logits=mlm_logits, **states_of(encoded)
+        )
 
 
 def masked_word_loss(mlm_logits: Tensor, mlm_labels: Tensor) -> Tensor:

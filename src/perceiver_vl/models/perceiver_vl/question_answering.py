@@ -4,26 +4,36 @@ Shapes: B batch, T frames, L text tokens, M inputs, N latents, D width.
 """
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
+from transformers.utils import ModelOutput, can_return_tuple
 
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, PerceiverVLDecoder
+from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, query_decoder
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
-from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLModel, PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.modeling import (
+    AskedOutputs,
+    PerceiverVLModel,
+    PerceiverVLPreTrainedModel,
+    states_of,
+)
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
 
 
 @dataclass
 class PerceiverVLAnswerOutput(ModelOutput):
-    """`loss ()` when labels are given; `logits (B,num_labels)`."""
+    """`loss ()` when labels are given; `logits (B,num_labels)`; the rest if asked for (`AskedOutputs`)."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class AnswerHead(nn.Module):
@@ -63,7 +73,7 @@ class _AnsweringModel(PerceiverVLPreTrainedModel):
         super().__init__(config)
         self.perceiver_vl = PerceiverVLModel(config)
         if config.answers_from == "query":
-            self.decoder = PerceiverVLDecoder(config)
+            self.decoder = query_decoder(config)
             self.answer_query = ClassQuery(config)
         self.answer_head = AnswerHead(config)
         self.post_init()
@@ -75,12 +85,12 @@ class _AnsweringModel(PerceiverVLPreTrainedModel):
     def _answer(self, latents: Tensor) -> Tensor:
         if self.config.answers_from == "mean_latents":
             return self.answer_head(latents.mean(1))
-        return self.answer_head(self.decoder(self.answer_query(len(latents)), latents)[:, 0])
+        return self.answer_head(self.decode(self.answer_query(len(latents)), latents)[:, 0])
 
-    def _output(self, latents: Tensor, labels: Tensor | None) -> PerceiverVLAnswerOutput:
-        logits = self._answer(latents)
+    def _output(self, encoded: BaseModelOutputWithCrossAttentions, labels: Tensor | None) -> PerceiverVLAnswerOutput:
+        logits = self._answer(encoded.last_hidden_state)
         loss = None if labels is None else answer_loss(logits, labels, self.config.problem_type)
-        return PerceiverVLAnswerOutput(loss=loss, logits=logits)
+        return PerceiverVLAnswerOutput(loss=loss, logits=logits, **states_of(encoded))
 
 
 class PerceiverVLForQuestionAnswering(_AnsweringModel):
@@ -92,6 +102,7 @@ class PerceiverVLForQuestionAnswering(_AnsweringModel):
     appendix, ours is one learned vector, as for VTM.
     """
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -100,8 +111,8 @@ class PerceiverVLForQuestionAnswering(_AnsweringModel):
         frame_mask: Tensor | None = None,
         labels: Tensor | None = None,
         budget: ComputeBudget | None = None,
-        return_dict: bool | None = None,
         vision_cache: VisionCache | None = None,
+        **asked: Unpack[AskedOutputs],
     ) -> PerceiverVLAnswerOutput:
         """Question `input_ids (B,L)` and clip `pixel_values (B,T,3,H,W)` → `logits (B,num_labels)`.
 
@@ -111,25 +122,28 @@ class PerceiverVLForQuestionAnswering(_AnsweringModel):
         `pixel_values`, as of `PerceiverVLModel.forward`.
         """
         encoded = self.perceiver_vl(
-            input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache=vision_cache
+            input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache=vision_cache, **asked
         )
-        return self._output(encoded.last_hidden_state, labels)
+        return self._output(encoded, labels)
 
 
 class PerceiverVLForImageClassification(_AnsweringModel):
     """Classes of images, and of clips."""
 
+    main_input_name = "pixel_values"
+
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
         frame_mask: Tensor | None = None,
         labels: Tensor | None = None,
         budget: ComputeBudget | None = None,
-        return_dict: bool | None = None,
+        **asked: Unpack[AskedOutputs],
     ) -> PerceiverVLAnswerOutput:
         """`pixel_values (B,T,3,H,W)` → `logits (B,num_labels)`; `labels` as for question answering."""
-        latents = self.perceiver_vl(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget).last_hidden_state
-        return self._output(latents, labels)
+        encoded = self.perceiver_vl(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget, **asked)
+        return self._output(encoded, labels)
 
 
 def answer_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:

@@ -4,28 +4,39 @@ Shapes: B batch, T frames, L text tokens, N latents, D width, E length of a retr
 """
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from perceiver_vl.layers.partial_attention import PartialAttention, merge, unpack
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, PerceiverVLDecoder
+from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, query_decoder
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
 from perceiver_vl.models.perceiver_vl.heads import ContrastiveHead, MatchingHead
-from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLModel, PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.modeling import (
+    AskedOutputs,
+    PerceiverVLModel,
+    PerceiverVLPreTrainedModel,
+    states_of,
+)
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
 
 
 @dataclass
 class PerceiverVLForRetrievalOutput(ModelOutput):
-    """`loss ()` when labels are given; `vtm_logits (B,)`: the logit that text and vision belong together."""
+    """`loss ()` when labels are given; `vtm_logits (B,)`: the logit that text and vision belong together; the rest if
+    asked for (`AskedOutputs`).
+    """
 
     loss: Tensor | None = None
     vtm_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
@@ -42,7 +53,7 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)
         self.perceiver_vl = PerceiverVLModel(config)
-        self.decoder = PerceiverVLDecoder(config)
+        self.decoder = query_decoder(config)
         self.vtm_query = ClassQuery(config)
         self.vtm_head = MatchingHead(config)
         self.contrastive = ContrastiveHead(config)
@@ -94,7 +105,7 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
 
         The query is the same for every pair, so what it finds on one side does not depend on the other.
         """
-        return self.decoder.block.partial_attention(self.vtm_query(1), latents).pack()[:, 0]
+        return self._partial_match(latents).pack()[:, 0]
 
     def merge_matches(self, vision: Tensor, text: Tensor) -> Tensor:
         """Mixed-stream from `partial_match` of both sides, `(…,D+H)` → matching logits `(…)`, as of `match`.
@@ -108,10 +119,12 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
 
     def match_all(self, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
         """Mixed-stream scores of all pairs: `(C,N_V,D)`, `(Q,N_T,D)` → matching logits `(Q,C)`, as of `match`."""
-        block, query = self.decoder.block, self.vtm_query(1)
-        vision, text = block.partial_attention(query, vision_latents), block.partial_attention(query, text_latents)
+        vision, text = self._partial_match(vision_latents), self._partial_match(text_latents)
         text = PartialAttention(text.output[:, None], text.logsumexp[:, None])
-        return self._merged_logits(query, vision, text)
+        return self._merged_logits(self.vtm_query(1), vision, text)
+
+    def _partial_match(self, latents: Tensor) -> PartialAttention:
+        return self.decoder.partial_attention(latents, self.vtm_query(1), absorb=self.may_absorb(self.decoder))
 
     def _merged_logits(self, query: Tensor, vision: PartialAttention, text: PartialAttention) -> Tensor:
         return self.vtm_head(self.decoder.from_partial_attention(query, merge(vision, text))[..., 0, :])
@@ -138,8 +151,9 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         return self._matching_logits(self.perceiver_vl.encode(inputs, budget))
 
     def _matching_logits(self, latents: Tensor) -> Tensor:
-        return self.vtm_head(self.decoder(self.vtm_query(len(latents)), latents)[:, 0])
+        return self.vtm_head(self.decode(self.vtm_query(len(latents)), latents)[:, 0])
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -148,12 +162,13 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         frame_mask: Tensor | None = None,
         vtm_labels: Tensor | None = None,
         budget: ComputeBudget | None = None,
-        return_dict: bool | None = None,
+        **asked: Unpack[AskedOutputs],
     ) -> PerceiverVLForRetrievalOutput:
         """Single-stream matching; `vtm_labels (B,)` are 1 where the pair belongs together, else 0."""
-        logits = self.match_jointly(input_ids, attention_mask, pixel_values, frame_mask, budget)
+        encoded = self.perceiver_vl(input_ids, attention_mask, pixel_values, frame_mask, budget, **asked)
+        logits = self._matching_logits(encoded.last_hidden_state)
         loss = None if vtm_labels is None else matching_loss(logits, vtm_labels)
-        return PerceiverVLForRetrievalOutput(loss=loss, vtm_logits=logits)
+        return PerceiverVLForRetrievalOutput(loss=loss, vtm_logits=logits, **states_of(encoded))
 
 
 def matching_loss(vtm_logits: Tensor, vtm_labels: Tensor) -> Tensor:

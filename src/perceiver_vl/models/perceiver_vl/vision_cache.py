@@ -7,26 +7,25 @@ width, H heads.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import reduce
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from perceiver_vl.layers.attention import AttentionBlock
+from perceiver_vl.layers.attention import AttentionBlock, Part
 from perceiver_vl.layers.partial_attention import KeysValues, PartialAttention, merge, unpack
+from perceiver_vl.layers.perceiver import Inputs
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, TrainingBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings
 from perceiver_vl.models.perceiver_vl.long_video import SPILL_BYTES, Chunks, EmbeddedChunks, ProjectedChunks, Spill
 from perceiver_vl.utils.errors import UsageError
-
-# A read of one block, given its attention and the latents that ask
-Reading = Callable[[AttentionBlock, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class VisionCache:
 
     `first`: what the learned latents find in each clip at the first cross-attention. `later`: for each further
     cross-attention of the budget, keys and values, in one part or more. `weights`: `weights_fingerprint` of the model.
-    `seen`: the clips'     part of the input array `(V,M,D)` and its mask `(V,M)`, where the budget chooses among the
+    `seen`: the clips' part of the input array `(V,M,D)` and its mask `(V,M)`, where the budget chooses among the
     latents by what they attend to.
     """
 
@@ -49,36 +48,25 @@ class VisionCache:
         """The number of clips V."""
         return len(self.first)
 
-    def readings(
-        self, reads: tuple[str, ...], number: int, text: Tensor | None, text_mask: Tensor | None
-    ) -> dict[str, Reading]:
-        """The reads of block `number`: of the clips, and of `text (B,M,D)` with its mask `(B,M)` where there is one."""
-        if reads == ("joint",):
-            return {"joint": partial(self._read, number, text, text_mask)}
-        readings: dict[str, Reading] = {"vision": partial(self._read, number, None, None)}
+    def inputs(
+        self, number: int, modalities: tuple[str, ...], text: Tensor | None, text_mask: Tensor | None
+    ) -> list[Inputs | None]:
+        """What block `number` of the k attends to, by modality: the clips, each once for every text about it, and
+        `text (B,M,D)` with its mask `(B,M)`, where there is one. Beyond the budget there is nothing.
+        """
+        if number > len(self.later):
+            return [None] * len(modalities)
+        times = 1 if text is None else len(text) // len(self)
+        parts: Iterable[Part] = [self.first.repeat(times)] if number == 0 else self.later[number - 1]
+        tokens, mask = (None, None) if self.seen is None else (one.repeat_interleave(times, 0) for one in self.seen)
+        if modalities != ("joint",):
+            return [Inputs(tokens, mask, parts), None if text is None else Inputs(text, text_mask)]
         if text is not None:
-            readings["text"] = partial(_read_text, text, text_mask)
-        return readings
-
-    def _read(
-        self, number: int, text: Tensor | None, text_mask: Tensor | None, block: AttentionBlock, latents: Tensor
-    ) -> Tensor:
-        queries = block.project_queries(latents)
-        if number == 0:
-            found = self.first
-        else:
-            found = reduce(merge, (block.attend(queries, part) for part in self.later[number - 1]))
-        if text is not None:
-            in_words = block.attend(queries, block.keys_values(text, text_mask))
-            found = merge(found.repeat(len(text) // len(found)), in_words)
-        return block.from_partial_attention(latents, found)
-
-    def seen_by(self, texts: int | None) -> tuple[Tensor, Tensor]:
-        """The clips' tokens and their mask, once for each of the texts about them."""
-        assert self.seen is not None
-        times = 1 if texts is None else texts // len(self)
-        tokens, mask = self.seen
-        return tokens.repeat_interleave(times, 0), mask.repeat_interleave(times, 0)
+            parts = chain(parts, [(text, text_mask)])
+            if tokens is not None and mask is not None:
+                assert text_mask is not None
+                tokens, mask = torch.cat([tokens, text], dim=1), torch.cat([mask, text_mask], dim=1)
+        return [Inputs(tokens, mask, parts)]
 
     def budget_for(self, asked: ComputeBudget, weights: str, texts: int | None) -> ComputeBudget:
         """The budget at which the cache is read; the full one stands for its own.
@@ -98,10 +86,6 @@ def _of_vision(budget: ComputeBudget) -> ComputeBudget:
     """The budget without what concerns texts alone."""
     choice = "first" if budget.latents is None else budget.latent_choice
     return replace(budget, text_latents=None, latent_choice=choice)
-
-
-def _read_text(text: Tensor, text_mask: Tensor | None, block: AttentionBlock, latents: Tensor) -> Tensor:
-    return block(latents.repeat_interleave(len(text) // len(latents), 0), text, text_mask)
 
 
 @torch.no_grad()
@@ -143,6 +127,8 @@ class _Base(Protocol):
 
     def vision_fingerprint(self) -> str: ...
 
+    def may_absorb(self, part: Any) -> bool: ...
+
     def __call__(self, *inputs: Tensor | None, vision_cache: "VisionCache") -> Any: ...
 
 
@@ -162,9 +148,11 @@ class VisionCacheMixin:
         _check_budget(base, budget)
         array = base.embed_inputs(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget)
         assert array.vision is not None
-        reads, latents = base.encoder.vision_cross_attentions[: _reads(base, budget)], _first_latents(base, budget)
-        first = reads[0].partial_attention(latents, array.vision, array.vision_mask)
-        later = tuple((read.keys_values(array.vision, array.vision_mask),) for read in reads[1:])
+        cross_attentions, latents = _first_queries(base, budget)
+        first = cross_attentions[0].partial_attention(
+            latents, array.vision, array.vision_mask, absorb=base.may_absorb(base.encoder)
+        )
+        later = tuple((block.keys_values(array.vision, array.vision_mask),) for block in cross_attentions[1:])
         assert array.vision_mask is not None
         seen = (array.vision, array.vision_mask) if _chooses(base, budget) else None
         return VisionCache(first, later, budget, base.vision_fingerprint(), seen)
@@ -180,9 +168,9 @@ class VisionCacheMixin:
         base = _base(self)
         _check_budget(base, budget)
         _refuse_choice(base, budget)
-        if _reads(base, budget) != 1:
+        if base.config.cross_attentions_of(budget) != 1:
             raise UsageError(f"budget {budget}: a first cross-attention is all of a clip only at cross_attentions=1")
-        wanted = (_first_latents(base, budget).shape[1], base.config.hidden_size + base.config.num_attention_heads)
+        wanted = (base.config.latents_of(budget)[0], base.config.hidden_size + base.config.num_attention_heads)
         if packed.shape[1:] != wanted:
             raise UsageError(
                 f"first cross-attentions of shape {tuple(packed.shape)}: need (B, {wanted[0]}, {wanted[1]})"
@@ -216,18 +204,19 @@ class VisionCacheMixin:
         _refuse_choice(base, budget)
         if budget.frames is not None:
             raise UsageError(f"budget {budget}: every frame of a stream is read, give it fewer frames")
-        reads, latents = base.encoder.vision_cross_attentions[: _reads(base, budget)], _first_latents(base, budget)
+        cross_attentions, latents = _first_queries(base, budget)
         embedded = EmbeddedChunks(base.embeddings, chunks, num_frames)
-        if embedded.once and len(reads) > 1 and spill is None:
+        if embedded.once and len(cross_attentions) > 1 and spill is None:
             raise UsageError(
-                f"chunks: can be read once, but are read {len(reads)} times; give a function that opens them, a folder "
-                "to spill into, or a budget of cross_attentions=1"
+                f"chunks: can be read once, but are read {len(cross_attentions)} times; give a function that opens "
+                "them, a folder to spill into, or a budget of cross_attentions=1"
             )
-        kept = None if spill is None or len(reads) == 1 else Spill(spill, spill_bytes)
+        kept = None if spill is None or len(cross_attentions) == 1 else Spill(spill, spill_bytes)
         try:
             first_pass = iter(embedded) if kept is None else kept.copies(embedded)
-            parts = (reads[0].partial_attention(latents, tokens, mask) for tokens, mask in first_pass)
-            later = tuple(ProjectedChunks(read, embedded if kept is None else kept) for read in reads[1:])
+            absorb = base.may_absorb(base.encoder)
+            parts = (cross_attentions[0].partial_attention(latents, *chunk, absorb=absorb) for chunk in first_pass)
+            later = tuple(ProjectedChunks(block, embedded if kept is None else kept) for block in cross_attentions[1:])
             yield VisionCache(reduce(merge, parts), later, budget, base.vision_fingerprint())
         finally:
             if kept is not None:
@@ -259,12 +248,10 @@ def _base(model: object) -> _Base:
     return cast(_Base, model.base_model)  # type: ignore[attr-defined]
 
 
-def _first_latents(base: _Base, budget: ComputeBudget) -> Tensor:
-    return base.encoder.first_latents(base.config.latents_of(budget)[0])
-
-
-def _reads(base: _Base, budget: ComputeBudget) -> int:
-    return base.config.cross_attentions_of(budget)
+def _first_queries(base: _Base, budget: ComputeBudget) -> tuple[list[AttentionBlock], Tensor]:
+    """The cross-attentions that vision comes in by at `budget`, and the latents that attend first, `(1,N,D)`."""
+    blocks = base.encoder.vision_cross_attentions[: base.config.cross_attentions_of(budget)]
+    return blocks, base.encoder.first_latents(base.config.latents_of(budget)[0])
 
 
 def _check_budget(base: _Base, budget: ComputeBudget) -> None:

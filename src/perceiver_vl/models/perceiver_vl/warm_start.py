@@ -25,6 +25,7 @@ from transformers.image_utils import (
 
 from perceiver_vl.layers.positions import resize_positions
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.encoder import self_attentions_by_block
 from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.original_checkpoint import Conversion
 from perceiver_vl.utils.console import quiet
@@ -241,10 +242,11 @@ def _added_words(theirs: Any, config: PerceiverVLConfig) -> int:
 
 def _vision_places(source: _Source, config: PerceiverVLConfig, base: str) -> Iterator[_Place]:
     names, vision = _VISION_NAMES[source.family], f"{base}embeddings.vision"
-    for layer in range(source.config.num_hidden_layers):
-        block, self_attention = divmod(layer, config.self_attentions_per_block)
+    depths = self_attentions_by_block(config)
+    layers = ((block, number) for block, depth in enumerate(depths) for number in range(depth))
+    for layer, (block, number) in enumerate(layers):
         for ours, theirs in zip(_BLOCK.split(), names.block.split(), strict=True):
-            place = f"{base}encoder.blocks.{block}.self_attentions.{self_attention}.{ours}"
+            place = f"{base}encoder.blocks.{block}.self_attentions.{number}.{ours}"
             yield from _weight_and_bias(source, place, f"{names.layers}.{layer}.{theirs}")
     yield from _weight_and_bias(source, f"{base}encoder.norm", names.norm)
 

@@ -1,0 +1,250 @@
+"""Latents attend to inputs and to themselves, k times over; queries attend to the latents (Perceiver, Perceiver IO).
+
+Shapes: B batch, M inputs, C their width, N latents, Q queries, D width, H heads, k blocks, l self-attentions a block.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from perceiver_vl.layers.attention import AttentionBlock, Part
+from perceiver_vl.layers.partial_attention import PartialAttention
+from perceiver_vl.layers.token_selection import most_diverse
+
+Sharing = Literal["none", "all", "all_but_first"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one cross-attention attends to: `tokens (B,M,C)`, of which those are real where `mask (B,M)` bool is True
+    (None: all). Where `parts` are given, these are attended to, one after the other (`AttentionBlock.forward_parts`),
+    and the tokens only say which latents attended to what.
+    """
+
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    parts: Iterable[Part] | None = None
+
+
+@dataclass
+class EncoderRecord:
+    """What an encoder did on the way; a list is filled, None is not.
+
+    hidden_states: the latents `(B,N,D)` before the first block and after each, the last ones normed. cross_attentions,
+    attentions: the weights of the cross-attentions that ran, `(B,H,N,M)`, and of the self-attentions, `(B,H,N,N)`.
+    """
+
+    hidden_states: list[Tensor] | None = None
+    cross_attentions: list[Tensor] | None = None
+    attentions: list[Tensor] | None = None
+
+
+class LatentBlock(nn.Module):
+    """One cross-attention to the inputs, then any number of self-attentions of the latents."""
+
+    def __init__(self, cross_attention: AttentionBlock, self_attentions: nn.ModuleList) -> None:
+        super().__init__()
+        self.cross_attention = cross_attention
+        self.self_attentions = self_attentions
+
+    def forward(
+        self,
+        latents: Tensor,
+        inputs: Inputs | None = None,
+        *,
+        keep_latents: int | None = None,
+        absorb: bool = False,
+        record: EncoderRecord | None = None,
+    ) -> Tensor:
+        """`latents (B,N,D)` → `(B,N,D)`; without inputs there is no cross-attention. `keep_latents`: only so many go on
+        after it, those that attended to what is most diverse → `(B,keep_latents,D)`.
+        """
+        if inputs is not None:
+            before = latents
+            if inputs.parts is not None:
+                latents = self.cross_attention.forward_parts(before, inputs.parts)
+            else:
+                latents = self.cross_attention(before, inputs.tokens, inputs.mask, absorb=absorb)
+            if record is not None and record.cross_attentions is not None:
+                record.cross_attentions.append(self._weights(before, inputs))
+            if keep_latents is not None:
+                chosen = most_diverse(self._weights(before, inputs).mean(1), keep_latents)  # of all heads together
+                latents = latents.gather(1, chosen[..., None].expand(-1, -1, latents.shape[-1]))
+        for self_attention in self.self_attentions:
+            assert isinstance(self_attention, AttentionBlock)
+            if record is not None and record.attentions is not None:
+                record.attentions.append(self_attention.weights(latents))
+            latents = self_attention(latents)
+        return latents
+
+    def _weights(self, latents: Tensor, inputs: Inputs) -> Tensor:
+        if inputs.tokens is None:
+            raise ValueError("inputs that were met before do not say how they were attended to: give their tokens, too")
+        return self.cross_attention.weights(latents.expand(len(inputs.tokens), -1, -1), inputs.tokens, inputs.mask)
+
+
+class LatentEncoder(nn.Module):
+    """k blocks of one cross-attention to the inputs and l self-attentions of the latents.
+
+        encoder = LatentEncoder(64, num_heads=4, num_latents=16, num_blocks=3, self_attentions_per_block=2,
+        input_size=32) encoder(torch.randn(2, 1000, 32))  # (2, 16, 64)
+
+    `num_latents`: learned ones, drawn from N(0, 0.02); None: they are handed in at each forward.
+    `self_attentions_per_block`: l, or one number for each block; 0 is allowed.
+    `share_cross_attentions`, `share_self_attentions`: whether the blocks have weights of their own, all the same, or
+    all but the first the same (the Perceiver of Jaegle et al. 2021 shares all self-attentions, and all cross-attentions
+    but the first). `layer_drop`: the probability that a cross-attention is left out in training, the first `undropped`
+    excepted; it is drawn anew at each forward, from `layer_drop_seed` where that is set (LayerDrop, Fan et al. 2020, on
+    the reads alone). `final_norm`: norm the latents at the end. `cross_attention`: arguments of `AttentionBlock` in
+    which the cross-attentions differ from the self-attentions; `block`: arguments of both.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        num_latents: int | None = None,
+        num_blocks: int = 1,
+        self_attentions_per_block: int | Sequence[int] = 1,
+        input_size: int | None = None,
+        share_cross_attentions: Sharing = "none",
+        share_self_attentions: Sharing = "none",
+        layer_drop: float = 0.0,
+        undropped: int = 1,
+        final_norm: bool = True,
+        eps: float = 1e-5,
+        cross_attention: Mapping[str, Any] | None = None,
+        **block: Any,
+    ) -> None:
+        super().__init__()
+        self.layer_drop, self.undropped = layer_drop, undropped
+        self.layer_drop_seed: int | None = None
+        self.latents = None if num_latents is None else nn.Parameter(0.02 * torch.randn(num_latents, hidden_size))
+        depths = self_attentions_per_block
+        depths = [depths] * num_blocks if isinstance(depths, int) else list(depths)
+        alike = {"hidden_size": hidden_size, "num_heads": num_heads, "eps": eps, **block}
+        differing = {**alike, "input_size": input_size, **(cross_attention or {})}
+        blocks: list[LatentBlock] = []
+        for number, depth in enumerate(depths):
+            shared = blocks[-1] if blocks else None
+            cross = shared.cross_attention if shared and _is_shared(number, share_cross_attentions) else None
+            own = shared.self_attentions if shared and _is_shared(number, share_self_attentions) else None
+            blocks.append(
+                LatentBlock(
+                    AttentionBlock(**differing) if cross is None else cross,
+                    nn.ModuleList(AttentionBlock(**alike) for _ in range(depth)) if own is None else own,
+                )
+            )
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(hidden_size, eps=eps) if final_norm else nn.Identity()
+
+    def forward(
+        self,
+        inputs: Tensor | Sequence[Inputs | None],
+        mask: Tensor | None = None,
+        latents: Tensor | None = None,
+        *,
+        attending: Sequence[bool] | None = None,
+        blocks: int | None = None,
+        keep_latents: int | None = None,
+        absorb: bool = False,
+        record: EncoderRecord | None = None,
+    ) -> Tensor:
+        """`inputs (B,M,C)`, `mask (B,M)` bool, True where real → latents `(B,N,D)`.
+
+        `inputs` may also be `Inputs` for each block, None for one that is to have no cross-attention. `latents
+        (B,N,D)`: in the place of the learned ones. `attending`: which blocks attend to the inputs (None: as
+        `attending_blocks` says); `blocks`: only the first so many run at all (an early exit). `keep_latents`: after the
+        first cross-attention only so many latents go on, the most diverse (Dynamic Latent Access). `absorb`: as of
+        `Attention.forward`. `record`: where to note what happens on the way.
+        """
+        given = [Inputs(inputs, mask)] * len(self.blocks) if isinstance(inputs, Tensor) else inputs
+        if latents is None:
+            if self.latents is None or not isinstance(inputs, Tensor):
+                raise ValueError("latents=None: this encoder has none of its own, hand some in")
+            latents = self.latents.expand(len(inputs), -1, -1)
+        attending = self.attending_blocks() if attending is None else attending
+        for number, attends in enumerate(attending[:blocks]):
+            if record is not None and record.hidden_states is not None:
+                record.hidden_states.append(latents)
+            own = given[number] if attends else None
+            keep = keep_latents if own is not None else None
+            latents = self.blocks[number](latents, own, keep_latents=keep, absorb=absorb, record=record)
+            keep_latents = keep_latents if own is None else None  # once
+        latents = self.norm(latents)
+        if record is not None and record.hidden_states is not None:
+            record.hidden_states.append(latents)
+        return latents
+
+    def attending_blocks(self, cross_attentions: int | None = None) -> list[bool]:
+        """For each block whether it attends to the inputs: the first `cross_attentions` (None: all), less what
+        LayerDrop takes of them, drawn anew at each call.
+        """
+        number = len(self.blocks)
+        dropped = [False] * number
+        if self.training and self.layer_drop > 0:
+            generator = None
+            if self.layer_drop_seed is not None:
+                generator = torch.Generator().manual_seed(self.layer_drop_seed)
+            drawn = torch.rand(number - self.undropped, generator=generator)
+            dropped[self.undropped :] = (drawn < self.layer_drop).tolist()
+        most = number if cross_attentions is None else cross_attentions
+        return [place < most and not dropped[place] for place in range(number)]
+
+
+def _is_shared(number: int, sharing: Sharing) -> bool:
+    """Whether block `number` has the weights of the block before."""
+    return sharing == "all" or (sharing == "all_but_first" and number > 1)
+
+
+class QueryDecoder(nn.Module):
+    """Queries attend to latents once: one cross-attention block, and a norm.
+
+        decoder = QueryDecoder(64, num_heads=4, num_queries=10)
+        decoder(torch.randn(2, 16, 64))  # (2, 10, 64)
+
+    `num_queries`: learned ones, drawn from N(0, 0.02); None: they are handed in. No query sees another, so those of
+    several tasks can be asked together or apart. `input_size`: width of the latents, where it is not `hidden_size`.
+    `block`: further arguments of `AttentionBlock`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        num_queries: int | None = None,
+        input_size: int | None = None,
+        final_norm: bool = True,
+        eps: float = 1e-5,
+        **block: Any,
+    ) -> None:
+        super().__init__()
+        self.queries = None if num_queries is None else nn.Parameter(0.02 * torch.randn(num_queries, hidden_size))
+        self.block = AttentionBlock(hidden_size, num_heads, input_size=input_size, eps=eps, **block)
+        self.norm = nn.LayerNorm(hidden_size, eps=eps) if final_norm else nn.Identity()
+
+    def forward(
+        self, latents: Tensor, queries: Tensor | None = None, mask: Tensor | None = None, *, absorb: bool = False
+    ) -> Tensor:
+        """`latents (B,N,D)`, `mask (B,N)` bool, `queries (B,Q,D)` in the place of the learned ones → `(B,Q,D)`.
+
+        `absorb`: as of `Attention.forward`.
+        """
+        if queries is None:
+            if self.queries is None:
+                raise ValueError("queries=None: this decoder has none of its own, hand some in")
+            queries = self.queries.expand(len(latents), -1, -1)
+        return self.norm(self.block(queries, latents, mask, absorb=absorb))
+
+    def partial_attention(self, latents: Tensor, queries: Tensor, *, absorb: bool = False) -> PartialAttention:
+        """What `queries (B or 1,Q,D)` find in `latents (B,N,D)`, which are some of all."""
+        return self.block.partial_attention(queries, latents, absorb=absorb)
+
+    def from_partial_attention(self, queries: Tensor, partial: PartialAttention) -> Tensor:
+        """What `forward` gives for `queries (…,Q,D)`, from what they find in all latents together → `(…,Q,D)`."""
+        return self.norm(self.block.from_partial_attention(queries, partial))
