@@ -18,6 +18,11 @@ settings.load_profile("perceiver-vl")
 torch.set_num_threads(1)  # models this small only wait for further threads
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and there is none here")
+
+
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which `two_processes.py` has run: a recipe of batches of 4, and its `run`."""

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from perceiver_vl.layers.attention import Attention, AttentionBlock, has_plain_projections
 from perceiver_vl.layers.partial_attention import merge
-from perceiver_vl.layers.positions import fourier_features
+from perceiver_vl.layers.positions import RotaryPositions
 from tiny import assert_same, differs
 
 
@@ -65,7 +66,7 @@ def test_the_order_of_the_inputs_is_not_seen(block: AttentionBlock, arrays: tupl
     assert_same(block(latents, inputs[:, order], mask[:, order]), block(latents, inputs, mask))
 
 
-def test_a_thought_is_a_read_of_the_normed_latents(
+def test_self_attention_is_cross_attention_to_the_normed_latents(
     block: AttentionBlock, arrays: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     latents, _, _ = arrays
@@ -82,7 +83,7 @@ def test_attention_and_mlp_are_added_to_what_came_in(
 
 
 @given(cuts=st.lists(st.integers(1, 6), min_size=1, max_size=3, unique=True), loudness=st.sampled_from([1.0, 100.0]))
-def test_summaries_of_parts_merge_to_the_block_that_reads_all(cuts: list[int], loudness: float) -> None:
+def test_partial_attentions_merge_to_the_block_that_attends_to_all(cuts: list[int], loudness: float) -> None:
     torch.manual_seed(0)
     block = AttentionBlock(hidden_size=12, num_heads=3, intermediate_size=24, eps=1e-6).double()
     latents, inputs = torch.randn(2, 4, 12).double(), loudness * torch.randn(2, 7, 12).double()
@@ -90,6 +91,7 @@ def test_summaries_of_parts_merge_to_the_block_that_reads_all(cuts: list[int], l
     parts = [block.partial_attention(latents, inputs[:, a:b]) for a, b in itertools.pairwise(edges)]
     merged = block.from_partial_attention(latents, functools.reduce(merge, parts))
     assert_same(merged, block(latents, inputs))
+    assert_same(block.forward_parts(latents, [inputs[:, a:b] for a, b in itertools.pairwise(edges)]), merged)
 
 
 def test_dropout_acts_in_training_only(arrays: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -101,21 +103,113 @@ def test_dropout_acts_in_training_only(arrays: tuple[Tensor, Tensor, Tensor]) ->
     assert torch.equal(block(latents, inputs), block(latents, inputs))
 
 
-def test_fourier_features_are_sines_and_cosines_up_to_nyquist() -> None:
-    features = fourier_features([8], 3, dtype=torch.float64)
-    positions = torch.linspace(-1, 1, 8, dtype=torch.float64)
-    for column, frequency in enumerate([1.0, 2.5, 4.0]):  # 8 positions: at most 4 waves over [-1, 1]
-        assert_same(features[:, column], (torch.pi * frequency * positions).sin())
-        assert_same(features[:, 3 + column], (torch.pi * frequency * positions).cos())
+# --- What siblings need ---------------------------------------------------------------------------------------------
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "widths": {"input_size": 10, "qk_size": 6, "v_size": 9},
+    "without biases": {"bias": False, "output_bias": False},
+    "query-key norm": {"qk_norm": True},
+    "causal": {"causal": True},
+    "rotary": {"rotary": RotaryPositions(4, share=0.5)},
+    "rotary, causal": {"rotary": RotaryPositions(4), "causal": True},
+    "key positions": {"key_positions": 9},
+}
 
 
-@pytest.mark.parametrize("length", [1, 3, 128])
-def test_fourier_features_tell_positions_apart(length: int) -> None:
-    features = fourier_features([length], 16)
-    assert features.shape == (length, 32)
-    assert features.isfinite().all()
-    distances = torch.cdist(features, features) + torch.eye(length)
-    assert distances.min() > 1e-2
+def made(options: dict[str, Any], implementation: str = "sdpa") -> Attention:
+    """The same weights whatever the implementation, norms and tables off their starts."""
+    torch.manual_seed(0)
+    attention = Attention(12, 3, implementation=implementation, **options).double()
+    for parameter in attention.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return attention
+
+
+def scores_by_definition(attention: Attention, q: Tensor, x: Tensor, allowed: Tensor) -> Tensor:
+    """Of one example: `q (N,12)`, `x (M,C)`, `allowed (N,M)` → weights `(H,N,M)`, one query and one input at a time."""
+    keys = attention.k_proj(x)
+    if attention.key_positions is not None:
+        keys = keys + attention.key_positions[: len(x)]
+    queries, heads = attention.q_proj(q), attention.num_heads
+    width = queries.shape[-1] // heads
+    scores = torch.full((heads, len(q), len(x)), -torch.inf, dtype=q.dtype)
+    for h, n, m in itertools.product(range(heads), range(len(q)), range(len(x))):
+        if not allowed[n, m] or (attention.causal and m > len(x) - len(q) + n):
+            continue
+        one, other = queries[n, h * width : (h + 1) * width], keys[m, h * width : (h + 1) * width]
+        if attention.q_norm is not None and attention.k_norm is not None:
+            one, other = attention.q_norm(one), attention.k_norm(other)
+        if attention.rotary is not None:
+            one, other = (
+                attention.rotary(vector[None, None, None], torch.tensor([place]))[0, 0, 0]
+                for vector, place in ((one, len(x) - len(q) + n), (other, m))
+            )
+        scores[h, n, m] = one @ other / math.sqrt(width)
+    return scores.softmax(-1).nan_to_num()
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("queries", [1, 5])
+def test_every_option_is_what_its_definition_says(options: dict[str, Any], implementation: str, queries: int) -> None:
+    attention = made(options, implementation)
+    q, x = torch.randn(2, queries, 12).double(), torch.randn(2, 7, attention.k_proj.in_features).double()
+    mask = torch.rand(2, queries, 7) > 0.3
+    found = attention(q, x, mask)
+    weights = attention.weights(q, x, mask)
+    for b in range(2):
+        wanted = scores_by_definition(attention, q[b], x[b], mask[b])
+        assert_same(weights[b], wanted)
+        values = attention.v_proj(x[b]).unflatten(-1, (3, -1)).transpose(0, 1)  # (H,M,d)
+        assert_same(found[b], attention.out_proj((wanted @ values).transpose(0, 1).flatten(1)))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_eager_and_fused_agree_in_value_and_gradient(options: dict[str, Any], masked: bool) -> None:
+    found = []
+    q, x = torch.randn(2, 5, 12).double(), None
+    for implementation in ("sdpa", "eager"):
+        attention = made(options, implementation)
+        torch.manual_seed(1)
+        x = torch.randn(2, 7, attention.k_proj.in_features).double().requires_grad_()
+        mask = torch.arange(7) < torch.tensor([[7], [4]]) if masked else None
+        output = attention(q, x, mask)
+        output.square().sum().backward()
+        found.append([output, x.grad, *(parameter.grad for parameter in attention.parameters())])
+    for left, right in zip(*found, strict=True):
+        assert left is not None
+        assert right is not None
+        assert_same(left, right, 1e-12)
+
+
+def test_causal_attention_does_not_see_what_comes_later() -> None:
+    attention = made({"causal": True, "rotary": RotaryPositions(4)})
+    q, x = torch.randn(1, 4, 12).double(), torch.randn(1, 9, 12).double()
+    before = attention(q, x)
+    changed = x.clone()
+    changed[:, 7:] = 100.0  # seen by the last two of four queries
+    after = attention(q, changed)
+    assert torch.equal(after[:, :2], before[:, :2])
+    assert differs(after[:, 2], before[:, 2])
+
+
+def test_positions_are_counted_from_the_start_unless_they_are_given() -> None:
+    attention = made({"rotary": RotaryPositions(4)})
+    q, x = torch.randn(2, 3, 12).double(), torch.randn(2, 6, 12).double()
+    given = {"query_positions": torch.arange(3) + 3, "input_positions": torch.arange(6)}
+    assert torch.equal(attention(q, x), attention(q, x, **given))
+    moved = {name: positions + 5 for name, positions in given.items()}
+    assert_same(attention(q, x, **moved), attention(q, x))
+    assert differs(attention(q, x, query_positions=torch.arange(3)), attention(q, x))
+
+
+def test_a_block_may_have_no_mlp() -> None:
+    block = AttentionBlock(12, 3, 0).double()
+    latents, inputs = torch.randn(2, 4, 12).double(), torch.randn(2, 7, 12).double()
+    assert not [name for name, _ in block.named_parameters() if "mlp" in name or "norm2" in name]
+    assert_same(block(latents, inputs), latents + block.attention(block.norm1(latents), inputs))
 
 
 # --- Few queries ----------------------------------------------------------------------------------------------------

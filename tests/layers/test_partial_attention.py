@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.layers.attention import AttentionBlock
-from perceiver_vl.layers.partial_attention import KeysValues, PartialAttention, attend, merge, unpack
+from perceiver_vl.layers.partial_attention import KeysValues, PartialAttention, attend, has_kernel, merge, unpack
 from tiny import assert_same, tiny_model
 
 chunkings = st.lists(st.integers(1, 4), min_size=1, max_size=4)
@@ -156,3 +156,45 @@ def test_pairs_are_matched_from_one_row_a_side(released: bool, clips: int, laten
     assert everything.shape == (clips, clips)
     assert_same(everything, model.match_all(vision, text))
     assert_same(everything.diagonal(), model.match(vision, text))
+
+
+# --- On a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masking", ["none", "some", "a whole row", "each query its own"])
+@pytest.mark.parametrize("sizes", [(1, 1), (5, 13), (64, 1000)])
+def test_the_kernels_of_cuda_find_what_is_written_out(dtype: torch.dtype, masking: str, sizes: tuple[int, int]) -> None:
+    queries, inputs = sizes
+    draw = torch.Generator().manual_seed(0)
+    q, keys, values = (torch.randn(2, 4, n, 16, generator=draw).to("cuda", dtype) for n in (queries, inputs, inputs))
+    mask = None
+    if masking != "none":
+        shape = (2, queries, inputs) if masking == "each query its own" else (2, inputs)
+        mask = (torch.rand(shape, generator=draw) > 0.4).cuda()
+        if masking == "a whole row":
+            mask[1] = False
+    given = KeysValues(keys, values, mask)
+    with torch.inference_mode():
+        assert has_kernel(q, given)
+        found = attend(q, given)
+        wanted = attend(q.float(), KeysValues(keys.float(), values.float(), mask), implementation="eager")
+    torch.testing.assert_close(
+        found.output.float(), wanted.output, atol=2e-2 if dtype != torch.float32 else 1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        found.logsumexp.float(), wanted.logsumexp, atol=2e-2 if dtype != torch.float32 else 1e-5, rtol=0
+    )
+
+
+@pytest.mark.gpu
+def test_many_questions_on_a_gpu_write_out_no_scores() -> None:
+    """64 questions of 128 latents about 64 frames of 145 tokens, at base size: their scores alone would be 3.7 GB."""
+    q = torch.randn(64, 12, 128, 64, device="cuda", dtype=torch.bfloat16)
+    inputs = KeysValues(*(torch.randn(1, 12, 64 * 145, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2)))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with torch.inference_mode():
+        attend(q, inputs)
+    assert torch.cuda.max_memory_allocated() - before < 512 << 20

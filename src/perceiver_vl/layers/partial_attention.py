@@ -88,8 +88,9 @@ def attend(
         mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]  # (B,1,1 or N,M)
     run = _fused if implementation == "sdpa" and has_kernel(q, inputs) else _eager
     output, logsumexp = run(q, inputs.keys, inputs.values, mask, scale)
-    if mask is not None:
-        logsumexp = logsumexp.masked_fill(~mask.any(-1), -torch.inf)
+    if mask is not None:  # what kernels make of nothing to attend to differs
+        nothing = ~mask.any(-1)
+        output, logsumexp = output.masked_fill(nothing[..., None], 0.0), logsumexp.masked_fill(nothing, -torch.inf)
     if times > 1:
         output, logsumexp = (
             part.unflatten(2, (times, -1)).transpose(1, 2).flatten(0, 1) for part in (output, logsumexp)
