@@ -275,7 +275,7 @@ def test_stages_come_out_of_a_file_and_go_back_into_one(tmp_path: Path) -> None:
         ({"steps": "many"}, "many"),
         ({"train": ["cross_attentions"]}, "steps"),
         ({"steps": 2, "step": 2}, "step"),
-        ({"steps": 2, "train": ["reeds"]}, "'reeds', choose from reads"),
+        ({"steps": 2, "train": ["reeds"]}, "'reeds', choose from cross_attentions"),
         ({"steps": 2, "train": []}, "train=[]"),
         ({"steps": 2, "learning_rate": -0.1}, "learning_rate=-0.1"),
         ({"steps": 2, "warmup_steps": -1}, "warmup_steps=-1"),

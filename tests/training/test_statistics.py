@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_vl import PerceiverVLForPreTraining, PerceiverVLForRetrieval
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.models.perceiver_vl.encoder import EncoderBlock
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops
 from perceiver_vl.training import train
 from perceiver_vl.training.losses import Objectives, PreTrainingBatch, pretraining_losses
@@ -95,19 +94,18 @@ def test_a_look_names_every_read_and_draws_and_changes_nothing() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
-    reads = {f"read_{number}_{what}" for number in (1, 2, 3) for what in ("entropy", "update")}
+    reads = {f"cross_attention_{number}_{what}" for number in (1, 2, 3) for what in ("entropy", "update")}
     assert found.keys() == {"latent_similarity", "example_similarity", *reads}
     assert found == looked_into(model, **inputs)  # the hooks of the first look are gone
     apart = looked_into(tiny_model(modality_aggregation="separate"), **inputs)
-    assert {"read_1_vision_entropy", "read_3_text_update"} <= apart.keys()
+    assert {"cross_attention_1_vision_entropy", "cross_attention_3_text_update"} <= apart.keys()
 
 
 def test_a_read_that_looks_at_everything_alike_or_is_not_used_is_seen() -> None:
     model: PerceiverVLForPreTraining = tiny_model()
     inputs = tiny_inputs(words=6)
     inputs["attention_mask"][:, 3:] = 0  # what is padded is not looked at, however uniform the rest
-    blocks = [block for block in model.perceiver_vl.encoder.blocks if isinstance(block, EncoderBlock)]
-    first, second = (block.cross_attention_of("joint").attention for block in blocks[:2])
+    first, second = (block.cross_attention.attention for block in model.perceiver_vl.encoder.blocks[:2])
     with torch.no_grad():
         for parameter in first.q_proj.parameters():
             parameter.zero_()
@@ -209,8 +207,8 @@ def test_looking_into_a_run_does_not_change_it(tmp_path: Path, monkeypatch: pyte
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("looked", "alone"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     assert [line["loss"] for line in looked] == [line["loss"] for line in left_alone]
-    assert all(0 < float(line["read_3_entropy"]) <= 1 for line in looked)
-    assert "read_3_entropy" not in left_alone[0]
+    assert all(0 < float(line["cross_attention_3_entropy"]) <= 1 for line in looked)
+    assert "cross_attention_3_entropy" not in left_alone[0]
     for line in looked:
         parts = [float(line[f"grad_norm_{part}"]) for part in PARTS[:-1]]
         assert sum(norm**2 for norm in parts) ** 0.5 == pytest.approx(float(line["grad_norm"]), rel=1e-3)
@@ -223,7 +221,7 @@ def test_looking_into_a_run_does_not_change_it(tmp_path: Path, monkeypatch: pyte
         .norm()
         .item()
     )
-    assert float(looked[-1]["weight_norm_reads"]) == pytest.approx(norm, rel=1e-3)
+    assert float(looked[-1]["weight_norm_cross_attentions"]) == pytest.approx(norm, rel=1e-3)
 
 
 def test_a_model_of_one_task_is_looked_into_as_well(tmp_path: Path) -> None:
@@ -240,4 +238,4 @@ def test_a_model_of_one_task_is_looked_into_as_well(tmp_path: Path) -> None:
 
 def test_a_retrieval_model_has_the_same_reads() -> None:
     model = tiny_model(PerceiverVLForRetrieval)
-    assert "read_3_update" in looked_into(model, **{n: v for n, v in tiny_inputs().items() if "pixel" in n})
+    assert "cross_attention_3_update" in looked_into(model, **{n: v for n, v in tiny_inputs().items() if "pixel" in n})

@@ -159,7 +159,7 @@ def test_sharding_on_gpus_is_passed_on_to_the_trainer(
         with pytest.raises(UsageError, match=told):
             sharding_arguments(given)
         return
-    wanted = {"fsdp": True, "fsdp_config": {**config, "transformer_layer_cls_to_wrap": ["EncoderBlock"]}}
+    wanted = {"fsdp": True, "fsdp_config": {**config, "transformer_layer_cls_to_wrap": ["LatentBlock"]}}
     assert sharding_arguments(given) == wanted
     assert given == {"max_steps": 3}
 
