@@ -10,8 +10,8 @@ HEALTHY = {
     "example_similarity": 0.25,
     "cross_attention_1_entropy": 0.56,
     "cross_attention_1_update": 10.0,
-    "read_2_vision_entropy": 0.38,
-    "read_2_vision_update": 0.37,
+    "cross_attention_2_vision_entropy": 0.38,
+    "cross_attention_2_vision_update": 0.37,
 }
 
 
@@ -33,7 +33,7 @@ def test_a_healthy_run_has_none() -> None:
         ({"latent_similarity": 0.991}, "the latents collapse onto each other (cosine 0.991)"),
         ({"example_similarity": 0.999}, "all examples have nearly the same latents (cosine 0.999)"),
         ({"cross_attention_1_entropy": 0.9981}, "read 1 looks at everything alike (attention is 99.8% of uniform)"),
-        ({"read_2_vision_update": 0.004}, "read 2 (vision) is not used: what it finds is 0.4%"),
+        ({"cross_attention_2_vision_update": 0.004}, "cross-attention 2 (vision) is not used: what it finds is 0.4%"),
     ],
 )
 def test_each_figure_has_its_own(changes: dict[str, float], said: str) -> None:

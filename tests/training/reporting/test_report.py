@@ -234,9 +234,9 @@ def test_numbers_that_are_not_finite_are_left_out_and_one_point_is_no_curve() ->
 
 
 def test_each_figure_of_a_log_has_its_chart() -> None:
-    names = ["loss", "loss_vtm", "learning_rate", "grad_norm", "grad_norm_reads", "weight_norm_reads"]
+    names = ["loss", "loss_vtm", "learning_rate", "grad_norm", "grad_norm_cross_attentions", "weight_norm_reads"]
     names += ["clips_per_second", "share_of_peak", "data_wait", "latent_similarity", "example_similarity"]
-    names += ["cross_attention_2_entropy", "read_2_text_update", "memory_mib", "gpu_memory_mib"]
+    names += ["cross_attention_2_entropy", "cross_attention_2_text_update", "memory_mib", "gpu_memory_mib"]
     matching = {name: [one.title for one in OF_TRAINING if re.fullmatch(one.pattern, name)] for name in names}
     assert {name: len(titles) for name, titles in matching.items()} == dict.fromkeys(names, 1)
 
