@@ -86,7 +86,11 @@ def _health(figures: dict[str, float]) -> list[str]:
             read, update = name[:-8], figures[f"{name[:-8]}_update"]
             spread = f"attention {figures[name]:.0%} of uniform"
             lines.append(f"{read.replace('_', ' ')}: {spread}, finds {update:.2g} times what it is added to")
-    alike = [f"{name} {figures[f'{name}_alike']:.2f}" for name in ("latents", "examples") if f"{name}_alike" in figures]
+    alike = [
+        f"{name}s {figures[f'{name}_similarity']:.2f}"
+        for name in ("latent", "example")
+        if f"{name}_similarity" in figures
+    ]
     if alike:
         lines.append(f"alike (1: all the same): {', '.join(alike)}")
     if "share_of_peak" in figures:

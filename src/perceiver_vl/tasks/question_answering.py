@@ -49,7 +49,7 @@ def ask_question(
     model: PerceiverVLForQuestionAnswering, seen: VisionBatch, words: dict[str, Tensor], budget: ComputeBudget
 ) -> Tensor:
     """Logits `(B,num_labels)`; a clip that several questions are about is embedded once."""
-    embed = model.perceiver_vl.embed
+    embed = model.perceiver_vl.embed_inputs
     vision = embed(pixel_values=seen.pixel_values, frame_mask=seen.frame_mask, budget=budget)
     text = embed(words["input_ids"], words["attention_mask"])
     return model.answer_inputs(beside(vision, seen.rows, text), budget)

@@ -32,7 +32,10 @@ def test_a_healthy_run_has_none() -> None:
         ({"data_wait": 0.34}, "34% of the time is spent waiting for data"),
         ({"latent_similarity": 0.991}, "the latents collapse onto each other (cosine 0.991)"),
         ({"example_similarity": 0.999}, "all examples have nearly the same latents (cosine 0.999)"),
-        ({"cross_attention_1_entropy": 0.9981}, "read 1 looks at everything alike (attention is 99.8% of uniform)"),
+        (
+            {"cross_attention_1_entropy": 0.9981},
+            "cross-attention 1 looks at everything alike (attention is 99.8% of uniform)",
+        ),
         ({"cross_attention_2_vision_update": 0.004}, "cross-attention 2 (vision) is not used: what it finds is 0.4%"),
     ],
 )

@@ -56,7 +56,7 @@ OF_TRAINING = (
     Chart("Norm of the weights, by part", "norm", r"weight_norm_(.+)"),
     Chart("Throughput", "clips a second", r"clips_per_second"),
     Chart("Shares of the time and of the hardware's peak", "share", r"(data_wait|share_of_peak)"),
-    Chart("Are latents, or examples, alike?", "cosine", r"(.+)_alike"),
+    Chart("Are latents, or examples, alike?", "cosine", r"(.+)_similarity"),
     Chart("Attention of each cross-attention", "entropy, of uniform", r"cross_attention_(.+)_entropy"),
     Chart("What each cross-attention adds", "relative norm", r"cross_attention_(.+)_update"),
     Chart("Memory", "MiB", r"(.*memory)_mib"),
