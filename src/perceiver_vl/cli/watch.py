@@ -82,10 +82,10 @@ def _health(figures: dict[str, float]) -> list[str]:
     if gradients:
         lines.append(f"gradient norms: {', '.join(f'{part} {value:.2g}' for part, value in gradients.items())}")
     for name in figures:
-        if name.startswith("read_") and name.endswith("_entropy"):
-            read, update = name[:-8], figures[f"{name[:-8]}_update"]
+        if name.startswith("cross_attention_") and name.endswith("_entropy"):
+            layer, update = name[:-8], figures[f"{name[:-8]}_update"]
             spread = f"attention {figures[name]:.0%} of uniform"
-            lines.append(f"{read.replace('_', ' ')}: {spread}, finds {update:.2g} times what it is added to")
+            lines.append(f"{layer.replace('_', ' ')}: {spread}, finds {update:.2g} times what it is added to")
     alike = [
         f"{name}s {figures[f'{name}_similarity']:.2f}"
         for name in ("latent", "example")
