@@ -1,6 +1,8 @@
-"""Reading ahead: every example once, every clip decoded once, what is broken named once."""
+"""Decoding ahead: in order, within bounds, nothing hidden; every clip decoded once, what is broken named once."""
 
+import threading
 from collections import Counter
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,91 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from perceiver_vl import MediaError, PerceiverVLError
-from perceiver_vl.data.prefetch import SecondPictures, read_ahead
+from perceiver_vl.data.prefetch import ClipReader, ReadBatch, SecondPictures, decode_ahead, or_media_error, read_ahead
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.sources import Frames
+from perceiver_vl.utils.distributed import ProcessGroup
+
+SOON = 60  # seconds after which a thread that has not come is given up
+
+
+# Any jobs
+
+
+@given(jobs=st.integers(0, 12), ahead=st.integers(1, 5), threads=st.integers(1, 4))
+def test_jobs_come_in_order_and_no_more_are_decoded_than_allowed(jobs: int, ahead: int, threads: int) -> None:
+    started: list[int] = []
+
+    def decode(job: int) -> int:
+        started.append(job)
+        return job**2
+
+    handed_out = 0
+    for handed_out, found in enumerate(decode_ahead(range(jobs), decode, ahead, threads), start=1):
+        assert found == (handed_out - 1, (handed_out - 1) ** 2)
+        assert handed_out <= len(started) <= handed_out + ahead
+    assert handed_out == jobs
+    assert sorted(started) == list(range(jobs))
+
+
+def test_a_job_that_ends_before_its_turn_waits_for_it() -> None:
+    second_is_done = threading.Event()
+
+    def decode(job: int) -> int:
+        if job == 0:
+            assert second_is_done.wait(SOON)
+        if job == 1:
+            second_is_done.set()
+        return job
+
+    assert [job for job, _ in decode_ahead(range(3), decode, ahead=1, threads=2)] == [0, 1, 2]
+
+
+def test_the_next_jobs_are_decoded_while_the_caller_works() -> None:
+    begun = [threading.Event() for _ in range(6)]
+    for job, _ in decode_ahead(range(6), lambda job: begun[job].set(), ahead=2, threads=1):
+        for later in begun[job : job + 3]:  # this thread asks for nothing before they are there
+            assert later.wait(SOON)
+
+
+def test_an_error_comes_in_its_turn_and_ends_the_rest() -> None:
+    def decode(job: int) -> int:
+        if job == 3:
+            raise RuntimeError("of job 3")
+        if job in (1, 4):
+            raise MediaError(f"{job}.mp4", "damaged")
+        return job
+
+    stopped = decode_ahead(range(9), decode, ahead=4)
+    assert next(stopped) == (0, 0)
+    with pytest.raises(MediaError, match=r"^1\.mp4: damaged$"):
+        next(stopped)
+    assert list(stopped) == []
+    going_on = decode_ahead(range(9), or_media_error(decode), ahead=4)
+    first, broken, second = (result for _, result in islice(going_on, 3))
+    assert (first, str(broken), second) == (0, "1.mp4: damaged", 2)
+    with pytest.raises(RuntimeError, match=r"^of job 3$"):  # no file's fault
+        next(going_on)
+
+
+def test_closing_early_ends_the_threads() -> None:
+    threads: set[threading.Thread] = set()
+    started: list[int] = []
+
+    def decode(job: int) -> int:
+        threads.add(threading.current_thread())
+        started.append(job)
+        return job
+
+    decoding = decode_ahead(count(), decode, ahead=5, threads=3)  # of jobs without an end
+    assert list(islice(decoding, 2)) == [(0, 0), (1, 1)]
+    decoding.close()
+    assert threads
+    assert not any(thread.is_alive() for thread in threads)
+    assert 2 <= len(started) <= 7
+
+
+# Examples in batches
 
 
 class Questions:
@@ -72,6 +156,41 @@ def test_too_many_broken_files_stop_the_reading() -> None:
     ):
         list(read_ahead([source], range(30), 1, 4, problems))
     assert len(list(read_ahead([source], range(30), 1, 4, [], max_failed_fraction=0.2))) == 8
+
+
+def test_leaving_early_ends_the_threads() -> None:
+    threads: set[threading.Thread] = set()
+
+    class Watched(Questions):
+        def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
+            threads.add(threading.current_thread())
+            return super().frames(index, num_frames, rng)
+
+    source = Watched(list(range(20)))
+    reading = read_ahead([source], range(20), 1, 2, [])
+    assert next(reading).indices == [0, 1]
+    reading.close()  # type: ignore[attr-defined]
+    assert threads
+    assert not any(thread.is_alive() for thread in threads)
+    assert source.decoded.total() <= 4  # this batch and the next
+
+
+def test_a_clip_that_failed_is_not_read_again() -> None:
+    source = Questions([0, 1, 2, 0, 3], broken={2})
+    reader = ClipReader(source, 1, 2, False, 1.0, ProcessGroup(shared=False))
+    batches: list[ReadBatch] = []
+    for indices, problems, tried in (
+        ([0, 1, 3, 4], ["2.mp4"], 1),
+        ([0, 3, 4], ["2.mp4", "1.mp4"], 1),
+        ([0, 3, 4], ["2.mp4", "1.mp4"], 1),
+    ):
+        batches.clear()
+        reader.read(batches.append)
+        assert sorted(index for batch in batches for index in batch.indices) == reader.indices == indices
+        assert [problem.file_name for problem in reader.problems] == problems
+        assert source.decoded[2] == tried
+        source.broken = {1, 2}  # as a disk may fail between two readings
+    assert reader.damaged() == []
 
 
 def test_the_second_pictures_of_pairs_come_from_their_files(tmp_path: Path) -> None:

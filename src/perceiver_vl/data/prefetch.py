@@ -1,8 +1,16 @@
-"""Examples in batches, their media decoded ahead of the model; a clip that many questions are about is decoded once."""
+"""Media decoded ahead of the model, in order (`decode_ahead`), and on top of it a data set's examples in batches.
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+A clip that many examples are about is decoded once.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,13 +18,50 @@ from perceiver_vl.data.mixture import Mixture
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.shards import ShardedDataset
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_failures
-from perceiver_vl.data.sources import CachedDataset, Frames, VideoDataset
+from perceiver_vl.data.sources import CachedDataset, Frames, VideoDataset, is_damaged
 from perceiver_vl.data.synthetic import PairWorld
 from perceiver_vl.media.decode import load_frames
 from perceiver_vl.utils.distributed import ProcessGroup
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
-DECODING_THREADS = 2
+DECODING_THREADS = min(8, os.cpu_count() or 1)
+
+Job = TypeVar("Job")
+Decoded = TypeVar("Decoded")
+Medium = tuple[object, ...]
+"""What tells the media of records apart (`medium_of`)."""
+
+
+def decode_ahead(
+    jobs: Iterable[Job], decode: Callable[[Job], Decoded], ahead: int, threads: int = DECODING_THREADS
+) -> Generator[tuple[Job, Decoded], None, None]:
+    """Each job with what `decode` makes of it, in order, while threads decode the next `ahead` of them.
+
+    No more than these are decoded, or held, beside the one that is handed out. What `decode` raises is raised when its
+    job's turn comes, and ends the rest. Close the generator to end early: its threads end with it.
+    """
+    remaining = iter(jobs)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        waiting = deque((job, pool.submit(decode, job)) for job in islice(remaining, ahead + 1))
+        while waiting:
+            job, future = waiting.popleft()
+            yield job, future.result()
+            waiting.extend((job, pool.submit(decode, job)) for job in islice(remaining, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def or_media_error(decode: Callable[[Job], Decoded]) -> Callable[[Job], Decoded | MediaError]:
+    """`decode`, but the `MediaError` of a file that cannot be read is its result: the files after it are decoded."""
+
+    def attempt(job: Job) -> Decoded | MediaError:
+        try:
+            return decode(job)
+        except MediaError as error:
+            return error
+
+    return attempt
 
 
 class SecondPictures:
@@ -88,49 +133,94 @@ def read_ahead(
     max_failed_fraction: float = MAX_FAILED_FRACTION,
     group: ProcessGroup | None = None,
 ) -> Iterator[ReadBatch]:
-    """The examples `indices` in batches, those about one clip together; two threads decode while the caller works.
+    """The examples `indices` in batches, those about one clip together; the next is decoded while the caller works.
 
     A file that cannot be read leaves its examples out and one line in `problems`; `strict` raises its `MediaError`.
     Raises `PerceiverVLError` where more than the share `max_failed_fraction` of the clips cannot be read. Of several
     processes (`group`) each gets its share of the batches, and raises that only where the others cannot make up for it.
     """
     group = group or ProcessGroup(shared=False)
-    of_medium: dict[tuple[object, ...], list[int]] = {}
+    of_medium: dict[Medium, list[int]] = {}
     for index in indices:
         of_medium.setdefault(medium_of(sources[0].record(index)), []).append(index)
     queue = [(medium, index) for medium, some in of_medium.items() for index in some]
     batches = group.share([queue[start : start + batch_size] for start in range(0, len(queue), batch_size)])
-    decoding: dict[tuple[object, ...], Future[tuple[Frames, ...]]] = {}
-    tried: set[tuple[object, ...]] = set()
-    broken: set[tuple[object, ...]] = set()
-    with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        for number, batch in enumerate(batches):
-            for medium, index in [entry for some in batches[number : number + 2] for entry in some]:
-                if medium not in decoding:
-                    decoding[medium] = pool.submit(load_media, sources, index, num_frames)
-            loaded: dict[tuple[object, ...], tuple[Frames, ...]] = {}
-            for medium, _ in batch:
-                if medium in broken or medium in loaded:
-                    continue
-                try:
-                    loaded[medium] = decoding[medium].result()
-                except MediaError as error:
-                    if strict:
-                        raise
-                    broken.add(medium)
-                    problems.append(_problem(sources, of_medium[medium], error))
-            tried |= loaded.keys() | broken
+
+    def decode(medium: Medium) -> tuple[Frames, ...]:
+        return load_media(sources, of_medium[medium][0], num_frames)
+
+    media = dict.fromkeys(medium for batch in batches for medium, _ in batch)
+    loaded: dict[Medium, tuple[Frames, ...]] = {}
+    tried: set[Medium] = set()
+    broken: dict[Medium, SkippedSample] = {}
+    with closing(decode_ahead(media, decode if strict else or_media_error(decode), batch_size)) as decoding:
+        for batch in batches:
+            wanted = dict.fromkeys(medium for medium, _ in batch)
+            loaded = {medium: frames for medium, frames in loaded.items() if medium in wanted}
+            for medium, decoded in islice(decoding, len(wanted.keys() - tried)):
+                tried.add(medium)
+                if isinstance(decoded, MediaError):
+                    broken[medium] = _problem(sources, of_medium[medium], decoded)
+                    problems.append(broken[medium])
+                else:
+                    loaded[medium] = decoded
             so_far = len(tried) if group.processes == 1 else len(of_medium)
-            check_failures(len(broken), so_far, len(of_medium), max_failed_fraction, problems[-1] if broken else None)
+            first = next(iter(broken.values()), None)
+            check_failures(len(broken), so_far, len(of_medium), max_failed_fraction, first)
             rows = {medium: row for row, medium in enumerate(loaded)}
             good = [(medium, index) for medium, index in batch if medium in loaded]
             if good:
                 yield ReadBatch([index for _, index in good], list(loaded.values()), [rows[m] for m, _ in good])
-            ahead = {medium for some in batches[number + 1 : number + 2] for medium, _ in some}
-            decoding = {medium: future for medium, future in decoding.items() if medium in ahead}
 
 
-def medium_of(record: Record) -> tuple[object, ...]:
+@dataclass
+class ClipReader:
+    """The clips of a source that can be read, in batches, as often as they are needed: what failed once is left out.
+
+    `indices`: the places of those that did not fail so far; `problems`: those that did; the other fields as of
+    `read_ahead`.
+    """
+
+    source: VideoDataset
+    num_frames: int
+    batch_size: int
+    strict: bool
+    max_failed_fraction: float
+    group: ProcessGroup
+    problems: list[SkippedSample] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.indices = list(range(len(self.source)))
+
+    def read(self, use: Callable[[ReadBatch], None]) -> None:
+        """Give `use` the batches that fall to this process; all processes of the group call this, and raise together.
+
+        Raises as `read_ahead`, and for what all processes together could not read.
+        """
+
+        def work() -> tuple[list[int], list[SkippedSample]]:
+            read: list[int] = []
+            problems: list[SkippedSample] = []
+            how = self.num_frames, self.batch_size, problems, self.strict, self.max_failed_fraction, self.group
+            for batch in read_ahead([self.source], self.indices, *how):
+                use(batch)
+                read += batch.indices
+            return read, problems
+
+        found = self.group.of_all(work)
+        self.indices = sorted(index for read, _ in found for index in read)
+        self.problems += dict.fromkeys(problem for _, problems in found for problem in problems)
+        clips, first = len(self.source), self.problems[0] if self.problems else None
+        check_failures(len(self.problems), clips, clips, self.max_failed_fraction, first)
+
+    def damaged(self) -> list[str]:
+        """The files that lacked frames, as those processes know that have read them."""
+        mine = {index for index in self.indices if is_damaged(self.source, index)}
+        found = set().union(*self.group.of_all(lambda: mine))
+        return [self.source.record(index).file_name for index in sorted(found)]
+
+
+def medium_of(record: Record) -> Medium:
     """What tells the media of records apart."""
     return record.path, record.start, record.end, record.second_path
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from perceiver_vl.data.prefetch import ClipReader, ReadBatch
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION
 from perceiver_vl.data.sources import VideoDataset
@@ -33,8 +34,9 @@ from perceiver_vl.models.perceiver_vl.flops import (
 )
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
-from perceiver_vl.tasks.clip_reading import ClipReader
+from perceiver_vl.tasks.evaluation import vision_batch_of
 from perceiver_vl.utils.console import ProgressBars
+from perceiver_vl.utils.distributed import ProcessGroup
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
@@ -101,6 +103,7 @@ class RetrievalResult:
 class _Encoded:
     """Everything that is computed once: partial attentions `(·,D+H)` and unit vectors `(·,E)` of clips and captions."""
 
+    indices: list[int]  # of the clips in the source
     vision_partial: Tensor
     vision_features: Tensor
     text_partial: Tensor
@@ -146,12 +149,10 @@ def evaluate_retrieval(
     try:
         model.eval()
         with ProgressBars(progress) as bar:
-            reader = ClipReader(
-                processor, source, num_frames, batch_size, model.device, strict, max_failed_fraction, shared
-            )
+            reader = ClipReader(source, num_frames, batch_size, strict, max_failed_fraction, ProcessGroup(shared))
             encoded, clip_seconds, text_seconds = _encode(model, processor, reader, captions_per_clip, budget, bar)
             clips, queries = len(encoded.vision_features), len(encoded.owner)
-            scorer = _Scorer(model, encoded, reader, min(shortlist, clips), budget, bar)
+            scorer = _Scorer(model, processor, encoded, reader, min(shortlist, clips), budget, bar)
             results = []
             for stream in streams:
                 start = time.perf_counter()
@@ -228,27 +229,27 @@ def _encode(
     """Encode all clips, then all captions of those that could be read; with the seconds that each took."""
     start = time.perf_counter()
     group = reader.group
-    advance = bar.stage("Encoding clips", len(group.share(reader.readable)))
+    advance = bar.stage("Encoding clips", len(group.share(reader.indices)))
+    seen: list[tuple[Tensor, ...]] = []
 
-    def see() -> list[tuple[Tensor, ...]]:
-        found: list[tuple[Tensor, ...]] = []
-        for indices, pixel_values, frame_mask in reader.read():
-            latents = model.encode_vision(pixel_values, frame_mask, budget)
-            found.append((model.partial_match(latents), model.pool_vision(latents).float()))
-            advance(len(indices))
-        return found
+    def see(batch: ReadBatch) -> None:
+        clips = vision_batch_of(batch, processor, reader.num_frames, model.device)
+        latents = model.encode_vision(clips.pixel_values, clips.frame_mask, budget)
+        found = model.partial_match(latents)[clips.rows], model.pool_vision(latents).float()[clips.rows]
+        seen.append((torch.tensor(batch.indices, device=model.device), *found))
+        advance(len(batch.indices))
 
-    vision = group.tensors_of_all(see, model.device)
-    reader.settle()
-    if len(reader.readable) < 2:
+    reader.read(see)
+    if len(reader.indices) < 2:
         why = f", the first that failed: {reader.problems[0].reason}" if reader.problems else ""
-        raise PerceiverVLError(
-            f"retrieval needs at least two clips that can be read, found {len(reader.readable)}{why}"
-        )
-    vision_partial, vision_features = (torch.cat(parts) for parts in zip(*vision, strict=True))
+        raise PerceiverVLError(f"retrieval needs at least two clips that can be read, found {len(reader.indices)}{why}")
+    vision = group.tensors_of_all(lambda: seen, model.device)
+    indices, vision_partial, vision_features = (torch.cat(parts) for parts in zip(*vision, strict=True))
+    in_order = indices.argsort()  # clips that several records are about come together
+    vision_partial, vision_features = vision_partial[in_order], vision_features[in_order]
     clip_seconds = time.perf_counter() - start
 
-    captions = [reader.source.record(index).texts[:captions_per_clip] for index in reader.readable]
+    captions = [reader.source.record(index).texts[:captions_per_clip] for index in reader.indices]
     owner = torch.tensor([clip for clip, texts in enumerate(captions) for _ in texts], device=model.device)
     start = time.perf_counter()
     words = processor(text=[text for texts in captions for text in texts]).to(model.device)
@@ -269,7 +270,7 @@ def _encode(
     if not all(made.isfinite().all() for made in (vision_partial, vision_features, text_partial, text_features)):
         raise PerceiverVLError("the model's latents are not finite numbers, it cannot rank anything: train it again")
     tokens = words["input_ids"], words["attention_mask"]
-    encoded = _Encoded(vision_partial, vision_features, text_partial, text_features, *tokens, owner)
+    encoded = _Encoded(reader.indices, vision_partial, vision_features, text_partial, text_features, *tokens, owner)
     return encoded, clip_seconds, text_seconds
 
 
@@ -279,13 +280,15 @@ class _Scorer:
     def __init__(
         self,
         model: PerceiverVLForRetrieval,
+        processor: PerceiverVLProcessor,
         encoded: _Encoded,
         reader: ClipReader,
         shortlist: int,
         budget: ComputeBudget,
         bar: ProgressBars,
     ) -> None:
-        self.model, self.encoded, self.reader, self.budget, self.bar = model, encoded, reader, budget, bar
+        self.model, self.processor, self.encoded, self.reader = model, processor, encoded, reader
+        self.budget, self.bar = budget, bar
         self.shortlist = shortlist
 
     def score(self, stream: str) -> tuple[Tensor, Tensor]:
@@ -347,21 +350,20 @@ class _Scorer:
         encoded, reader = self.encoded, self.reader
         scores = torch.full(wanted.shape, -torch.inf, device=wanted.device)
         words = self.model.perceiver_vl.embed_inputs(encoded.input_ids, encoded.attention_mask)
-        place = {index: column for column, index in enumerate(reader.readable)}
+        place = {index: column for column, index in enumerate(encoded.indices)}
         advance = self.bar.stage("Single stream: encoding pairs", int(wanted.sum()) // reader.group.processes)
 
-        def encode() -> None:
-            for indices, pixel_values, frame_mask in reader.read():
-                for row, index in enumerate(indices):
-                    clip = place[index]
-                    asking = wanted[:, clip].nonzero().squeeze(1)
-                    if len(asking):
-                        seen = pixel_values[row : row + 1], frame_mask[row : row + 1]
-                        scores[asking, clip] = self._single_of(*seen, words, asking)
-                        advance(len(asking))
+        def encode(batch: ReadBatch) -> None:
+            clips = vision_batch_of(batch, self.processor, reader.num_frames, self.model.device)
+            for index, row in zip(batch.indices, batch.rows, strict=True):
+                clip = place[index]
+                asking = wanted[:, clip].nonzero().squeeze(1)
+                if len(asking):
+                    seen = clips.pixel_values[row : row + 1], clips.frame_mask[row : row + 1]
+                    scores[asking, clip] = self._single_of(*seen, words, asking)
+                    advance(len(asking))
 
-        reader.group.of_all(encode)
-        reader.settle()
+        reader.read(encode)
         return reader.group.largest(scores)
 
     def _single_of(self, pixel_values: Tensor, frame_mask: Tensor, words: InputArray, texts: Tensor) -> Tensor:
