@@ -169,7 +169,7 @@ def test_leaving_early_ends_the_threads() -> None:
     source = Watched(list(range(20)))
     reading = read_ahead([source], range(20), 1, 2, [])
     assert next(reading).indices == [0, 1]
-    reading.close()  # type: ignore[attr-defined]
+    reading.close()
     assert threads
     assert not any(thread.is_alive() for thread in threads)
     assert source.decoded.total() <= 4  # this batch and the next

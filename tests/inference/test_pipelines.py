@@ -1,6 +1,7 @@
 """`perceiver_vl.pipeline`: media found by words and questions answered, as the models and the index say."""
 
 import copy
+import gc
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from perceiver_vl import (
     load_frames,
 )
 from perceiver_vl.data.synthetic import write_world
-from perceiver_vl.inference import pipelines
+from perceiver_vl.inference import clips as reading
 from perceiver_vl.inference.pipelines import QuestionAnsweringPipeline, RetrievalPipeline
 from perceiver_vl.media.decode import load_clip
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
 from perceiver_vl.search import Searcher, build_index
 from tiny import tiny_config, tiny_processor
 
@@ -145,6 +147,48 @@ def test_the_budget_is_the_models(find: RetrievalPipeline, clips: Path) -> None:
     assert result["score"] != pytest.approx(find(QUERIES[0], [clip], rerank=False)[0]["score"], abs=1e-3)
     with pytest.raises(UsageError, match="budget latents=99"):
         find(QUERIES[0], [clip], budget=ComputeBudget(latents=99))
+
+
+def test_the_mixed_scores_are_those_of_the_latents(find: RetrievalPipeline, clips: Path) -> None:
+    files = sorted(clips.iterdir())
+    with torch.inference_mode():
+        vision = torch.cat([find.model.encode_vision(**find.processor(videos=[file])) for file in files])
+        for query in QUERIES:
+            text = find.model.encode_text(**find.processor(text=query))
+            multi = (find.model.pool_text(text) @ find.model.pool_vision(vision).T)[0]
+            mixed = find.model.match(vision, text.expand(len(files), -1, -1))
+            scores = combined_scores(find.model.logit_scale * multi, mixed)
+            results = find(query, clips, top_k=len(files))
+            assert [Path(result["file"]) for result in results] == [files[i] for i in scores.argsort(descending=True)]
+            places = [files.index(Path(result["file"])) for result in results]
+            for name, wanted in (("multi_score", multi), ("mixed_score", mixed), ("score", scores)):
+                assert [result[name] for result in results] == pytest.approx(wanted[places].tolist(), abs=1e-5)
+
+
+def test_nothing_as_large_as_its_latents_is_kept_of_a_clip(
+    find: RetrievalPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge, held = find.model.merge_matches, []
+
+    def watched_merge(*sides: torch.Tensor) -> torch.Tensor:
+        held.append(tensor_bytes())
+        return merge(*sides)
+
+    monkeypatch.setattr(find.model, "merge_matches", watched_merge)
+    for clips in (64, 128):
+        find(QUERIES[0], [np.full((1, 16, 16, 3), grey, np.uint8) for grey in range(clips)])
+    few, many = held
+    config = find.model.config
+    of_latents = config.num_latents * config.hidden_size * torch.float32.itemsize
+    assert (many - few) / 64 < of_latents / 2
+
+
+def tensor_bytes() -> int:
+    """What all tensors there are take."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def test_a_half_precision_model_finds_much_the_same(find: RetrievalPipeline, clips: Path) -> None:
@@ -373,7 +417,7 @@ def test_frames_that_a_damaged_file_lacks_are_masked(
     clip = sorted(clips.glob("*.mp4"))[0]
     frames = load_clip(clip, fps=2.0, size=(16, 16)).frames
     wanted = ask(frames, QUESTIONS[0], budget=ComputeBudget(frames=len(frames)))
-    monkeypatch.setattr(pipelines, "sampled_count", lambda *_, **__: len(frames) + 1)
+    monkeypatch.setattr(reading, "sampled_count", lambda *_, **__: len(frames) + 1)
     found = ask(clip, QUESTIONS[0], fps=2.0)
     assert [answer["answer"] for answer in found] == [answer["answer"] for answer in wanted]
     assert [answer["score"] for answer in found] == pytest.approx([answer["score"] for answer in wanted], abs=1e-5)

@@ -5,7 +5,7 @@ A clip that many examples are about is decoded once.
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -132,7 +132,7 @@ def read_ahead(
     strict: bool = False,
     max_failed_fraction: float = MAX_FAILED_FRACTION,
     group: ProcessGroup | None = None,
-) -> Iterator[ReadBatch]:
+) -> Generator[ReadBatch, None, None]:
     """The examples `indices` in batches, those about one clip together; the next is decoded while the caller works.
 
     A file that cannot be read leaves its examples out and one line in `problems`; `strict` raises its `MediaError`.

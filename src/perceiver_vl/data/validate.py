@@ -4,7 +4,6 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from perceiver_vl.data.datasets import Split, read_splits
 from perceiver_vl.data.datasets.read import BenchmarkRecords, find_benchmark
 from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.prefetch import decode_ahead
 from perceiver_vl.data.records import Folder, Record, SkippedSample
 from perceiver_vl.media.decode import load_frames
 from perceiver_vl.utils.console import ProgressBars
@@ -122,12 +122,9 @@ def _faults(paths: Iterable[str], decode: bool) -> Iterator[tuple[str, str | Non
     """Each path with what is wrong with it, or None."""
     waiting = iter(paths)
     bundles = iter(lambda: list(itertools.islice(waiting, 1 if decode else _BUNDLE)), [])
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        while some := list(itertools.islice(bundles, _WAITING)):
-            for bundle, faults in zip(
-                some, threads.map(_decoding_faults if decode else _size_faults, some), strict=True
-            ):
-                yield from zip(bundle, faults, strict=True)
+    look, cores = _decoding_faults if decode else _size_faults, os.cpu_count() or 1  # nothing else is at work
+    for bundle, faults in decode_ahead(bundles, look, _WAITING, cores):
+        yield from zip(bundle, faults, strict=True)
 
 
 def _size_faults(paths: list[str]) -> list[str | None]:

@@ -1,11 +1,11 @@
 """Encode a folder of clips and images once; every later run encodes only what is new or changed."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,13 +18,10 @@ from perceiver_vl.models.loading import load_retriever, model_fingerprint
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.search import store
-from perceiver_vl.search.encode import ClipEncoder
+from perceiver_vl.search.encode import encode_files
 from perceiver_vl.search.store import EncodedClip, IndexEntry, IndexSettings, SkippedFile, StoredIndex
 from perceiver_vl.utils.console import ProgressBars
-from perceiver_vl.utils.errors import PerceiverVLError, UsageError
-
-if TYPE_CHECKING:
-    from perceiver_vl.search.ray_encoder import RayEncoder
+from perceiver_vl.utils.errors import UsageError
 
 PART_CLIPS = 256
 PART_SECONDS = 30.0
@@ -111,19 +108,30 @@ def build_index(
         report.unchanged = len(unchanged)
         report.removed = sum(name not in found for name in stored)
         todo = [clip for name, clip in found.items() if name not in unchanged and name not in broken]
-        encoder = _encoder(model, processor, settings, budget, batch_size, device, ray)
-        encoded = _until_too_many(
-            encoder.encode(todo, broken, report.damaged, strict),
-            broken,
-            len(found) - len(todo),
-            len(found),
-            max_failed_fraction,
-        )
+        if ray is None:
+            encoded = encode_files(model, processor, settings, budget, batch_size, todo, strict)
+        else:
+            from perceiver_vl.search.ray_encoder import RayEncoder
+
+            place = None if device is None else str(device)
+            encoded = RayEncoder(ray, settings, budget, batch_size, place).encode(todo, strict)
+        known = len(found) - len(todo)
+        parts = _Parts(index, part_clips)
         try:
-            for part in _in_parts(_with_progress(encoded, len(todo), progress), part_clips):
-                store.write_part(index, part)
-                report.encoded += len(part)
+            with closing(encoded), ProgressBars(progress) as bar:
+                advance = bar.stage("Encoding clips", len(todo))
+                _check_broken(broken, known, len(found), max_failed_fraction)
+                for tried, one in enumerate(encoded, start=known + 1):
+                    if isinstance(one, SkippedFile):
+                        broken[one.file_name] = one
+                    else:
+                        parts.add(one)
+                        report.encoded += 1
+                        report.damaged += [one.clip.file_name] if one.damaged else []
+                    _check_broken(broken, tried, len(found), max_failed_fraction)
+                    advance()
         finally:
+            parts.write()
             listed = (SkippedFile(problem.file_name, 0, 0, problem.reason) for problem in report.skipped)
             store.write_skipped(index, [*listed, *broken.values()])
     report.skipped += [SkippedSample(one.file_name, one.reason) for one in broken.values()]
@@ -158,23 +166,6 @@ def _settings(
         decoders=(decoder_version(),),
         dtype=dtype,
     )
-
-
-def _encoder(
-    model: PerceiverVLForRetrieval,
-    processor: PerceiverVLProcessor,
-    settings: IndexSettings,
-    budget: ComputeBudget,
-    batch_size: int,
-    device: str | torch.device | None,
-    ray: str | None,
-) -> "ClipEncoder | RayEncoder":
-    """What turns files into rows: this process, or a cluster."""
-    if ray is None:
-        return ClipEncoder(model, processor, settings, budget, batch_size)
-    from perceiver_vl.search.ray_encoder import RayEncoder
-
-    return RayEncoder(ray, settings, budget, batch_size, None if device is None else str(device))
 
 
 def _look_at_files(records: Sequence[Record], report: IndexReport) -> dict[str, IndexEntry]:
@@ -237,39 +228,27 @@ def _open_or_create(index: Path, settings: IndexSettings, found: Mapping[str, In
     return stored
 
 
-def _until_too_many(
-    encoded: Iterator[EncodedClip | None], broken: Mapping[str, SkippedFile], known: int, total: int, most: float
-) -> Iterator[EncodedClip | None]:
-    """What comes of the `total` files beyond the `known` ones, until too many of all are `broken`."""
-    for tried, one in enumerate(chain([None], encoded), start=known):
-        first = next((SkippedSample(file.file_name, file.reason) for file in broken.values()), None)
-        check_failures(len(broken), tried, total, most, first)
-        if tried > known:
-            yield one
+def _check_broken(broken: Mapping[str, SkippedFile], tried: int, total: int, most: float) -> None:
+    """Raise where too many of the files are broken."""
+    first = next((SkippedSample(file.file_name, file.reason) for file in broken.values()), None)
+    check_failures(len(broken), tried, total, most, first)
 
 
-def _in_parts(encoded: Iterator[EncodedClip | None], part_clips: int) -> Iterator[list[EncodedClip]]:
-    """Lists of at most `part_clips` clips or 30 s of work; what was encoded before an error comes out before it."""
-    part: list[EncodedClip] = []
-    begun = time.monotonic()
-    try:
-        for one in encoded:
-            if one is not None:
-                part.append(one)
-            if len(part) >= part_clips or (part and time.monotonic() - begun > PART_SECONDS):
-                yield part
-                part, begun = [], time.monotonic()
-    except (PerceiverVLError, KeyboardInterrupt):
-        if part:
-            yield part
-        raise
-    if part:
-        yield part
+class _Parts:
+    """Clips, gathered and written in parts of at most `most`, or of what half a minute of work gave."""
 
+    def __init__(self, index: Path, most: int) -> None:
+        self._index, self._most = index, most
+        self._clips: list[EncodedClip] = []
+        self._begun = time.monotonic()
 
-def _with_progress(encoded: Iterator[EncodedClip | None], total: int, shown: bool) -> Iterator[EncodedClip | None]:
-    with ProgressBars(shown) as bar:
-        advance = bar.stage("Encoding clips", total)
-        for one in encoded:
-            yield one
-            advance()
+    def add(self, clip: EncodedClip) -> None:
+        self._clips.append(clip)
+        if len(self._clips) == self._most or time.monotonic() - self._begun > PART_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write what there is; what could not be written is not tried again."""
+        clips, self._clips, self._begun = self._clips, [], time.monotonic()
+        if clips:
+            store.write_part(self._index, clips)

@@ -1,109 +1,82 @@
-"""Media files → unit vectors and partial attentions: decoding ahead in threads, encoding in batches."""
+"""Media files → unit vectors and partial attentions: decoding ahead in threads, encoding in batches.
 
-import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+Shapes: B batch, D width, H heads, E retrieval vector.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from perceiver_vl.media.decode import Clip as Decoded
-from perceiver_vl.media.decode import load_clip
+from perceiver_vl.data.prefetch import decode_ahead, or_media_error
+from perceiver_vl.media.decode import Clip, load_clip
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
-from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.models.perceiver_vl.processing import ClipLike, PerceiverVLProcessor
 from perceiver_vl.search.store import EncodedClip, IndexEntry, IndexSettings, SkippedFile
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
-DECODING_THREADS = min(8, os.cpu_count() or 1)
+
+@torch.inference_mode()
+def encode_clips(
+    model: PerceiverVLForRetrieval,
+    processor: PerceiverVLProcessor,
+    clips: Sequence[ClipLike],
+    num_frames: int,
+    budget: ComputeBudget,
+) -> tuple[Tensor, Tensor]:
+    """B clips → all that searching them needs: unit vectors `(B,E)` and partial attentions `(B,D+H)`, in float32."""
+    inputs = processor(videos=clips, num_frames=num_frames).to(model.device)
+    latents = model.encode_vision(inputs["pixel_values"], inputs["frame_mask"], budget)
+    return model.pool_vision(latents).float(), model.partial_match(latents).float()
 
 
-class ClipEncoder:
-    """Decodes files in threads while the model encodes the batch before."""
+def encode_files(
+    model: PerceiverVLForRetrieval,
+    processor: PerceiverVLProcessor,
+    settings: IndexSettings,
+    budget: ComputeBudget,
+    batch_size: int,
+    files: Sequence[IndexEntry],
+    strict: bool,
+) -> Generator[EncodedClip | SkippedFile, None, None]:
+    """Each file encoded, in order, or what is wrong with one that cannot be decoded, as soon as that is known.
 
-    def __init__(
-        self,
-        model: PerceiverVLForRetrieval,
-        processor: PerceiverVLProcessor,
-        settings: IndexSettings,
-        budget: ComputeBudget,
-        batch_size: int,
-    ) -> None:
-        self._model, self._processor, self._settings = model, processor, settings
-        self._budget, self._batch_size = budget, batch_size
-        size = processor.image_processor.size
-        self._size = (size.height, size.width)
+    With `strict` such a file raises its `MediaError`, once the clips before it are encoded. Raises `PerceiverVLError`
+    for a model whose encodings are not numbers.
+    """
+    size = processor.image_processor.size
 
-    def encode(
-        self, clips: Sequence[IndexEntry], broken: dict[str, SkippedFile], damaged: list[str], strict: bool
-    ) -> Iterator[EncodedClip | None]:
-        """Each clip encoded, in order; None for a file that cannot be decoded, which is added to `broken`.
+    def decode(file: IndexEntry) -> Clip:
+        return load_clip(Path(settings.media, file.file_name), settings.frames, size=(size.height, size.width))
 
-        A file that lacks frames is encoded and added to `damaged`.
-        With `strict` such a file raises its `MediaError`, once the clips before it are encoded.
-        """
-        batch: list[tuple[IndexEntry, Decoded]] = []
-        for clip, decoded in self._decode_ahead(clips):
-            if isinstance(decoded, MediaError):
-                if strict:
-                    yield from self._encode_batch(batch)
-                    raise decoded
-                broken[clip.file_name] = SkippedFile(clip.file_name, clip.size, clip.mtime_ns, decoded.reason)
-                yield None
-                continue
-            if decoded.lost:
-                damaged.append(clip.file_name)
-            batch.append((replace(clip, duration=decoded.duration), decoded))
-            if len(batch) == self._batch_size:
-                yield from self._encode_batch(batch)
+    batch: list[tuple[IndexEntry, Clip]] = []
+    with closing(decode_ahead(files, or_media_error(decode), 2 * batch_size)) as decoding:
+        for number, (file, clip) in enumerate(decoding, start=1):
+            if not isinstance(clip, MediaError):
+                batch.append((file, clip))
+            elif not strict:
+                yield SkippedFile(file.file_name, file.size, file.mtime_ns, clip.reason)
+            stopped = clip if strict and isinstance(clip, MediaError) else None
+            if batch and (len(batch) == batch_size or number == len(files) or stopped):
+                clips = [decoded.frames for _, decoded in batch]
+                yield from _rows(batch, *encode_clips(model, processor, clips, settings.frames, budget), settings)
                 batch = []
-        yield from self._encode_batch(batch)
+            if stopped:
+                raise stopped
 
-    def _decode_ahead(self, clips: Sequence[IndexEntry]) -> Iterator[tuple[IndexEntry, Decoded | MediaError]]:
-        """Every clip with its frames or what is wrong with it; at most two batches of frames are held."""
-        remaining = iter(clips)
-        with ThreadPoolExecutor(DECODING_THREADS) as pool:
-            waiting: deque[tuple[IndexEntry, Future[Decoded | MediaError]]] = deque()
-            try:
-                while True:
-                    for clip in islice(remaining, 2 * self._batch_size - len(waiting)):
-                        waiting.append((clip, pool.submit(self._decode, clip)))
-                    if not waiting:
-                        return
-                    clip, future = waiting.popleft()
-                    yield clip, future.result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, clip: IndexEntry) -> Decoded | MediaError:
-        try:
-            return load_clip(Path(self._settings.media, clip.file_name), self._settings.frames, size=self._size)
-        except MediaError as error:
-            return error
-
-    @torch.inference_mode()
-    def _encode_batch(self, batch: Sequence[tuple[IndexEntry, Decoded]]) -> list[EncodedClip]:
-        if not batch:
-            return []
-        videos = [decoded.frames for _, decoded in batch]
-        inputs = self._processor(videos=videos, num_frames=self._settings.frames, return_tensors="pt").to(
-            self._model.device
-        )
-        latents = self._model.encode_vision(inputs["pixel_values"], inputs["frame_mask"], self._budget)
-        vectors = self._model.pool_vision(latents).float().cpu().numpy()
-        partial_attentions = self._model.partial_match(latents).float().cpu().numpy()
-        encoded = [
-            EncodedClip(clip, vector, partial_attention)
-            for (clip, _), vector, partial_attention in zip(batch, vectors, partial_attentions, strict=True)
-        ]
-        for one in encoded:
-            if not (np.isfinite(one.vector).all() and np.isfinite(one.partial_attention).all()):
-                raise PerceiverVLError(
-                    f"{one.clip.file_name}: its encoding is not numbers, "
-                    f"the weights in {self._settings.model} are damaged"
-                )
-        return encoded
+def _rows(
+    batch: Sequence[tuple[IndexEntry, Clip]], vectors: Tensor, partial_attentions: Tensor, settings: IndexSettings
+) -> Iterator[EncodedClip]:
+    found = zip(batch, vectors.cpu().numpy(), partial_attentions.cpu().numpy(), strict=True)
+    for (file, clip), vector, partial_attention in found:
+        if not (np.isfinite(vector).all() and np.isfinite(partial_attention).all()):
+            raise PerceiverVLError(
+                f"{file.file_name}: its encoding is not numbers, the weights in {settings.model} are damaged"
+            )
+        yield EncodedClip(replace(file, duration=clip.duration), vector, partial_attention, clip.lost)

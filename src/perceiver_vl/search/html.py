@@ -1,15 +1,13 @@
 """Search results as one HTML page of filmstrips that needs nothing else: no script, no font, no file beside it."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from perceiver_vl.data.prefetch import DECODING_THREADS, decode_ahead
 from perceiver_vl.media.filmstrip import STRIP_FRAMES, STRIP_HEIGHT, filmstrip
 from perceiver_vl.search.searcher import SearchResult
 from perceiver_vl.utils.files import write_text
 from perceiver_vl.utils.html import render
-
-DECODING_THREADS = 2
 
 
 def write_page(
@@ -19,8 +17,7 @@ def write_page(
 
     A clip that cannot be shown any more gets a note in place of its strip.
     """
-    paths = list(dict.fromkeys(hit.path for result in results for hit in result.hits))
-    with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        strips = dict(zip(paths, pool.map(lambda media: filmstrip(media, frames), paths), strict=True))
+    paths = dict.fromkeys(hit.path for result in results for hit in result.hits)
+    strips = dict(decode_ahead(paths, lambda media: filmstrip(media, frames), DECODING_THREADS))
     page = render("search/page.html.jinja", title=title, results=results, strips=strips, height=STRIP_HEIGHT)
     write_text(Path(path), page)

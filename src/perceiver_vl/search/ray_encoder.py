@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from ray.util.annotations import RayDeprecationWarning
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.loading import load_retriever, model_fingerprint
-from perceiver_vl.search.encode import ClipEncoder
+from perceiver_vl.search.encode import encode_files
 from perceiver_vl.search.store import EncodedClip, IndexEntry, IndexSettings, SkippedFile
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError, first_line
 
@@ -71,10 +71,8 @@ class RayEncoder:
         self._address, self._settings, self._budget = address, settings, budget
         self._batch_size, self._device = batch_size, device
 
-    def encode(
-        self, clips: Sequence[IndexEntry], broken: dict[str, SkippedFile], damaged: list[str], strict: bool
-    ) -> Iterator[EncodedClip | None]:
-        """As `ClipEncoder.encode`. Clips that bring their worker down come last, and are tried again by the next run.
+    def encode(self, clips: Sequence[IndexEntry], strict: bool) -> Generator[EncodedClip | SkippedFile, None, None]:
+        """As `encode_files`. Clips that bring their worker down come last, and are tried again by the next run.
 
         Raises `UsageError` if there is no cluster at the address, `PerceiverVLError` if it is lost, or if a machine of
         it has another model or decoder.
@@ -87,14 +85,13 @@ class RayEncoder:
                 returned: set[int] = set()
                 for row in self._run(clips, left, clips_a_task, alone=clips_a_task == 1):
                     returned.add(row["number"])
-                    yield self._result(clips[row["number"]], row, broken, damaged, strict)
+                    yield self._result(clips[row["number"]], row, strict)
                 left = [number for number in left if number not in returned]
             for number in left:
                 name = clips[number].file_name
                 if strict:
                     raise MediaError(Path(self._settings.media, name), _DEADLY)
-                broken[name] = SkippedFile(name, 0, 0, _DEADLY)
-                yield None
+                yield SkippedFile(name, 0, 0, _DEADLY)
 
     def _run(
         self, clips: Sequence[IndexEntry], numbers: Sequence[int], clips_a_task: int, alone: bool
@@ -132,22 +129,17 @@ class RayEncoder:
         except (RayError, ConnectionError) as error:
             raise PerceiverVLError(f"ray: {first_line(error)}; what is encoded is kept, run it again") from error
 
-    def _result(
-        self, clip: IndexEntry, row: dict[str, Any], broken: dict[str, SkippedFile], damaged: list[str], strict: bool
-    ) -> EncodedClip | None:
+    def _result(self, clip: IndexEntry, row: dict[str, Any], strict: bool) -> EncodedClip | SkippedFile:
         if row["failed"] is not None:
             raise PerceiverVLError(row["failed"])
         if row["broken"] is not None:
             if strict:
                 raise MediaError(Path(self._settings.media, clip.file_name), row["broken"])
-            broken[clip.file_name] = SkippedFile(clip.file_name, clip.size, clip.mtime_ns, row["broken"])
-            return None
-        if row["damaged"]:
-            damaged.append(clip.file_name)
+            return SkippedFile(clip.file_name, clip.size, clip.mtime_ns, row["broken"])
         vector, partial_attention = (
             np.frombuffer(row[name], dtype=np.float32) for name in ("vector", "partial_attention")
         )
-        return EncodedClip(replace(clip, duration=row["duration"]), vector, partial_attention)
+        return EncodedClip(replace(clip, duration=row["duration"]), vector, partial_attention, row["damaged"])
 
 
 class _Worker:
@@ -157,9 +149,7 @@ class _Worker:
         self._failed: str | None = None
         try:
             _check_machine(settings)
-            self._encoder = ClipEncoder(
-                *load_retriever(settings.model, device, settings.dtype), settings, budget, batch_size
-            )
+            self._how = *load_retriever(settings.model, device, settings.dtype), settings, budget, batch_size
         except PerceiverVLError as error:
             self._failed = f"{socket.gethostname()}: {error}"
 
@@ -176,23 +166,19 @@ class _Worker:
         return pa.Table.from_pylist([{"number": asked[0]["number"], "failed": self._failed}], schema=_RESULT)
 
     def _rows(self, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        broken: dict[str, SkippedFile] = {}
-        damaged: list[str] = []
         clips = [IndexEntry(one["file_name"], 0, 0, (), None) for one in asked]
-        found: dict[str, dict[str, Any]] = {
-            one.clip.file_name: {
-                "duration": one.clip.duration,
-                "vector": one.vector.astype(np.float32).tobytes(),
-                "partial_attention": one.partial_attention.astype(np.float32).tobytes(),
-            }
-            for one in self._encoder.encode(clips, broken, damaged, strict=False)
-            if one is not None
-        }
-        found |= {name: {"broken": file.reason} for name, file in broken.items()}
-        lacking = set(damaged)
-        return [
-            found[one["file_name"]] | {"number": one["number"], "damaged": one["file_name"] in lacking} for one in asked
-        ]
+        found: dict[str, dict[str, Any]] = {}
+        for one in encode_files(*self._how, clips, strict=False):
+            if isinstance(one, SkippedFile):
+                found[one.file_name] = {"broken": one.reason}
+            else:
+                found[one.clip.file_name] = {
+                    "duration": one.clip.duration,
+                    "vector": one.vector.tobytes(),
+                    "partial_attention": one.partial_attention.tobytes(),
+                    "damaged": one.damaged,
+                }
+        return [found[one["file_name"]] | {"number": one["number"]} for one in asked]
 
 
 def _check_machine(settings: IndexSettings) -> None:

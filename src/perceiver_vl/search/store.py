@@ -67,11 +67,15 @@ class IndexEntry:
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip with its unit vector `(E,)` and its partial attention `(D+H,)`, as `partial_match` gives it."""
+    """A clip with its unit vector `(E,)` and its partial attention `(D+H,)`, as `partial_match` gives it.
+
+    damaged: its file lacked frames.
+    """
 
     clip: IndexEntry
     vector: Vectors
     partial_attention: Vectors
+    damaged: bool = False
 
 
 @dataclass(frozen=True)

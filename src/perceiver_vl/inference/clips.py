@@ -1,0 +1,125 @@
+"""What somebody has (a file, an image, an array, a tensor) as a model takes it: sampled frames, or all at some rate.
+
+Shapes: T frames.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from perceiver_vl.media.decode import load_frames, sampled_count, stream_clip
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.processing import ClipLike, ImageLike, PerceiverVLProcessor
+from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
+from perceiver_vl.utils.console import ProgressBars
+from perceiver_vl.utils.errors import UsageError
+
+Medium = ImageLike | ClipLike
+_CHUNK_FRAMES = 32  # of a clip that is read at a rate: what is held of it at once
+
+
+class ClipOptions(TypedDict, total=False):
+    """How a clip is read for all that is asked about it.
+
+    start, end: only these seconds of a file. fps: every frame of a file at that rate, however long it is, in the memory
+    of some frames (`long_vision`); None: a few sampled ones. spill: a folder for what later cross-attentions need of
+    it, which else decode it again. budget: of clip and texts. progress: show how far the reading is.
+    """
+
+    start: float | None
+    end: float | None
+    fps: float | None
+    spill: str | Path | None
+    budget: ComputeBudget
+    progress: bool
+
+
+@contextmanager
+def cached_clip(
+    model: PerceiverVLPreTrainedModel,
+    processor: PerceiverVLProcessor,
+    clip: Medium,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    fps: float | None = None,
+    spill: str | Path | None = None,
+    budget: ComputeBudget = FULL_BUDGET,
+    progress: bool = False,
+) -> Iterator[VisionCache]:
+    """What a clip contributes to every text it is asked with, read once as `ClipOptions` say.
+
+    Raises `UsageError` for options that do not go together, `MediaError` for a file that cannot be read.
+    """
+    model.config.check_budget(budget)
+    if fps is None:
+        if spill is not None:
+            raise UsageError(f"spill={spill}: only a clip that is read at a rate needs one, give fps")
+        num_frames = frames_of(processor, budget)
+        frames = load_medium(clip, processor, num_frames, start, end)
+        yield model.cache_vision(**processor(videos=[frames], num_frames=num_frames).to(model.device), budget=budget)
+        return
+    if not isinstance(clip, str | os.PathLike):
+        raise UsageError(f"fps={fps}: of a file, but a {type(clip).__name__} was given")
+    if budget.frames is not None:
+        raise UsageError(f"fps={fps}: says which frames are read, leave frames={budget.frames} out of the budget")
+    count = sampled_count(clip, fps, start=start, end=end)
+    size = processor.image_processor.size
+    with ProgressBars(progress) as stages:
+
+        def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+            """All frames as chunks `(1,T,3,H,W)` with masks `(1,T)`; those that a damaged file lacks are masked."""
+            advance = stages.stage("Reading frames", count)
+            decoded = stream_clip(
+                clip, fps=fps, start=start, end=end, size=(size.height, size.width), chunk=_CHUNK_FRAMES
+            )
+            missing = count
+            for part in decoded:
+                inputs = processor(videos=[part.frames], num_frames=len(part.frames)).to(model.device)
+                yield inputs["pixel_values"], inputs["frame_mask"]
+                advance(len(part.frames))
+                missing -= len(part.frames)
+            while missing:
+                lacking = min(missing, len(part.frames))
+                yield inputs["pixel_values"][:, :lacking], torch.zeros_like(inputs["frame_mask"][:, :lacking])
+                advance(lacking)
+                missing -= lacking
+
+        with model.long_vision(chunks, num_frames=count, budget=budget, spill=spill) as cache:
+            yield cache
+
+
+def load_medium(
+    medium: Any,
+    processor: PerceiverVLProcessor,
+    num_frames: int,
+    start: float | None = None,
+    end: float | None = None,
+) -> Any:
+    """A medium as the processor takes clips: a file decoded, an image as its one frame.
+
+    Raises `MediaError` for a file that cannot be read, `UsageError` for seconds of what is no file.
+    """
+    if isinstance(medium, str | os.PathLike):
+        size = processor.image_processor.size
+        return load_frames(medium, num_frames, size=(size.height, size.width), start=start, end=end)
+    if start is not None or end is not None:
+        raise UsageError(f"start={start}, end={end}: seconds of a file, but a {type(medium).__name__} was given")
+    if isinstance(medium, Image.Image):
+        return [medium]
+    if isinstance(medium, np.ndarray | Tensor) and medium.ndim == 3:
+        return medium[None]
+    return medium
+
+
+def frames_of(processor: PerceiverVLProcessor, budget: ComputeBudget) -> int:
+    """How many frames of a clip are sampled."""
+    return budget.frames or int(processor.image_processor.num_frames)
