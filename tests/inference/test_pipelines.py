@@ -184,10 +184,10 @@ def test_nothing_as_large_as_its_latents_is_kept_of_a_clip(
 
 
 def tensor_bytes() -> int:
-    """What all tensors there are take."""
+    """What all tensors take, weights excepted."""
     gc.collect()
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
-    storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+    tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor and thing.device.type == "cpu"]
+    storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 

@@ -28,7 +28,7 @@ DECODING_THREADS = min(8, os.cpu_count() or 1)
 
 Job = TypeVar("Job")
 Decoded = TypeVar("Decoded")
-Medium = tuple[object, ...]
+MediumKey = tuple[object, ...]
 """What tells the media of records apart (`medium_of`)."""
 
 
@@ -140,19 +140,19 @@ def read_ahead(
     processes (`group`) each gets its share of the batches, and raises that only where the others cannot make up for it.
     """
     group = group or ProcessGroup(shared=False)
-    of_medium: dict[Medium, list[int]] = {}
+    of_medium: dict[MediumKey, list[int]] = {}
     for index in indices:
         of_medium.setdefault(medium_of(sources[0].record(index)), []).append(index)
     queue = [(medium, index) for medium, some in of_medium.items() for index in some]
     batches = group.share([queue[start : start + batch_size] for start in range(0, len(queue), batch_size)])
 
-    def decode(medium: Medium) -> tuple[Frames, ...]:
+    def decode(medium: MediumKey) -> tuple[Frames, ...]:
         return load_media(sources, of_medium[medium][0], num_frames)
 
     media = dict.fromkeys(medium for batch in batches for medium, _ in batch)
-    loaded: dict[Medium, tuple[Frames, ...]] = {}
-    tried: set[Medium] = set()
-    broken: dict[Medium, SkippedSample] = {}
+    loaded: dict[MediumKey, tuple[Frames, ...]] = {}
+    tried: set[MediumKey] = set()
+    broken: dict[MediumKey, SkippedSample] = {}
     with closing(decode_ahead(media, decode if strict else or_media_error(decode), batch_size)) as decoding:
         for batch in batches:
             wanted = dict.fromkeys(medium for medium, _ in batch)
@@ -220,7 +220,7 @@ class ClipReader:
         return [self.source.record(index).file_name for index in sorted(found)]
 
 
-def medium_of(record: Record) -> Medium:
+def medium_of(record: Record) -> MediumKey:
     """What tells the media of records apart."""
     return record.path, record.start, record.end, record.second_path
 

@@ -82,7 +82,7 @@ def build_index(
     first one raises. Whatever ends a run, at most the last `part_clips` clips (or 30 s of work) must be encoded again.
     `dtype`, `compiled`: as of `load_folder`; queries are encoded in the same dtype.
     `ray`: encode on the machines of the Ray cluster at this address (`auto`, `HOST:PORT`), or on all cores of this one
-    (`local`), into the same index; `search.cluster` says how.
+    (`local`), into the same index; `search.ray_encoder` says how.
 
     Raises `UsageError` for folders or settings that do not fit each other, `MediaError` with `strict`,
     `PerceiverVLError` when more than the share `max_failed_fraction` of the files cannot be read.
