@@ -12,7 +12,7 @@ from PIL import Image
 from perceiver_vl import MediaError, PerceiverVLError
 from perceiver_vl.data.prefetch import SecondPictures, read_ahead
 from perceiver_vl.data.records import Record, SkippedSample
-from perceiver_vl.data.sources import Frames
+from perceiver_vl.media.resizing import Frames
 
 
 class Questions:

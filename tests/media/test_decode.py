@@ -11,18 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from perceiver_vl.media.decode import (
-    MediaError,
-    decoder_version,
-    find_media,
-    is_media,
-    load_clip,
-    load_frames,
-    resize_frame,
-    sample_indices,
-    to_rgb,
-)
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.media.decode import decoder_version, find_media, is_media, load_clip, load_frames
+from perceiver_vl.media.pictures import to_rgb
+from perceiver_vl.media.resizing import resize_frame
+from perceiver_vl.media.sampling import sample_indices
+from perceiver_vl.utils.errors import MediaError, UsageError
 
 ODD = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "odd_media"
 MANIFEST = [json.loads(line) for line in (ODD / "manifest.jsonl").open()] if ODD.is_dir() else []

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numbered_clips import numbers_of, write_numbered, write_numbered_animation
 
-from perceiver_vl.media.decode import Clip, frame_times, load_clip, load_frames, sample_indices, stream_clip
+from perceiver_vl.media.decode import Clip, frame_times, load_clip, load_frames, stream_clip
+from perceiver_vl.media.sampling import sample_indices
 from perceiver_vl.utils.errors import MediaError, UsageError
 
 COUNT = 50

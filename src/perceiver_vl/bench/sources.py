@@ -3,7 +3,7 @@
 from perceiver_vl.data.folder import Need
 from perceiver_vl.data.open import open_dataset
 from perceiver_vl.data.sources import Subset, VideoDataset
-from perceiver_vl.data.synthetic import World
+from perceiver_vl.data.synthetic.collection import World
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.utils.errors import UsageError
 

@@ -36,7 +36,7 @@ def world(
     as_json: JsonOption = False,
 ) -> None:
     """Write the generated world: video and picture files with captions and questions whose truth is known."""
-    from perceiver_vl.data.synthetic import write_world
+    from perceiver_vl.data.synthetic.writing import write_world
 
     counts = write_world(
         folder,
@@ -98,7 +98,7 @@ def prepare(
         names = parse_columns(columns)
         folder = read_folder(source, split=split, metadata=metadata, columns=names, need=None, strict=strict)
     else:
-        from perceiver_vl.data.datasets import read_benchmark
+        from perceiver_vl.data.datasets.read import read_benchmark
 
         if metadata or columns:
             raise UsageError(f"benchmark={benchmark}: has its own files, leave out --metadata and --columns")
@@ -169,8 +169,8 @@ def list_benchmarks(
 ) -> None:
     """Name the benchmarks that can be read, with the published counts of their splits."""
     from perceiver_vl.cli.show_data import benchmark_as_dict, print_benchmark, print_benchmarks
-    from perceiver_vl.data.datasets import BENCHMARKS
     from perceiver_vl.data.datasets.read import find_benchmark
+    from perceiver_vl.data.datasets.table import BENCHMARKS
 
     chosen = [find_benchmark(name)] if name else list(BENCHMARKS.values())
     if as_json:
@@ -216,7 +216,7 @@ def shard(
     if folder is None or output is None:
         raise UsageError("DIR and OUT are needed: where the files lie, and the folder to write")
     names = parse_columns(columns)
-    from perceiver_vl.data.shards import write_shards
+    from perceiver_vl.data.shards.writing import write_shards
     from perceiver_vl.data.transcode.reencode import Settings
     from perceiver_vl.data.validate import FOLDER
 
@@ -235,7 +235,7 @@ def shard(
     elif metadata or names:
         raise UsageError("--metadata, --columns: for a folder; a benchmark has files and columns of its own")
     else:
-        from perceiver_vl.data.datasets import read_benchmark
+        from perceiver_vl.data.datasets.read import read_benchmark
 
         source = read_benchmark(name, folder, split=split, strict=strict)
     report = write_shards(
@@ -262,7 +262,7 @@ def shard(
 
 
 def _verify_shards(folder: Path, as_json: bool) -> None:
-    from perceiver_vl.data.shards import verify_shards
+    from perceiver_vl.data.shards.manifest import verify_shards
 
     problems = verify_shards(folder, progress=True)
     if as_json:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from perceiver_vl.data.datasets import read_benchmark
+from perceiver_vl.data.datasets.read import read_benchmark
 from perceiver_vl.data.folder import Need, read_folder
 from perceiver_vl.data.records import SkippedSample
-from perceiver_vl.data.shards import ShardedDataset, is_sharded
+from perceiver_vl.data.shards.manifest import is_sharded
+from perceiver_vl.data.shards.reading import ShardedDataset
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_listed
 from perceiver_vl.data.sources import FolderDataset, VideoDataset
 from perceiver_vl.utils.errors import UsageError
@@ -28,7 +29,7 @@ def open_dataset(
     """The clips of a folder (or of shards, a folder or URL of theirs) at `size` (height, width), and the records that
     had to be left out.
 
-    `benchmark`: its folder is read as that benchmark's official files (`data.benchmarks`). `metadata`, `columns`: as
+    `benchmark`: its folder is read as that benchmark's official files (`data.datasets`). `metadata`, `columns`: as
     for `read_folder`. `need`: what every record must have. `classes`: the names of classes in their order (those of a
     model), where labels are names; without them those of a folder are those found in it. The source has `classes`.
     Raises `UsageError` for options that do not go together, or nothing that has what is needed; `PerceiverVLError`

@@ -8,11 +8,12 @@ import numpy as np
 
 from perceiver_vl.data.mixture import Mixture
 from perceiver_vl.data.records import Record, SkippedSample
-from perceiver_vl.data.shards import ShardedDataset
+from perceiver_vl.data.shards.reading import ShardedDataset
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_failures
-from perceiver_vl.data.sources import CachedDataset, Frames, VideoDataset
-from perceiver_vl.data.synthetic import PairWorld
+from perceiver_vl.data.sources import CachedDataset, VideoDataset
+from perceiver_vl.data.synthetic.tasks import PairWorld
 from perceiver_vl.media.decode import load_frames
+from perceiver_vl.media.resizing import Frames
 from perceiver_vl.utils.distributed import ProcessGroup
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 

@@ -5,12 +5,12 @@ from typing import Protocol
 
 import av
 import numpy as np
-import numpy.typing as npt
 
 from perceiver_vl.data.records import Record
-from perceiver_vl.media.decode import IMAGE_EXTENSIONS, Sampling, load_clip
+from perceiver_vl.media.decode import IMAGE_EXTENSIONS, load_clip
+from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Sampling
 
-Frames = npt.NDArray[np.uint8]
 _IMAGES = IMAGE_EXTENSIONS - {".gif"}  # most of those move
 
 

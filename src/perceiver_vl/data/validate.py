@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perceiver_vl.data.datasets import Split, read_splits
-from perceiver_vl.data.datasets.read import BenchmarkRecords, find_benchmark
+from perceiver_vl.data.datasets.read import BenchmarkRecords, find_benchmark, read_splits
+from perceiver_vl.data.datasets.table import Split
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Folder, Record, SkippedSample
 from perceiver_vl.media.decode import load_frames

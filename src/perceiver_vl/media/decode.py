@@ -17,33 +17,12 @@ import numpy.typing as npt
 import PIL
 from PIL import UnidentifiedImageError
 
-from perceiver_vl.media.pictures import Picture, is_picture, to_rgb
-from perceiver_vl.media.rendering import Frames
-from perceiver_vl.media.resizing import resize_frame
-from perceiver_vl.media.sampling import Indices, Request, Sampling, Taken, check_request, sample_indices
+from perceiver_vl.media.pictures import Picture, is_picture
+from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Indices, Request, Sampling, Taken, check_request
 from perceiver_vl.media.source import MAX_CLIP_BYTES, MAX_PICTURE_PIXELS, Source, open_source
 from perceiver_vl.media.video import VideoFile
 from perceiver_vl.utils.errors import MediaError, UsageError
-
-__all__ = [
-    "IMAGE_EXTENSIONS",
-    "VIDEO_EXTENSIONS",
-    "Clip",
-    "Frames",
-    "MediaError",
-    "Sampling",
-    "decoder_version",
-    "find_media",
-    "frame_times",
-    "is_media",
-    "load_clip",
-    "load_frames",
-    "resize_frame",
-    "sample_indices",
-    "sampled_count",
-    "stream_clip",
-    "to_rgb",
-]
 
 VIDEO_EXTENSIONS = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905

@@ -9,12 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from perceiver_vl.media.resizing import resize_frame
+from perceiver_vl.media.resizing import Frames, resize_frame
 from perceiver_vl.media.sampling import Seconds, Taken
 from perceiver_vl.media.source import MAX_FRAMES, MAX_PICTURE_PIXELS, PixelCount, Source, check_pixels
 from perceiver_vl.utils.errors import MediaError
-
-Frames = npt.NDArray[np.uint8]
 
 # Not EPS, for which Pillow would run Ghostscript, nor formats that nobody photographs in
 _FORMATS = "AVIF BMP DIB GIF ICO JPEG JPEG2000 PCX PNG PPM QOI SGI TGA TIFF WEBP".split()  # noqa: SIM905

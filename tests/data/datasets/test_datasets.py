@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perceiver_vl import PerceiverVLError, UsageError
-from perceiver_vl.data.datasets import BENCHMARKS, read_benchmark, read_splits
+from perceiver_vl.data.datasets.read import read_benchmark, read_splits
+from perceiver_vl.data.datasets.table import BENCHMARKS
 from perceiver_vl.data.datasets.vqav2 import majority_answers
 from perceiver_vl.data.records import Record
 from perceiver_vl.media.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS

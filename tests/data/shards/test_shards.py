@@ -27,9 +27,11 @@ from perceiver_vl.cli import main
 from perceiver_vl.data.batching import TrainingExamples
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Folder, Record, SkippedSample
-from perceiver_vl.data.shards import ShardedDataset, is_sharded, shuffled_in_groups, verify_shards, write_shards
+from perceiver_vl.data.shards.manifest import is_sharded, verify_shards
+from perceiver_vl.data.shards.reading import ShardedDataset, shuffled_in_groups
+from perceiver_vl.data.shards.writing import write_shards
 from perceiver_vl.data.sources import FolderDataset, VideoDataset
-from perceiver_vl.data.synthetic import write_world
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.data.transcode.reencode import Settings
 from perceiver_vl.utils.files import sha256
 

@@ -13,7 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perceiver_vl.data.synthetic import (
+from perceiver_vl.data.synthetic.captions import caption, captions
+from perceiver_vl.data.synthetic.collection import World
+from perceiver_vl.data.synthetic.render import frame_times, render
+from perceiver_vl.data.synthetic.scene import (
     COLOURS,
     MOTIONS,
     SHAPES,
@@ -23,15 +26,10 @@ from perceiver_vl.data.synthetic import (
     Description,
     Scene,
     Thing,
-    World,
-    caption,
-    captions,
     draw_scene,
-    frame_times,
-    render,
     split_of,
-    write_world,
 )
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.utils.errors import UsageError
 
 GREY = Background("plain", ((100, 100, 100), (100, 100, 100)), angle=0.0, period=0.4, phase=0.0)

@@ -10,19 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perceiver_vl.data.synthetic import (
-    COLOURS,
-    EVENTS,
-    LONG_SPLITS,
-    SHAPES,
-    TASK_SPLITS,
-    WHEN,
-    LongClip,
-    LongWorld,
-    Pair,
-    PairWorld,
-    Storyboard,
-)
+from perceiver_vl.data.synthetic.acts import EVENTS
+from perceiver_vl.data.synthetic.long import WHEN, LongClip
+from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES
+from perceiver_vl.data.synthetic.statements import Pair
+from perceiver_vl.data.synthetic.storyboard import TASK_SPLITS, Storyboard
+from perceiver_vl.data.synthetic.tasks import LONG_SPLITS, LongWorld, PairWorld
 
 # Statements about two pictures
 

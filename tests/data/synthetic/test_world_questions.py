@@ -12,27 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perceiver_vl.data.records import Record
-from perceiver_vl.data.synthetic import (
-    ACTS,
-    COLOURS,
+from perceiver_vl.data.synthetic.acts import ACTS, Actor
+from perceiver_vl.data.synthetic.questions import QUESTIONS, Question
+from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES, SPLITS
+from perceiver_vl.data.synthetic.storyboard import (
     GENERALISATION,
     HELD_OUT,
     PLACES,
-    QUESTIONS,
     RELATIONS,
-    SHAPES,
-    SPLITS,
     TASK_SPLITS,
     USUAL,
-    Actor,
-    LongWorld,
-    PairWorld,
-    Question,
-    QuestionWorld,
     Storyboard,
-    open_world,
-    splits_of,
 )
+from perceiver_vl.data.synthetic.tasks import LongWorld, PairWorld, QuestionWorld, open_world, splits_of
 from perceiver_vl.utils.errors import UsageError
 
 # A reader of questions that knows the words and where things stand, but not how questions are drawn.

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from perceiver_vl.cli import main
-from perceiver_vl.data.datasets import read_splits
+from perceiver_vl.data.datasets.read import read_splits
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.sources import FolderDataset
-from perceiver_vl.data.synthetic import GENERALISATION, TASKS, PairWorld, open_world, splits_of, write_world
+from perceiver_vl.data.synthetic.storyboard import GENERALISATION
+from perceiver_vl.data.synthetic.tasks import TASKS, PairWorld, open_world, splits_of
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.utils.errors import UsageError
 
 SMALL: dict[str, Any] = {"clips": 6, "held_out": 2, "size": 32, "seed": 3}

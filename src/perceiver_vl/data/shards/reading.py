@@ -26,8 +26,9 @@ from perceiver_vl.data.shards.manifest import (
     read_manifest,
     size_problem,
 )
-from perceiver_vl.data.sources import Frames
-from perceiver_vl.media.decode import Sampling, load_clip
+from perceiver_vl.media.decode import load_clip
+from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Sampling
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError, first_line
 
 OPEN_SHARDS = 16

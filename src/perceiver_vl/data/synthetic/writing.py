@@ -60,7 +60,7 @@ def write_world(
 
     layout: `folder` gives `clips/<split>-000000.mp4` (`pictures/….png`); `metadata.jsonl` with a line for each
     (`file_name`, `split`, what is said or asked, `scene`: the truth); and `world.json`, the arguments. `official` gives
-    the benchmarks' own annotation files, and the splits that these have, as `world.official` says.
+    the benchmarks' own annotation files, and the splits that these have, as `synthetic.official` says.
 
     The same arguments give the same bytes. Called again after an interruption it writes what is missing; annotations
     come last, so a folder that has them is complete.

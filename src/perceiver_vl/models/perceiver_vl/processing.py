@@ -19,7 +19,10 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
-from perceiver_vl.media.decode import Frames, load_frames, resize_frame, sample_indices, to_rgb
+from perceiver_vl.media.decode import load_frames
+from perceiver_vl.media.pictures import to_rgb
+from perceiver_vl.media.resizing import Frames, resize_frame
+from perceiver_vl.media.sampling import sample_indices
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.utils.errors import UsageError, first_line
 
