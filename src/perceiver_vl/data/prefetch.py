@@ -38,10 +38,7 @@ class SecondPictures:
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         """Decode."""
-        path = self.record(index).path
-        if rng is not None:
-            return load_frames(path, num_frames, sampling="random", rng=rng, size=self.size)
-        return load_frames(path, num_frames, size=self.size)
+        return load_frames(self.record(index).path, num_frames, rng=rng, size=self.size)
 
 
 def other_pictures(source: VideoDataset, size: tuple[int, int]) -> VideoDataset:

@@ -9,7 +9,6 @@ import numpy as np
 from perceiver_vl.data.records import Record
 from perceiver_vl.media.decode import IMAGE_EXTENSIONS, load_clip
 from perceiver_vl.media.resizing import Frames
-from perceiver_vl.media.sampling import Sampling
 
 _IMAGES = IMAGE_EXTENSIONS - {".gif"}  # most of those move
 
@@ -63,10 +62,7 @@ class FolderDataset:
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         """Decode."""
         record = self.records[index]
-        sampling: Sampling = "uniform" if rng is None else "random"
-        clip = load_clip(
-            record.path, num_frames, sampling=sampling, rng=rng, size=self.size, start=record.start, end=record.end
-        )
+        clip = load_clip(record.path, num_frames, rng=rng, size=self.size, start=record.start, end=record.end)
         if clip.lost:
             self.damaged.add(index)
         return clip.frames

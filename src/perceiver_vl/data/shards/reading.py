@@ -28,7 +28,6 @@ from perceiver_vl.data.shards.manifest import (
 )
 from perceiver_vl.media.decode import load_clip
 from perceiver_vl.media.resizing import Frames
-from perceiver_vl.media.sampling import Sampling
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError, first_line
 
 OPEN_SHARDS = 16
@@ -144,11 +143,9 @@ class ShardedDataset:
         `PerceiverVLError` for a shard that is gone or cannot be fetched.
         """
         record = self.record(index)
-        sampling: Sampling = "uniform" if rng is None else "random"
         clip = load_clip(
             self._read(self._checked(index), record.path),
             num_frames,
-            sampling=sampling,
             rng=rng,
             size=self.size,
             start=record.start,
