@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from perceiver_vl.data.datasets.read import read_benchmark
-from perceiver_vl.data.folder import Need, read_folder
-from perceiver_vl.data.records import SkippedSample
+from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.records import Need, SkippedSample
 from perceiver_vl.data.shards.manifest import is_sharded
 from perceiver_vl.data.shards.reading import ShardedDataset
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_listed
@@ -47,15 +47,11 @@ def open_dataset(
     else:
         folder = read_benchmark(benchmark, where, split=split, strict=strict)
         if need is not None:
-            has = {"text": "texts", "question": "question", "label": "label"}[need]
-            kept = [record for record in folder.records if getattr(record, has) not in (None, (), "")]
+            kept = [record for record in folder.records if record.has(need)]
             if not kept:
                 raise UsageError(f"benchmark={benchmark}: none of its records has a {need}, choose another")
-            folder.problems += [
-                SkippedSample(record.file_name, f"no {need}")
-                for record in folder.records
-                if getattr(record, has) in (None, (), "")
-            ]
+            lacking = (record for record in folder.records if not record.has(need))
+            folder.skipped += [SkippedSample(record.file_name, f"no {need}") for record in lacking]
             folder.records = kept
-    check_listed(folder.problems, len(folder.records), max_failed_fraction)
-    return FolderDataset(folder.records, size, folder.classes), folder.problems
+    check_listed(folder.skipped, len(folder.records), max_failed_fraction)
+    return FolderDataset(folder.records, size, folder.classes), folder.skipped

@@ -116,7 +116,8 @@ def read_ahead(
                     if strict:
                         raise
                     broken.add(medium)
-                    problems.append(_problem(sources, of_medium[medium], error))
+                    lost = [sources[0].record(index) for index in of_medium[medium]]
+                    problems.append(SkippedSample.of_file(error, lost))
             tried |= loaded.keys() | broken
             so_far = len(tried) if group.processes == 1 else len(of_medium)
             check_failures(len(broken), so_far, len(of_medium), max_failed_fraction, problems[-1] if broken else None)
@@ -131,10 +132,3 @@ def read_ahead(
 def medium_of(record: Record) -> tuple[object, ...]:
     """What tells the media of records apart."""
     return record.path, record.start, record.end, record.second_path
-
-
-def _problem(sources: Sequence[VideoDataset], lost: Sequence[int], error: MediaError) -> SkippedSample:
-    """The broken file, under the name that the data set gives it, and how many examples are lost with it."""
-    records = [source.record(lost[0]) for source in sources]
-    name = next((record.file_name for record in records if record.path == error.path), records[0].file_name)
-    return SkippedSample(name, error.reason if len(lost) == 1 else f"{error.reason} ({len(lost)} examples)")

@@ -1,11 +1,10 @@
 """Looking a data set over before it is used: what its files name, what is there, what cannot be read."""
 
-import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import MediaError, UsageError
 
 FOLDER = "folder"  # the name of a folder of one's own
-_BUNDLE = 64  # files that a thread looks at in one go: handing it each by itself costs more than the look
-_WAITING = 64  # bundles that wait for a thread: millions would fill the memory
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def check_data(
                 faults[path] = fault
             advance()
     checks = [_check(part, found, faults, published.get(part, Split())) for part, found in parts.items()]
-    problems = dict.fromkeys(problem for found in parts.values() for problem in found.problems)
+    problems = dict.fromkeys(sample for found in parts.values() for sample in found.skipped)
     problems |= dict.fromkeys(SkippedSample(files[path], fault) for path, fault in faults.items())
     absent = [part for part in published if split is None and part not in parts]
     return Check(name, Path(folder), decode, checks, absent, list(problems))
@@ -106,8 +103,8 @@ def _by_split(content: Folder) -> dict[str, BenchmarkRecords]:
         part = parts.setdefault(record.split or "no split", BenchmarkRecords(content.path, []))
         part.records.append(record)
         part.rows += 1
-    if content.problems:
-        parts["left out"] = BenchmarkRecords(content.path, [], content.problems, rows=len(content.problems))
+    if content.skipped:
+        parts["left out"] = BenchmarkRecords(content.path, [], content.skipped, rows=len(content.skipped))
     return parts
 
 
@@ -118,24 +115,15 @@ def _files(records: Iterable[Record]) -> Iterator[tuple[str, Path]]:
             yield record.second_file_name, record.second_path
 
 
-def _faults(paths: Iterable[str], decode: bool) -> Iterator[tuple[str, str | None]]:
+def _faults(paths: Collection[str], decode: bool) -> Iterator[tuple[str, str | None]]:
     """Each path with what is wrong with it, or None."""
-    waiting = iter(paths)
-    bundles = iter(lambda: list(itertools.islice(waiting, 1 if decode else _BUNDLE)), [])
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        while some := list(itertools.islice(bundles, _WAITING)):
-            for bundle, faults in zip(
-                some, threads.map(_decoding_faults if decode else _size_faults, some), strict=True
-            ):
-                yield from zip(bundle, faults, strict=True)
-
-
-def _size_faults(paths: list[str]) -> list[str | None]:
-    return [_size_fault(path) for path in paths]
-
-
-def _decoding_faults(paths: list[str]) -> list[str | None]:
-    return [_decoding_fault(path) for path in paths]
+    with ThreadPool(
+        os.cpu_count()
+    ) as threads:  # whose `imap` hands a thread several at a time, which an executor's not
+        if decode:
+            yield from zip(paths, threads.imap(_decoding_fault, paths), strict=True)
+        else:
+            yield from zip(paths, threads.imap(_size_fault, paths, chunksize=64), strict=True)
 
 
 def _size_fault(path: str) -> str | None:
@@ -155,7 +143,7 @@ def _decoding_fault(path: str) -> str | None:
 
 def _check(split: str, content: BenchmarkRecords, faults: dict[str, str], published: Split) -> SplitCheck:
     media = {str(path) for _, path in _files(content.records)}
-    left_out = {problem.file_name: problem.reason for problem in content.problems}
+    left_out = {sample.file_name: sample.reason for sample in content.skipped}
     missing = Counter("but not there" in reason for reason in left_out.values())
     return SplitCheck(
         split,

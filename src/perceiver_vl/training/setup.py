@@ -8,10 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from perceiver_vl.data.folder import Need
 from perceiver_vl.data.mixture import Lacks, Mixture, Pool, no_caption, pools_of
 from perceiver_vl.data.open import open_dataset
-from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.records import Need, Record, SkippedSample
 from perceiver_vl.data.sources import CachedDataset, VideoDataset
 from perceiver_vl.data.synthetic.tasks import open_world
 from perceiver_vl.models.loading import check_model_folder

@@ -385,7 +385,7 @@ def test_a_broken_file_takes_all_its_records_along(pictures: Path, tmp_path: Pat
     records = [Record("1.PNG", pictures / "1.PNG", (words,)) for words in ("one", "two")]
     pair = Record("0.PNG", pictures / "0.PNG", ("pair",), second_file_name="1.PNG", second_path=pictures / "1.PNG")
     good = Record("2.PNG", pictures / "2.PNG", ("two",))
-    source = Folder(pictures, [*records, pair, good], problems=[SkippedSample("9.PNG", "not there")])
+    source = Folder(pictures, [*records, pair, good], skipped=[SkippedSample("9.PNG", "not there")])
     report = write_shards(source, tmp_path / "out")
     assert [problem.file_name for problem in report.skipped] == ["9.PNG", "1.PNG", "1.PNG"]
     assert report.skipped[1].reason.endswith("(2 examples)")

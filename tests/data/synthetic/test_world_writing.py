@@ -49,7 +49,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_folder_reader_gives_what_the_world_gives(written: Path, task: str) -> None:
     folder = read_folder(written / task, need="text" if task in ("captions", "pairs") else "question")
-    assert not folder.problems
+    assert not folder.skipped
     assert Counter(record.split for record in folder.records) == dict.fromkeys(splits_of(task), 2)
     for split in splits_of(task):
         world = open_world(task, split, 2, seed=3, size=32, seconds=20.0)
@@ -96,7 +96,7 @@ def test_the_readers_of_the_benchmarks_give_what_the_world_gives(official: Path,
     splits = read_splits(benchmark, official / task)
     assert {"train", "test"} <= set(splits)
     for split, folder in splits.items():
-        assert not folder.problems
+        assert not folder.skipped
         assert len(folder.records) == (4 if (benchmark, split) == ("msrvtt-1ka", "train") else 2)
         world = open_world(task, split, 2, seed=3, size=32, seconds=20.0)
         for index, record in enumerate(folder.records[:2]):

@@ -6,8 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from perceiver_vl.data.folder import Need
-from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.records import Need, Record, SkippedSample
 from perceiver_vl.data.shards.cache import is_url, open_remote
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line

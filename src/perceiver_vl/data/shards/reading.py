@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perceiver_vl.data.fields import split_name
-from perceiver_vl.data.folder import Need
-from perceiver_vl.data.records import Record
+from perceiver_vl.data.records import Need, Record
 from perceiver_vl.data.shards.cache import DEFAULT_CACHE_BYTES, ShardCache, is_url
 from perceiver_vl.data.shards.manifest import (
     INDEX,

@@ -173,7 +173,7 @@ def _finish(out: Path, plans: list[Plan], settings: dict[str, Any], source: Fold
     import pyarrow.parquet as parquet
 
     shards: list[dict[str, Any]] = []
-    skipped = [asdict(problem) for problem in source.problems]
+    skipped = [asdict(sample) for sample in source.skipped]
 
     def write_index(path: Path) -> None:
         with parquet.ParquetWriter(path, index_schema(), compression="zstd", write_statistics=False) as index:

@@ -115,7 +115,7 @@ def prepare(
         raise UsageError(f"workers={workers}: need at least 1")
     settings, out = settings or Settings(), Path(out)
     _check_apart(folder.path, out)
-    report = PrepareReport(str(out), skipped=list(folder.problems), notes=list(folder.notes))
+    report = PrepareReport(str(out), skipped=list(folder.skipped), notes=list(folder.notes))
     jobs = _plan(folder.records, out, settings)
     with _writing(out), _locked(out):
         before = _claim(out, folder.path, jobs, settings, about or {})
@@ -306,7 +306,7 @@ def _finish(
             "hash": report.hash,
             "metadata_sha256": sha256(metadata) if metadata.is_file() else None,
             "versions": {"perceiver-vl": __version__, "decoder": decoder_version()},
-            "skipped": [asdict(problem) for problem in report.skipped],
+            "skipped": [asdict(sample) for sample in report.skipped],
         },
     )
     named = {one.file_name for one in files}
