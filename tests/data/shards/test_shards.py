@@ -542,7 +542,7 @@ def test_a_run_that_was_begun_otherwise_is_refused(
     other = Path(shutil.copytree(world, tmp_path / "other"))
     with pytest.raises(UsageError, match=r"made with folder=.*world, not .*other"):
         write_shards(read_folder(other), out, samples_per_shard=3)
-    with FileLock(out / ".parts" / ".lock"), pytest.raises(PerceiverVLError, match="another process is writing"):
+    with FileLock(out / ".parts" / ".lock"), pytest.raises(PerceiverVLError, match="another run is writing it"):
         write_shards(read_folder(world), out, samples_per_shard=3)
     assert contents_below(out) == before
 

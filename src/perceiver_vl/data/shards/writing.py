@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from perceiver_vl._version import __version__
 from perceiver_vl.data.records import Folder, SkippedSample
 from perceiver_vl.data.shards.manifest import (
@@ -34,7 +32,7 @@ from perceiver_vl.data.transcode.reencode import Settings
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
-from perceiver_vl.utils.files import sha256, write_json, write_with
+from perceiver_vl.utils.files import locked, sha256, write_json, write_with
 from perceiver_vl.utils.process_pool import run_in_processes
 
 DEFAULT_SHARD_BYTES = 256 << 20
@@ -138,14 +136,9 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
     elif out.exists() and any(path.name != PARTS for path in out.iterdir()):
         raise UsageError(f"{out}: holds files that are no shards; name a new or empty folder")
     begun.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / PARTS / ".lock", timeout=0):
-            write_json(begun, settings)
-            for left in [*out.glob(".*.part"), *(out / PARTS).glob("media-*")]:  # of a process that was killed
-                left.unlink(missing_ok=True)
-            yield
-    except Timeout:
-        raise PerceiverVLError(f"{out}: another process is writing shards here; wait for it") from None
+    with locked(out, leftovers=(".*.part", f"{PARTS}/media-*"), lock=f"{PARTS}/.lock"):
+        write_json(begun, settings)
+        yield
 
 
 def _compare(out: Path, earlier: Any, settings: dict[str, Any]) -> None:

@@ -9,13 +9,14 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
-from perceiver_vl.utils.files import sha256, write_with
+from perceiver_vl.utils.files import sha256
+from perceiver_vl.utils.jsonl import read_lines
 
 MANIFEST = "prepare.json"
 FILES = "prepare.files.jsonl"
@@ -73,37 +74,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def read_files(folder: Path) -> dict[Key, PreparedFile]:
     """The files of a prepared folder by what they show; a line that a stopped run left half-written is passed over."""
-    path = folder / FILES
-    if not path.is_file():
-        return {}
     known = {field.name for field in fields(PreparedFile)}
-    found: dict[Key, PreparedFile] = {}
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                values = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(values, dict) and values.keys() == known:
-                one = PreparedFile(**values)
-                found[one.key] = one
-    return found
-
-
-def file_line(one: PreparedFile) -> str:
-    """A line of `prepare.files.jsonl`."""
-    return json.dumps(asdict(one)) + "\n"
-
-
-def write_files(folder: Path, files: Iterable[PreparedFile]) -> None:
-    """Write `prepare.files.jsonl` anew, atomically."""
-    lines = map(file_line, files)
-
-    def write(beside: Path) -> None:
-        with beside.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-
-    write_with(folder / FILES, write)
+    files = [PreparedFile(**values) for values in read_lines(folder / FILES) if values.keys() == known]
+    return {one.key: one for one in files}
 
 
 def files_hash(files: Iterable[PreparedFile]) -> str:
