@@ -19,7 +19,7 @@ from perceiver_vl.data.fields import (
 )
 from perceiver_vl.data.metadata import METADATA_NAMES, find_metadata, metadata_elsewhere, read_rows
 from perceiver_vl.data.records import Folder, Need, Record, SkippedSample
-from perceiver_vl.media.decode import find_media
+from perceiver_vl.media.decode import find_media, is_media
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 _WORDS = {"text": "caption", "question": "question", "label": "label"}
@@ -206,6 +206,13 @@ def _notes(table: Path, splits: Iterable[str], records: Iterable[Record]) -> Ite
 
 
 # Without metadata
+
+
+def has_class_folders(folder: Path, metadata: str | Path | None = None) -> bool:
+    """Whether the folders that files lie in say what they show, as in cat/1.jpg: nothing else does, at the top."""
+    if not folder.is_dir() or find_metadata(folder, metadata) is not None:
+        return False
+    return not any(is_media(path) for path in folder.iterdir())
 
 
 def _all_media(result: Folder, split: str | None, need: Need | None) -> list[Record]:

@@ -74,7 +74,7 @@ def check_data(
     threads. Raises as `read_benchmark` and `read_folder` do for what cannot be read at all.
     """
     if name != FOLDER and (metadata or columns):
-        raise UsageError(f"metadata, columns: for a folder of one's own; {name} has files and columns of its own")
+        raise UsageError(f"metadata, columns: for a folder of your own; {name} has files and columns of its own")
     with ProgressBars(progress) as stages:
         published = {} if name == FOLDER else dict(find_benchmark(name).splits)
         if name == FOLDER:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from perceiver_vl._version import __version__
+from perceiver_vl.data.checksums import size_fault
 from perceiver_vl.data.records import Folder, SkippedSample
 from perceiver_vl.data.shards.manifest import (
     FORMAT,
@@ -24,7 +25,6 @@ from perceiver_vl.data.shards.manifest import (
     index_schema,
     manifest_shards,
     read_manifest,
-    size_problem,
 )
 from perceiver_vl.data.shards.one_shard import PARTS, ShardWriter, note_path, part_path
 from perceiver_vl.data.shards.planning import Plan, media_sizes, plan_shards, records_fingerprint
@@ -122,8 +122,8 @@ def _is_finished(out: Path, settings: dict[str, Any]) -> bool:
     manifest = read_manifest(out)
     _compare(out, manifest.get("settings"), settings)
     for shard in manifest_shards(manifest, out):
-        if problem := size_problem(out / shard.name, shard.bytes):
-            raise PerceiverVLError(f"{out / shard.name}: {problem}; restore it, or write to another folder")
+        if fault := size_fault(out / shard.name, shard.bytes):
+            raise PerceiverVLError(f"{out / shard.name}: {fault}; restore it, or write to another folder")
     return True
 
 
@@ -265,4 +265,4 @@ def _is_written(out: Path, plan: Plan) -> bool:
     part = _read_json(part_path(out, plan))
     if part is None or part["plan"] != plan.sha256:
         return False
-    return part["shard"] is None or size_problem(out / plan.name, part["shard"]["bytes"]) is None
+    return part["shard"] is None or size_fault(out / plan.name, part["shard"]["bytes"]) is None

@@ -6,16 +6,14 @@ that a run that is stopped can go on; `metadata.jsonl` comes last.
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from perceiver_vl.data.checksums import Verification, verify_files
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
-from perceiver_vl.utils.files import sha256
 from perceiver_vl.utils.jsonl import read_lines
 
 MANIFEST = "prepare.json"
@@ -48,14 +46,6 @@ class PreparedFile:
     def key(self) -> Key:
         """What of the source it shows."""
         return self.source, self.start, self.end
-
-
-@dataclass
-class Verification:
-    """What became of the files of a prepared folder: how many were looked at, and what is wrong."""
-
-    files: int
-    problems: list[SkippedSample]
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -99,12 +89,8 @@ def describe_prepared(folder: str | Path) -> str | None:
     return f"{settings}; {'sha256 ' + manifest['hash'] if manifest.get('complete') else 'incomplete'}"
 
 
-def verify_prepared(
-    folder: str | Path, workers: int = 1, started: Callable[[int], Callable[..., None]] = lambda _: lambda *_: None
-) -> Verification:
-    """Read every file of a prepared folder again and compare its checksum, and that of the metadata.
-
-    `workers`: threads. `started` is given the number of files and gives back what to call after each.
+def verify_prepared(folder: str | Path, workers: int = 1, progress: bool = False) -> Verification:
+    """Read every file of a prepared folder and its metadata again, in `workers` threads, and compare their checksums.
 
     Raises `UsageError` for a folder that is not prepared, or not to its end.
     """
@@ -114,34 +100,13 @@ def verify_prepared(
         raise UsageError(f"{folder}: no {MANIFEST}, not a prepared folder")
     if not manifest.get("complete"):
         raise UsageError(f"{folder}: its preparation did not end, run it again first")
-    files = list(read_files(folder).values())
-    advance = started(len(files))
-    result = Verification(len(files), [])
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for one, reason in zip(files, pool.map(lambda one: _compare(folder, one), files), strict=True):
-            if reason:
-                result.problems.append(SkippedSample(one.file_name, reason))
-            advance()
-    if files_hash(files) != manifest["hash"]:
+    prepared = list(read_files(folder).values())
+    files: list[tuple[str, int | None, str]] = [(one.file_name, one.bytes, one.sha256) for one in prepared]
+    if manifest["metadata_sha256"]:
+        files.append((METADATA, None, manifest["metadata_sha256"]))
+    result = verify_files(folder, files, workers, progress)
+    if files_hash(prepared) != manifest["hash"]:
         result.problems.append(SkippedSample(FILES, f"does not say what {MANIFEST} says"))
-    wanted = manifest["metadata_sha256"]
-    metadata = folder / METADATA
-    if (sha256(metadata) if metadata.is_file() else None) != wanted:
-        result.problems.append(
-            SkippedSample(METADATA, "changed since it was written" if metadata.is_file() else "gone")
-        )
+    if not manifest["metadata_sha256"] and (folder / METADATA).exists():
+        result.problems.append(SkippedSample(METADATA, f"is there, which {MANIFEST} does not say"))
     return result
-
-
-def _compare(folder: Path, one: PreparedFile) -> str | None:
-    """What is wrong with a file."""
-    path = folder / one.file_name
-    try:
-        size = os.stat(path).st_size  # noqa: PTH116
-        if size == one.bytes and sha256(path) == one.sha256:
-            return None
-    except FileNotFoundError:
-        return "gone"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return f"changed: {size} bytes instead of {one.bytes}" if size != one.bytes else "changed: another checksum"
