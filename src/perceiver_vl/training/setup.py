@@ -94,9 +94,8 @@ def open_split(
     problems: list[SkippedSample] = []
     if split.world is not None:
         world = split.world
-        length = {} if world.seconds is None else {"seconds": world.seconds}
         part = split.split or "train"
-        source = open_world(world.task, part, world.clips, world.seed, data.num_frames, world.size, **length)
+        source = open_world(world.task, part, world.clips, world.seed, data.num_frames, world.size, world.seconds)
     else:
         where = split.shards if split.folder is None else split.folder
         assert where is not None

@@ -14,7 +14,7 @@ from perceiver_vl.data.datasets.read import read_splits
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.sources import FolderDataset
-from perceiver_vl.data.synthetic.storyboard import GENERALISATION
+from perceiver_vl.data.synthetic.grid import GENERALISATION
 from perceiver_vl.data.synthetic.tasks import TASKS, PairWorld, open_world, splits_of
 from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.utils.errors import UsageError
@@ -66,7 +66,7 @@ def test_the_second_picture_is_written_too(written: Path) -> None:
     record = read_folder(written / "pairs", split="test").records[1]
     assert record.second_path is not None
     second = FolderDataset([replace(record, path=record.second_path)], (32, 32)).frames(0, 1)
-    assert np.array_equal(second, PairWorld("test", 2, seed=3, size=32).frames(1, second=True))
+    assert np.array_equal(second, PairWorld("test", 2, seed=3, size=32).second.frames(1))
 
 
 def test_the_truth_is_written_beside(written: Path) -> None:
