@@ -13,15 +13,7 @@ from hypothesis import strategies as st
 
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.synthetic.actions import ACTIONS, GridObject
-from perceiver_vl.data.synthetic.grid import (
-    GENERALISATION,
-    HELD_OUT,
-    PLACES,
-    RELATIONS,
-    SEEN,
-    TASK_SPLITS,
-    GridScene,
-)
+from perceiver_vl.data.synthetic.grid import GENERALISATION, HELD_OUT, PLACES, RELATIONS, SEEN, TASK_SPLITS, GridScene
 from perceiver_vl.data.synthetic.questions import QUESTIONS, Question
 from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES, SPLITS
 from perceiver_vl.data.synthetic.tasks import LongWorld, PairWorld, QuestionWorld, open_world, splits_of

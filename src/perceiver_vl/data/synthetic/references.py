@@ -6,15 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from perceiver_vl.data.synthetic.actions import ACTIONS, GridObject, TimedAction
-from perceiver_vl.data.synthetic.grid import (
-    HELD_OUT,
-    SEEN,
-    Combination,
-    draw_cells,
-    draw_objects,
-    draw_relations,
-    pick,
-)
+from perceiver_vl.data.synthetic.grid import HELD_OUT, SEEN, Combination, draw_cells, draw_objects, draw_relations, pick
 
 
 @dataclass(frozen=True)
