@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from perceiver_vl.data.datasets.file_index import FileIndex, MissingAnnotationsError
 from perceiver_vl.data.datasets.table import BENCHMARKS, Benchmark
-from perceiver_vl.data.datasets.tree import MissingAnnotationsError, Tree
 from perceiver_vl.data.fields import split_name
 from perceiver_vl.data.records import Folder, Record, SkippedSample
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
@@ -67,12 +67,12 @@ def read_splits(
     on_request: also those that share their media with others. progress: called after each split.
     """
     benchmark = find_benchmark(name)
-    tree = Tree(Path(folder), benchmark.kind)
+    files = FileIndex(Path(folder), benchmark.kind)
     result: dict[str, BenchmarkRecords] = {}
     missing: MissingAnnotationsError | None = None
     for part in _wanted(benchmark, split, on_request):
         try:
-            result[part] = _read(benchmark, tree, part)
+            result[part] = _read(benchmark, files.of_split(part))
         except MissingAnnotationsError as error:
             missing = missing or error
         progress()
@@ -90,10 +90,10 @@ def _wanted(benchmark: Benchmark, split: str | None, on_request: bool) -> list[s
     return [wanted]
 
 
-def _read(benchmark: Benchmark, tree: Tree, split: str) -> BenchmarkRecords:
-    result = BenchmarkRecords(tree.folder, [], classes=benchmark.classes(tree) if benchmark.classes else ())
+def _read(benchmark: Benchmark, files: FileIndex) -> BenchmarkRecords:
+    result = BenchmarkRecords(files.folder, [], classes=benchmark.classes(files) if benchmark.classes else ())
     skipped: dict[SkippedSample, None] = {}
-    for found in benchmark.read(tree, split):
+    for found in benchmark.read(files):
         result.rows += 1
         if isinstance(found, Record):
             result.records.append(found)
