@@ -26,9 +26,10 @@ from typing import Any
 from PIL import Image
 from rich.table import Table
 
-from perceiver_vl.data.datasets import BENCHMARKS, read_splits
-from perceiver_vl.data.datasets.tree import MISSING
-from perceiver_vl.data.synthetic import World
+from perceiver_vl.data.datasets.file_index import MISSING
+from perceiver_vl.data.datasets.read import read_splits
+from perceiver_vl.data.datasets.table import BENCHMARKS
+from perceiver_vl.data.synthetic.collection import World
 from perceiver_vl.data.synthetic.writing import write_frames
 from perceiver_vl.media.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from perceiver_vl.utils.console import ProgressBars, out

@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, PerceiverVLForPreTraining, PerceiverVLForRetrieval
 from perceiver_vl.data.batching import SharedBatches
 from perceiver_vl.data.records import Record
-from perceiver_vl.data.sources import Frames
-from perceiver_vl.data.synthetic import World
+from perceiver_vl.data.synthetic.collection import World
+from perceiver_vl.media.resizing import Frames
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.evaluation import evaluate_task
 from perceiver_vl.tasks.retrieval import evaluate_retrieval

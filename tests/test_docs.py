@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from perceiver_vl.cli import main
-from perceiver_vl.data.synthetic import write_world
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.models.perceiver_vl.convert import convert
 from perceiver_vl.training import train
 from perceiver_vl.training.recipe import read_recipe

@@ -17,8 +17,9 @@ import yaml
 import perceiver_vl
 from perceiver_vl import MediaError, PerceiverVLError, PerceiverVLForRetrieval, UsageError
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.shards import ShardedDataset, write_shards
-from perceiver_vl.data.synthetic import write_world
+from perceiver_vl.data.shards.reading import ShardedDataset
+from perceiver_vl.data.shards.writing import write_shards
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.media.decode import load_frames
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.models.perceiver_vl.convert import convert

@@ -15,7 +15,7 @@ from perceiver_vl.bench.learning.report import measure_learning
 from perceiver_vl.bench.learning.runs import JOINT, OURS, Learned, Run, Test, digest, load_model, make_runs
 from perceiver_vl.bench.learning.single_stream import rank_jointly
 from perceiver_vl.bench.learning.world import FULL, QUICK, compared, world_parts, world_recipe
-from perceiver_vl.data.synthetic import World
+from perceiver_vl.data.synthetic.collection import World
 from perceiver_vl.models.budget import FULL_BUDGET
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache

@@ -22,7 +22,8 @@ from perceiver_vl.bench.frontier import FrontierReport, measure_frontier
 from perceiver_vl.bench.sources import open_source
 from perceiver_vl.bench.trained import cascade_section, frontier_sections
 from perceiver_vl.bench.trained_figures import cascade_figure, frontier_figures
-from perceiver_vl.data.synthetic import World, write_world
+from perceiver_vl.data.synthetic.collection import World
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.inference import budget_selection
 from perceiver_vl.inference.budget_selection import (
     FILE,

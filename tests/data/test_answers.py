@@ -6,13 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perceiver_vl.data.answers import (
-    frequent_answers,
-    majority_answer,
-    normalise_answer,
-    soft_scores,
-    vqa_vocabulary,
-)
+from perceiver_vl.data.answers import frequent_answers, majority_answer, normalise_answer, soft_scores, vqa_vocabulary
 
 BY_HAND = [  # each worked out from vqaEval.py, step by step
     ("Yes", "yes"),

@@ -59,7 +59,7 @@ def test_a_row_names_a_file_and_says_what_it_shows(folder: Path, write: Callable
         Record("b.mp4", folder / "b.mp4", ("a dog, running",), "train"),
         Record("pictures/c.jpg", folder / "pictures/c.jpg", ("ein Hündchen",), "test"),
     ]
-    assert found.problems == []
+    assert found.skipped == []
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
@@ -229,14 +229,14 @@ def test_classes_are_those_of_all_splits_or_those_given(folder: Path) -> None:
     assert (found.records[0].label, found.classes) == (1, ("ant", "cat"))
     found = read_folder(folder, need="label", classes=["dog", "bee", "cat"])
     assert (found.records[0].label, found.classes) == (2, ("dog", "bee", "cat"))
-    assert [problem.file_name for problem in found.problems] == ["b.mp4"]
+    assert [problem.file_name for problem in found.skipped] == ["b.mp4"]
 
 
 def test_a_label_below_0_is_none(folder: Path) -> None:
     write_jsonl(folder, {"file_name": "a.mp4", "label": -1}, {"file_name": "b.mp4", "label": 1})
     found = read_folder(folder, need="label")
     assert [record.label for record in found.records] == [1]
-    assert found.problems == [SkippedSample("a.mp4", "no label")]
+    assert found.skipped == [SkippedSample("a.mp4", "no label")]
 
 
 def test_folders_of_classes_need_no_metadata(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_folders_of_classes_need_no_metadata(tmp_path: Path) -> None:
         ("train/dog/1.jpg", 1, "train"),
         ("val/dog/3.mp4", 1, "validation"),
     ]
-    assert found.problems == [SkippedSample("val/4.jpg", "in no folder of a class")]
+    assert found.skipped == [SkippedSample("val/4.jpg", "in no folder of a class")]
     assert [record.label for record in read_folder(tmp_path, need="label", split="dev").records] == [1]
     with pytest.raises(UsageError, match=r"split=test: not in [^\n]+ train, val"):
         read_folder(tmp_path, need="label", split="test")
@@ -270,8 +270,8 @@ def test_missing_files_and_missing_captions_are_left_out_and_named(folder: Path)
     write_jsonl(folder, *({"file_name": name, "text": text} for name, text in rows))
     found = read_folder(folder)
     assert texts(found) == {"a.mp4": ("one",), "pictures/c.jpg": ("three",)}
-    assert [problem.file_name for problem in found.problems] == ["gone.mp4", "b.mp4"]
-    assert all(problem.reason for problem in found.problems)
+    assert [problem.file_name for problem in found.skipped] == ["gone.mp4", "b.mp4"]
+    assert all(problem.reason for problem in found.skipped)
     assert "b.mp4" in texts(read_folder(folder, need=None))
 
 
@@ -307,8 +307,8 @@ def test_a_row_that_cannot_be_is_left_out_and_named(folder: Path, row: dict[str,
     write_jsonl(folder, {"file_name": "a.mp4", "text": "one"}, {"file_name": "b.mp4", "text": "two", **row})
     found = read_folder(folder)
     assert texts(found) == {"a.mp4": ("one",)}
-    assert [problem.file_name for problem in found.problems] == ["b.mp4"]
-    assert found.problems[0].reason.startswith(reason)
+    assert [problem.file_name for problem in found.skipped] == ["b.mp4"]
+    assert found.skipped[0].reason.startswith(reason)
     with pytest.raises(PerceiverVLError, match=r"b\.mp4"):
         read_folder(folder, strict=True)
 
@@ -347,7 +347,7 @@ def test_names_that_no_file_can_have_are_missing(folder: Path, name: str) -> Non
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = read_folder(folder)
     assert texts(found) == {"a.mp4": ("one",)}
-    assert len(found.problems) == 1
+    assert len(found.skipped) == 1
 
 
 def test_a_missing_file_of_many_records_is_one_problem(folder: Path) -> None:
@@ -355,7 +355,7 @@ def test_a_missing_file_of_many_records_is_one_problem(folder: Path) -> None:
     write_jsonl(folder, {"file_name": "a.mp4", "question": "why?"}, *rows)
     found = read_folder(folder, need="question")
     assert len(found.records) == 1
-    assert [problem.file_name for problem in found.problems] == ["gone.mp4"]
+    assert [problem.file_name for problem in found.skipped] == ["gone.mp4"]
 
 
 def test_records_for_something_else_are_no_problems(folder: Path) -> None:
@@ -368,7 +368,7 @@ def test_records_for_something_else_are_no_problems(folder: Path) -> None:
     assert [record.question for record in read_folder(folder, need="question").records] == ["why?", "who?"]
     told = read_folder(folder)
     assert texts(told) == {"a.mp4": ("one",)}
-    assert told.problems == []
+    assert told.skipped == []
     assert len(told.notes) == 1
     assert told.notes[0].startswith("2 records without a caption")
     assert len(read_folder(folder, need=None).records) == 3
@@ -487,7 +487,7 @@ def test_manifests_of_real_data_sets(name: str, counts: dict[str, int]) -> None:
     for split, count in counts.items():
         found = read_folder(folder, split=split, metadata="captions.jsonl", columns=columns)
         assert len(found.records) == count
-        assert not found.problems
+        assert not found.skipped
     lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").split("\n") if line]
     wanted = {line["file"]: tuple(line["captions"]) for line in lines if line["split"] == "test"}
     assert texts(read_folder(folder, split="test", metadata="captions.jsonl", columns=columns)) == wanted

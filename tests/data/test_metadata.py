@@ -77,7 +77,7 @@ def test_records_come_back_as_they_were(some: list[Record]) -> None:
         write_metadata(some, folder / "metadata.jsonl")
         found = read_folder(folder, need=None)
         assert found.records == some
-        assert found.problems == []
+        assert found.skipped == []
 
 
 def test_only_what_a_record_has_is_written(tmp_path: Path) -> None:

@@ -18,9 +18,12 @@ from perceiver_vl.data.batching import EpochSampler, TrainingExamples
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.mixture import Mixture, MixtureSampler, pools_of, sampler_of
 from perceiver_vl.data.records import Record
-from perceiver_vl.data.shards import ShardedDataset, write_shards
-from perceiver_vl.data.sources import CachedDataset, FolderDataset, Frames, is_damaged
-from perceiver_vl.data.synthetic import World, write_world
+from perceiver_vl.data.shards.reading import ShardedDataset
+from perceiver_vl.data.shards.writing import write_shards
+from perceiver_vl.data.sources import CachedDataset, FolderDataset, is_damaged
+from perceiver_vl.data.synthetic.collection import World
+from perceiver_vl.data.synthetic.writing import write_world
+from perceiver_vl.media.resizing import Frames
 
 
 class Numbered:

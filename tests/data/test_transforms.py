@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from perceiver_vl import UsageError
 from perceiver_vl.data.batching import TrainingExamples
 from perceiver_vl.data.records import Record
-from perceiver_vl.data.sources import Frames
 from perceiver_vl.data.transforms import (
     OPERATIONS,
     SIDES,
@@ -23,6 +22,7 @@ from perceiver_vl.data.transforms import (
     rand_augment,
     random_crop,
 )
+from perceiver_vl.media.resizing import Frames
 
 
 def noise(frames: int = 3, height: int = 24, width: int = 32, seed: int = 0) -> Frames:

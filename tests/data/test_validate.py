@@ -12,7 +12,7 @@ from PIL import Image
 
 from perceiver_vl import PerceiverVLError, UsageError
 from perceiver_vl.cli import main
-from perceiver_vl.data.datasets import BENCHMARKS
+from perceiver_vl.data.datasets.table import BENCHMARKS
 from perceiver_vl.data.validate import Check, SplitCheck, check_data
 
 SHARED = (Path(__file__).resolve().parents[2] / ".." / "shared").resolve()

@@ -9,7 +9,7 @@ import pytest
 from command_line import run_cli, run_program, world_recipe, write_recipe
 
 from perceiver_vl import PerceiverVLConfig, PerceiverVLForQuestionAnswering, PerceiverVLProcessor
-from perceiver_vl.data.shards import ShardedDataset
+from perceiver_vl.data.shards.reading import ShardedDataset
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from kills import differences, kill_runs
 from transformers import TrainerCallback
 
 from perceiver_vl import PerceiverVLError, cli
-from perceiver_vl.data.synthetic import write_world
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.training import train
 from perceiver_vl.training.checkpoints import damage
 from perceiver_vl.training.recipe import Recipe, read_recipe

@@ -22,7 +22,7 @@ from perceiver_vl import (
     UsageError,
     load_frames,
 )
-from perceiver_vl.data.synthetic import write_world
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.inference import clips as reading
 from perceiver_vl.inference.pipelines import QuestionAnsweringPipeline, RetrievalPipeline
 from perceiver_vl.media.decode import load_clip

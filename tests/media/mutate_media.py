@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perceiver_vl.media.decode import MediaError, find_media, load_clip
+from perceiver_vl.media.decode import find_media, load_clip
+from perceiver_vl.utils.errors import MediaError
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:

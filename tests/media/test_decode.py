@@ -11,18 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from perceiver_vl.media.decode import (
-    MediaError,
-    decoder_version,
-    find_media,
-    is_media,
-    load_clip,
-    load_frames,
-    resize_frame,
-    sample_indices,
-    to_rgb,
-)
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.media.decode import decoder_version, find_media, is_media, load_clip, load_frames
+from perceiver_vl.media.pictures import to_rgb
+from perceiver_vl.media.resizing import resize_frame
+from perceiver_vl.media.sampling import sample_indices
+from perceiver_vl.utils.errors import MediaError, UsageError
 
 ODD = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "odd_media"
 MANIFEST = [json.loads(line) for line in (ODD / "manifest.jsonl").open()] if ODD.is_dir() else []
@@ -229,7 +222,7 @@ def test_random_follows_its_generator(tmp_path):
     path = write_video(tmp_path / "clip.mp4", shades(40))
 
     def draw(seed):
-        return numbers(load_frames(path, 4, sampling="random", rng=np.random.default_rng(seed)))
+        return numbers(load_frames(path, 4, rng=np.random.default_rng(seed)))
 
     assert draw(1) == draw(1) == sample_indices(40, 4, np.random.default_rng(1))
     assert len({tuple(draw(seed)) for seed in range(5)}) > 1
@@ -357,8 +350,6 @@ def test_size_squashes(tmp_path, suffix):
     ("arguments", "message"),
     [
         ({"num_frames": 0}, "num_frames=0: need at least one frame"),
-        ({"num_frames": 2, "sampling": "random"}, "needs rng"),
-        ({"num_frames": 2, "sampling": "middle"}, "sampling='middle'"),
         ({"num_frames": 2, "size": (0, 8)}, r"size=\(0, 8\)"),
     ],
 )

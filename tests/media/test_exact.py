@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numbered_clips import numbers_of, write_numbered, write_numbered_animation
 
-from perceiver_vl.media.decode import Clip, frame_times, load_clip, load_frames, sample_indices, stream_clip
+from perceiver_vl.media.decode import Clip, frame_times, load_clip, load_frames, stream_clip
+from perceiver_vl.media.sampling import sample_indices
 from perceiver_vl.utils.errors import MediaError, UsageError
 
 COUNT = 50
@@ -78,7 +79,7 @@ def test_by_number(clip: tuple[Path, list[float]]) -> None:
     for count in (1, 4, 60):
         check(load_clip(path, count), sample_indices(COUNT, count), times)
     for seed in range(3):
-        found = load_clip(path, 6, sampling="random", rng=np.random.default_rng(seed))
+        found = load_clip(path, 6, rng=np.random.default_rng(seed))
         check(found, sample_indices(COUNT, 6, np.random.default_rng(seed)), times)
 
 
@@ -168,7 +169,7 @@ def test_times_that_the_clip_does_not_have(folder: Path) -> None:
         ({"num_frames": 2, "start": -1.0}, r"start=-1\.0"),
         ({"num_frames": 2, "start": 3.0, "end": 3.0}, r"end=3\.0: the interval is empty"),
         ({"num_frames": 2, "end": float("inf")}, "end=inf"),
-        ({"fps": 1.0, "sampling": "random"}, "needs num_frames"),
+        ({"fps": 1.0, "rng": np.random.default_rng(0)}, "need num_frames"),
     ],
 )
 def test_requests_that_cannot_work(arguments: dict[str, Any], message: str) -> None:

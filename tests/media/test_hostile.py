@@ -16,7 +16,8 @@ from numbered_clips import numbers_of, write_numbered, write_numbered_animation
 from PIL import Image
 
 from perceiver_vl.media import source
-from perceiver_vl.media.decode import MediaError, load_clip, load_frames, stream_clip
+from perceiver_vl.media.decode import load_clip, load_frames, stream_clip
+from perceiver_vl.utils.errors import MediaError
 
 ODD = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "odd_media"
 MANIFEST = [json.loads(line) for line in (ODD / "manifest.jsonl").open()] if ODD.is_dir() else []

@@ -15,7 +15,8 @@ from numbered_clips import numbers_of, write_numbered
 from PIL import Image
 
 from perceiver_vl.media.colour import BT2020, HLG, PQ, to_sdr
-from perceiver_vl.media.decode import load_clip, load_frames, resize_frame
+from perceiver_vl.media.decode import load_clip, load_frames
+from perceiver_vl.media.resizing import resize_frame
 
 Frames = npt.NDArray[np.uint8]
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from perceiver_vl import PerceiverVLError, PerceiverVLProcessor, UsageError
 from perceiver_vl.cli import main
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.shards import write_shards
-from perceiver_vl.data.synthetic import open_world, write_world
+from perceiver_vl.data.shards.writing import write_shards
+from perceiver_vl.data.synthetic.tasks import open_world
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops
 from perceiver_vl.tasks import TASKS
 from perceiver_vl.tasks.evaluation import evaluate_task

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from perceiver_vl import UsageError
-from perceiver_vl.data.synthetic import write_world
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.training.recipe import read_recipe
 from perceiver_vl.training.run import checked_arguments, train
 from perceiver_vl.training.sharding import sharding_arguments

@@ -21,7 +21,7 @@ from rich.table import Table
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Folder
 from perceiver_vl.data.sources import CachedDataset, FolderDataset
-from perceiver_vl.data.synthetic import write_world
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.media.decode import load_frames
 from perceiver_vl.media.filmstrip import Filmstrip, filmstrip
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget

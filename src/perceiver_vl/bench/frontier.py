@@ -14,7 +14,7 @@ import torch
 
 from perceiver_vl.bench.measuring import MatrixProduct, count, take_turns
 from perceiver_vl.bench.sources import open_source
-from perceiver_vl.data.folder import Need
+from perceiver_vl.data.records import Need
 from perceiver_vl.data.sources import CachedDataset, VideoDataset
 from perceiver_vl.inference.budget_selection import (
     RETRIEVAL,

@@ -1,9 +1,9 @@
 """Clips for the benches of trained models: a user's own, or the generated world's held-out ones."""
 
-from perceiver_vl.data.folder import Need
 from perceiver_vl.data.open import open_dataset
+from perceiver_vl.data.records import Need
 from perceiver_vl.data.sources import Subset, VideoDataset
-from perceiver_vl.data.synthetic import World
+from perceiver_vl.data.synthetic.collection import World
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.utils.errors import UsageError
 

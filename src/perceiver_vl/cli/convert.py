@@ -6,17 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from perceiver_vl.cli.options import (
-    BudgetOption,
-    JsonOption,
-    ModelOption,
-    read_budget,
-    require_extra,
-)
-from perceiver_vl.cli.show import (
-    print_conversion,
-    print_json,
-)
+from perceiver_vl.cli.options import BudgetOption, JsonOption, ModelOption, read_budget, require_extra
+from perceiver_vl.cli.show import print_conversion, print_json
 from perceiver_vl.models.budget import is_limit
 from perceiver_vl.utils.console import out
 

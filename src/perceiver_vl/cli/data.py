@@ -1,16 +1,18 @@
 """Commands that make and look after data: `world`, `prepare`, `data …`."""
 
 import os
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from perceiver_vl.cli.options import ColumnsOption, JsonOption, MetadataOption, SplitOption, StrictOption, parse_columns
 from perceiver_vl.cli.show import print_json, print_skipped
-from perceiver_vl.utils.console import ProgressBars, err, out
+from perceiver_vl.utils.console import err, out
 from perceiver_vl.utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from perceiver_vl.data.checksums import Verification
 
 data_app = typer.Typer(no_args_is_help=True, help="Look after data sets.")
 
@@ -36,7 +38,7 @@ def world(
     as_json: JsonOption = False,
 ) -> None:
     """Write the generated world: video and picture files with captions and questions whose truth is known."""
-    from perceiver_vl.data.synthetic import write_world
+    from perceiver_vl.data.synthetic.writing import write_world
 
     counts = write_world(
         folder,
@@ -84,25 +86,19 @@ def prepare(
     """Write a folder or data set again once, small, for quick training and search; again: what is new or changed."""
     workers = workers or os.cpu_count() or 1
     if verify:
-        _verify_prepared(output or source, workers, as_json)
+        from perceiver_vl.data.transcode.prepared import verify_prepared
+
+        _print_verification(verify_prepared(output or source, workers, progress=True), as_json)
         return
     if output is None:
         raise UsageError("OUT is missing: give the folder to write")
+    names = parse_columns(columns)
+    from perceiver_vl.data.open import read_records
     from perceiver_vl.data.transcode.prepare import prepare as run
     from perceiver_vl.data.transcode.reencode import Settings
 
     settings = Settings(_parse_size(size), fps, min_frames, format, keyframes)  # type: ignore[arg-type]
-    if benchmark is None:
-        from perceiver_vl.data.folder import read_folder
-
-        names = parse_columns(columns)
-        folder = read_folder(source, split=split, metadata=metadata, columns=names, need=None, strict=strict)
-    else:
-        from perceiver_vl.data.datasets import read_benchmark
-
-        if metadata or columns:
-            raise UsageError(f"benchmark={benchmark}: has its own files, leave out --metadata and --columns")
-        folder = read_benchmark(benchmark, source, split=split, strict=strict)
+    folder = read_records(source, benchmark, split=split, metadata=metadata, columns=names, strict=strict)
     about = {"benchmark": benchmark, "split": split}
     report = run(folder, output, settings, workers=workers, strict=strict, progress=True, about=about)
     if as_json:
@@ -121,17 +117,13 @@ def _parse_size(text: str) -> int | tuple[int, int]:
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
-def _verify_prepared(folder: Path, workers: int, as_json: bool) -> None:
-    from perceiver_vl.data.transcode.prepared import verify_prepared
-
-    with ProgressBars(True) as stages:
-        result = verify_prepared(folder, workers, lambda total: stages.stage("Verifying", total))
+def _print_verification(result: "Verification", as_json: bool) -> None:
     if as_json:
-        print_json(asdict(result))
+        print_json(result.to_dict())
     elif not result.problems:
-        out.print(f"{folder}: {result.files} files are as they were written", markup=False)
+        out.print(f"{result.folder}: {result.files} files are as they were written", markup=False)
     for problem in result.problems:
-        err.print(f"{folder / problem.file_name}: {problem.reason}", markup=False)
+        err.print(f"{result.folder / problem.file_name}: {problem.reason}", markup=False)
     if result.problems:
         raise typer.Exit(1)
 
@@ -169,8 +161,8 @@ def list_benchmarks(
 ) -> None:
     """Name the benchmarks that can be read, with the published counts of their splits."""
     from perceiver_vl.cli.show_data import benchmark_as_dict, print_benchmark, print_benchmarks
-    from perceiver_vl.data.datasets import BENCHMARKS
     from perceiver_vl.data.datasets.read import find_benchmark
+    from perceiver_vl.data.datasets.table import BENCHMARKS
 
     chosen = [find_benchmark(name)] if name else list(BENCHMARKS.values())
     if as_json:
@@ -210,34 +202,25 @@ def shard(
     as_json: JsonOption = False,
 ) -> None:
     """Pack media and annotations into WebDataset shards with an index, for training at scale; resumable."""
+    workers = workers or os.cpu_count() or 1
     if verify:
-        _verify_shards(output or folder or Path(name), as_json)
+        from perceiver_vl.data.shards.manifest import verify_shards
+
+        _print_verification(verify_shards(output or folder or Path(name), workers, progress=True), as_json)
         return
     if folder is None or output is None:
         raise UsageError("DIR and OUT are needed: where the files lie, and the folder to write")
     names = parse_columns(columns)
-    from perceiver_vl.data.shards import write_shards
+    from perceiver_vl.data.folder import has_class_folders
+    from perceiver_vl.data.open import read_records
+    from perceiver_vl.data.shards.writing import write_shards
     from perceiver_vl.data.transcode.reencode import Settings
     from perceiver_vl.data.validate import FOLDER
 
     reencoding = None if size is None else Settings(_parse_size(size))
-    if name == FOLDER:
-        from perceiver_vl.data.folder import read_folder
-        from perceiver_vl.data.metadata import find_metadata
-        from perceiver_vl.media.decode import is_media
-
-        described = folder.is_dir() and find_metadata(folder, metadata) is not None
-        by_class = folder.is_dir() and not described and not any(is_media(path) for path in folder.iterdir())
-        need: Literal["label"] | None = (
-            "label" if by_class else None
-        )  # folders of classes say what is in them, as in cat/1.jpg
-        source = read_folder(folder, split=split, metadata=metadata, columns=names, need=need, strict=strict)
-    elif metadata or names:
-        raise UsageError("--metadata, --columns: for a folder; a benchmark has files and columns of its own")
-    else:
-        from perceiver_vl.data.datasets import read_benchmark
-
-        source = read_benchmark(name, folder, split=split, strict=strict)
+    benchmark = None if name == FOLDER else name
+    need: Literal["label"] | None = "label" if benchmark is None and has_class_folders(folder, metadata) else None
+    source = read_records(folder, benchmark, split=split, metadata=metadata, columns=names, need=need, strict=strict)
     report = write_shards(
         source,
         output,
@@ -245,7 +228,7 @@ def shard(
         samples_per_shard=samples_per_shard,
         shard_bytes=shard_bytes,
         reencoding=reencoding,
-        workers=workers or os.cpu_count() or 1,
+        workers=workers,
         strict=strict,
         progress=True,
     )
@@ -259,17 +242,3 @@ def shard(
         markup=False,
     )
     print_skipped(report.skipped)
-
-
-def _verify_shards(folder: Path, as_json: bool) -> None:
-    from perceiver_vl.data.shards import verify_shards
-
-    problems = verify_shards(folder, progress=True)
-    if as_json:
-        print_json({"folder": str(folder), "problems": [vars(problem) for problem in problems]})
-    elif not problems:
-        out.print(f"{folder}: the shards and their index are as they were written", markup=False)
-    for problem in problems:
-        err.print(f"{folder / problem.file_name}: {problem.reason}", markup=False)
-    if problems:
-        raise typer.Exit(1)

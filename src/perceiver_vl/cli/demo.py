@@ -5,13 +5,8 @@ from typing import Annotated
 
 import typer
 
-from perceiver_vl.cli.options import (
-    JsonOption,
-    require_extra,
-)
-from perceiver_vl.cli.show import (
-    print_json,
-)
+from perceiver_vl.cli.options import JsonOption, require_extra
+from perceiver_vl.cli.show import print_json
 from perceiver_vl.utils.console import out
 
 

@@ -22,12 +22,7 @@ from perceiver_vl.cli.options import (
     read_budget,
     require_extra,
 )
-from perceiver_vl.cli.show import (
-    print_damaged,
-    print_hits,
-    print_json,
-    print_skipped,
-)
+from perceiver_vl.cli.show import print_damaged, print_hits, print_json, print_skipped
 from perceiver_vl.utils.console import out
 from perceiver_vl.utils.threads import use_threads
 

@@ -10,7 +10,7 @@ from perceiver_vl.cli.show import print_skipped
 from perceiver_vl.utils.console import out
 
 if TYPE_CHECKING:
-    from perceiver_vl.data.datasets import Benchmark
+    from perceiver_vl.data.datasets.table import Benchmark
     from perceiver_vl.data.validate import Check
 
 

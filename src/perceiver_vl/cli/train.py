@@ -5,19 +5,9 @@ from typing import Annotated
 
 import typer
 
-from perceiver_vl.cli.options import (
-    JsonOption,
-    require_extra,
-)
+from perceiver_vl.cli.options import JsonOption, require_extra
 from perceiver_vl.cli.report import report_at_end
-from perceiver_vl.cli.show import (
-    print_damaged,
-    print_dry_run,
-    print_json,
-    print_retrieval,
-    print_skipped,
-    print_task,
-)
+from perceiver_vl.cli.show import print_damaged, print_dry_run, print_json, print_retrieval, print_skipped, print_task
 from perceiver_vl.utils.console import out
 
 

@@ -58,7 +58,7 @@ def vqa_vocabulary(majority_answers: Iterable[str], at_least: int = 9) -> tuple[
     """The label set of VQAv2: normalised majority answers (one a question) that occur `at_least` times.
 
     In the order of their first appearance, so that labels are those of ViLT and of the authors' checkpoints. From
-    `data.benchmarks.vqav2.majority_answers`, training before validation, it has 3,129 answers.
+    `data.datasets.vqav2.majority_answers`, training before validation, it has 3,129 answers.
     Source: `filter_answers` of hengyuan-hu/bottom-up-attention-vqa (tools/compute_softscore.py), as ViLT does it
     (dandelin/ViLT, vilt/utils/write_vqa.py): both count training and validation questions together.
     """

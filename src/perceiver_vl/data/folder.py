@@ -6,23 +6,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, get_args
 
-from perceiver_vl.data.fields import (
-    SPLITS,
-    Columns,
-    RowError,
-    class_names,
-    find_columns,
-    row_to_record,
-    split_name,
-)
+from perceiver_vl.data.fields import SPLITS, Columns, RowError, class_names, find_columns, row_to_record, split_name
 from perceiver_vl.data.metadata import METADATA_NAMES, find_metadata, metadata_elsewhere, read_rows
-from perceiver_vl.data.records import Folder, Record, SkippedSample
-from perceiver_vl.media.decode import find_media
+from perceiver_vl.data.records import Folder, Need, Record, SkippedSample
+from perceiver_vl.media.decode import find_media, is_media
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
-Need = Literal["text", "question", "label"]
 _WORDS = {"text": "caption", "question": "question", "label": "label"}
 
 
@@ -47,11 +38,11 @@ def read_folder(
     `split` keeps one split. `metadata` names another metadata file, within the folder or anywhere. `columns` maps our
     names to the file's, as in `{"file_name": "file", "text": "captions"}`; "" ignores a column that means something
     else (as `start` does where it is that of the film from which a clip was cut).
-    `need` is what a record is for; those without it become problems, or if they are for something else, are left out.
+    `need` is what a record is for; those without it are skipped, or if they are for something else, left out.
     Without metadata every media file of the folder is a record, which is an error if text or questions are needed;
     if labels are, the name of the folder that a file lies in is its class, below folders of splits if there are any.
     `classes` gives the names of classes in their order (those of a model); without it they are those found, sorted.
-    Files that are missing and values that cannot be become problems too; `strict` raises at the first.
+    Files that are missing and values that cannot be are skipped too; `strict` raises at the first.
 
     Raises `UsageError` for a folder, metadata file, column or split that is not there, and for names that lead out of
     the folder, `PerceiverVLError` if nothing is left.
@@ -71,10 +62,10 @@ def read_folder(
         found = _all_media(result, split, need)
     for record in _usable(found, result, need):
         result.records.append(record)
-        if strict and result.problems:
+        if strict and result.skipped:
             break
-    if strict and result.problems:
-        first = result.problems[0]
+    if strict and result.skipped:
+        first = result.skipped[0]
         where = f"; mend {table.name}, or leave out strict to skip such files" if table else ""
         raise PerceiverVLError(f"{folder / first.file_name}: {first.reason}{where}")
     if not result.records:
@@ -83,22 +74,22 @@ def read_folder(
 
 
 def _why(result: Folder) -> str:
-    if result.problems:
-        first = result.problems[0]
-        return f" of {len(result.problems)}, the first: {first.file_name}: {first.reason}"
+    if result.skipped:
+        first = result.skipped[0]
+        return f" of {len(result.skipped)}, the first: {first.file_name}: {first.reason}"
     return f": {result.notes[-1]}" if result.notes else ": it has no rows"
 
 
 def _usable(found: Iterable[Record], result: Folder, need: Need | None) -> Iterator[Record]:
-    """The records whose files are there, with paths, and which have what is needed; the others become problems."""
+    """The records whose files are there, with paths, and which have what is needed; the others are skipped."""
     paths: dict[str, Path | None] = {}  # one look at the disk for each file, however many records it has
     elsewhere = 0
     for record in found:
-        if need is not None and not _has(record, need):
-            if _has(record, "text") or _has(record, "question") or _has(record, "label"):
+        if need is not None and not record.has(need):
+            if any(record.has(other) for other in get_args(Need)):
                 elsewhere += 1
             else:
-                result.problems.append(SkippedSample(record.file_name, f"no {_WORDS[need]}"))
+                result.skipped.append(SkippedSample(record.file_name, f"no {_WORDS[need]}"))
             continue
         names = [name for name in (record.file_name, record.second_file_name) if name is not None]
         for name in names:
@@ -106,19 +97,13 @@ def _usable(found: Iterable[Record], result: Folder, need: Need | None) -> Itera
                 path = os.path.join(result.path, name)  # noqa: PTH118 (there may be a million of them)
                 paths[name] = Path(path) if os.path.isfile(path) else None  # noqa: PTH113
                 if paths[name] is None:
-                    hint = "" if result.problems else _where_it_may_be(result.path, name)
-                    result.problems.append(SkippedSample(name, f"named in the metadata but not there{hint}"))
+                    hint = "" if result.skipped else _where_it_may_be(result.path, name)
+                    result.skipped.append(SkippedSample(name, f"named in the metadata but not there{hint}"))
         there = [place for name in names if (place := paths[name]) is not None]
         if len(there) == len(names):
             yield replace(record, path=there[0], second_path=there[1] if there[1:] else None)
     if elsewhere:
         result.notes.append(f"{elsewhere} records without a {_WORDS[need or 'text']} are for something else, left out")
-
-
-def _has(record: Record, need: Need) -> bool:
-    if need == "label":
-        return record.label is not None
-    return bool(record.texts) if need == "text" else record.question is not None
 
 
 def _where_it_may_be(folder: Path, name: str) -> str:
@@ -170,10 +155,10 @@ def _from_table(
             file_name = columns.value(row, "file_name")
             if not isinstance(file_name, str):
                 raise UsageError(f"{where}: {error}") from error
-            result.problems.append(SkippedSample(file_name, f"row {number}: {error}"))
+            result.skipped.append(SkippedSample(file_name, f"row {number}: {error}"))
             continue
         records.setdefault(_clip(record) or number, []).append(record)
-    if wanted is not None and not records and not result.problems:
+    if wanted is not None and not records and not result.skipped:
         has = f"which has {', '.join(sorted(splits))}" if splits else "which has no split column"
         raise UsageError(f"split={split}: not in {table.name}, {has}")
     joined = [_join(of_one) for of_one in records.values()]
@@ -215,6 +200,13 @@ def _notes(table: Path, splits: Iterable[str], records: Iterable[Record]) -> Ite
 # Without metadata
 
 
+def has_class_folders(folder: Path, metadata: str | Path | None = None) -> bool:
+    """Whether the folders that files lie in say what they show, as in cat/1.jpg: nothing else does, at the top."""
+    if not folder.is_dir() or find_metadata(folder, metadata) is not None:
+        return False
+    return not any(is_media(path) for path in folder.iterdir())
+
+
 def _all_media(result: Folder, split: str | None, need: Need | None) -> list[Record]:
     folder = result.path
     if need is not None:
@@ -245,7 +237,7 @@ def _from_class_folders(result: Folder, split: str | None) -> list[Record]:
         top, *inner = name.split("/")
         of_class = inner[:-1] if has_splits else [top, *inner][:-1]
         if not of_class:
-            result.problems.append(SkippedSample(name, "in no folder of a class"))
+            result.skipped.append(SkippedSample(name, "in no folder of a class"))
             continue
         records.append((Record(name, Path(name), split=split_name(top) if has_splits else None), of_class[-1]))
     if not records:
@@ -261,7 +253,7 @@ def _from_class_folders(result: Folder, split: str | None) -> list[Record]:
         if name in places:
             labelled.append(replace(record, label=places[name]))
         else:
-            result.problems.append(SkippedSample(record.file_name, f"{name}: not one of the {len(places)} classes"))
+            result.skipped.append(SkippedSample(record.file_name, f"{name}: not one of the {len(places)} classes"))
     if wanted is not None and not labelled:
         raise UsageError(f"split={split}: not in {folder}, which has {', '.join(sorted(tops))}")
     return labelled

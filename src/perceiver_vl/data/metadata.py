@@ -10,7 +10,7 @@ from typing import Any
 
 from perceiver_vl.data.records import Record
 from perceiver_vl.utils.errors import UsageError, first_line
-from perceiver_vl.utils.files import write_with
+from perceiver_vl.utils.jsonl import write_lines
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _TABLES = frozenset({".jsonl", ".json", ".csv", ".tsv", ".parquet"})
@@ -144,12 +144,7 @@ def write_metadata(records: Iterable[Record], path: str | Path, classes: Sequenc
     What a record does not have is left out. With `classes` the labels of records without choices are written as the
     names of their classes.
     """
-
-    def write(beside: Path) -> None:
-        with beside.open("w", encoding="utf-8") as file:
-            file.writelines(_line(record_to_row(record, classes)) for record in records)
-
-    write_with(Path(path), write)
+    write_lines(Path(path), (record_to_row(record, classes) for record in records))
 
 
 def record_to_row(record: Record, classes: Sequence[str] = ()) -> dict[str, Any]:
@@ -173,12 +168,3 @@ def record_to_row(record: Record, classes: Sequence[str] = ()) -> dict[str, Any]
         "kind": record.kind,
     }
     return {name: value for name, value in row.items() if value is not None and value != ()}
-
-
-def _line(row: dict[str, Any]) -> str:
-    line = json.dumps(row, ensure_ascii=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:  # a file name that is not Unicode, which JSON can only write escaped
-        line = json.dumps(row)
-    return line + "\n"

@@ -17,8 +17,9 @@ from torch.utils.data import Sampler
 
 from perceiver_vl.data.batching import EpochSampler, drawn_captions
 from perceiver_vl.data.records import Record, SkippedSample
-from perceiver_vl.data.sources import CachedDataset, Frames, VideoDataset, is_damaged, is_image
-from perceiver_vl.data.synthetic import World
+from perceiver_vl.data.sources import CachedDataset, VideoDataset, is_damaged, is_image
+from perceiver_vl.data.synthetic.collection import World
+from perceiver_vl.media.resizing import Frames
 from perceiver_vl.utils.errors import UsageError
 
 Places = npt.NDArray[np.int64]
@@ -244,7 +245,7 @@ class MixtureSampler(Sampler[int]):
         source: Any = _bare(self.mixture.sources[pool.source])
         if not hasattr(source, "groups"):
             return rng.permutation(pool.clips)
-        from perceiver_vl.data.shards import shuffled_in_groups
+        from perceiver_vl.data.shards.reading import shuffled_in_groups
 
         order = shuffled_in_groups(source.groups(), self.seed, passing)
         order = order + self.mixture.ends[pool.source] - len(source)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from perceiver_vl.data.datasets import read_benchmark
-from perceiver_vl.data.folder import Need, read_folder
-from perceiver_vl.data.records import SkippedSample
-from perceiver_vl.data.shards import ShardedDataset, is_sharded
+from perceiver_vl.data.datasets.read import read_benchmark
+from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.records import Folder, Need, SkippedSample
+from perceiver_vl.data.shards.manifest import is_sharded
+from perceiver_vl.data.shards.reading import ShardedDataset
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_listed
 from perceiver_vl.data.sources import FolderDataset, VideoDataset
 from perceiver_vl.utils.errors import UsageError
@@ -28,9 +29,7 @@ def open_dataset(
     """The clips of a folder (or of shards, a folder or URL of theirs) at `size` (height, width), and the records that
     had to be left out.
 
-    `benchmark`: its folder is read as that benchmark's official files (`data.benchmarks`). `metadata`, `columns`: as
-    for `read_folder`. `need`: what every record must have. `classes`: the names of classes in their order (those of a
-    model), where labels are names; without them those of a folder are those found in it. The source has `classes`.
+    The other arguments are those of `read_records`. The source has `classes`.
     Raises `UsageError` for options that do not go together, or nothing that has what is needed; `PerceiverVLError`
     where more than the share `max_failed_fraction` of the records cannot be used.
     """
@@ -39,22 +38,41 @@ def open_dataset(
             if value:
                 raise UsageError(f"{name}={value}: {where} holds shards, which have their own records; leave it out")
         return ShardedDataset(where, size, split, need=need), []
+    folder = read_records(
+        where, benchmark, split=split, metadata=metadata, columns=columns, need=need, classes=classes, strict=strict
+    )
+    check_listed(folder.skipped, len(folder.records), max_failed_fraction)
+    return FolderDataset(folder.records, size, folder.classes), folder.skipped
+
+
+def read_records(
+    where: str | Path,
+    benchmark: str | None = None,
+    *,
+    split: str | None = None,
+    metadata: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    need: Need | None = None,
+    classes: Sequence[str] = (),
+    strict: bool = False,
+) -> Folder:
+    """The records of a folder, as `read_folder` reads them; or as a `benchmark` those of its official files.
+
+    `need`: what every record must have. `classes`: the names of classes in their order (those of a model), where labels
+    are names; without them those of a folder are those found in it.
+    Raises `UsageError` for metadata or columns of a benchmark; otherwise as `read_folder` and `read_benchmark`.
+    """
     if benchmark is None:
-        folder = read_folder(
+        return read_folder(
             where, split=split, metadata=metadata, columns=columns, need=need, classes=classes, strict=strict
         )
-    else:
-        folder = read_benchmark(benchmark, where, split=split, strict=strict)
-        if need is not None:
-            has = {"text": "texts", "question": "question", "label": "label"}[need]
-            kept = [record for record in folder.records if getattr(record, has) not in (None, (), "")]
-            if not kept:
-                raise UsageError(f"benchmark={benchmark}: none of its records has a {need}, choose another")
-            folder.problems += [
-                SkippedSample(record.file_name, f"no {need}")
-                for record in folder.records
-                if getattr(record, has) in (None, (), "")
-            ]
-            folder.records = kept
-    check_listed(folder.problems, len(folder.records), max_failed_fraction)
-    return FolderDataset(folder.records, size, folder.classes), folder.problems
+    if metadata or columns:
+        raise UsageError(f"metadata, columns: for a folder of your own; {benchmark} has files and columns of its own")
+    folder = read_benchmark(benchmark, where, split=split, strict=strict)
+    kept = [record for record in folder.records if need is None or record.has(need)]
+    if not kept:
+        raise UsageError(f"benchmark={benchmark}: none of its records has a {need}, choose another")
+    lacking = [record for record in folder.records if need is not None and not record.has(need)]
+    folder.skipped += [SkippedSample(record.file_name, f"no {need}") for record in lacking]
+    folder.records = kept
+    return folder

@@ -16,11 +16,12 @@ import numpy as np
 
 from perceiver_vl.data.mixture import Mixture
 from perceiver_vl.data.records import Record, SkippedSample
-from perceiver_vl.data.shards import ShardedDataset
+from perceiver_vl.data.shards.reading import ShardedDataset
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_failures
-from perceiver_vl.data.sources import CachedDataset, Frames, VideoDataset, is_damaged
-from perceiver_vl.data.synthetic import PairWorld
+from perceiver_vl.data.sources import CachedDataset, VideoDataset, is_damaged
+from perceiver_vl.data.synthetic.tasks import PairWorld
 from perceiver_vl.media.decode import load_frames
+from perceiver_vl.media.resizing import Frames
 from perceiver_vl.utils.distributed import ProcessGroup
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
@@ -82,10 +83,7 @@ class SecondPictures:
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         """Decode."""
-        path = self.record(index).path
-        if rng is not None:
-            return load_frames(path, num_frames, sampling="random", rng=rng, size=self.size)
-        return load_frames(path, num_frames, size=self.size)
+        return load_frames(self.record(index).path, num_frames, rng=rng, size=self.size)
 
 
 def other_pictures(source: VideoDataset, size: tuple[int, int]) -> VideoDataset:
@@ -160,7 +158,8 @@ def read_ahead(
             for medium, decoded in islice(decoding, len(wanted.keys() - tried)):
                 tried.add(medium)
                 if isinstance(decoded, MediaError):
-                    broken[medium] = _problem(sources, of_medium[medium], decoded)
+                    lost = [sources[0].record(index) for index in of_medium[medium]]
+                    broken[medium] = SkippedSample.of_file(decoded, lost)
                     problems.append(broken[medium])
                 else:
                     loaded[medium] = decoded
@@ -223,10 +222,3 @@ class ClipReader:
 def medium_of(record: Record) -> MediumKey:
     """What tells the media of records apart."""
     return record.path, record.start, record.end, record.second_path
-
-
-def _problem(sources: Sequence[VideoDataset], lost: Sequence[int], error: MediaError) -> SkippedSample:
-    """The broken file, under the name that the data set gives it, and how many examples are lost with it."""
-    records = [source.record(lost[0]) for source in sources]
-    name = next((record.file_name for record in records if record.path == error.path), records[0].file_name)
-    return SkippedSample(name, error.reason if len(lost) == 1 else f"{error.reason} ({len(lost)} examples)")

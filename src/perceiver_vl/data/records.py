@@ -1,7 +1,14 @@
 """What an example says: one type for folders, the benchmarks' own files, shards and the generated world."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+from perceiver_vl.utils.errors import MediaError
+
+Need = Literal["text", "question", "label"]
+"""What a record is for."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,12 @@ class Record:
     example_id: str | None = None
     kind: str | None = None
 
+    def has(self, need: Need) -> bool:
+        """Whether it has a text, a question or a label."""
+        if need == "label":
+            return self.label is not None
+        return bool(self.texts if need == "text" else self.question)
+
 
 @dataclass(frozen=True)
 class SkippedSample:
@@ -39,6 +52,13 @@ class SkippedSample:
 
     file_name: str
     reason: str
+
+    @classmethod
+    def of_file(cls, error: MediaError, records: Sequence[Record]) -> "SkippedSample":
+        """A file that cannot be read, by the name that its data set gives it; `records`: all that are lost with it."""
+        first, count = records[0], len(records)
+        second = first.second_file_name if error.path == first.second_path else None
+        return cls(second or first.file_name, error.reason if count == 1 else f"{error.reason} ({count} examples)")
 
 
 @dataclass
@@ -51,6 +71,6 @@ class Folder:
 
     path: Path
     records: list[Record]
-    problems: list[SkippedSample] = field(default_factory=list)
+    skipped: list[SkippedSample] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)

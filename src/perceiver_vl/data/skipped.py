@@ -1,6 +1,5 @@
 """Files that cannot be read: how many are too many for a job to go on, and the list of them beside its results."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
-from perceiver_vl.utils.files import write_text
+from perceiver_vl.utils.jsonl import read_lines, write_lines
 
 FEWEST_TRIED = 20
 """Of fewer clips than these a share says nothing, and nothing is stopped."""
@@ -65,13 +64,11 @@ class ReadTracker:
         return int(self._failed.sum()), int(self._tried.sum())
 
 
-def write_skipped(path: Path, problems: Iterable[SkippedSample]) -> None:
+def write_skipped(path: Path, samples: Iterable[SkippedSample]) -> None:
     """Write one JSON object a line, `file_name` and `reason`."""
-    write_text(path, "".join(f"{json.dumps(asdict(problem), ensure_ascii=False)}\n" for problem in problems))
+    write_lines(path, map(asdict, samples))
 
 
 def read_skipped(path: Path) -> list[SkippedSample]:
     """What `write_skipped` wrote; nothing where there is no file."""
-    if not path.is_file():
-        return []
-    return [SkippedSample(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [SkippedSample(**line) for line in read_lines(path)]

@@ -5,12 +5,11 @@ from typing import Protocol
 
 import av
 import numpy as np
-import numpy.typing as npt
 
 from perceiver_vl.data.records import Record
-from perceiver_vl.media.decode import IMAGE_EXTENSIONS, Sampling, load_clip
+from perceiver_vl.media.decode import IMAGE_EXTENSIONS, load_clip
+from perceiver_vl.media.resizing import Frames
 
-Frames = npt.NDArray[np.uint8]
 _IMAGES = IMAGE_EXTENSIONS - {".gif"}  # most of those move
 
 
@@ -63,10 +62,7 @@ class FolderDataset:
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         """Decode."""
         record = self.records[index]
-        sampling: Sampling = "uniform" if rng is None else "random"
-        clip = load_clip(
-            record.path, num_frames, sampling=sampling, rng=rng, size=self.size, start=record.start, end=record.end
-        )
+        clip = load_clip(record.path, num_frames, rng=rng, size=self.size, start=record.start, end=record.end)
         if clip.lost:
             self.damaged.add(index)
         return clip.frames

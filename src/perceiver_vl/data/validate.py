@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perceiver_vl.data.datasets import Split, read_splits
-from perceiver_vl.data.datasets.read import BenchmarkRecords, find_benchmark
+from perceiver_vl.data.datasets.read import BenchmarkRecords, find_benchmark, read_splits
+from perceiver_vl.data.datasets.table import Split
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.prefetch import decode_ahead
 from perceiver_vl.data.records import Folder, Record, SkippedSample
@@ -77,7 +77,7 @@ def check_data(
     threads. Raises as `read_benchmark` and `read_folder` do for what cannot be read at all.
     """
     if name != FOLDER and (metadata or columns):
-        raise UsageError(f"metadata, columns: for a folder of one's own; {name} has files and columns of its own")
+        raise UsageError(f"metadata, columns: for a folder of your own; {name} has files and columns of its own")
     with ProgressBars(progress) as stages:
         published = {} if name == FOLDER else dict(find_benchmark(name).splits)
         if name == FOLDER:
@@ -93,7 +93,7 @@ def check_data(
                 faults[path] = fault
             advance()
     checks = [_check(part, found, faults, published.get(part, Split())) for part, found in parts.items()]
-    problems = dict.fromkeys(problem for found in parts.values() for problem in found.problems)
+    problems = dict.fromkeys(sample for found in parts.values() for sample in found.skipped)
     problems |= dict.fromkeys(SkippedSample(files[path], fault) for path, fault in faults.items())
     absent = [part for part in published if split is None and part not in parts]
     return Check(name, Path(folder), decode, checks, absent, list(problems))
@@ -106,8 +106,8 @@ def _by_split(content: Folder) -> dict[str, BenchmarkRecords]:
         part = parts.setdefault(record.split or "no split", BenchmarkRecords(content.path, []))
         part.records.append(record)
         part.rows += 1
-    if content.problems:
-        parts["left out"] = BenchmarkRecords(content.path, [], content.problems, rows=len(content.problems))
+    if content.skipped:
+        parts["left out"] = BenchmarkRecords(content.path, [], content.skipped, rows=len(content.skipped))
     return parts
 
 
@@ -152,7 +152,7 @@ def _decoding_fault(path: str) -> str | None:
 
 def _check(split: str, content: BenchmarkRecords, faults: dict[str, str], published: Split) -> SplitCheck:
     media = {str(path) for _, path in _files(content.records)}
-    left_out = {problem.file_name: problem.reason for problem in content.problems}
+    left_out = {sample.file_name: sample.reason for sample in content.skipped}
     missing = Counter("but not there" in reason for reason in left_out.values())
     return SplitCheck(
         split,

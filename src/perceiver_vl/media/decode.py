@@ -17,33 +17,12 @@ import numpy.typing as npt
 import PIL
 from PIL import UnidentifiedImageError
 
-from perceiver_vl.media.pictures import Picture, is_picture, to_rgb
-from perceiver_vl.media.rendering import Frames
-from perceiver_vl.media.resizing import resize_frame
-from perceiver_vl.media.sampling import Indices, Request, Sampling, Taken, check_request, sample_indices
-from perceiver_vl.media.source import MAX_CLIP_BYTES, MAX_PICTURE_PIXELS, Source, open_source
+from perceiver_vl.media.pictures import Picture, is_picture
+from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import DecodedFrame, Indices, Request
+from perceiver_vl.media.source import MAX_CLIP_BYTES, Source, open_source
 from perceiver_vl.media.video import VideoFile
 from perceiver_vl.utils.errors import MediaError, UsageError
-
-__all__ = [
-    "IMAGE_EXTENSIONS",
-    "VIDEO_EXTENSIONS",
-    "Clip",
-    "Frames",
-    "MediaError",
-    "Sampling",
-    "decoder_version",
-    "find_media",
-    "frame_times",
-    "is_media",
-    "load_clip",
-    "load_frames",
-    "resize_frame",
-    "sample_indices",
-    "sampled_count",
-    "stream_clip",
-    "to_rgb",
-]
 
 VIDEO_EXTENSIONS = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
@@ -98,8 +77,7 @@ def frame_times(
 
     Raises MediaError if the file cannot be read.
     """
-    opened = open_source(source, name)
-    with _as_media_error(opened), contextlib.closing(_open(opened)) as medium:
+    with _opened(open_source(source, name)) as medium:
         return medium.times, medium.duration
 
 
@@ -115,9 +93,8 @@ def sampled_count(
 
     Raises as `load_clip`.
     """
-    request = _request(None, "uniform", fps, None, None, None, start, end)
-    opened = open_source(source, name)
-    with _as_media_error(opened), contextlib.closing(_open(opened)) as medium:
+    request = Request(fps=fps, start=start, end=end)
+    with _opened(open_source(source, name)) as medium:
         return len(request.indices(medium))
 
 
@@ -125,21 +102,19 @@ def load_frames(
     source: str | os.PathLike[str] | bytes,
     num_frames: int,
     *,
-    sampling: Sampling = "uniform",
     rng: np.random.Generator | None = None,
     size: tuple[int, int] | None = None,
     start: float | None = None,
     end: float | None = None,
 ) -> Frames:
     """The frames of `load_clip`, which see: (T, H, W, 3) uint8 RGB."""
-    return load_clip(source, num_frames, sampling=sampling, rng=rng, size=size, start=start, end=end).frames
+    return load_clip(source, num_frames, rng=rng, size=size, start=start, end=end).frames
 
 
 def load_clip(
     source: str | os.PathLike[str] | bytes,
     num_frames: int | None = None,
     *,
-    sampling: Sampling = "uniform",
     fps: float | None = None,
     timestamps: Sequence[float] | None = None,
     rng: np.random.Generator | None = None,
@@ -151,10 +126,10 @@ def load_clip(
     """Decode some frames of a video, an animation or a picture (T = 1), upright and in RGB.
 
     source: a path, or the bytes of a whole file, which messages then call `name`.
-    Which frames, one of: `num_frames`, at most so many: sampling "uniform" takes the middle of each of that many equal
-    segments of the frames, "random" any frame of each segment, drawn from `rng`; a clip with fewer frames gives each
-    once. `fps`: the frame on screen at each tick of a clock of that rate, again and again where it stays longer.
-    `timestamps`: the frame on screen at each of these seconds, in the order given (of time, if any is lost).
+    Which frames, one of: `num_frames`, at most so many: of that many equal segments of the frames the middle of each,
+    or any frame of each, drawn from `rng`; a clip with fewer frames gives each once. `fps`: the frame on screen at each
+    tick of a clock of that rate, again and again where it stays longer. `timestamps`: the frame on screen at each of
+    these seconds, in the order given (of time, if any is lost).
     start, end: seconds from the first frame. Only frames on screen in [start, end) count; the clock of `fps` starts at
     `start`. An `end` after the end of the clip is its end.
     size: (H, W) that every frame is squashed to as it is decoded, with `resize_frame`; without it, the stored size with
@@ -167,10 +142,10 @@ def load_clip(
     """
     order = None
     if timestamps is not None:
-        timestamps, order = _in_order(timestamps)
-    request = _request(num_frames, sampling, fps, timestamps, rng, size, start, end)
-    opened = open_source(source, name)
-    (clip,) = _guarded(opened, request, size, chunk=None)
+        order = np.argsort(np.asarray(timestamps, np.float64), kind="stable")
+        timestamps = [timestamps[place] for place in order]
+    request = Request(num_frames, fps, timestamps, rng, size, start, end)
+    (clip,) = _clips(open_source(source, name), request, chunk=None)
     if order is None or len(clip.frames) < len(order):
         return clip
     back = np.argsort(order, kind="stable")
@@ -182,7 +157,6 @@ def stream_clip(
     num_frames: int | None = None,
     *,
     chunk: int = 64,
-    sampling: Sampling = "uniform",
     fps: float | None = None,
     timestamps: Sequence[float] | None = None,
     rng: np.random.Generator | None = None,
@@ -200,44 +174,18 @@ def stream_clip(
     """
     if chunk < 1:
         raise UsageError(f"chunk={chunk}: need at least one frame")
-    request = _request(num_frames, sampling, fps, timestamps, rng, size, start, end)
+    request = Request(num_frames, fps, timestamps, rng, size, start, end)
     if timestamps is not None and any(np.diff(timestamps) < 0):
         raise UsageError("timestamps: must increase, to be decoded in one go")
-    return _guarded(open_source(source, name), request, size, chunk)
-
-
-def _in_order(timestamps: Sequence[float]) -> tuple[Sequence[float], npt.NDArray[np.int64]]:
-    order = np.argsort(np.asarray(timestamps, np.float64), kind="stable")
-    return [timestamps[i] for i in order], order
-
-
-def _request(
-    num_frames: int | None,
-    sampling: Sampling,
-    fps: float | None,
-    timestamps: Sequence[float] | None,
-    rng: np.random.Generator | None,
-    size: tuple[int, int] | None,
-    start: float | None,
-    end: float | None,
-) -> Request:
-    if size is not None and (len(size) != 2 or min(size) < 1 or size[0] * size[1] > MAX_PICTURE_PIXELS):
-        raise UsageError(f"size={size}: need (height, width) of at least 1 and at most {MAX_PICTURE_PIXELS} pixels")
-    request = Request(num_frames, rng if sampling == "random" else None, fps, timestamps, start, end)
-    check_request(sampling, request)
-    return request
-
-
-def _guarded(source: Source, request: Request, size: tuple[int, int] | None, chunk: int | None) -> Iterator[Clip]:
-    with _as_media_error(source), contextlib.closing(_open(source)) as medium:
-        yield from _clips(medium, request, size, chunk)
+    return _clips(open_source(source, name), request, chunk)
 
 
 @contextlib.contextmanager
-def _as_media_error(source: Source) -> Iterator[None]:
-    """Whatever goes wrong inside becomes a `MediaError`."""
+def _opened(source: Source) -> Iterator[VideoFile | Picture]:
+    """An open file; whatever goes wrong with it becomes a `MediaError`."""
     try:
-        yield
+        with contextlib.closing(_open(source)) as medium:
+            yield medium
     except MediaError:
         raise
     except Exception as error:  # the decoders raise whatever a damaged file leads them to
@@ -273,10 +221,13 @@ def _reason(error: Exception) -> str:
     return f"damaged: cannot be decoded ({detail})"
 
 
-def _clips(
-    medium: VideoFile | Picture, request: Request, size: tuple[int, int] | None, chunk: int | None
-) -> Iterator[Clip]:
+def _clips(source: Source, request: Request, chunk: int | None) -> Iterator[Clip]:
     """The frames wanted, in clips of `chunk`, or in one."""
+    with _opened(source) as medium:
+        yield from _read_clips(medium, request, chunk)
+
+
+def _read_clips(medium: VideoFile | Picture, request: Request, chunk: int | None) -> Iterator[Clip]:
     wanted = request.indices(medium)
     if chunk is not None:
         _ = medium.duration  # plays an animation through, so that its first clip can tell
@@ -284,36 +235,38 @@ def _clips(
     frames: Frames | None = None
     seconds: list[float] = []
     missing, lost = 0, False
-    for place, taken in enumerate(_taken(medium, wanted, size)):
-        if taken is not None:
+    for place, decoded in enumerate(_decode(medium, wanted, request.size)):
+        if decoded is not None:
             if frames is not None and len(seconds) == chunk:
                 yield Clip(frames, np.array(seconds), medium.duration, lost or medium.damaged, missing)
                 frames, seconds, missing = None, [], 0
             if frames is None:
-                frames = _room(medium.name, min(chunk, len(wanted) - place), taken.frame)
-            frames[len(seconds)] = taken.frame
-            seconds.append(taken.seconds)
-        if taken is None or not taken.exact:
+                frames = _allocate(medium.name, min(chunk, len(wanted) - place), decoded.frame)
+            frames[len(seconds)] = decoded.frame
+            seconds.append(decoded.seconds)
+        if decoded is None or not decoded.exact:
             missing, lost = missing + 1, True
     if frames is None:
         raise MediaError(medium.name, "no frame can be decoded: truncated or damaged")
     yield Clip(frames[: len(seconds)], np.array(seconds), medium.duration, lost or medium.damaged, missing)
 
 
-def _taken(medium: VideoFile | Picture, wanted: Indices, size: tuple[int, int] | None) -> Iterator[Taken | None]:
+def _decode(
+    medium: VideoFile | Picture, wanted: Indices, size: tuple[int, int] | None
+) -> Iterator[DecodedFrame | None]:
     """For each of the indices, which do not decrease: its frame, or None if it is lost."""
     indices, repeats = (values.tolist() for values in np.unique(wanted, return_counts=True))
     reading = medium.read(indices, size)
-    taken = next(reading, None)
+    decoded = next(reading, None)
     for index, times in zip(indices, repeats, strict=True):
-        if taken is None or taken.wanted != index:
+        if decoded is None or decoded.wanted != index:
             yield from [None] * times
         else:
-            yield from [taken] * times
-            taken = next(reading, None)
+            yield from [decoded] * times
+            decoded = next(reading, None)
 
 
-def _room(name: Path, count: int, frame: Frames) -> Frames:
+def _allocate(name: Path, count: int, frame: Frames) -> Frames:
     if count * frame.nbytes > MAX_CLIP_BYTES:
         height, width, _ = frame.shape
         raise MediaError(

@@ -9,12 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from perceiver_vl.media.resizing import resize_frame
-from perceiver_vl.media.sampling import Seconds, Taken
+from perceiver_vl.media.resizing import Frames, resize_frame
+from perceiver_vl.media.sampling import DecodedFrame, Seconds
 from perceiver_vl.media.source import MAX_FRAMES, MAX_PICTURE_PIXELS, PixelCount, Source, check_pixels
 from perceiver_vl.utils.errors import MediaError
-
-Frames = npt.NDArray[np.uint8]
 
 # Not EPS, for which Pillow would run Ghostscript, nor formats that nobody photographs in
 _FORMATS = "AVIF BMP DIB GIF ICO JPEG JPEG2000 PCX PNG PPM QOI SGI TGA TIFF WEBP".split()  # noqa: SIM905
@@ -111,24 +109,24 @@ class Picture:
         self._image = self._reopen()  # as if nothing had happened
         return max(count, 1)
 
-    def read(self, wanted: list[int], size: tuple[int, int] | None) -> Iterator[Taken]:
+    def read(self, wanted: list[int], size: tuple[int, int] | None) -> Iterator[DecodedFrame]:
         """The frames at the increasing indices `wanted`; if none can be read, the first in its place."""
         if not self._animated:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 _shrink(self._image, size)
-                yield Taken(0, 0.0, self._frame(size))
+                yield DecodedFrame(0, 0.0, self._frame(size))
             return
         waiting = set(wanted)
         spare: tuple[float, Frames] | None = None
         for index, seconds in self._play():
             if index in waiting:
                 waiting.discard(index)
-                yield Taken(index, seconds, self._frame(size))
+                yield DecodedFrame(index, seconds, self._frame(size))
             elif index == 0:
                 spare = seconds, self._frame(size)
         if spare and len(waiting) == len(wanted):
-            yield Taken(wanted[0], *spare, exact=False)
+            yield DecodedFrame(wanted[0], *spare, exact=False)
 
     def _frame(self, size: tuple[int, int] | None) -> Frames:
         frame = to_rgb(self._image)

@@ -5,20 +5,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from perceiver_vl.media.source import MAX_FRAMES
+from perceiver_vl.media.source import MAX_FRAMES, MAX_PICTURE_PIXELS
 from perceiver_vl.utils.errors import MediaError, UsageError
 
-Sampling = Literal["uniform", "random"]
 Indices = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
 
 
-class Taken(NamedTuple):
+class DecodedFrame(NamedTuple):
     """The frame (H, W, 3) that was `wanted`, an index, and is shown from `seconds` on; or not that, but a stand-in."""
 
     wanted: int
@@ -65,14 +64,51 @@ def sample_indices(total: int, num_frames: int, rng: np.random.Generator | None 
 
 @dataclass(frozen=True)
 class Request:
-    """What `load_clip` was asked for: one of a number of frames (random with `rng`), a rate, and instants."""
+    """The arguments of `load_clip`: one of a number of frames (random with `rng`), a rate, and instants.
+
+    Raises `UsageError` for what cannot work, whatever the file.
+    """
 
     num_frames: int | None = None
-    rng: np.random.Generator | None = None
     fps: float | None = None
     timestamps: Sequence[float] | None = None
+    rng: np.random.Generator | None = None
+    size: tuple[int, int] | None = None
     start: float | None = None
     end: float | None = None
+
+    def __post_init__(self) -> None:
+        size = self.size
+        if size is not None and (len(size) != 2 or min(size) < 1 or size[0] * size[1] > MAX_PICTURE_PIXELS):
+            raise UsageError(f"size={size}: need (height, width) of at least 1 and at most {MAX_PICTURE_PIXELS} pixels")
+        given = [name for name in ("num_frames", "fps", "timestamps") if getattr(self, name) is not None]
+        if len(given) != 1:
+            what = " and ".join(given) or "no frames asked for"
+            raise UsageError(f"{what}: give one of num_frames, fps and timestamps")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise UsageError(f"num_frames={self.num_frames}: need at least one frame")
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise UsageError(f"fps={self.fps}: need more than 0 frames a second")
+        if self.rng is not None and self.num_frames is None:
+            raise UsageError("rng: random frames need num_frames")
+        self._check_times()
+
+    def _check_times(self) -> None:
+        for name, seconds in (("start", self.start), ("end", self.end)):
+            if seconds is None:
+                continue
+            if self.timestamps is not None:
+                raise UsageError(f"{name}={seconds}: timestamps already say when")
+            if not 0 <= seconds < math.inf:
+                raise UsageError(f"{name}={seconds}: need seconds from the first frame on, 0 or more")
+        if self.end is not None and self.end <= (self.start or 0):
+            raise UsageError(f"end={self.end}: the interval is empty, it starts at {self.start or 0}")
+        if self.timestamps is not None:
+            if len(self.timestamps) == 0:
+                raise UsageError("timestamps=[]: need at least one")
+            wrong = [time for time in self.timestamps if not 0 <= time < math.inf]
+            if wrong:
+                raise UsageError(f"timestamps: {wrong[0]} is not seconds from the first frame on, 0 or more")
 
     def indices(self, clip: Timeline) -> Indices:
         """The frames of `clip` to take, in the order asked for; raises `MediaError` where it has no such time."""
@@ -111,39 +147,3 @@ def _on_screen(clip: Timeline, instants: Seconds) -> Indices:
             clip.name, f"nothing is shown at {instants[beyond][0]:.3f} s: it ends after {clip.duration:.3f} s"
         )
     return np.maximum(np.searchsorted(clip.times, instants + clip.rounding, side="right") - 1, 0)
-
-
-def check_request(sampling: str, request: Request) -> None:
-    """Raise `UsageError` for what cannot work, whatever the file."""
-    if sampling not in ("uniform", "random"):
-        raise UsageError(f"sampling={sampling!r}: choose 'uniform' or 'random'")
-    given = [name for name in ("num_frames", "fps", "timestamps") if getattr(request, name) is not None]
-    if len(given) != 1:
-        raise UsageError(f"{' and '.join(given) or 'no frames asked for'}: give one of num_frames, fps and timestamps")
-    if request.num_frames is not None and request.num_frames < 1:
-        raise UsageError(f"num_frames={request.num_frames}: need at least one frame")
-    if request.fps is not None and not 0 < request.fps < math.inf:
-        raise UsageError(f"fps={request.fps}: need more than 0 frames a second")
-    if sampling == "random" and (request.num_frames is None or request.rng is None):
-        missing = "num_frames" if request.num_frames is None else "rng, a numpy Generator made from an explicit seed"
-        raise UsageError(f"sampling='random': needs {missing}")
-    _check_times(request)
-
-
-def _check_times(request: Request) -> None:
-    for name in ("start", "end"):
-        seconds = getattr(request, name)
-        if seconds is None:
-            continue
-        if request.timestamps is not None:
-            raise UsageError(f"{name}={seconds}: timestamps already say when")
-        if not 0 <= seconds < math.inf:
-            raise UsageError(f"{name}={seconds}: need seconds from the first frame on, 0 or more")
-    if request.end is not None and request.end <= (request.start or 0):
-        raise UsageError(f"end={request.end}: the interval is empty, it starts at {request.start or 0}")
-    if request.timestamps is not None:
-        if len(request.timestamps) == 0:
-            raise UsageError("timestamps=[]: need at least one")
-        wrong = [time for time in request.timestamps if not 0 <= time < math.inf]
-        if wrong:
-            raise UsageError(f"timestamps: {wrong[0]} is not seconds from the first frame on, 0 or more")

@@ -16,7 +16,7 @@ import numpy as np
 from av.video.frame import PictureType
 
 from perceiver_vl.media.rendering import Renderer
-from perceiver_vl.media.sampling import Seconds, Taken
+from perceiver_vl.media.sampling import DecodedFrame, Seconds
 from perceiver_vl.media.source import MAX_FRAMES, MAX_VIDEO_PIXELS, PixelCount, Source, check_pixels
 from perceiver_vl.utils.errors import MediaError
 
@@ -176,7 +176,7 @@ class VideoFile:
             if self._position > place:
                 yield packet
 
-    def read(self, wanted: list[int], size: tuple[int, int] | None) -> Iterator[Taken]:
+    def read(self, wanted: list[int], size: tuple[int, int] | None) -> Iterator[DecodedFrame]:
         """The frames at the increasing indices `wanted`, as far as they can be decoded.
 
         The next frame before the following wanted one stands in for one that is lost, with its own time; if none can
@@ -187,10 +187,10 @@ class VideoFile:
         self._last: tuple[int, Any] | None = None
         for index, time, frame in self._decode(wanted):
             found = True
-            yield Taken(index, (time - origin) * self._unit, render(frame), time == self._times[index])
+            yield DecodedFrame(index, (time - origin) * self._unit, render(frame), time == self._times[index])
         if not found and self._last is not None:
             time, frame = self._last
-            yield Taken(wanted[0], (time - origin) * self._unit, render(frame), exact=False)
+            yield DecodedFrame(wanted[0], (time - origin) * self._unit, render(frame), exact=False)
 
     def _decode(self, wanted: list[int]) -> Iterator[tuple[int, int, Any]]:
         ends = {index: int(self._times[following]) for index, following in itertools.pairwise(wanted)}

@@ -95,9 +95,9 @@ def build_index(
     model, processor = load_retriever(model_folder, device if ray is None else "cpu", dtype, compiled)
     model.config.check_budget(budget)
     folder = read_folder(media, split=split, metadata=metadata, columns=columns, need=None, strict=strict)
-    check_listed(folder.problems, len(folder.records), max_failed_fraction)
+    check_listed(folder.skipped, len(folder.records), max_failed_fraction)
     index = Path(out).resolve()
-    report = IndexReport(str(out), skipped=list(folder.problems))
+    report = IndexReport(str(out), skipped=list(folder.skipped))
     settings = _settings(model, processor, Path(model_folder), folder.path, budget, num_frames, dtype)
     found = _look_at_files(folder.records, report)
     with store.locked(index):

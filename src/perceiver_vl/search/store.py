@@ -9,17 +9,18 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from json import JSONDecodeError, dumps, loads
+from json import JSONDecodeError, loads
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as parquet
-from filelock import FileLock, Timeout
 
+from perceiver_vl.utils import files
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
-from perceiver_vl.utils.files import write_json, write_text, write_with
+from perceiver_vl.utils.files import write_json, write_with
+from perceiver_vl.utils.jsonl import write_lines
 
 FORMAT = 2
 _SHOWN = ["file_name", "size", "mtime_ns", "texts", "duration"]
@@ -209,13 +210,8 @@ def locked(index: Path) -> Iterator[None]:
         index.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{index}: cannot be made ({error.strerror}), give another folder") from error
-    try:
-        with FileLock(index / ".lock", timeout=0):
-            for leftover in [*index.glob(".*.part"), *index.glob("parts/.*.part")]:
-                leftover.unlink(missing_ok=True)
-            yield
-    except Timeout as error:
-        raise UsageError(f"{index}: another run is writing it, wait for it to end") from error
+    with files.locked(index, leftovers=(".*.part", "parts/.*.part")):
+        yield
 
 
 def write_settings(index: Path, settings: IndexSettings) -> None:
@@ -225,8 +221,7 @@ def write_settings(index: Path, settings: IndexSettings) -> None:
 
 def write_skipped(index: Path, skipped: Iterable[SkippedFile]) -> None:
     """Write `skipped.jsonl`, an object a line."""
-    lines = (f"{dumps(asdict(one), ensure_ascii=False)}\n" for one in skipped)
-    write_text(index / "skipped.jsonl", "".join(lines))
+    write_lines(index / "skipped.jsonl", map(asdict, skipped))
 
 
 def write_part(index: Path, encoded: Sequence[EncodedClip]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 import yaml
 
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_share
-from perceiver_vl.data.synthetic import TASKS as WORLD_TASKS
+from perceiver_vl.data.synthetic.tasks import TASKS as WORLD_TASKS
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.tasks import task_of
 from perceiver_vl.tasks.retrieval import STREAMS
@@ -25,7 +25,7 @@ PARTS = ("cross_attentions", "latents", "self_attentions", "embeddings", "decode
 class WorldSplit:
     """Clips of the generated world, drawn while training instead of read from files.
 
-    task: captions, or what is asked about the clips (see `data.world.open_world`); seconds: of a clip of `task: long`.
+    task: captions, or what is asked about the clips (see `open_world`); seconds: of a clip of `task: long`.
     """
 
     clips: int = 2000
@@ -45,7 +45,7 @@ class WorldSplit:
 class DataSource:
     """Where one split's clips are: a `folder`, `shards` or the generated `world`; give one of them.
 
-    benchmark: which public benchmark's official files the folder holds (`data.benchmarks`).
+    benchmark: which public benchmark's official files the folder holds (`data.datasets`).
     metadata, columns: for files that do not follow the folder convention (see `data.folder.read_folder`).
     shards: a folder or URL that `data shard` wrote.
     weight: how often batches of this source come, beside the other sources' weights; None, for all of them: as many

@@ -8,12 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from perceiver_vl.data.folder import Need
 from perceiver_vl.data.mixture import Lacks, Mixture, Pool, no_caption, pools_of
 from perceiver_vl.data.open import open_dataset
-from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.records import Need, Record, SkippedSample
 from perceiver_vl.data.sources import CachedDataset, VideoDataset
-from perceiver_vl.data.synthetic import open_world
+from perceiver_vl.data.synthetic.tasks import open_world
 from perceiver_vl.models.loading import check_model_folder
 from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
@@ -95,9 +94,8 @@ def open_split(
     problems: list[SkippedSample] = []
     if split.world is not None:
         world = split.world
-        length = {} if world.seconds is None else {"seconds": world.seconds}
         part = split.split or "train"
-        source = open_world(world.task, part, world.clips, world.seed, data.num_frames, world.size, **length)
+        source = open_world(world.task, part, world.clips, world.seed, data.num_frames, world.size, world.seconds)
     else:
         where = split.shards if split.folder is None else split.folder
         assert where is not None

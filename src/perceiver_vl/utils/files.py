@@ -1,11 +1,16 @@
-"""Writing files so that a reader never sees half of one, and fingerprints of what was written."""
+"""Writing files so that a reader never sees half of one, one run at a time, and fingerprints of what was written."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from perceiver_vl.utils.errors import UsageError
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
@@ -38,3 +43,26 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def locked(folder: Path, leftovers: Sequence[str] = (".*.part",), lock: str = ".lock") -> Iterator[None]:
+    """Keep other runs from writing `folder`; before and after, clear it of the `leftovers` (patterns) of killed ones.
+
+    Raises `UsageError` where another run holds the `lock`.
+    """
+
+    def clear() -> None:
+        for path in [path for pattern in leftovers for path in folder.glob(pattern)]:
+            path.unlink(missing_ok=True)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / lock, timeout=0):
+            clear()
+            try:
+                yield
+            finally:
+                clear()
+    except Timeout as error:
+        raise UsageError(f"{folder}: another run is writing it, wait for it to end") from error

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perceiver_vl import PerceiverVLError, UsageError
-from perceiver_vl.data.datasets import BENCHMARKS, read_benchmark, read_splits
+from perceiver_vl.data.datasets.read import read_benchmark, read_splits
+from perceiver_vl.data.datasets.table import BENCHMARKS
 from perceiver_vl.data.datasets.vqav2 import majority_answers
 from perceiver_vl.data.records import Record
 from perceiver_vl.media.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
@@ -70,7 +71,7 @@ def with_media_of_every_row(name: str, source: Path, folder: Path) -> Path:
     kind = ".mp4" if BENCHMARKS[name].kind == "video" else ".jpg"
     extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
     for part in read_splits(name, folder, on_request=True).values():
-        for problem in part.problems:
+        for problem in part.skipped:
             known = Path(problem.file_name).suffix.lower() in extensions
             write(folder / "media", media(problem.file_name if known else problem.file_name + kind))
     return folder
@@ -86,9 +87,9 @@ def test_every_row_of_the_official_files_is_read(name: str, source: str, rows: d
     folder = with_media_of_every_row(name, OFFICIAL / source, tmp_path / "data")
     for split, part in read_splits(name, folder, on_request=True).items():
         if (name, split[:5]) == ("msrvtt-1ka", "train"):  # the sample has the list, and the captions of other clips
-            assert {problem.reason for problem in part.problems} == {"no caption"}
+            assert {problem.reason for problem in part.skipped} == {"no caption"}
             continue
-        assert part.problems == []
+        assert part.skipped == []
         assert len(part.records) == rows[split]
         for record in part.records:
             assert record.split == (None if split == "all" else split)
@@ -432,7 +433,7 @@ def test_official_layouts(
         split: (part.records[0].file_name, part.records[0].texts) for split, part in parts.items()
     } == first  # no other split is there
     for split, part in parts.items():
-        assert part.problems == []
+        assert part.skipped == []
         found = read_benchmark(name, tmp_path, split=split)
         assert found.records == part.records
         assert all(record.path == tmp_path / record.file_name for record in found.records)
@@ -512,7 +513,7 @@ def test_missing_media_are_named_once_and_the_rest_is_read(tmp_path: Path) -> No
     write(tmp_path, {"test_qa.json": TWO} | media("video1.mp4"))
     found = read_benchmark("msrvtt-qa", tmp_path)
     assert [record.file_name for record in found.records] == ["video1.mp4"]
-    assert [(problem.file_name, problem.reason) for problem in found.problems] == [
+    assert [(problem.file_name, problem.reason) for problem in found.skipped] == [
         ("video2", "named in the annotations but not there")
     ]
     with pytest.raises(PerceiverVLError, match=r"^[^\n]*video2: named in the annotations but not there[^\n]*$"):
@@ -526,16 +527,16 @@ def test_both_pictures_of_a_pair_are_looked_for(tmp_path: Path) -> None:
     rows = ['{"sentence": "Two.", "label": "False", "identifier": "dev-1-2-0"}']
     write(tmp_path, {"dev.json": rows} | media("dev-1-2-img1.png", "other.png"))
     part = read_splits("nlvr2", tmp_path)["validation"]
-    assert [problem.file_name for problem in part.problems] == ["dev-1-2-img0"]
+    assert [problem.file_name for problem in part.skipped] == ["dev-1-2-img0"]
     (tmp_path / "dev-1-2-img1.png").unlink()
     part = read_splits("nlvr2", tmp_path)["validation"]
-    assert [problem.file_name for problem in part.problems] == ["dev-1-2-img0", "dev-1-2-img1"]
+    assert [problem.file_name for problem in part.skipped] == ["dev-1-2-img0", "dev-1-2-img1"]
     assert part.rows == 1
 
 
 def test_two_files_that_could_be_meant_are_a_problem_unless_one_has_the_very_name(tmp_path: Path) -> None:
     write(tmp_path, {"test_qa.json": TWO[:1]} | media("a/video1.mp4", "b/video1.webm"))
-    (problem,) = read_splits("msrvtt-qa", tmp_path)["test"].problems
+    (problem,) = read_splits("msrvtt-qa", tmp_path)["test"].skipped
     assert "a/video1.mp4" in problem.reason
     assert "b/video1.webm" in problem.reason
     rows = [{"video": "x.mov", "description": "one", "times": [[0, 0]], "annotation_id": 1}]
@@ -624,4 +625,4 @@ def test_a_caption_that_is_empty_does_not_stop_the_rest(tmp_path: Path) -> None:
     write(tmp_path, {"results_2M_val.csv": "videoid,name\n1,\n2,two\n"} | media("1.mp4", "2.mp4"))
     found = read_benchmark("webvid", tmp_path)
     assert [record.texts for record in found.records] == [("two",)]
-    assert [(problem.file_name, problem.reason) for problem in found.problems] == [("1.mp4", "no caption")]
+    assert [(problem.file_name, problem.reason) for problem in found.skipped] == [("1.mp4", "no caption")]

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from perceiver_vl import PerceiverVLError, UsageError
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.shards import ShardedDataset, write_shards
 from perceiver_vl.data.shards.manifest import manifest_shards, read_manifest
+from perceiver_vl.data.shards.reading import ShardedDataset
+from perceiver_vl.data.shards.writing import write_shards
 from perceiver_vl.data.sources import FolderDataset
-from perceiver_vl.data.synthetic import write_world
+from perceiver_vl.data.synthetic.writing import write_world
 
 SIZE = (32, 32)
 CACHE = "perceiver_vl.data.shards.cache"

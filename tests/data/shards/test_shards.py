@@ -27,9 +27,11 @@ from perceiver_vl.cli import main
 from perceiver_vl.data.batching import TrainingExamples
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Folder, Record, SkippedSample
-from perceiver_vl.data.shards import ShardedDataset, is_sharded, shuffled_in_groups, verify_shards, write_shards
+from perceiver_vl.data.shards.manifest import is_sharded, verify_shards
+from perceiver_vl.data.shards.reading import ShardedDataset, shuffled_in_groups
+from perceiver_vl.data.shards.writing import write_shards
 from perceiver_vl.data.sources import FolderDataset, VideoDataset
-from perceiver_vl.data.synthetic import write_world
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.data.transcode.reencode import Settings
 from perceiver_vl.utils.files import sha256
 
@@ -383,7 +385,7 @@ def test_a_broken_file_takes_all_its_records_along(pictures: Path, tmp_path: Pat
     records = [Record("1.PNG", pictures / "1.PNG", (words,)) for words in ("one", "two")]
     pair = Record("0.PNG", pictures / "0.PNG", ("pair",), second_file_name="1.PNG", second_path=pictures / "1.PNG")
     good = Record("2.PNG", pictures / "2.PNG", ("two",))
-    source = Folder(pictures, [*records, pair, good], problems=[SkippedSample("9.PNG", "not there")])
+    source = Folder(pictures, [*records, pair, good], skipped=[SkippedSample("9.PNG", "not there")])
     report = write_shards(source, tmp_path / "out")
     assert [problem.file_name for problem in report.skipped] == ["9.PNG", "1.PNG", "1.PNG"]
     assert report.skipped[1].reason.endswith("(2 examples)")
@@ -540,7 +542,7 @@ def test_a_run_that_was_begun_otherwise_is_refused(
     other = Path(shutil.copytree(world, tmp_path / "other"))
     with pytest.raises(UsageError, match=r"made with folder=.*world, not .*other"):
         write_shards(read_folder(other), out, samples_per_shard=3)
-    with FileLock(out / ".parts" / ".lock"), pytest.raises(PerceiverVLError, match="another process is writing"):
+    with FileLock(out / ".parts" / ".lock"), pytest.raises(PerceiverVLError, match="another run is writing it"):
         write_shards(read_folder(world), out, samples_per_shard=3)
     assert contents_below(out) == before
 
@@ -661,13 +663,13 @@ def test_a_record_that_cannot_be_is_an_error(shards: Path, record: str) -> None:
 
 
 def test_verify_reads_every_byte(shards: Path) -> None:
-    assert verify_shards(shards) == []
+    assert verify_shards(shards).problems == []
     row = rows(shards)[0]
     overwrite(shards / row["shard"], row["offset"], b"\xff")
     os.truncate(shards / "train-000001.tar", 999)
     (shards / "test-000000.tar").unlink()
     overwrite(shards / "index.parquet", 10, b"\xff")
-    found = {problem.file_name: problem.reason.split(":")[0] for problem in verify_shards(shards)}
+    found = {problem.file_name: problem.reason.split(":")[0] for problem in verify_shards(shards, workers=2).problems}
     assert found == {
         "train-000000.tar": "altered",
         "train-000001.tar": "truncated",
@@ -783,7 +785,7 @@ def test_the_command_takes_one_split_and_re_encodes(
     ("words", "message"),
     [
         (["nonsense"], "nonsense: unknown benchmark"),
-        (["msrvtt", "--columns", "file_name=file"], "--metadata, --columns: for a folder"),
+        (["msrvtt", "--columns", "file_name=file"], "metadata, columns: for a folder"),
         (["folder", "--samples-per-shard", "1", "--shard-bytes", "1"], "give one of them"),
         (["folder", "--split", "best"], "split=best"),
         (["folder", "--size", "17"], "size="),

@@ -13,7 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perceiver_vl.data.synthetic import (
+from perceiver_vl.data.synthetic.captions import caption, captions
+from perceiver_vl.data.synthetic.collection import World
+from perceiver_vl.data.synthetic.render import frame_times, render
+from perceiver_vl.data.synthetic.scene import (
     COLOURS,
     MOTIONS,
     SHAPES,
@@ -22,28 +25,23 @@ from perceiver_vl.data.synthetic import (
     Background,
     Description,
     Scene,
-    Thing,
-    World,
-    caption,
-    captions,
+    SceneObject,
     draw_scene,
-    frame_times,
-    render,
     split_of,
-    write_world,
 )
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.utils.errors import UsageError
 
 GREY = Background("plain", ((100, 100, 100), (100, 100, 100)), angle=0.0, period=0.4, phase=0.0)
 seeds = st.integers(0, 2**31)
 
 
-def thing(motion: str = "still", shape: str = "circle", size: str = "large", colour: str = "red") -> Thing:
+def thing(motion: str = "still", shape: str = "circle", size: str = "large", colour: str = "red") -> SceneObject:
     reach = 0.2 if MOTIONS[motion].along_x or MOTIONS[motion].along_y else 0.0
-    return Thing(size, colour, shape, motion, 0.5, 0.5, SIZES[size], reach, phase=0.1, turn=1)
+    return SceneObject(size, colour, shape, motion, 0.5, 0.5, SIZES[size], reach, phase=0.1, turn=1)
 
 
-def scene_of(*things: Thing) -> Scene:
+def scene_of(*things: SceneObject) -> Scene:
     return Scene(GREY, things, noise=0)
 
 
@@ -108,17 +106,17 @@ def test_a_scene_is_decided_by_seed_split_and_index(seed: int, split: str, index
     assert scene != draw_scene(seed + 1, split, index)
     assert scene != draw_scene(seed, split, index + 1)
     assert split_of(scene.key) == split
-    assert split_of(reversed([thing.description for thing in scene.things])) == split
+    assert split_of(reversed([thing.description for thing in scene.objects])) == split
 
 
 @given(seed=seeds, index=st.integers(0, 10**6))
 @settings(max_examples=200, deadline=None)
 def test_things_differ_and_stay_in_the_picture_and_apart(seed: int, index: int) -> None:
     scene = draw_scene(seed, "train", index, singles=0.0)
-    first, second = scene.things
+    first, second = scene.objects
     assert first.shape != second.shape
     assert first.colour != second.colour
-    poses = [thing.pose(frame_times(50)) for thing in scene.things]
+    poses = [thing.pose(frame_times(50)) for thing in scene.objects]
     for pose in poses:
         for centre in (pose.x, pose.y):
             assert np.all(centre - pose.radius >= -1e-9)
@@ -159,7 +157,7 @@ def test_the_split_of_a_description_never_changes() -> None:
 
 
 def test_every_attribute_occurs_about_equally_often() -> None:
-    things = [thing for i in range(2000) for thing in draw_scene(0, "train", i).things]
+    things = [thing for i in range(2000) for thing in draw_scene(0, "train", i).objects]
     for name, values in (("size", SIZES), ("colour", COLOURS), ("shape", SHAPES), ("motion", MOTIONS)):
         counts = Counter(getattr(thing, name) for thing in things)
         assert set(counts) == set(values)
@@ -168,9 +166,9 @@ def test_every_attribute_occurs_about_equally_often() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_about_the_asked_share_of_scenes_has_one_thing(split: str) -> None:
-    assert sum(len(draw_scene(0, split, i).things) == 1 for i in range(800)) == pytest.approx(200, abs=50)
-    assert all(len(draw_scene(0, split, i, singles=1.0).things) == 1 for i in range(20))
-    assert all(len(draw_scene(0, split, i, singles=0.0).things) == 2 for i in range(20))
+    assert sum(len(draw_scene(0, split, i).objects) == 1 for i in range(800)) == pytest.approx(200, abs=50)
+    assert all(len(draw_scene(0, split, i, singles=1.0).objects) == 1 for i in range(20))
+    assert all(len(draw_scene(0, split, i, singles=0.0).objects) == 2 for i in range(20))
 
 
 # What is said
@@ -215,11 +213,11 @@ def test_in_drawn_scenes_movers_move_enough_to_be_seen() -> None:
     for index in range(300):
         scene = draw_scene(5, "train", index)
         frames = render(scene)
-        for mover in scene.things:
+        for mover in scene.objects:
             if mover.motion in axes and mover.colour not in ("white", "purple"):
                 axis, sign = axes[mover.motion]
-                course = centres(pixels_of(frames, mover.colour))[:, axis]
-                assert sign * (course[-1] - course[0]) > 7
+                trajectory = centres(pixels_of(frames, mover.colour))[:, axis]
+                assert sign * (trajectory[-1] - trajectory[0]) > 7
                 seen[mover.motion] += 1
     assert set(seen) == set(axes)
 
@@ -272,7 +270,7 @@ def test_shapes_are_told_apart_even_when_small() -> None:
 @settings(max_examples=100, deadline=None)
 def test_backgrounds_are_never_mistaken_for_things(seed: int, index: int) -> None:
     scene = draw_scene(seed, "train", index)
-    frames = render(replace(scene, things=()))
+    frames = render(replace(scene, objects=()))
     assert frames.min() > 20
     assert frames.max() < 185
     assert not any(pixels_of(frames, colour).any() for colour in COLOURS)
@@ -411,7 +409,7 @@ def test_the_folder_holds_what_the_world_holds(written: Path) -> None:
         world = World(split, clips=8, seed=4)
         assert line["file_name"] == f"clips/{split}-{index:06d}.mp4"
         assert tuple(line["text"]) == world.captions(index)  # type: ignore[arg-type]
-        told = line["scene"]["things"]  # type: ignore[index]
+        told = line["scene"]["objects"]  # type: ignore[index]
         names = ("size", "colour", "shape", "motion")
         assert frozenset(Description(*(one[name] for name in names)) for one in told) == world.scene(index).key
         frames = decode(written / str(line["file_name"]))
@@ -423,7 +421,7 @@ def test_colours_survive_the_encoding(written: Path) -> None:
     for index in range(8):
         world = World("train", clips=8, seed=4)
         drawn, decoded = world.frames(index), decode(written / f"clips/train-{index:06d}.mp4")
-        for colour in {thing.colour for thing in world.scene(index).things}:
+        for colour in {thing.colour for thing in world.scene(index).objects}:
             where = pixels_of(drawn, colour)
             assert np.abs(drawn[where].mean(axis=0) - decoded[where].mean(axis=0)).max() < 10
 

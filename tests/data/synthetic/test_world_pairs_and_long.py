@@ -10,28 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perceiver_vl.data.synthetic import (
-    COLOURS,
-    EVENTS,
-    LONG_SPLITS,
-    SHAPES,
-    TASK_SPLITS,
-    WHEN,
-    LongClip,
-    LongWorld,
-    Pair,
-    PairWorld,
-    Storyboard,
-)
+from perceiver_vl.data.synthetic.actions import EVENTS
+from perceiver_vl.data.synthetic.grid import TASK_SPLITS, GridScene
+from perceiver_vl.data.synthetic.long import WHEN, LongClip
+from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES
+from perceiver_vl.data.synthetic.statements import Pair
+from perceiver_vl.data.synthetic.tasks import LONG_SPLITS, LongWorld, PairWorld
 
 # Statements about two pictures
 
 SINGULAR = {f"{shape}s": shape for shape in SHAPES} | {"crosses": "cross", "things": "thing"}
 
 
-def count(storyboard: Storyboard, noun: str) -> int:
+def count(scene: GridScene, noun: str) -> int:
     words = [SINGULAR.get(word, word) for word in noun.split()]
-    return sum(all(word in (one.colour, one.shape, "thing") for word in words) for one in storyboard.actors)
+    return sum(all(word in (one.colour, one.shape, "thing") for word in words) for one in scene.objects)
 
 
 def is_true(text: str, pair: Pair) -> bool:
@@ -39,7 +32,7 @@ def is_true(text: str, pair: Pair) -> bool:
         left, right = count(pair.left, match[1]), count(pair.right, match[1])
         return left > right if match[2] == "left" else right > left
     if match := re.fullmatch(r"(both|only one) pictures? holds? an? (.+)", text):
-        held = sum(count(storyboard, match[2]) > 0 for storyboard in (pair.left, pair.right))
+        held = sum(count(scene, match[2]) > 0 for scene in (pair.left, pair.right))
         return held == {"both": 2, "only one": 1}[match[1]]
     if match := re.fullmatch(r"the (left|right) picture holds exactly (\d) (.+)", text):
         return count(getattr(pair, match[1]), match[3]) == int(match[2])
@@ -93,11 +86,10 @@ def test_a_pair_gives_both_pictures() -> None:
         "pictures/test_systematic-1-1-img0.png",
         "pictures/test_systematic-1-1-img1.png",
     )
-    left, right = world.frames(5), world.frames(5, 8, second=True)
+    left, right = world.frames(5), world.second.frames(5, 8)
     assert left.shape == right.shape == (1, 32, 32, 3)
     assert np.array_equal(left, pair.left.render(np.array([0.5]), 32))
     assert np.array_equal(right, pair.right.render(np.array([0.5]), 32))
-    assert np.array_equal(world.second.frames(5, 8), right)
     assert world.second.record(5).file_name == record.second_file_name
     assert len(world.second) == 8
     with pytest.raises(IndexError):
@@ -109,7 +101,7 @@ def test_the_distractor_split_has_fuller_pictures() -> None:
         world = PairWorld(split, clips=80)
         pairs = [world.pair(index) for index in range(80) if world.pair(index).kind == "same"]
         noun = "the pictures hold equally many "
-        return {len(p.left.actors) - count(p.left, p.text.removeprefix(noun)) for p in pairs}
+        return {len(p.left.objects) - count(p.left, p.text.removeprefix(noun)) for p in pairs}
 
     assert max(extras("train")) < min(extras("test-distractor"))
 
@@ -133,8 +125,8 @@ def test_the_event_is_short_and_lies_where_it_is_said_to(split: str, seed: int, 
     assert 1 <= clip.end - clip.start <= 3
     third = seconds / 3
     assert WHEN.index(clip.when) * third <= clip.start < clip.end <= (WHEN.index(clip.when) + 1) * third
-    touched = [actor for actor in clip.storyboard.actors if any(doing.event for doing in actor.doings)]
-    assert [(actor.colour, actor.shape) for actor in touched] == [clip.whom]
+    touched = [item for item in clip.scene.objects if any(action.event for action in item.actions)]
+    assert [(item.colour, item.shape) for item in touched] == [clip.target]
     before, during, after = touched[0].pose(
         moments(clip, clip.start - 0.1, (clip.start + clip.end) / 2, clip.end + 0.1)
     )[3]
@@ -142,8 +134,8 @@ def test_the_event_is_short_and_lies_where_it_is_said_to(split: str, seed: int, 
     seen = {"appears": (0, 1, 0), "vanishes": (1, 0, 1), "grows": (1, 1, 1)}[clip.event]
     assert (before, during, after) == seen
     assert (grown[1] > 1.5 * grown[0]) == (clip.event == "grows")
-    for actor in clip.storyboard.actors:  # what is common to all of the clip goes on from its start to its end
-        habit = actor.doings[0]
+    for item in clip.scene.objects:  # what is common to all of the clip goes on from its start to its end
+        habit = item.actions[0]
         assert (habit.start, habit.end) == (0, 1)
         assert habit.times >= seconds / 7
 
@@ -155,7 +147,7 @@ def test_questions_and_captions_tell_the_event(split: str) -> None:
         world = LongWorld(split, clips=60)
         clip, record = world.clip(index), world.record(index)
         does, do = EVENTS[clip.event].does, EVENTS[clip.event].do
-        colour, shape = clip.whom
+        colour, shape = clip.target
         told = {
             "what happens for a moment?": f"something {does}",
             f"when does something {do}?": clip.when,
@@ -167,7 +159,7 @@ def test_questions_and_captions_tell_the_event(split: str) -> None:
         for text in record.texts:
             assert re.search(rf"\ban? {colour} {shape} {does} for a moment", text)
             assert re.search(near, text)
-        alike = [one for one in clip.storyboard.actors if one.colour == colour or one.shape == shape]
+        alike = [one for one in clip.scene.objects if one.colour == colour or one.shape == shape]
         assert len(alike) == 1
         kinds[record.kind] += 1
     assert set(kinds) == {"what", "when", "whom"}
@@ -176,13 +168,13 @@ def test_questions_and_captions_tell_the_event(split: str) -> None:
 def test_what_appears_is_seen_at_that_moment_alone() -> None:
     world = LongWorld(clips=60)
     clips = [world.clip(index) for index in range(60)]
-    some = [clip for clip in clips if clip.event == "appears" and clip.whom[0] in ("red", "green", "blue", "yellow")]
+    some = [clip for clip in clips if clip.event == "appears" and clip.target[0] in ("red", "green", "blue", "yellow")]
     assert len(some) > 3
     for clip in some:
         times = np.concatenate([np.arange(0.5, clip.start, 1.5), np.arange(clip.end + 0.1, clip.seconds, 1.5)])
-        away = clip.storyboard.render(times / clip.seconds, 64).astype(int)
-        there = clip.storyboard.render(moments(clip, clip.start + 0.05, clip.end - 0.05), 64).astype(int)
-        colour = COLOURS[clip.whom[0]]
+        away = clip.scene.render(times / clip.seconds, 64).astype(int)
+        there = clip.scene.render(moments(clip, clip.start + 0.05, clip.end - 0.05), 64).astype(int)
+        colour = COLOURS[clip.target[0]]
         assert not (np.abs(away - colour).max(-1) < 40).any()
         assert (np.abs(there - colour).max(-1) < 40).any(axis=(1, 2)).all()
 
@@ -218,6 +210,6 @@ def test_a_long_world_is_decided_by_its_seed_and_begins_like_a_smaller_one() -> 
 def test_the_distractor_split_has_more_things_with_habits() -> None:
     def residents(split: str) -> set[int]:
         clips = [LongWorld(split, clips=60).clip(index) for index in range(60)]
-        return {len(clip.storyboard.actors) - (clip.event == "appears") for clip in clips}
+        return {len(clip.scene.objects) - (clip.event == "appears") for clip in clips}
 
     assert max(residents("train")) < min(residents("test-distractor"))

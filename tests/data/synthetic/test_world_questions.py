@@ -12,97 +12,81 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perceiver_vl.data.records import Record
-from perceiver_vl.data.synthetic import (
-    ACTS,
-    COLOURS,
-    GENERALISATION,
-    HELD_OUT,
-    PLACES,
-    QUESTIONS,
-    RELATIONS,
-    SHAPES,
-    SPLITS,
-    TASK_SPLITS,
-    USUAL,
-    Actor,
-    LongWorld,
-    PairWorld,
-    Question,
-    QuestionWorld,
-    Storyboard,
-    open_world,
-    splits_of,
-)
+from perceiver_vl.data.synthetic.actions import ACTIONS, GridObject
+from perceiver_vl.data.synthetic.grid import GENERALISATION, HELD_OUT, PLACES, RELATIONS, SEEN, TASK_SPLITS, GridScene
+from perceiver_vl.data.synthetic.questions import QUESTIONS, Question
+from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES, SPLITS
+from perceiver_vl.data.synthetic.tasks import LongWorld, PairWorld, QuestionWorld, open_world, splits_of
 from perceiver_vl.utils.errors import UsageError
 
 # A reader of questions that knows the words and where things stand, but not how questions are drawn.
 
 RELATION = "|".join(RELATIONS)
 REFERENCE = rf"the (?:thing (?:{RELATION}) the )*?(?:thing that (?:moves )?(?:goes )?\w+|[a-z ]+?)"
-DOES = {act.does: name for name, act in ACTS.items()}
-DO = {act.do: name for name, act in ACTS.items()}
+DOES = {action.does: name for name, action in ACTIONS.items()}
+DO = {action.do: name for name, action in ACTIONS.items()}
 SINGULAR = {f"{word}s": word for word in (*SHAPES, "thing")} | {"crosses": "cross"}
 TIMES = {"once": 1, "2 times": 2, "3 times": 3}
 
 
-def is_named(actor: Actor, noun: str) -> bool:
+def is_named(item: GridObject, noun: str) -> bool:
     """Whether a noun (red circle, circles, red thing, thing that jumps) fits."""
     if noun.startswith("thing that "):
-        return DOES[noun.removeprefix("thing that ")] in actor.acts
+        return DOES[noun.removeprefix("thing that ")] in item.action_names
     words = [SINGULAR.get(word, word) for word in noun.split()]
-    return all(word in (actor.colour, actor.shape, "thing") for word in words)
+    return all(word in (item.colour, item.shape, "thing") for word in words)
 
 
-def find(actors: tuple[Actor, ...], reference: str) -> Actor:
+def find(objects: tuple[GridObject, ...], reference: str) -> GridObject:
     """The one thing that is meant."""
     if match := re.fullmatch(rf"the thing ({RELATION}) (the .+)", reference):
-        beside, step = find(actors, match[2]), RELATIONS[match[1]]
-        found = [one for one in actors if one.cell == (beside.cell[0] + step[0], beside.cell[1] + step[1])]
+        beside, step = find(objects, match[2]), RELATIONS[match[1]]
+        found = [one for one in objects if one.cell == (beside.cell[0] + step[0], beside.cell[1] + step[1])]
     else:
-        found = [one for one in actors if is_named(one, reference.removeprefix("the "))]
+        found = [one for one in objects if is_named(one, reference.removeprefix("the "))]
     assert len(found) == 1, reference
     return found[0]
 
 
 def read(question: Question) -> tuple[str, list[str]]:
     """The right answer, and of multiple choice all choices that are right in any sense."""
-    actors = question.storyboard.actors
+    objects = question.scene.objects
     if match := re.fullmatch(rf"what does ({REFERENCE}) do(?: ({'|'.join(TIMES)}))?\?", question.text):
-        one = find(actors, match[1])
-        done = [doing for doing in one.doings if match[2] is None or doing.times == TIMES[match[2]]]
+        one = find(objects, match[1])
+        done = [action for action in one.actions if match[2] is None or action.times == TIMES[match[2]]]
         assert len(done) == 1
-        return ACTS[done[0].act].does, [ACTS[doing.act].does for doing in done]
+        return ACTIONS[done[0].action].does, [ACTIONS[action.action].does for action in done]
     if match := re.fullmatch(rf"what does ({REFERENCE}) do (before|after) it ([a-z ]+)\?", question.text):
-        acts = find(actors, match[1]).acts
-        place = acts.index(DOES[match[3]]) + {"before": -1, "after": 1}[match[2]]
-        return ACTS[acts[place]].does, [ACTS[acts[place]].does]
+        actions = find(objects, match[1]).action_names
+        place = actions.index(DOES[match[3]]) + {"before": -1, "after": 1}[match[2]]
+        return ACTIONS[actions[place]].does, [ACTIONS[actions[place]].does]
     if match := re.fullmatch(rf"(what colour|what shape|how big|where) is ({REFERENCE})\?", question.text):
-        one = find(actors, match[2])
+        one = find(objects, match[2])
         told = {"what colour": one.colour, "what shape": one.shape, "how big": one.size}
         return told.get(match[1], PLACES[3 * one.cell[0] + one.cell[1]]), []
     if match := re.fullmatch(r"how many ([a-z ]+) are there\?", question.text):
-        return str(sum(is_named(actor, match[1]) for actor in actors)), []
+        return str(sum(is_named(item, match[1]) for item in objects)), []
     if match := re.fullmatch(rf"how many times does ({REFERENCE}) ({'|'.join(DO)})\?", question.text):
-        return str(next(d.times for d in find(actors, match[1]).doings if d.act == DO[match[2]])), []
+        return str(next(d.times for d in find(objects, match[1]).actions if d.action == DO[match[2]])), []
     if match := re.fullmatch(rf"how many things ({'|'.join(DO)})\?", question.text):
-        return str(sum(DO[match[1]] in actor.acts for actor in actors)), []
-    return {True: "yes", False: "no"}[is_true(question.text, actors)], []
+        return str(sum(DO[match[1]] in item.action_names for item in objects)), []
+    return {True: "yes", False: "no"}[is_true(question.text, objects)], []
 
 
-def is_true(text: str, actors: tuple[Actor, ...]) -> bool:
+def is_true(text: str, objects: tuple[GridObject, ...]) -> bool:
     if match := re.fullmatch(r"is there an? ([a-z ]+)\?", text):
-        return any(is_named(actor, match[1]) for actor in actors)
+        return any(is_named(item, match[1]) for item in objects)
     if match := re.fullmatch(rf"does ({REFERENCE}) ({'|'.join(DO)})\?", text):
-        return DO[match[2]] in find(actors, match[1]).acts
+        return DO[match[2]] in find(objects, match[1]).action_names
     if match := re.fullmatch(rf"is (the .+) ({RELATION}) (the (?:\w+ )?(?:{'|'.join(SHAPES)}|thing))\?", text):
-        one, other = find(actors, match[1]), find(actors, match[3])
+        one, other = find(objects, match[1]), find(objects, match[3])
         step = one.cell[0] - other.cell[0], one.cell[1] - other.cell[1]
         assert 0 in step
         assert step != (0, 0)
         return tuple(np.sign(step).tolist()) == RELATIONS[match[2]]
     match = re.fullmatch(r"is (the .+?) (?:an? )?(\w+)\?", text)
     assert match, text
-    return is_named(find(actors, match[1]), match[2])
+    return is_named(find(objects, match[1]), match[2])
 
 
 @given(
@@ -125,12 +109,12 @@ def test_every_answer_is_true_and_no_other_choice_is(task: str, split: str, seed
         assert question.label is None
     assert len(question.answers) == (10 if task == "image" else 1)
     assert question.answers.count(answer) >= len(question.answers) - 2
-    assert len({actor.cell for actor in question.storyboard.actors}) == len(question.storyboard.actors)
+    assert len({item.cell for item in question.scene.objects}) == len(question.scene.objects)
 
 
 def test_the_reader_finds_what_it_should() -> None:
     left, right = (
-        Actor("small", colour, shape, (1, column), 0.0, 0.0, 0.1)
+        GridObject("small", colour, shape, (1, column), 0.0, 0.0, 0.1)
         for colour, shape, column in (("red", "cross", 0), ("white", "star", 1))
     )
     assert find((left, right), "the thing left of the white star") == left
@@ -146,11 +130,11 @@ def test_the_wrong_choices_are_what_other_things_do() -> None:
     for index in range(200):
         question = QuestionWorld("action", clips=200).question(index)
         if question.kind == "what":
-            done = {ACTS[act].does for actor in question.storyboard.actors for act in actor.acts}
-            assert len(done & set(question.choices)) == min(5, len(question.storyboard.actors))
-    for index in range(100):  # the thing's own act on the other side, and another thing's three
+            done = {ACTIONS[action].does for item in question.scene.objects for action in item.action_names}
+            assert len(done & set(question.choices)) == min(5, len(question.scene.objects))
+    for index in range(100):  # the thing's own action on the other side, and another thing's three
         question = QuestionWorld("transition", clips=100).question(index)
-        done = {ACTS[act].does for actor in question.storyboard.actors for act in actor.acts}
+        done = {ACTIONS[action].does for item in question.scene.objects for action in item.action_names}
         assert set(question.choices) <= done
 
 
@@ -159,16 +143,16 @@ def test_what_is_not_so_is_so_of_another_thing() -> None:
     seen = Counter[str]()
     for index in range(400):
         question = QuestionWorld("yesno", clips=400).question(index)
-        actors = question.storyboard.actors
+        objects = question.scene.objects
         if question.answers == ("no",) and question.kind in ("does", "is", "exists"):
             *_, last = question.text.removesuffix("?").split(" ")
             if question.kind == "does":
-                act = next(name for do, name in DO.items() if question.text.endswith(f" {do}?"))
-                assert any(act in actor.acts for actor in actors)
+                action = next(name for do, name in DO.items() if question.text.endswith(f" {do}?"))
+                assert any(action in item.action_names for item in objects)
             else:
-                assert any(last in (actor.colour, actor.shape) for actor in actors)
+                assert any(last in (item.colour, item.shape) for item in objects)
             if question.kind == "exists":
-                assert any(actor.colour == question.text.split()[-2] for actor in actors)
+                assert any(item.colour == question.text.split()[-2] for item in objects)
             seen[question.kind] += 1
     assert min(seen.values()) > 10
     assert len(seen) == 3
@@ -268,17 +252,17 @@ def test_no_stage_is_in_two_of_training_validation_and_test(task: str) -> None:
     for seed in (0, 1):
         for split in splits_of(task):
             for index in range(100 if split == "train" else 25):
-                keys[split.partition("-")[0]].update(storyboard.key for storyboard in stages(task, split, index, seed))
+                keys[split.partition("-")[0]].update(scene.key for scene in stages(task, split, index, seed))
     assert len(keys) == len(SPLITS)
     assert all(not keys[one] & keys[other] for one in keys for other in keys if one != other)
 
 
-def stages(task: str, split: str, index: int, seed: int = 0) -> list[Storyboard]:
+def stages(task: str, split: str, index: int, seed: int = 0) -> list[GridScene]:
     world = open_world(task, split, clips=1000, seed=seed)
     if isinstance(world, PairWorld):
         return [world.pair(index).left, world.pair(index).right]
     assert isinstance(world, QuestionWorld | LongWorld)
-    return [world.clip(index).storyboard if isinstance(world, LongWorld) else world.question(index).storyboard]
+    return [world.clip(index).scene if isinstance(world, LongWorld) else world.question(index).scene]
 
 
 @pytest.mark.parametrize("task", [*QUESTIONS, "pairs", "long"])
@@ -289,21 +273,19 @@ def test_combinations_held_out_are_shown_and_asked_in_the_systematic_split_alone
         for index in range(len(world)):
             record = world.record(index)
             text = " ".join((record.question or "", *record.texts))
-            shown = {
-                (actor.colour, actor.shape) for storyboard in stages(task, split, index) for actor in storyboard.actors
-            }
+            shown = {(item.colour, item.shape) for scene in stages(task, split, index) for item in scene.objects}
             asks = any(re.search(rf"\b{name}(s|es)?\b", text) for name in named)
             if split == "test-systematic":
-                assert asks or not shown <= set(USUAL)
+                assert asks or not shown <= set(SEEN)
             else:
                 assert not asks
-                assert shown <= set(USUAL)
+                assert shown <= set(SEEN)
 
 
 def others(question: Question) -> int:
     """How many things there are that the answer does not count."""
     counted = question.text.startswith("how many") and "how many times" not in question.text
-    return len(question.storyboard.actors) - (int(question.answers[0]) if counted else 1)
+    return len(question.scene.objects) - (int(question.answers[0]) if counted else 1)
 
 
 @pytest.mark.parametrize("task", QUESTIONS)
@@ -328,9 +310,7 @@ def test_the_productive_split_asks_deeper_than_training(task: str) -> None:
     depths = {split: {(len(steps.findall(q.text)), q.depth) for q in questions(task, split)} for split in TASK_SPLITS}
     assert depths["test-productive"] == {(2, 2), (3, 3)}
     assert all(depths[split] == {(0, 0), (1, 1)} for split in TASK_SPLITS if split != "test-productive")
-    things = {
-        split: {len(q.storyboard.actors) for q in questions(task, split)} for split in ("train", "test-productive")
-    }
+    things = {split: {len(q.scene.objects) for q in questions(task, split)} for split in ("train", "test-productive")}
     assert max(things["test-productive"]) <= max(things["train"])
 
 
@@ -344,11 +324,11 @@ def test_forms_are_as_frequent_in_every_split() -> None:
 # What is shown
 
 
-def course(actor: Actor, question: Question, moments: int = 160) -> dict[str, npt.NDArray[np.float64]]:
+def trajectory(item: GridObject, question: Question, moments: int = 160) -> dict[str, npt.NDArray[np.float64]]:
     """Area and place of the thing alone, as the pixels show it."""
     times = (np.arange(moments) + 0.5) / moments
-    frames = replace(question.storyboard, actors=(actor,)).render(times, 64).astype(int)
-    mask = np.abs(frames - COLOURS[actor.colour]).max(-1) < 40
+    frames = replace(question.scene, objects=(item,)).render(times, 64).astype(int)
+    mask = np.abs(frames - COLOURS[item.colour]).max(-1) < 40
     area = mask.sum((1, 2)).astype(float)
     rows, columns = np.arange(64)[:, None], np.arange(64)
     places = ((mask * at).sum((1, 2)) / np.maximum(area, 1) for at in (rows, columns))
@@ -374,11 +354,11 @@ def test_a_thing_does_as_many_times_what_the_answer_says() -> None:
         match = re.fullmatch(rf"how many times does ({REFERENCE}) ({'|'.join(signal)})\?", question.text)
         if match is None:
             continue
-        actor = find(question.storyboard.actors, match[1])
+        item = find(question.scene.objects, match[1])
         name, sign = signal[match[2]]
-        if actor.colour in ("white", "purple") or actor.shape == "ring":  # hard to tell from what is behind
+        if item.colour in ("white", "purple") or item.shape == "ring":  # hard to tell from what is behind
             continue
-        values = sign * course(actor, question)[name]
+        values = sign * trajectory(item, question)[name]
         rest, reached = values[0], values.max()
         assert times_up(values, rest, reached) == int(question.answers[0])
         seen.add(match[2])
@@ -388,20 +368,20 @@ def test_a_thing_does_as_many_times_what_the_answer_says() -> None:
 def test_things_stay_in_the_picture_and_in_their_cells() -> None:
     for index in range(30):
         for task in ("action", "transition", "count", "image"):
-            for actor in QuestionWorld(task, "test-distractor", 30).question(index).storyboard.actors:
-                pose = actor.pose(np.linspace(0, 1, 101))
-                for centre, place in ((pose.x, actor.cell[1]), (pose.y, actor.cell[0])):
+            for item in QuestionWorld(task, "test-distractor", 30).question(index).scene.objects:
+                pose = item.pose(np.linspace(0, 1, 101))
+                for centre, place in ((pose.x, item.cell[1]), (pose.y, item.cell[0])):
                     assert np.all(np.abs(centre - (0.5 + 0.32 * (place - 1))) < 0.16)
                     assert centre.min() > 0.05
                     assert centre.max() < 0.95
 
 
 def test_a_frame_is_the_same_whichever_others_are_asked_for() -> None:
-    storyboard = QuestionWorld("action", clips=1).question(0).storyboard
+    scene = QuestionWorld("action", clips=1).question(0).scene
     times = np.array([0.1, 0.5, 0.9])
-    together = storyboard.render(times, 48)
+    together = scene.render(times, 48)
     for place in range(3):
-        assert np.array_equal(together[place], storyboard.render(times[place : place + 1], 48)[0])
+        assert np.array_equal(together[place], scene.render(times[place : place + 1], 48)[0])
     assert np.any(together[0] != together[1])
 
 

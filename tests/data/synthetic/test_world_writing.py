@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from perceiver_vl.cli import main
-from perceiver_vl.data.datasets import read_splits
+from perceiver_vl.data.datasets.read import read_splits
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.sources import FolderDataset
-from perceiver_vl.data.synthetic import GENERALISATION, TASKS, PairWorld, open_world, splits_of, write_world
+from perceiver_vl.data.synthetic.grid import GENERALISATION
+from perceiver_vl.data.synthetic.tasks import TASKS, PairWorld, open_world, splits_of
+from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.utils.errors import UsageError
 
 SMALL: dict[str, Any] = {"clips": 6, "held_out": 2, "size": 32, "seed": 3}
@@ -47,7 +49,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_folder_reader_gives_what_the_world_gives(written: Path, task: str) -> None:
     folder = read_folder(written / task, need="text" if task in ("captions", "pairs") else "question")
-    assert not folder.problems
+    assert not folder.skipped
     assert Counter(record.split for record in folder.records) == dict.fromkeys(splits_of(task), 2)
     for split in splits_of(task):
         world = open_world(task, split, 2, seed=3, size=32, seconds=20.0)
@@ -64,7 +66,7 @@ def test_the_second_picture_is_written_too(written: Path) -> None:
     record = read_folder(written / "pairs", split="test").records[1]
     assert record.second_path is not None
     second = FolderDataset([replace(record, path=record.second_path)], (32, 32)).frames(0, 1)
-    assert np.array_equal(second, PairWorld("test", 2, seed=3, size=32).frames(1, second=True))
+    assert np.array_equal(second, PairWorld("test", 2, seed=3, size=32).second.frames(1))
 
 
 def test_the_truth_is_written_beside(written: Path) -> None:
@@ -94,7 +96,7 @@ def test_the_readers_of_the_benchmarks_give_what_the_world_gives(official: Path,
     splits = read_splits(benchmark, official / task)
     assert {"train", "test"} <= set(splits)
     for split, folder in splits.items():
-        assert not folder.problems
+        assert not folder.skipped
         assert len(folder.records) == (4 if (benchmark, split) == ("msrvtt-1ka", "train") else 2)
         world = open_world(task, split, 2, seed=3, size=32, seconds=20.0)
         for index, record in enumerate(folder.records[:2]):

@@ -491,7 +491,7 @@ def test_the_command(
     code, said, wrong = command(monkeypatch, capsys, "--verify", out, "--json")
     assert code == 1
     assert [problem["file_name"] for problem in json.loads(said)["problems"]] == ["clips/b.mp4"]
-    assert "b.mp4: changed: 0 bytes" in wrong
+    assert "b.mp4: truncated: 0 bytes" in wrong
 
 
 def test_the_command_reads_benchmarks(
@@ -516,7 +516,7 @@ def test_the_command_reads_benchmarks(
         (["SOURCE", "OUT", "--format", "gif"], "format=gif"),
         (["SOURCE", "OUT", "--split", "holdout"], "split=holdout"),
         (["SOURCE", "OUT", "--benchmark", "nothing"], "nothing: unknown benchmark"),
-        (["SOURCE", "OUT", "--benchmark", "imagenet", "--columns", "text=x"], "leave out --metadata"),
+        (["SOURCE", "OUT", "--benchmark", "imagenet", "--columns", "text=x"], "metadata, columns: for a folder"),
         (["SOURCE", "SOURCE/small"], "lies in the folder that is read"),
         (["--verify", "SOURCE"], "not a prepared folder"),
     ],
@@ -546,7 +546,7 @@ def test_verifying_finds_what_has_changed(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a prepared folder"):
         verify_prepared(source)
     run(source, out)
-    assert (verify_prepared(out).files, verify_prepared(out).problems) == (3, [])
+    assert (verify_prepared(out).files, verify_prepared(out).problems) == (4, [])
     content = bytearray((out / "clips/a.mp4").read_bytes())
     content[-1] ^= 1
     (out / "clips/a.mp4").write_bytes(content)
@@ -554,9 +554,9 @@ def test_verifying_finds_what_has_changed(source: Path, tmp_path: Path) -> None:
     (out / "metadata.jsonl").write_text("")
     reasons = {problem.file_name: problem.reason for problem in verify_prepared(out, workers=2).problems}
     assert reasons == {
-        "clips/a.mp4": "changed: another checksum",
-        "clips/b.mp4": "gone",
-        "metadata.jsonl": "changed since it was written",
+        "clips/a.mp4": "altered: its SHA-256 is not that of the manifest",
+        "clips/b.mp4": "no such file, named in the manifest",
+        "metadata.jsonl": "altered: its SHA-256 is not that of the manifest",
     }
 
 

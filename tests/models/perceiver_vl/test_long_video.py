@@ -21,7 +21,7 @@ from perceiver_vl import (
     PerceiverVLModel,
     UsageError,
 )
-from perceiver_vl.data.synthetic import LongWorld
+from perceiver_vl.data.synthetic.tasks import LongWorld
 from perceiver_vl.models.perceiver_vl.long_video import temporal_table
 from tiny import AGGREGATIONS, assert_same, differs, tiny_inputs, tiny_model
 

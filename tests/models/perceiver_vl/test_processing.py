@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor
 from transformers.image_utils import PILImageResampling
 
-from perceiver_vl.media.decode import MediaError, resize_frame
+from perceiver_vl.media.resizing import resize_frame
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor, train_tokenizer
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import MediaError, UsageError
 
 CAPTIONS = [f"a {colour} {shape} {verb}" for colour in ("red", "blue", "green") for shape in ("square", "circle")
             for verb in ("moves left", "is growing", "Blinks twice!")]  # fmt: skip

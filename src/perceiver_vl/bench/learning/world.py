@@ -11,7 +11,7 @@ from typing import Any
 
 from perceiver_vl.bench.learning.parts import Column, Part, Row, Table
 from perceiver_vl.bench.learning.runs import JOINT, OURS, Architecture, Run, Test
-from perceiver_vl.data.synthetic import GENERALISATION
+from perceiver_vl.data.synthetic.grid import GENERALISATION
 from perceiver_vl.training.losses import Objectives
 from perceiver_vl.training.recipe import Data, DataSource, Evaluation, Recipe, WorldSplit
 

@@ -2,45 +2,43 @@
 
 from collections.abc import Iterator
 
+from perceiver_vl.data.datasets.file_index import FileIndex, RowResult
 from perceiver_vl.data.datasets.rows import Row, json_lines
-from perceiver_vl.data.datasets.tree import Found, Tree
 
 
-def nlvr2(tree: Tree, split: str) -> Iterator[Found]:
+def nlvr2(files: FileIndex) -> Iterator[RowResult]:
     """NLVR2: the pair of `dev-850-0-1` is `dev-850-0-img0` and `dev-850-0-img1`; training pictures lie in folders."""
-    files = {"train": "train.json", "validation": "dev.json", "test": "test1.json", "test_unseen": "test2.json"}
-    for row in json_lines(tree.file(files[split])):
+    names = {"train": "train.json", "validation": "dev.json", "test": "test1.json", "test_unseen": "test2.json"}
+    for row in json_lines(files.file(names[files.split])):
         name = row.text("identifier")
         pair = name.rpartition("-")[0]
-        yield tree.record(
+        yield files.record(
             row,
             (f"{pair}-img0",),
             second=(f"{pair}-img1",),
             texts=(row.text("sentence"),),
             label=_truth(row),
-            split=split,
             example_id=name,
         )
 
 
-def nlvr(tree: Tree, split: str) -> Iterator[Found]:
+def nlvr(files: FileIndex) -> Iterator[RowResult]:
     """NLVR v1: every statement about six pictures, which differ in the order of their boxes.
 
     One picture is asked about by a question with an answer: the statement, and "true" or "false".
     """
-    part = {"train": "train", "validation": "dev", "test": "test"}[split]
-    for row in json_lines(tree.file(f"{part}.json")):
+    part = files.part("dev")
+    for row in json_lines(files.file(f"{part}.json")):
         for order in range(6):
             name = f"{part}-{row.text('identifier')}-{order}"
             sentence, truth = row.text("sentence"), _truth(row)
-            yield tree.record(
+            yield files.record(
                 row,
                 (name,),
                 texts=(sentence,),
                 label=truth,
                 question=sentence,
                 answers=(("false", "true")[truth],),
-                split=split,
                 example_id=name,
             )
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from perceiver_vl.data.datasets.file_index import FileIndex, MissingAnnotationsError
 from perceiver_vl.data.datasets.table import BENCHMARKS, Benchmark
-from perceiver_vl.data.datasets.tree import MissingAnnotationsError, Tree
 from perceiver_vl.data.fields import split_name
 from perceiver_vl.data.records import Folder, Record, SkippedSample
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
@@ -14,7 +14,7 @@ from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 @dataclass
 class BenchmarkRecords(Folder):
-    """One split: its records, its problems, and the `rows` of annotations that both came from."""
+    """One split: its records, what was skipped, and the `rows` of annotations that both came from."""
 
     rows: int = 0
 
@@ -33,7 +33,7 @@ def read_benchmark(name: str, folder: str | Path, *, split: str | None = None, s
 
     split: one of `BENCHMARKS[name].splits` (`val`, `valid` and `dev` mean `validation`); without it every split whose
     annotations are there, save those that share their media with others and are read on request only.
-    Media that are not there and captions that are empty become problems, each once; `strict` raises at the first.
+    Media that are not there and captions that are empty are skipped, each named once; `strict` raises at the first.
 
     Raises `UsageError` for an unknown name or split, annotations that are not there or not as their format says,
     and for names of media that lead out of the folder; `PerceiverVLError` if nothing usable is left.
@@ -41,12 +41,12 @@ def read_benchmark(name: str, folder: str | Path, *, split: str | None = None, s
     splits = read_splits(name, folder, split=split)
     result = Folder(Path(folder), [record for part in splits.values() for record in part.records])
     result.classes = next((part.classes for part in splits.values()), ())
-    result.problems += dict.fromkeys(problem for part in splits.values() for problem in part.problems)
-    if result.problems and strict:
-        first = result.problems[0]
+    result.skipped += dict.fromkeys(sample for part in splits.values() for sample in part.skipped)
+    if result.skipped and strict:
+        first = result.skipped[0]
         raise PerceiverVLError(f"{folder}: {first.file_name}: {first.reason}; leave out strict to skip such files")
     if not result.records:
-        first = result.problems[0] if result.problems else SkippedSample(", ".join(splits), "no rows")
+        first = result.skipped[0] if result.skipped else SkippedSample(", ".join(splits), "no rows")
         raise PerceiverVLError(
             f"{folder}: no usable record of {name}, the first: {first.file_name}: {first.reason}; "
             f"see perceiver-vl data list {name}"
@@ -67,12 +67,12 @@ def read_splits(
     on_request: also those that share their media with others. progress: called after each split.
     """
     benchmark = find_benchmark(name)
-    tree = Tree(Path(folder), benchmark.kind)
+    files = FileIndex(Path(folder), benchmark.kind)
     result: dict[str, BenchmarkRecords] = {}
     missing: MissingAnnotationsError | None = None
     for part in _wanted(benchmark, split, on_request):
         try:
-            result[part] = _read(benchmark, tree, part)
+            result[part] = _read(benchmark, files.of_split(part))
         except MissingAnnotationsError as error:
             missing = missing or error
         progress()
@@ -90,14 +90,14 @@ def _wanted(benchmark: Benchmark, split: str | None, on_request: bool) -> list[s
     return [wanted]
 
 
-def _read(benchmark: Benchmark, tree: Tree, split: str) -> BenchmarkRecords:
-    result = BenchmarkRecords(tree.folder, [], classes=benchmark.classes(tree) if benchmark.classes else ())
-    problems: dict[SkippedSample, None] = {}
-    for found in benchmark.read(tree, split):
+def _read(benchmark: Benchmark, files: FileIndex) -> BenchmarkRecords:
+    result = BenchmarkRecords(files.folder, [], classes=benchmark.classes(files) if benchmark.classes else ())
+    skipped: dict[SkippedSample, None] = {}
+    for found in benchmark.read(files):
         result.rows += 1
         if isinstance(found, Record):
             result.records.append(found)
         else:
-            problems |= dict.fromkeys(found)
-    result.problems += problems
+            skipped |= dict.fromkeys(found)
+    result.skipped += skipped
     return result

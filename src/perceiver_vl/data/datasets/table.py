@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from perceiver_vl.data.datasets import imagenet, moments, msrvtt, msvd, nlvr, pictures, questions, vqav2, web
-from perceiver_vl.data.datasets.tree import Found, Kind, Tree
+from perceiver_vl.data.datasets.file_index import FileIndex, MediaKind, RowResult
 
 
 @dataclass(frozen=True)
@@ -26,25 +26,25 @@ class Split:
 class Benchmark:
     """A benchmark and its reader. download: where its files come from; layout: which of them are read, and the media.
 
-    kind: what its media are. read: the folder and a split → its records, and problems in place of those left out.
+    kind: what its media are. read: the files, of a split → its records, or what is skipped in place of them.
     classes: the names that the labels of its records are indices of.
     """
 
     name: str
     task: str
-    kind: Kind
+    kind: MediaKind
     splits: Mapping[str, Split]
     download: str
     layout: str
-    read: Callable[[Tree, str], Iterator[Found]]
-    classes: Callable[[Tree], tuple[str, ...]] | None = None
+    read: Callable[[FileIndex], Iterator[RowResult]]
+    classes: Callable[[FileIndex], tuple[str, ...]] | None = None
 
 
-def _tgif(task: str, train: int, test: int, asks: str, read: Callable[[Tree, str], Iterator[Found]]) -> Benchmark:
-    file_name = {"frame": "frameqa"}.get(task, task)
+def _tgif(part: str, train: int, test: int, task: str, read: Callable[[FileIndex], Iterator[RowResult]]) -> Benchmark:
+    file_name = {"frame": "frameqa"}.get(part, part)
     return Benchmark(
-        f"tgif-qa-{task}",
-        asks,
+        f"tgif-qa-{part}",
+        task,
         "video",
         {"train": Split(train), "test": Split(test)},  # Jang et al. 2017 (the released version), table 1
         "the repository YunseokJANG/tgif-qa, folder dataset; GIFs as its README says",

@@ -4,30 +4,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from perceiver_vl.data.answers import majority_answer
+from perceiver_vl.data.datasets.file_index import FileIndex, RowResult
 from perceiver_vl.data.datasets.rows import Row, json_file
-from perceiver_vl.data.datasets.tree import Found, Tree
 from perceiver_vl.utils.errors import UsageError
 
 _PARTS = {"train": "train2014", "validation": "val2014", "test": "test2015", "test_dev": "test-dev2015"}
 
 
-def vqav2(tree: Tree, split: str) -> Iterator[Found]:
+def vqav2(files: FileIndex) -> Iterator[RowResult]:
     """One record a question; `test` and `test_dev` have no answers. `kind` is the answer's: yes/no, number, other."""
-    part = _PARTS[split]
-    questions = json_file(tree.file(f"v2_OpenEnded_mscoco_{part}_questions.json"))
-    annotations = {} if split.startswith("test") else _annotations(tree, part)
+    part = _PARTS[files.split]
+    questions = json_file(files.file(f"v2_OpenEnded_mscoco_{part}_questions.json"))
+    annotations = {} if files.split.startswith("test") else _annotations(files, part)
     for row in questions.rows("questions"):
         name = row.text("question_id")
         annotation = annotations.get(name)
         if annotation is None and annotations:
             raise UsageError(f"{row.where}: question_id={name}: not in v2_mscoco_{part}_annotations.json")
         image = row.integer("image_id")
-        yield tree.record(
+        yield files.record(
             row,
             (f"COCO_{part.replace('-dev', '')}_{image:012d}", f"{image:012d}"),
             question=row.text("question"),
             answers=_answers(annotation) if annotation else (),
-            split=split,
             example_id=name,
             kind=annotation.text("answer_type") if annotation and "answer_type" in annotation.values else None,
         )
@@ -38,14 +37,14 @@ def majority_answers(folder: str | Path) -> list[str]:
 
     Where a file does not give it, the answer that most of the ten gave. Raises `UsageError` without annotations.
     """
-    tree = Tree(Path(folder), "image")
-    annotations = [row for split in ("train", "validation") for row in _annotations(tree, _PARTS[split]).values()]
+    files = FileIndex(Path(folder), "image")
+    annotations = [row for split in ("train", "validation") for row in _annotations(files, _PARTS[split]).values()]
     given = "multiple_choice_answer"
     return [row.text(given) if given in row.values else majority_answer(_answers(row)) for row in annotations]
 
 
-def _annotations(tree: Tree, part: str) -> dict[str, Row]:
-    content = json_file(tree.file(f"v2_mscoco_{part}_annotations.json"))
+def _annotations(files: FileIndex, part: str) -> dict[str, Row]:
+    content = json_file(files.file(f"v2_mscoco_{part}_annotations.json"))
     return {row.text("question_id"): row for row in content.rows("annotations")}
 
 

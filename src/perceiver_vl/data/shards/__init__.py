@@ -9,17 +9,3 @@ A folder or URL of shards holds
 The order of examples is the sampler's affair: nothing is lost to a shuffle buffer, and a resumed run sees what the
 uninterrupted one would have seen, with any number of workers and ranks.
 """
-
-from perceiver_vl.data.shards.manifest import is_sharded, verify_shards
-from perceiver_vl.data.shards.reading import OPEN_SHARDS, ShardedDataset, shuffled_in_groups
-from perceiver_vl.data.shards.writing import ShardReport, write_shards
-
-__all__ = [
-    "OPEN_SHARDS",
-    "ShardReport",
-    "ShardedDataset",
-    "is_sharded",
-    "shuffled_in_groups",
-    "verify_shards",
-    "write_shards",
-]

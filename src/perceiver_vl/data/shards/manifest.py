@@ -6,12 +6,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from perceiver_vl.data.folder import Need
-from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.checksums import Verification, verify_files
+from perceiver_vl.data.records import Need, Record
 from perceiver_vl.data.shards.cache import is_url, open_remote
-from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
-from perceiver_vl.utils.files import sha256
 
 FORMAT, VERSION = "perceiver-vl shards", 1
 MANIFEST, INDEX = "manifest.json", "index.parquet"
@@ -96,24 +94,6 @@ def manifest_shards(manifest: dict[str, Any], location: str | Path) -> list[Shar
     return shards
 
 
-def size_problem(path: Path, size: int) -> str | None:
-    """What is wrong with a file that should have `size` bytes, as far as its size tells."""
-    try:
-        found = path.stat().st_size
-    except FileNotFoundError:
-        return "no such file, named in the manifest"
-    if found != size:
-        return f"{'truncated' if found < size else 'altered'}: {found} bytes, the manifest says {size}"
-    return None
-
-
-def file_problem(path: Path, size: int, digest: str) -> str | None:
-    """What is wrong with a file of the manifest, every byte read."""
-    if problem := size_problem(path, size):
-        return problem
-    return None if sha256(path) == digest else "altered: its SHA-256 is not that of the manifest"
-
-
 def index_schema() -> Any:
     """The columns of the index. Offsets and sizes in bytes of the tar; `second_…` only for pairs."""
     import pyarrow as pa
@@ -138,8 +118,8 @@ def record_values(record: Record) -> dict[str, Any]:
     return {name: value for name, value, default in values if name not in ("path", "second_path") and value != default}
 
 
-def verify_shards(out: str | Path, progress: bool = False) -> list[SkippedSample]:
-    """Read every byte of a folder of shards; what is not as the manifest says, by file.
+def verify_shards(out: str | Path, workers: int = 1, progress: bool = False) -> Verification:
+    """Read every byte of a folder of shards, in `workers` threads.
 
     Raises `UsageError` for a URL or a folder without a manifest, `PerceiverVLError` for a damaged manifest.
     """
@@ -148,14 +128,7 @@ def verify_shards(out: str | Path, progress: bool = False) -> list[SkippedSample
     manifest = read_manifest(out)
     files = [(shard.name, shard.bytes, shard.sha256) for shard in manifest_shards(manifest, out)]
     files.append((INDEX, manifest["index"]["bytes"], manifest["index"]["sha256"]))
-    problems = []
-    with ProgressBars(progress) as stages:
-        advance = stages.stage("Checking shards", total=len(files))
-        for name, size, digest in files:
-            if reason := file_problem(Path(out, name), size, digest):
-                problems.append(SkippedSample(name, reason))
-            advance()
-    return problems
+    return verify_files(Path(out), files, workers, progress)
 
 
 def _check_file(line: Any, name: str, where: str) -> None:

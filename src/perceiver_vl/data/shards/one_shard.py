@@ -7,9 +7,9 @@ import tarfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
-from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.records import Need, SkippedSample
 from perceiver_vl.data.shards.manifest import Shard, record_values
 from perceiver_vl.data.shards.planning import Plan, Sample
 from perceiver_vl.data.transcode.reencode import Settings, ended, reencode
@@ -51,7 +51,7 @@ class ShardWriter:
             shard = asdict(Shard(plan.name, plan.split, samples, len(rows), path.stat().st_size, sha256(path)))
         else:
             path.unlink()
-        lines = [asdict(problem) for problem in skipped]
+        lines = [asdict(sample) for sample in skipped]
         write_json(part_path(self.out, plan), {"plan": plan.sha256, "shard": shard, "rows": rows, "skipped": lines})
 
     def _write_tar(self, beside: Path, plan: Plan, rows: list[dict[str, Any]], skipped: list[SkippedSample]) -> None:
@@ -65,7 +65,7 @@ class ShardWriter:
                 except MediaError as error:
                     if self.strict:
                         raise
-                    skipped.append(_problem(sample, error))
+                    skipped.append(SkippedSample.of_file(error, sample.records))
                 else:
                     rows.extend(_add(tar, plan, sample, media))
 
@@ -90,16 +90,10 @@ def _add(tar: tarfile.TarFile, plan: Plan, sample: Sample, media: list[tuple[str
         row |= {f"{which}size": len(content), f"{which}crc32": zlib.crc32(content)}
     values = [record_values(record) for record in sample.records]
     _member(tar, f"{sample.key}.json", json.dumps({"records": values}, ensure_ascii=False).encode())
-    return [row | _said(record) | {"record": json.dumps(record_values(record))} for record in sample.records]
-
-
-def _said(record: Record) -> dict[str, bool]:
-    """What a record can be used for."""
-    return {
-        "has_text": bool(record.texts),
-        "has_question": record.question is not None,
-        "has_label": record.label is not None,
-    }
+    return [
+        row | {f"has_{need}": record.has(need) for need in get_args(Need)} | {"record": json.dumps(value)}
+        for record, value in zip(sample.records, values, strict=True)
+    ]
 
 
 def _member(tar: tarfile.TarFile, name: str, content: bytes) -> int:
@@ -129,10 +123,3 @@ def _as_it_is(path: Path) -> tuple[str, bytes]:
         raise MediaError(path, f"cannot be read: {error.strerror or error}") from error
     load_clip(content, 1, name=str(path))
     return suffix, content
-
-
-def _problem(sample: Sample, error: MediaError) -> SkippedSample:
-    """The broken file under the name that the data set gives it, and how many records are lost with it."""
-    first, count = sample.records[0], len(sample.records)
-    name = first.second_file_name if first.second_file_name and error.path == first.second_path else first.file_name
-    return SkippedSample(name, error.reason if count == 1 else f"{error.reason} ({count} examples)")

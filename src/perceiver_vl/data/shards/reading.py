@@ -11,23 +11,21 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
+from perceiver_vl.data.checksums import file_fault, size_fault
 from perceiver_vl.data.fields import split_name
-from perceiver_vl.data.folder import Need
-from perceiver_vl.data.records import Record
+from perceiver_vl.data.records import Need, Record
 from perceiver_vl.data.shards.cache import DEFAULT_CACHE_BYTES, ShardCache, is_url
 from perceiver_vl.data.shards.manifest import (
     INDEX,
     MANIFEST,
     VERSION,
     Shard,
-    file_problem,
     index_schema,
     manifest_shards,
     read_manifest,
-    size_problem,
 )
-from perceiver_vl.data.sources import Frames
-from perceiver_vl.media.decode import Sampling, load_clip
+from perceiver_vl.media.decode import load_clip
+from perceiver_vl.media.resizing import Frames
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError, first_line
 
 OPEN_SHARDS = 16
@@ -143,11 +141,9 @@ class ShardedDataset:
         `PerceiverVLError` for a shard that is gone or cannot be fetched.
         """
         record = self.record(index)
-        sampling: Sampling = "uniform" if rng is None else "random"
         clip = load_clip(
             self._read(self._checked(index), record.path),
             num_frames,
-            sampling=sampling,
             rng=rng,
             size=self.size,
             start=record.start,
@@ -204,8 +200,8 @@ class ShardedDataset:
                 raise UsageError(f"cache_bytes={cache_bytes}: less than {largest.name} has, {largest.bytes}")
             return
         for shard in self.shards:
-            if problem := size_problem(Path(self.location, shard.name), shard.bytes):
-                raise PerceiverVLError(f"{self._at(shard.name)}: {problem}; restore it, or write the shards again")
+            if fault := size_fault(Path(self.location, shard.name), shard.bytes):
+                raise PerceiverVLError(f"{self._at(shard.name)}: {fault}; restore it, or write the shards again")
 
     def _read_index(self, manifest: dict[str, Any], every: list[Shard], chosen: list[int]) -> Any:
         """The rows of the shards `chosen`, as an Arrow table whose places all lie within their shards."""
@@ -213,8 +209,8 @@ class ShardedDataset:
         import pyarrow.parquet as parquet
 
         size, digest = manifest["index"]["bytes"], manifest["index"]["sha256"]
-        if self._cache is None and (problem := file_problem(Path(self.location, INDEX), size, digest)):
-            raise PerceiverVLError(f"{self._at(INDEX)}: {problem}; restore it, or write the shards again")
+        if self._cache is None and (fault := file_fault(Path(self.location, INDEX), size, digest)):
+            raise PerceiverVLError(f"{self._at(INDEX)}: {fault}; restore it, or write the shards again")
         try:
             with self._open(Shard(INDEX, None, 0, 0, size, digest)) as file, parquet.ParquetFile(file) as table:
                 counts = [table.metadata.row_group(number).num_rows for number in range(table.num_row_groups)]

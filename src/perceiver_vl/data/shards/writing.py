@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from perceiver_vl._version import __version__
+from perceiver_vl.data.checksums import size_fault
 from perceiver_vl.data.records import Folder, SkippedSample
 from perceiver_vl.data.shards.manifest import (
     FORMAT,
@@ -26,7 +25,6 @@ from perceiver_vl.data.shards.manifest import (
     index_schema,
     manifest_shards,
     read_manifest,
-    size_problem,
 )
 from perceiver_vl.data.shards.one_shard import PARTS, ShardWriter, note_path, part_path
 from perceiver_vl.data.shards.planning import Plan, media_sizes, plan_shards, records_fingerprint
@@ -34,7 +32,7 @@ from perceiver_vl.data.transcode.reencode import Settings
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
-from perceiver_vl.utils.files import sha256, write_json, write_with
+from perceiver_vl.utils.files import locked, sha256, write_json, write_with
 from perceiver_vl.utils.process_pool import run_in_processes
 
 DEFAULT_SHARD_BYTES = 256 << 20
@@ -124,8 +122,8 @@ def _is_finished(out: Path, settings: dict[str, Any]) -> bool:
     manifest = read_manifest(out)
     _compare(out, manifest.get("settings"), settings)
     for shard in manifest_shards(manifest, out):
-        if problem := size_problem(out / shard.name, shard.bytes):
-            raise PerceiverVLError(f"{out / shard.name}: {problem}; restore it, or write to another folder")
+        if fault := size_fault(out / shard.name, shard.bytes):
+            raise PerceiverVLError(f"{out / shard.name}: {fault}; restore it, or write to another folder")
     return True
 
 
@@ -138,14 +136,9 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
     elif out.exists() and any(path.name != PARTS for path in out.iterdir()):
         raise UsageError(f"{out}: holds files that are no shards; name a new or empty folder")
     begun.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / PARTS / ".lock", timeout=0):
-            write_json(begun, settings)
-            for left in [*out.glob(".*.part"), *(out / PARTS).glob("media-*")]:  # of a process that was killed
-                left.unlink(missing_ok=True)
-            yield
-    except Timeout:
-        raise PerceiverVLError(f"{out}: another process is writing shards here; wait for it") from None
+    with locked(out, leftovers=(".*.part", f"{PARTS}/media-*"), lock=f"{PARTS}/.lock"):
+        write_json(begun, settings)
+        yield
 
 
 def _compare(out: Path, earlier: Any, settings: dict[str, Any]) -> None:
@@ -173,7 +166,7 @@ def _finish(out: Path, plans: list[Plan], settings: dict[str, Any], source: Fold
     import pyarrow.parquet as parquet
 
     shards: list[dict[str, Any]] = []
-    skipped = [asdict(problem) for problem in source.problems]
+    skipped = [asdict(sample) for sample in source.skipped]
 
     def write_index(path: Path) -> None:
         with parquet.ParquetWriter(path, index_schema(), compression="zstd", write_statistics=False) as index:
@@ -272,4 +265,4 @@ def _is_written(out: Path, plan: Plan) -> bool:
     part = _read_json(part_path(out, plan))
     if part is None or part["plan"] != plan.sha256:
         return False
-    return part["shard"] is None or size_problem(out / plan.name, part["shard"]["bytes"]) is None
+    return part["shard"] is None or size_fault(out / plan.name, part["shard"]["bytes"]) is None

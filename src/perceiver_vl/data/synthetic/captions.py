@@ -5,7 +5,7 @@ The words about one thing stay together, so a caption can be read back without g
 
 import numpy as np
 
-from perceiver_vl.data.synthetic.scene import Scene, Thing
+from perceiver_vl.data.synthetic.scene import Scene, SceneObject
 from perceiver_vl.utils.errors import UsageError
 
 _SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
@@ -50,11 +50,11 @@ MOST_CAPTIONS = 20
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """One wording, of at most 32 words and punctuation marks, that tells every attribute of every thing."""
-    things = scene.things if rng.random() < 0.5 else scene.things[::-1]
+    objects = scene.objects if rng.random() < 0.5 else scene.objects[::-1]
     whole_sentences = rng.random() < 0.5
     inner = _SENTENCES if whole_sentences else _PHRASES
-    outer = (_AROUND_SENTENCES if whole_sentences else _AROUND_PHRASES)[len(things)]
-    return _pick(rng, outer).format(*(_tell(thing, _pick(rng, inner), rng) for thing in things))
+    outer = (_AROUND_SENTENCES if whole_sentences else _AROUND_PHRASES)[len(objects)]
+    return _pick(rng, outer).format(*(_describe(one, _pick(rng, inner), rng) for one in objects))
 
 
 def captions(scene: Scene, count: int, rng: np.random.Generator) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[rng.integers(len(options))]
 
 
-def _tell(thing: Thing, pattern: str, rng: np.random.Generator) -> str:
+def _describe(thing: SceneObject, pattern: str, rng: np.random.Generator) -> str:
     """The words about one thing, with their article."""
     size = _pick(rng, _SIZE_WORDS[thing.size])
     motions = _MOTION_WORDS[thing.motion]

@@ -1,15 +1,18 @@
 """The generated world's captioned clips as a collection in memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.synthetic.captions import MOST_CAPTIONS, captions
-from perceiver_vl.data.synthetic.render import Pixels, frame_times, render
+from perceiver_vl.data.synthetic.render import frame_times, render
 from perceiver_vl.data.synthetic.scene import SPLITS, Description, Scene, draw_scene, generator
+from perceiver_vl.media.resizing import Frames
 from perceiver_vl.utils.errors import UsageError
 
 GENERATOR_VERSION = 1
@@ -39,12 +42,7 @@ class World:
     singles: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise UsageError(f"split={self.split!r}: choose one of {', '.join(SPLITS)}")
-        _require("clips", self.clips, 1)
-        _require("seed", self.seed, 0)
-        _require("num_frames", self.num_frames, 1)
-        _require("size", self.size, 16)
+        check_world(self, SPLITS)
         if not 1 <= self.captions_per_clip <= MOST_CAPTIONS:
             raise UsageError(f"captions_per_clip={self.captions_per_clip}: choose 1 to {MOST_CAPTIONS}")
         if not 0 <= self.singles <= 1:
@@ -64,15 +62,11 @@ class World:
 
     def scene(self, index: int) -> Scene:
         """What is in clip `index` (0..len-1)."""
-        if not 0 <= index < self.clips:
-            raise IndexError(f"clip {index} of a world of {self.clips}")
-        return draw_scene(self.seed, self.split, self._draws[index], self.singles)
+        return draw_scene(self.seed, self.split, self._draws[check_index(self, index)], self.singles)
 
-    def frames(self, index: int, num_frames: int | None = None, rng: np.random.Generator | None = None) -> Pixels:
+    def frames(self, index: int, num_frames: int | None = None, rng: np.random.Generator | None = None) -> Frames:
         """RGB bytes (T, size, size, 3): one from each of T equal parts of the clip, its middle or (`rng`) anywhere."""
-        num_frames = self.num_frames if num_frames is None else num_frames
-        _require("num_frames", num_frames, 1)
-        times = frame_times(num_frames, rng)
+        times = frame_times(self.num_frames if num_frames is None else num_frames, rng)
         return render(self.scene(index), size=self.size, times=times)
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -104,6 +98,17 @@ class World:
         return tuple(draws)
 
 
-def _require(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UsageError(f"{name}={value}: need at least {least}")
+def check_world(world: Any, splits: Sequence[str]) -> None:
+    """Raise `UsageError` for a split, or a number, that a world cannot have."""
+    if world.split not in splits:
+        raise UsageError(f"split={world.split!r}: choose one of {', '.join(splits)}")
+    for name, least in {"clips": 1, "seed": 0, "num_frames": 1, "size": 16}.items():
+        if (value := getattr(world, name, least)) < least:
+            raise UsageError(f"{name}={value}: need at least {least}")
+
+
+def check_index(world: Any, index: int) -> int:
+    """`index`, if a world has such a clip; raises `IndexError`, as whoever goes through it expects."""
+    if not 0 <= index < world.clips:
+        raise IndexError(f"clip {index} of a world of {world.clips}")
+    return index

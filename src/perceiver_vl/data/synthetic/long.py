@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from perceiver_vl.data.synthetic.acts import EVENTS, Actor, Doing
-from perceiver_vl.data.synthetic.references import Demands, with_article
-from perceiver_vl.data.synthetic.storyboard import (
+from perceiver_vl.data.synthetic.actions import EVENTS, GridObject, TimedAction
+from perceiver_vl.data.synthetic.grid import (
     HELD_OUT,
-    USUAL,
+    SEEN,
     Combination,
-    Storyboard,
+    GridScene,
     draw_cells,
-    draw_storyboard,
-    draw_things,
+    draw_grid_scene,
+    draw_objects,
     pick,
 )
+from perceiver_vl.data.synthetic.references import Difficulty, with_article
 
 WHEN = ("early", "middle", "late")
 """The third of the clip in which the event lies wholly."""
@@ -36,15 +36,15 @@ _CAPTIONS = {
 
 @dataclass(frozen=True)
 class LongClip:
-    """A clip of `seconds`, its one event (of `EVENTS`, to the thing `whom`, from `start` to `end` seconds), a question.
+    """A clip of `seconds`, its one event (of `EVENTS`, to the `target`, from `start` to `end` seconds), a question.
 
     kind: what, when or whom. captions: what happens, told in several wordings.
     """
 
-    storyboard: Storyboard
+    scene: GridScene
     seconds: float
     event: str
-    whom: Combination
+    target: Combination
     when: str
     start: float
     end: float
@@ -54,23 +54,23 @@ class LongClip:
     captions: tuple[str, ...]
 
 
-def draw_long_clip(rng: np.random.Generator, demands: Demands, seconds: float) -> LongClip:
+def draw_long_clip(rng: np.random.Generator, difficulty: Difficulty, seconds: float) -> LongClip:
     """Things with habits, and an event; the question's words tell nothing of its answer."""
-    least, most = demands.acting
+    least, most = difficulty.acting
     residents = int(rng.integers(least, most + 1))
-    combinations = _combinations(rng, demands, residents + 1)
+    combinations = _combinations(rng, difficulty, residents + 1)
     # The first thing is the one that it happens to: a visitor who was not there before, or one of the residents.
     event = pick(rng, tuple(EVENTS))
     combinations = combinations if event == "appears" else combinations[:residents]
     when = int(rng.integers(len(WHEN)))
     length = rng.uniform(*_EVENT_SECONDS)
     start = (when + 0.03) * seconds / 3 + rng.uniform(0, 0.94 * seconds / 3 - length)
-    moment = Doing(event, start / seconds, (start + length) / seconds, event=True)
+    moment = TimedAction(event, start / seconds, (start + length) / seconds, event=True)
 
-    things = draw_things(rng, draw_cells(rng, len(combinations)), combinations, acting=True)
-    actors = [_with_habit(rng, thing, seconds) for thing in things]
-    actors[0] = replace(actors[0], doings=(*actors[0].doings, moment))
-    storyboard = draw_storyboard(rng, [actors[place] for place in rng.permutation(len(actors))])
+    objects = draw_objects(rng, draw_cells(rng, len(combinations)), combinations, acting=True)
+    objects = [_with_habit(rng, one, seconds) for one in objects]
+    objects[0] = replace(objects[0], actions=(*objects[0].actions, moment))
+    scene = draw_grid_scene(rng, [objects[place] for place in rng.permutation(len(objects))])
     does, do = EVENTS[event].does, EVENTS[event].do
     colour, shape = combinations[0]
     kind, question, answer = pick(
@@ -85,20 +85,20 @@ def draw_long_clip(rng: np.random.Generator, demands: Demands, seconds: float) -
     thing = with_article(f"{colour} {shape}")
     captions = tuple(pattern.format(thing=thing, does=does) for pattern in _CAPTIONS[WHEN[when]])
     times = start, start + length
-    return LongClip(storyboard, seconds, event, combinations[0], WHEN[when], *times, question, answer, kind, captions)
+    return LongClip(scene, seconds, event, combinations[0], WHEN[when], *times, question, answer, kind, captions)
 
 
-def _combinations(rng: np.random.Generator, demands: Demands, count: int) -> list[Combination]:
+def _combinations(rng: np.random.Generator, difficulty: Difficulty, count: int) -> list[Combination]:
     """All different; the first has a colour and a shape that no other has."""
-    combinations = [pick(rng, HELD_OUT if demands.held_out else USUAL)]
+    combinations = [pick(rng, HELD_OUT if difficulty.held_out else SEEN)]
     while len(combinations) < count:
-        one = pick(rng, USUAL)
+        one = pick(rng, SEEN)
         if one not in combinations and not set(one) & set(combinations[0]):
             combinations.append(one)
     return combinations
 
 
-def _with_habit(rng: np.random.Generator, thing: Actor, seconds: float) -> Actor:
+def _with_habit(rng: np.random.Generator, one: GridObject, seconds: float) -> GridObject:
     """Something that it does again and again, from the first frame to the last."""
     times = max(1, round(seconds / rng.uniform(*_PERIOD_SECONDS)))
-    return replace(thing, doings=(Doing(pick(rng, _HABITS), 0.0, 1.0, times),))
+    return replace(one, actions=(TimedAction(pick(rng, _HABITS), 0.0, 1.0, times),))

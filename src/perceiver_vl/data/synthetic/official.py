@@ -19,7 +19,7 @@ from typing import Any
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.synthetic.scene import SPLITS
 
-Said = Mapping[str, Sequence[tuple[int, Record]]]
+RecordsBySplit = Mapping[str, Sequence[tuple[int, Record]]]
 """Of each split the records, and the number of each among those of all splits."""
 _TGIF_ONLY = ("action", "transition", "count")
 _TGIF_PARTS = {"train": "Train", "test": "Test"}
@@ -43,34 +43,34 @@ def official_media(task: str, split: str, number: int, record: Record) -> tuple[
     return (f"videos/{_video(number)}.mp4",)
 
 
-def official_annotations(task: str, said: Said) -> dict[str, str]:
+def official_annotations(task: str, splits: RecordsBySplit) -> dict[str, str]:
     """The annotation files: name → content."""
     if task == "captions":
-        return _msrvtt(said)
+        return _msrvtt(splits)
     if task == "image":
-        return _vqav2(said)
+        return _vqav2(splits)
     if task == "pairs":
-        return _nlvr2(said)
-    tables = _tgif(task, said) if task in _TGIF_NAMES else {}
-    return tables if task in _TGIF_ONLY else tables | _msrvtt_qa(said)
+        return _nlvr2(splits)
+    tables = _tgif(task, splits) if task in _TGIF_NAMES else {}
+    return tables if task in _TGIF_ONLY else tables | _msrvtt_qa(splits)
 
 
 def _video(number: int) -> str:
     return f"video{number}"
 
 
-def _msrvtt(said: Said) -> dict[str, str]:
+def _msrvtt(splits: RecordsBySplit) -> dict[str, str]:
     parts = {"train": "train", "validation": "validate", "test": "test"}
     videos, sentences = [], []
-    for split, records in said.items():
+    for split, records in splits.items():
         for number, record in records:
             videos.append({"video_id": _video(number), "split": parts[split], "id": number})
             sentences += [{"video_id": _video(number), "caption": caption} for caption in record.texts]
     numbered = [{"sen_id": place, **sentence} for place, sentence in enumerate(sentences)]
     test = [
-        (f"ret{number}", f"msr{number}", _video(number), record.texts[0]) for number, record in said.get("test", ())
+        (f"ret{number}", f"msr{number}", _video(number), record.texts[0]) for number, record in splits.get("test", ())
     ]
-    train = [(_video(number),) for split in ("train", "validation") for number, _ in said.get(split, ())]
+    train = [(_video(number),) for split in ("train", "validation") for number, _ in splits.get(split, ())]
     return {
         "MSRVTT_JSFUSION_test.csv": _table(("key", "vid_key", "video_id", "sentence"), test, ","),
         "MSRVTT_train.9k.csv": _table(("video_id",), train, ","),
@@ -78,7 +78,7 @@ def _msrvtt(said: Said) -> dict[str, str]:
     }
 
 
-def _msrvtt_qa(said: Said) -> dict[str, str]:
+def _msrvtt_qa(splits: RecordsBySplit) -> dict[str, str]:
     parts = {"train": "train", "validation": "val", "test": "test"}
     return {
         f"{parts[split]}_qa.json": json.dumps(
@@ -93,15 +93,15 @@ def _msrvtt_qa(said: Said) -> dict[str, str]:
                 for number, record in records
             ]
         )
-        for split, records in said.items()
+        for split, records in splits.items()
     }
 
 
-def _tgif(task: str, said: Said) -> dict[str, str]:
+def _tgif(task: str, splits: RecordsBySplit) -> dict[str, str]:
     name = "frameqa" if task == "frame" else task
     tables = {}
     for split, part in _TGIF_PARTS.items():
-        lines = [_tgif_line(task, number, record) for number, record in said[split]]
+        lines = [_tgif_line(task, number, record) for number, record in splits[split]]
         rows = [tuple(line.values()) for line in lines]
         tables[f"{part}_{name}_question.csv"] = _table(tuple(lines[0]), rows, "\t")
     return tables
@@ -117,9 +117,9 @@ def _tgif_line(task: str, number: int, record: Record) -> dict[str, Any]:
     return line | ({"description": ""} if task == "frame" else {})
 
 
-def _vqav2(said: Said) -> dict[str, str]:
+def _vqav2(splits: RecordsBySplit) -> dict[str, str]:
     files = {}
-    for split, records in said.items():
+    for split, records in splits.items():
         part = _VQA_PARTS[split]
         shared = {"task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": part}
         questions = [
@@ -152,9 +152,9 @@ def _annotation(number: int, record: Record) -> dict[str, Any]:
     }
 
 
-def _nlvr2(said: Said) -> dict[str, str]:
+def _nlvr2(splits: RecordsBySplit) -> dict[str, str]:
     files = {}
-    for split, records in said.items():
+    for split, records in splits.items():
         lines = [
             {"identifier": _nlvr_id(record), "sentence": record.texts[0], "label": str(bool(record.label))}
             for _, record in records

@@ -10,41 +10,40 @@ from typing import NamedTuple
 
 import numpy as np
 
-from perceiver_vl.data.synthetic.acts import ACTS, OPPOSITES, REPEATABLE, Actor
-from perceiver_vl.data.synthetic.references import (
-    Cast,
-    Demands,
-    draw_cast,
-    draw_counted,
-    draw_noun,
-    names_of,
-    plural,
-    refer,
-    with_article,
-)
-from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES, SIZES
-from perceiver_vl.data.synthetic.storyboard import (
+from perceiver_vl.data.synthetic.actions import ACTIONS, OPPOSITES, REPEATABLE, GridObject
+from perceiver_vl.data.synthetic.grid import (
     CELLS,
     HELD_OUT,
     PLACES,
     RELATIONS,
-    USUAL,
-    Combination,
-    Storyboard,
+    SEEN,
+    GridScene,
     draw_cells,
-    draw_storyboard,
-    draw_things,
+    draw_grid_scene,
+    draw_objects,
     in_turn,
     is_held_out,
     pick,
     pick_some,
     repeated,
 )
+from perceiver_vl.data.synthetic.references import (
+    Difficulty,
+    Reference,
+    draw_counted,
+    draw_noun,
+    draw_reference,
+    names_of,
+    plural,
+    refer,
+    with_article,
+)
+from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES, SIZES
 
 NUM_CHOICES = 5
 MOST_COUNTED = 5
 ANNOTATORS = 10
-# VisionBatch for a moment, or by somebody who is strict about words, one of these may pass for the other.
+# Seen for a moment, or by somebody who is strict about words, one of these may pass for the other.
 _ALIKE = {
     *(frozenset((one, other)) for one in ("jumps", "dips") for other in ("up", "down")),
     *(frozenset(("shakes", other)) for other in ("left", "right")),
@@ -61,7 +60,7 @@ class Question:
     truth. choices, label: of multiple choice, with the place of the right one. depth: steps of its longest reference.
     """
 
-    storyboard: Storyboard
+    scene: GridScene
     text: str
     kind: str
     answers: tuple[str, ...]
@@ -70,7 +69,7 @@ class Question:
     depth: int = 0
 
 
-Draw = Callable[[np.random.Generator, Demands], Question | None]
+Draw = Callable[[np.random.Generator, Difficulty], Question | None]
 """Draws a question of one form, or None where what was drawn does not make one: draw again."""
 
 
@@ -82,179 +81,175 @@ class Form(NamedTuple):
     deepens: bool = True
 
 
-def draw_question(rng: np.random.Generator, task: str, demands: Demands) -> Question:
+def draw_question(rng: np.random.Generator, task: str, difficulty: Difficulty) -> Question:
     """A question of a task (a key of `QUESTIONS`): first its form, so that none is rarer for being harder to draw."""
-    forms = [form for form in QUESTIONS[task] if form.deepens or not demands.deep]
+    forms = [form for form in QUESTIONS[task] if form.deepens or not difficulty.deep]
     weights = np.cumsum([form.weight for form in forms])
     chosen = forms[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
     while True:
-        question = chosen.draw(rng, demands)
+        question = chosen.draw(rng, difficulty)
         if question is not None:
             return question
 
 
-def _draw_action(rng: np.random.Generator, demands: Demands) -> Question | None:
+def _draw_action(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
     """ "what does the red circle do?": the wrong choices are what the others do, as far as there are others."""
-    cast = draw_cast(rng, demands, acting=True)
-    acts = _different_acts(rng, NUM_CHOICES)
-    chosen = [acts[0], *(acts[1:] * 2)[: len(cast.actors) - 1]]
-    cast = _acting(rng, cast, chosen)
-    return _choice(rng, cast, f"what does {refer(rng, cast, by_act=True)} do?", "what", acts)
+    reference = draw_reference(rng, difficulty, acting=True)
+    actions = _different_actions(rng, NUM_CHOICES)
+    reference = _assign(rng, reference, [actions[0], *(actions[1:] * 2)[: len(reference.objects) - 1]])
+    return _choice(rng, reference, f"what does {refer(rng, reference, by_action=True)} do?", "what", actions)
 
 
-def _draw_action_by_number(rng: np.random.Generator, demands: Demands) -> Question | None:
+def _draw_action_by_number(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
     """ "what does the red circle do 2 times?", of a thing that does one thing 2 times and another 3 times."""
-    cast = draw_cast(rng, demands, acting=True)
-    acts = _different_acts(rng, NUM_CHOICES, REPEATABLE)
+    reference = draw_reference(rng, difficulty, acting=True)
+    actions = _different_actions(rng, NUM_CHOICES, REPEATABLE)
     times = pick_some(rng, tuple(_TIMES), 2)
     first = int(rng.integers(2))
-    doings = [in_turn(rng, [acts[first], acts[1 - first]], [times[first], times[1 - first]])]
-    for _ in cast.actors[1:]:
-        doings.append(in_turn(rng, pick_some(rng, acts[2:], 2), pick_some(rng, tuple(_TIMES), 2)))
-    cast = cast.with_doings(doings)
-    return _choice(rng, cast, f"what does {refer(rng, cast)} do {_TIMES[times[0]]}?", "times", acts)
+    timed = [in_turn(rng, [actions[first], actions[1 - first]], [times[first], times[1 - first]])]
+    for _ in reference.objects[1:]:
+        timed.append(in_turn(rng, pick_some(rng, actions[2:], 2), pick_some(rng, tuple(_TIMES), 2)))
+    reference = reference.with_actions(timed)
+    return _choice(rng, reference, f"what does {refer(rng, reference)} do {_TIMES[times[0]]}?", "times", actions)
 
 
-def _draw_transition(rng: np.random.Generator, demands: Demands) -> Question | None:
+def _draw_transition(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
     """ "what does the red circle do before it jumps?", of a thing that does three things in turn."""
-    cast = draw_cast(rng, demands, acting=True)
-    asked, *acts = _different_acts(rng, NUM_CHOICES + 1)
-    if any(frozenset((asked, act)) in OPPOSITES for act in acts):
+    reference = draw_reference(rng, difficulty, acting=True)
+    asked, *actions = _different_actions(rng, NUM_CHOICES + 1)
+    if any(frozenset((asked, action)) in OPPOSITES for action in actions):
         return None
     before = rng.random() < 0.5
-    order = [acts[0], asked, acts[1]] if before else [acts[1], asked, acts[0]]
-    others = [in_turn(rng, pick_some(rng, acts[2:], 3)) for _ in cast.actors[1:]]
-    cast = cast.with_doings([in_turn(rng, order), *others])
+    order = [actions[0], asked, actions[1]] if before else [actions[1], asked, actions[0]]
+    others = [in_turn(rng, pick_some(rng, actions[2:], 3)) for _ in reference.objects[1:]]
+    reference = reference.with_actions([in_turn(rng, order), *others])
     when = "before" if before else "after"
-    return _choice(rng, cast, f"what does {refer(rng, cast)} do {when} it {ACTS[asked].does}?", when, acts)
+    text = f"what does {refer(rng, reference)} do {when} it {ACTIONS[asked].does}?"
+    return _choice(rng, reference, text, when, actions)
 
 
 def _frame(kind: str) -> Draw:
     """What a single frame shows: the colour, the shape, the size of a thing, or where it is."""
 
-    def draw(rng: np.random.Generator, demands: Demands) -> Question | None:
+    def draw(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
         # Words that say what a thing is next to half tell where it is.
-        cast = draw_cast(rng, demands, depth=0 if kind == "where" else None)
-        thing = refer(rng, cast, without=kind)
+        reference = draw_reference(rng, difficulty, depth=0 if kind == "where" else None)
+        thing = refer(rng, reference, without=kind)
         if thing is None:
             return None
-        one = cast.actors[0]
+        one = reference.objects[0]
         text, answer = {
             "colour": (f"what colour is {thing}?", one.colour),
             "shape": (f"what shape is {thing}?", one.shape),
             "size": (f"how big is {thing}?", one.size),
             "where": (f"where is {thing}?", PLACES[CELLS.index(one.cell)]),
         }[kind]
-        return Question(
-            draw_storyboard(rng, _shuffled(rng, cast.actors)), text, kind, (answer,), depth=len(cast.relations)
-        )
+        return _ask(rng, reference, text, kind, answer)
 
     return draw
 
 
-def _draw_number_of_times(rng: np.random.Generator, demands: Demands) -> Question | None:
+def _draw_number_of_times(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
     """ "how many times does the red circle jump?" """
-    cast = draw_cast(rng, demands, acting=True)
-    act, *others = pick_some(rng, REPEATABLE, 3)
+    reference = draw_reference(rng, difficulty, acting=True)
+    action, *others = pick_some(rng, REPEATABLE, 3)
     times = int(rng.integers(1, MOST_COUNTED + 1))
-    doings = [repeated(rng, act, times)]
-    for _ in cast.actors[1:]:
-        doings.append(repeated(rng, pick(rng, (act, *others)), int(rng.integers(1, MOST_COUNTED + 1))))
-    cast = cast.with_doings(doings)
-    text = f"how many times does {refer(rng, cast)} {ACTS[act].do}?"
-    storyboard = draw_storyboard(rng, _shuffled(rng, cast.actors))
-    return Question(storyboard, text, "times", (str(times),), depth=len(cast.relations))
+    timed = [repeated(rng, action, times)]
+    for _ in reference.objects[1:]:
+        timed.append(repeated(rng, pick(rng, (action, *others)), int(rng.integers(1, MOST_COUNTED + 1))))
+    reference = reference.with_actions(timed)
+    text = f"how many times does {refer(rng, reference)} {ACTIONS[action].do}?"
+    return _ask(rng, reference, text, "times", str(times))
 
 
-def _draw_number_of_things(rng: np.random.Generator, demands: Demands) -> Question | None:
+def _draw_number_of_things(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
     """ "how many circles are there?" """
-    number, extra = int(rng.integers(1, MOST_COUNTED + 1)), int(rng.integers(demands.extra[0], demands.extra[1] + 1))
-    noun = draw_noun(rng, demands)
+    number, extra = _draw_numbers(rng, difficulty)
+    noun = draw_noun(rng, difficulty)
     combinations = draw_counted(rng, {noun: number}, extra)
-    actors = draw_things(rng, draw_cells(rng, len(combinations)), combinations)
-    return Question(draw_storyboard(rng, actors), f"how many {plural(str(noun))} are there?", "things", (str(number),))
+    objects = draw_objects(rng, draw_cells(rng, len(combinations)), combinations)
+    return Question(draw_grid_scene(rng, objects), f"how many {plural(str(noun))} are there?", "things", (str(number),))
 
 
-def _draw_number_of_doers(rng: np.random.Generator, demands: Demands) -> Question | None:
+def _draw_number_of_doers(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
     """ "how many things jump?" """
-    number, extra = int(rng.integers(1, MOST_COUNTED + 1)), int(rng.integers(demands.extra[0], demands.extra[1] + 1))
-    act, *others = _different_acts(rng, 3)
-    combinations = [pick(rng, HELD_OUT if demands.held_out else USUAL) for _ in range(number + extra)]
-    things = draw_things(rng, draw_cells(rng, number + extra), combinations, acting=True)
-    acts = [act] * number + [pick(rng, others) for _ in range(extra)]
-    storyboard = draw_storyboard(rng, _acting(rng, Cast(tuple(things), ()), acts).actors)
-    return Question(storyboard, f"how many things {ACTS[act].do}?", "doers", (str(number),))
+    number, extra = _draw_numbers(rng, difficulty)
+    action, *others = _different_actions(rng, 3)
+    combinations = [pick(rng, HELD_OUT if difficulty.held_out else SEEN) for _ in range(number + extra)]
+    objects = draw_objects(rng, draw_cells(rng, number + extra), combinations, acting=True)
+    actions = [action] * number + [pick(rng, others) for _ in range(extra)]
+    scene = draw_grid_scene(rng, _assign(rng, Reference(tuple(objects)), actions).objects)
+    return Question(scene, f"how many things {ACTIONS[action].do}?", "doers", (str(number),))
 
 
-def _draw_exists(rng: np.random.Generator, demands: Demands) -> Question | None:
+def _draw_numbers(rng: np.random.Generator, difficulty: Difficulty) -> tuple[int, int]:
+    """How many are to be counted, and how many others there are."""
+    least, most = difficulty.extra
+    return int(rng.integers(1, MOST_COUNTED + 1)), int(rng.integers(least, most + 1))
+
+
+def _draw_exists(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
     """ "is there a red circle?"; whether or not, there is a thing of the colour and another of the shape."""
     truth = rng.random() < 0.5
-    colour, shape = pick(rng, HELD_OUT if demands.held_out else USUAL)
+    colour, shape = pick(rng, HELD_OUT if difficulty.held_out else SEEN)
     combinations = [(pick(rng, tuple(COLOURS)), shape), (colour, pick(rng, SHAPES))]
-    if (colour, shape) in combinations or not set(combinations) <= set(USUAL):
+    if (colour, shape) in combinations or not set(combinations) <= set(SEEN):
         return None
     if truth:
         combinations.append((colour, shape))
-    least, most = demands.still
+    least, most = difficulty.still
     while len(combinations) < max(least, 3) or (len(combinations) < most and rng.random() < 0.5):
-        one = pick(rng, USUAL)
+        one = pick(rng, SEEN)
         if one != (colour, shape):
             combinations.append(one)
-    actors = draw_things(rng, draw_cells(rng, len(combinations)), combinations)
-    storyboard = draw_storyboard(rng, _shuffled(rng, actors))
-    return Question(storyboard, f"is there {with_article(f'{colour} {shape}')}?", "exists", (_word(truth),))
+    objects = draw_objects(rng, draw_cells(rng, len(combinations)), combinations)
+    text = f"is there {with_article(f'{colour} {shape}')}?"
+    return _ask(rng, Reference(tuple(objects)), text, "exists", _word(truth))
 
 
-def _draw_does(rng: np.random.Generator, demands: Demands) -> Question | None:
+def _draw_does(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
     """ "does the red circle jump?"; whether or not, one of the things does, and one does something else."""
     truth = rng.random() < 0.5
-    cast = draw_cast(rng, demands, acting=True)
-    asked, instead, *_ = acts = _different_acts(rng, 4)
+    reference = draw_reference(rng, difficulty, acting=True)
+    asked, instead, *_ = actions = _different_actions(rng, 4)
     chosen = [asked, instead] if truth else [instead, asked]
-    cast = _acting(rng, cast, chosen + [pick(rng, acts) for _ in cast.actors[2:]])
-    text = f"does {refer(rng, cast)} {ACTS[asked].do}?"
-    storyboard = draw_storyboard(rng, _shuffled(rng, cast.actors))
-    return Question(storyboard, text, "does", (_word(truth),), depth=len(cast.relations))
+    reference = _assign(rng, reference, chosen + [pick(rng, actions) for _ in reference.objects[2:]])
+    text = f"does {refer(rng, reference)} {ACTIONS[asked].do}?"
+    return _ask(rng, reference, text, "does", _word(truth))
 
 
-def _draw_is(rng: np.random.Generator, demands: Demands) -> Question | None:
+def _draw_is(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
     """ "is the circle red?": if it is not, then another thing is."""
     truth = rng.random() < 0.5
-    cast = draw_cast(rng, demands)
-    one, kind = cast.actors[0], pick(rng, ("colour", "shape"))
-    thing = refer(rng, cast, without=kind)
-    wrong = sorted({getattr(other, kind) for other in cast.actors} - {getattr(one, kind)})
+    reference = draw_reference(rng, difficulty)
+    one, kind = reference.objects[0], pick(rng, ("colour", "shape"))
+    thing = refer(rng, reference, without=kind)
+    wrong = sorted({getattr(other, kind) for other in reference.objects} - {getattr(one, kind)})
     # A combination that is asked about must be one that could be shown, or it would tell the answer.
-    wrong = [word for word in wrong if is_held_out(_combination(replace(one, **{kind: word}))) == demands.held_out]
+    wrong = [word for word in wrong if is_held_out(replace(one, **{kind: word}).combination) == difficulty.held_out]
     if thing is None or not wrong:
         return None
     asked = getattr(one, kind) if truth else pick(rng, wrong)
     text = f"is {thing} {asked if kind == 'colour' else with_article(asked)}?"
-    storyboard = draw_storyboard(rng, _shuffled(rng, cast.actors))
-    return Question(storyboard, text, "is", (_word(truth),), depth=len(cast.relations))
+    return _ask(rng, reference, text, "is", _word(truth))
 
 
-def _draw_is_next_to(rng: np.random.Generator, demands: Demands) -> Question | None:
+def _draw_is_next_to(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
     """ "is the red circle left of the star?", of two things in one row or column."""
     truth = rng.random() < 0.5
-    cast = draw_cast(rng, demands)
-    one, thing = cast.actors[0], refer(rng, cast)
-    known = len(cast.relations) + 1
-    for other in cast.actors[known:]:
+    reference = draw_reference(rng, difficulty)
+    one, thing = reference.objects[0], refer(rng, reference)
+    known = len(reference.relations) + 1
+    for other in reference.objects[known:]:
         relation = _relation(one, other)
         if relation:
             asked = relation if truth else pick(rng, [name for name in RELATIONS if name != relation])
-            text = f"is {thing} {asked} the {pick(rng, names_of(other, cast.actors))}?"
-            storyboard = draw_storyboard(rng, _shuffled(rng, cast.actors))
-            return Question(storyboard, text, "where", (_word(truth),), depth=len(cast.relations))
+            text = f"is {thing} {asked} the {pick(rng, names_of(other, reference.objects))}?"
+            return _ask(rng, reference, text, "where", _word(truth))
     return None
 
 
-def _combination(actor: Actor) -> Combination:
-    return actor.colour, actor.shape
-
-
-def _relation(one: Actor, other: Actor) -> str | None:
+def _relation(one: GridObject, other: GridObject) -> str | None:
     """How the first stands to the second, if they share a row or a column."""
     step = one.cell[0] - other.cell[0], one.cell[1] - other.cell[1]
     if 0 not in step:
@@ -266,8 +261,8 @@ def _relation(one: Actor, other: Actor) -> str | None:
 def _about_picture(kind: str, draw: Draw) -> Draw:
     """The question with VQAv2's kind and with ten answers, of which up to two are mistaken."""
 
-    def draw_answered(rng: np.random.Generator, demands: Demands) -> Question | None:
-        question = draw(rng, demands)
+    def draw_answered(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
+        question = draw(rng, difficulty)
         if question is None:
             return None
         truth = question.answers[0]
@@ -310,33 +305,35 @@ QUESTIONS: dict[str, tuple[Form, ...]] = {
 """The tasks that ask a question about one clip or picture, in their forms."""
 
 
-def _different_acts(rng: np.random.Generator, count: int, among: Sequence[str] = tuple(ACTS)) -> list[str]:
+def _different_actions(rng: np.random.Generator, count: int, among: Sequence[str] = tuple(ACTIONS)) -> list[str]:
     """Acts of which none could be taken for another."""
     while True:
-        acts = pick_some(rng, among, count)
-        if not any(frozenset((one, other)) in _ALIKE for one in acts for other in acts):
-            return acts
+        actions = pick_some(rng, among, count)
+        if not any(frozenset((one, other)) in _ALIKE for one in actions for other in actions):
+            return actions
 
 
-def _acting(rng: np.random.Generator, cast: Cast, acts: Sequence[str]) -> Cast:
-    """Each of the cast does one of the acts, those that can be repeated up to three times."""
-    return cast.with_doings([repeated(rng, act, _any_times(rng, act)) for act in acts])
+def _assign(rng: np.random.Generator, reference: Reference, actions: Sequence[str]) -> Reference:
+    """Each object does one of the actions, those that can be repeated up to three times."""
+    timed = []
+    for action in actions:
+        times = int(rng.integers(1, 4)) if ACTIONS[action].returns else 1
+        timed.append(repeated(rng, action, times))
+    return reference.with_actions(timed)
 
 
-def _any_times(rng: np.random.Generator, act: str) -> int:
-    return int(rng.integers(1, 4)) if ACTS[act].returns else 1
+def _choice(rng: np.random.Generator, reference: Reference, text: str, kind: str, actions: Sequence[str]) -> Question:
+    """The first action is right."""
+    order = rng.permutation(len(actions)).tolist()
+    choices = tuple(ACTIONS[actions[place]].does for place in order)
+    question = _ask(rng, reference, text, kind, ACTIONS[actions[0]].does)
+    return replace(question, choices=choices, label=order.index(0))
 
 
-def _choice(rng: np.random.Generator, cast: Cast, text: str, kind: str, acts: Sequence[str]) -> Question:
-    """The first act is right."""
-    order = rng.permutation(len(acts)).tolist()
-    choices = tuple(ACTS[acts[place]].does for place in order)
-    storyboard = draw_storyboard(rng, _shuffled(rng, cast.actors))
-    return Question(storyboard, text, kind, (ACTS[acts[0]].does,), choices, order.index(0), len(cast.relations))
-
-
-def _shuffled(rng: np.random.Generator, actors: Sequence[Actor]) -> list[Actor]:
-    return pick_some(rng, actors, len(actors))
+def _ask(rng: np.random.Generator, reference: Reference, text: str, kind: str, answer: str) -> Question:
+    """A question about the objects, which lie over each other in random order."""
+    scene = draw_grid_scene(rng, pick_some(rng, reference.objects, len(reference.objects)))
+    return Question(scene, text, kind, (answer,), depth=len(reference.relations))
 
 
 def _word(truth: bool) -> str:

@@ -1,26 +1,21 @@
 """Which thing a question is about, in words: "the red circle", "the thing left of the thing above the star"."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from perceiver_vl.data.synthetic.acts import ACTS, Actor, Doing
-from perceiver_vl.data.synthetic.storyboard import (
-    HELD_OUT,
-    USUAL,
-    Combination,
-    draw_cells,
-    draw_relations,
-    draw_things,
-    pick,
-)
+from perceiver_vl.data.synthetic.actions import ACTIONS, GridObject, TimedAction
+from perceiver_vl.data.synthetic.grid import HELD_OUT, SEEN, Combination, draw_cells, draw_objects, draw_relations, pick
 
 
 @dataclass(frozen=True)
-class Demands:
-    """What a split asks of a question: how many things there may be, how many of them still or acting, how many steps
-    ("left of") a reference may have, and whether the thing asked about has a combination that training never shows.
+class Difficulty:
+    """What sets the questions of a split apart.
+
+    still, acting: the least and the most objects, where they stand still and where they do something. extra: those that
+    are not to be counted. depths: how many relations ("left of") a reference may have. held_out: whether the object
+    asked about has a combination of colour and shape that training never shows.
     """
 
     still: tuple[int, int] = (2, 5)
@@ -37,89 +32,92 @@ class Demands:
     @property
     def crowded(self) -> bool:
         """Whether there are more things about than in training."""
-        return self.still[0] > _USUAL_DEMANDS.still[1]
+        return self.still[0] > _STANDARD.still[1]
 
 
-_USUAL_DEMANDS = Demands()
+_STANDARD = Difficulty()
 _OF_SPLIT = {
-    "test-distractor": Demands(still=(7, 8), acting=(6, 7), extra=(3, 4)),
-    "test-systematic": Demands(held_out=True),
-    "test-productive": Demands(depths=(2, 3)),
+    "test-distractor": Difficulty(still=(7, 8), acting=(6, 7), extra=(3, 4)),
+    "test-systematic": Difficulty(held_out=True),
+    "test-productive": Difficulty(depths=(2, 3)),
 }
 
 
-def demands_of(split: str) -> Demands:
+def difficulty_of(split: str) -> Difficulty:
     """Those of the three splits of generalisation, or of training, validation and test."""
-    return _OF_SPLIT.get(split, _USUAL_DEMANDS)
+    return _OF_SPLIT.get(split, _STANDARD)
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Things of which the first is asked about; `relations` lead from it along the next ones to the thing named."""
+class Reference:
+    """The objects of a scene, and the way to the first, which is asked about: from the one named by its looks or
+    by what it does, the last of as many as there are `relations`, back over those between.
+    """
 
-    actors: tuple[Actor, ...]
-    relations: tuple[str, ...]
+    objects: tuple[GridObject, ...]
+    relations: tuple[str, ...] = ()
 
     @property
-    def named(self) -> Actor:
-        return self.actors[len(self.relations)]
+    def named(self) -> GridObject:
+        """The one that is named."""
+        return self.objects[len(self.relations)]
 
-    def with_doings(self, doings: Sequence[tuple[Doing, ...]]) -> "Cast":
-        """The same things, each with something to do."""
-        pairs = zip(self.actors, doings, strict=True)
-        return replace(self, actors=tuple(replace(actor, doings=does) for actor, does in pairs))
+    def with_actions(self, actions: Sequence[tuple[TimedAction, ...]]) -> "Reference":
+        """The same objects, each with something to do."""
+        pairs = zip(self.objects, actions, strict=True)
+        return replace(self, objects=tuple(replace(one, actions=does) for one, does in pairs))
 
 
-def draw_cast(rng: np.random.Generator, demands: Demands, acting: bool = False, depth: int | None = None) -> Cast:
-    """Things of different combinations of colour and shape; `depth`: steps of the reference (None: as the split has).
+def draw_reference(
+    rng: np.random.Generator, difficulty: Difficulty, acting: bool = False, depth: int | None = None
+) -> Reference:
+    """Objects of different combinations of colour and shape; `depth`: how many relations (None: as the split has).
 
-    The things that a reference passes are drawn freely, so that its words do not tell what they are like; those it
-    does not mention are like the thing asked about in colour or in shape.
+    The objects that a reference passes are drawn freely, so that its words do not tell what they are like; those it
+    does not mention are like the one asked about in colour or in shape.
     """
-    depth = pick(rng, demands.depths) if depth is None else depth
+    depth = pick(rng, difficulty.depths) if depth is None else depth
     relations = draw_relations(rng, depth)
-    least, most = demands.acting if acting else demands.still
+    least, most = difficulty.acting if acting else difficulty.still
     count = max(int(rng.integers(least, most + 1)), depth + 1)
-    combinations: list[Combination] = [pick(rng, HELD_OUT if demands.held_out else USUAL)]
+    combinations: list[Combination] = [pick(rng, HELD_OUT if difficulty.held_out else SEEN)]
     while len(combinations) < count:
-        one = pick(rng, USUAL)
+        one = pick(rng, SEEN)
         if len(combinations) > depth:
             likeness = rng.random()
             if likeness < 0.4:
                 one = one[0], combinations[0][1]
             elif likeness < 0.8:
                 one = combinations[0][0], one[1]
-        if one in USUAL and one not in combinations:
+        if one in SEEN and one not in combinations:
             combinations.append(one)
-    actors = draw_things(rng, draw_cells(rng, count, relations), combinations, acting)
-    return Cast(tuple(actors), tuple(relations))
+    objects = draw_objects(rng, draw_cells(rng, count, relations), combinations, acting)
+    return Reference(tuple(objects), tuple(relations))
 
 
-def refer(rng: np.random.Generator, cast: Cast, without: str | None = None, by_act: bool = False) -> str | None:
-    """The words for the first of the cast, not naming the attribute `without`; None if there are none for it alone.
+def refer(
+    rng: np.random.Generator, reference: Reference, without: str | None = None, by_action: bool = False
+) -> str | None:
+    """The words for the object asked about, not naming its attribute `without`; None if none are for it alone.
 
-    `by_act`: the thing at the end of the way may be named by the only act that it does and others do not.
+    `by_action`: at the end of relations an object may be named by the only action that it does and others do not.
     """
-    direct = not cast.relations
-    names = names_of(cast.named, cast.actors, without if direct else None)
-    acts = cast.named.acts
-    if by_act and len(acts) == 1 and sum(acts[0] in other.acts for other in cast.actors) == 1 and not direct:
-        names.append(f"thing that {ACTS[acts[0]].does}")
+    named, direct = reference.named, not reference.relations
+    names = names_of(named, reference.objects, without if direct else None)
+    if by_action and not direct and len(named.actions) == 1:
+        (action,) = named.action_names
+        if sum(action in other.action_names for other in reference.objects) == 1:
+            names.append(f"thing that {ACTIONS[action].does}")
     if not names:
         return None
-    return "".join(f"the thing {relation} " for relation in cast.relations) + f"the {pick(rng, names)}"
+    return "".join(f"the thing {relation} " for relation in reference.relations) + f"the {pick(rng, names)}"
 
 
-def names_of(actor: Actor, actors: Sequence[Actor], without: str | None = None) -> list[str]:
-    """The nouns, with or without a colour, that fit this thing alone."""
-    tests: dict[str, Callable[[Actor], object]] = {}
-    if without not in ("colour", "shape"):
-        tests[f"{actor.colour} {actor.shape}"] = lambda one: (one.colour, one.shape) == (actor.colour, actor.shape)
-    if without != "shape":
-        tests[actor.shape] = lambda one: one.shape == actor.shape
-    if without != "colour":
-        tests[f"{actor.colour} thing"] = lambda one: one.colour == actor.colour
-    return [name for name, test in tests.items() if sum(bool(test(one)) for one in actors) == 1]
+def names_of(named: GridObject, objects: Sequence[GridObject], without: str | None = None) -> list[str]:
+    """The nouns that fit this object alone and do not say its colour or shape if that is `without`."""
+    nouns = Noun(named.colour, named.shape), Noun(None, named.shape), Noun(named.colour, None)
+    allowed = [noun for noun in nouns if without is None or getattr(noun, without, None) is None]
+    return [str(noun) for noun in allowed if sum(noun.fits(one.combination) for one in objects) == 1]
 
 
 def plural(noun: str) -> str:
@@ -147,10 +145,10 @@ class Noun:
         return self.colour in (None, combination[0]) and self.shape in (None, combination[1])
 
 
-def draw_noun(rng: np.random.Generator, demands: Demands) -> Noun:
+def draw_noun(rng: np.random.Generator, difficulty: Difficulty) -> Noun:
     """Any of the three forms, or a combination that training never shows."""
-    colour, shape = pick(rng, HELD_OUT if demands.held_out else USUAL)
-    if demands.held_out:
+    colour, shape = pick(rng, HELD_OUT if difficulty.held_out else SEEN)
+    if difficulty.held_out:
         return Noun(colour, shape)
     return pick(rng, (Noun(colour, None), Noun(None, shape), Noun(colour, shape)))
 
@@ -159,9 +157,9 @@ def draw_counted(rng: np.random.Generator, numbers: Mapping[Noun, int], extra: i
     """So many things of each noun (none is of two), and `extra` of none, but like them in colour or in shape."""
     combinations: list[Combination] = []
     for noun, number in numbers.items():
-        inside = [one for one in (*USUAL, *HELD_OUT) if noun.fits(one) and (one in USUAL or None not in _parts(noun))]
+        inside = [one for one in (*SEEN, *HELD_OUT) if noun.fits(one) and (one in SEEN or None not in _parts(noun))]
         combinations += [pick(rng, inside) for _ in range(number)]
-    outside = [one for one in USUAL if not any(noun.fits(one) for noun in numbers)]
+    outside = [one for one in SEEN if not any(noun.fits(one) for noun in numbers)]
     like = [one for one in outside if any(part in one for noun in numbers for part in _parts(noun))]
     return combinations + [pick(rng, like or outside) for _ in range(extra)]
 

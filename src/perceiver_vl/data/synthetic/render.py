@@ -1,4 +1,4 @@
-"""Pixels of a scene: numpy only, antialiased, about a millisecond for 8 frames of 64 x 64 pixels."""
+"""Frames of a scene: numpy only, antialiased, about a millisecond for 8 frames of 64 x 64 pixels."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from perceiver_vl.data.synthetic.scene import COLOURS, Background, Floats, Pose, Scene
+from perceiver_vl.media.resizing import Frames
+from perceiver_vl.utils.errors import UsageError
 
-Pixels = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float32]
 
 NOISE_REACH = 12
@@ -18,7 +19,7 @@ NOISE_REACH = 12
 _NOISE_VALUES = 2**18
 
 
-class Drawn(Protocol):
+class Drawable(Protocol):
     """A coloured shape that is somewhere at every time."""
 
     @property
@@ -33,35 +34,39 @@ class Drawn(Protocol):
 
 def frame_times(num_frames: int, rng: np.random.Generator | None = None) -> Floats:
     """One moment from each of `num_frames` equal parts of the clip, (T,) in [0, 1]: the middles, or random ones."""
+    if num_frames < 1:
+        raise UsageError(f"num_frames={num_frames}: need at least 1")
     within = 0.5 if rng is None else rng.random(num_frames)
     times: Floats = (np.arange(num_frames) + within) / num_frames
     return times
 
 
-def render(scene: Scene, num_frames: int = 8, size: int = 64, times: Floats | None = None) -> Pixels:
+def render(scene: Scene, num_frames: int = 8, size: int = 64, times: Floats | None = None) -> Frames:
     """RGB bytes (T, size, size, 3) of a scene at `times` (T,), or at the middles of `num_frames` equal parts of it."""
     times = frame_times(num_frames) if times is None else times
-    frames = _without_noise(scene.background, scene.things, times, size)
+    frames = _without_noise(scene.background, scene.objects, times, size)
     frames += _noise(scene.noise, frames.size).reshape(frames.shape)
     return frames
 
 
-def paint(background: Background, things: Sequence[Drawn], noises: Sequence[int], times: Floats, size: int) -> Pixels:
-    """RGB bytes (T, size, size, 3) of things at `times` (T,), with noise of its own for each frame."""
-    frames = _without_noise(background, things, times, size)
+def paint(
+    background: Background, objects: Sequence[Drawable], noises: Sequence[int], times: Floats, size: int
+) -> Frames:
+    """RGB bytes (T, size, size, 3) of objects at `times` (T,), with noise of its own for each frame."""
+    frames = _without_noise(background, objects, times, size)
     for frame, noise in zip(frames, noises, strict=True):
         frame += _noise(noise, frame.size).reshape(frame.shape)
     return frames
 
 
-def _without_noise(background: Background, things: Sequence[Drawn], times: Floats, size: int) -> Pixels:
+def _without_noise(background: Background, objects: Sequence[Drawable], times: Floats, size: int) -> Frames:
     frames = np.repeat(_background(background, size)[None], len(times), axis=0)
-    for thing in things:
+    for thing in objects:
         _paint(frames, thing, times)
     return frames
 
 
-def _paint(frames: Pixels, thing: Drawn, times: Floats) -> None:
+def _paint(frames: Frames, thing: Drawable, times: Floats) -> None:
     """Lay a thing over frames (T, S, S, 3), computing only a window around it in each frame."""
     size = frames.shape[1]
     pose = thing.pose(times)
@@ -84,7 +89,7 @@ def _window(centre: Array, width: int, size: int) -> npt.NDArray[np.int64]:
     return positions
 
 
-def _background(background: Background, size: int) -> Pixels:
+def _background(background: Background, size: int) -> Frames:
     """The still pattern behind the things, (S, S, 3)."""
     place = np.asarray((np.arange(size) + 0.5) / size - 0.5, dtype=np.float32)
     cosine, sine = np.float32(math.cos(background.angle)), np.float32(math.sin(background.angle))
@@ -114,14 +119,14 @@ def _mix(background: Background, along: Array, across: Array) -> Array:
 
 
 @lru_cache(maxsize=1)
-def _noise_bank() -> Pixels:
+def _noise_bank() -> Frames:
     """Bell-shaped noise within +-`NOISE_REACH`, as bytes to add modulo 256."""
     third = NOISE_REACH // 3
     draws = np.random.default_rng(0).integers(-third, third + 1, size=(3, _NOISE_VALUES), dtype=np.int8)
     return draws.sum(axis=0, dtype=np.int8).view(np.uint8)
 
 
-def _noise(which: int, values: int) -> Pixels:
+def _noise(which: int, values: int) -> Frames:
     """`values` bytes of noise from the bank, from a place of the scene's own."""
     start = which % _NOISE_VALUES
     copies = math.ceil((start + values) / _NOISE_VALUES)

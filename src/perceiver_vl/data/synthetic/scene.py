@@ -44,7 +44,7 @@ class Description(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One coloured shape. The first four fields are told in captions; the rest is left to chance.
 
     `x, y` is the centre of its path, `reach` how far the path goes from there, `radius` its own largest radius,
@@ -87,17 +87,17 @@ class Scene:
     """Everything there is to know about a clip; later things hide earlier ones, `noise` picks the pixel noise."""
 
     background: Background
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     noise: int
 
     @property
     def key(self) -> frozenset[Description]:
         """What its captions say, whatever their words and order: two scenes of one key have the same captions."""
-        return frozenset(thing.description for thing in self.things)
+        return frozenset(thing.description for thing in self.objects)
 
 
 class Pose(NamedTuple):
-    """The course of a thing: centre, radius and opacity (0 hidden, 1 visible), each (T,)."""
+    """The trajectory of a thing: centre, radius and opacity (0 hidden, 1 visible), each (T,)."""
 
     x: Floats
     y: Floats
@@ -108,32 +108,32 @@ class Pose(NamedTuple):
 class Motion(NamedTuple):
     """A motion as a function of time, and whether its path spreads (by the thing's reach) along x and along y."""
 
-    pose: Callable[[Thing, Floats], Pose]
+    pose: Callable[[SceneObject, Floats], Pose]
     along_x: bool = False
     along_y: bool = False
 
 
-def _at(thing: Thing, times: Floats, dx: Floats | float = 0.0, dy: Floats | float = 0.0) -> Pose:
+def _at(thing: SceneObject, times: Floats, dx: Floats | float = 0.0, dy: Floats | float = 0.0) -> Pose:
     """The pose `reach * (dx, dy)` away from the centre of the path, at full size and visible."""
     ones = np.ones_like(times)
     x, y = (thing.x + thing.reach * dx) * ones, (thing.y + thing.reach * dy) * ones
     return Pose(x, y, thing.radius * ones, ones)
 
 
-def _circles(thing: Thing, times: Floats) -> Pose:
+def _circles(thing: SceneObject, times: Floats) -> Pose:
     angle = 2 * math.pi * (thing.turn * times + thing.phase)
     return _at(thing, times, np.cos(angle), np.sin(angle))
 
 
-def _swings(thing: Thing, times: Floats) -> Pose:
+def _swings(thing: SceneObject, times: Floats) -> Pose:
     return _at(thing, times, dx=np.sin(2 * math.pi * (1.5 * times + thing.phase)))
 
 
-def _scaled(thing: Thing, times: Floats, scale: Floats) -> Pose:
+def _scaled(thing: SceneObject, times: Floats, scale: Floats) -> Pose:
     return _at(thing, times)._replace(radius=thing.radius * scale)
 
 
-def _blinks(thing: Thing, times: Floats) -> Pose:
+def _blinks(thing: SceneObject, times: Floats) -> Pose:
     return _at(thing, times)._replace(opacity=((2 * times + thing.phase) % 1 < 0.5).astype(np.float64))
 
 
@@ -156,9 +156,13 @@ _CHOICES = np.array([len(_SIZES), len(_COLOURS), len(SHAPES), len(_MOTIONS)] * 2
 
 
 def split_of(key: Iterable[Description]) -> str:
-    """The split to which a description belongs, in every world: about 8 in 10 train, 1 validation, 1 test."""
-    told = "|".join(sorted(" ".join(description) for description in key))
-    bucket = int.from_bytes(hashlib.sha256(told.encode()).digest()[:8], "big") % 10
+    """The split to which a description belongs, in every world."""
+    return hash_split("|".join(sorted(" ".join(description) for description in key)))
+
+
+def hash_split(text: str) -> str:
+    """A split by the hash of a text: of 10 about 8 train, 1 validation, 1 test."""
+    bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 10
     return SPLITS[max(0, bucket - 7)]
 
 
@@ -181,8 +185,8 @@ def draw_scene(seed: int, split: str, index: int, singles: float = 0.25) -> Scen
     while split_of(descriptions) != split:
         descriptions = _describe(rng, single)
     regions = _regions(rng, descriptions)
-    things = tuple(_place(rng, *pair) for pair in zip(descriptions, regions, strict=True))
-    return Scene(draw_background(rng), things, noise=int(rng.integers(2**31)))
+    objects = tuple(_place(rng, *pair) for pair in zip(descriptions, regions, strict=True))
+    return Scene(draw_background(rng), objects, noise=int(rng.integers(2**31)))
 
 
 def _describe(rng: np.random.Generator, single: bool) -> tuple[Description, ...]:
@@ -217,7 +221,7 @@ def _regions(rng: np.random.Generator, descriptions: tuple[Description, ...]) ->
     return tuple((0.0, start, 1.0, end) if stacked else (start, 0.0, end, 1.0) for start, end in (low, high))
 
 
-def _place(rng: np.random.Generator, description: Description, region: Region) -> Thing:
+def _place(rng: np.random.Generator, description: Description, region: Region) -> SceneObject:
     """Give a described thing a size and a path that keep it inside the region."""
     left, top, right, bottom = region
     motion = MOTIONS[description.motion]
@@ -227,7 +231,7 @@ def _place(rng: np.random.Generator, description: Description, region: Region) -
     longest = 0.2 if motion.pose in (_circles, _swings) else 0.36
     reach = min([longest, *rooms]) * rng.uniform(0.75, 1.0) if rooms else 0.0
     slack_x, slack_y = room_x - reach * motion.along_x, room_y - reach * motion.along_y
-    return Thing(
+    return SceneObject(
         *description,
         x=(left + right) / 2 + slack_x * rng.uniform(-1, 1),
         y=(top + bottom) / 2 + slack_y * rng.uniform(-1, 1),

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from perceiver_vl.data.synthetic.grid import GridScene, draw_cells, draw_grid_scene, draw_objects, is_of_split, pick
 from perceiver_vl.data.synthetic.references import (
-    Demands,
+    Difficulty,
     Noun,
-    demands_of,
+    difficulty_of,
     draw_counted,
     draw_noun,
     plural,
     with_article,
 )
-from perceiver_vl.data.synthetic.storyboard import Storyboard, belongs, draw_cells, draw_storyboard, draw_things, pick
 
 PAIRS_PER_STATEMENT = 4
 _MOST, _MOST_OF_TWO = 3, 2
@@ -35,8 +35,8 @@ class Statement:
 class Pair:
     """Two pictures, what is said of them, and whether it is true."""
 
-    left: Storyboard
-    right: Storyboard
+    left: GridScene
+    right: GridScene
     text: str
     kind: str
     truth: bool
@@ -44,13 +44,13 @@ class Pair:
 
 def draw_statements(rng: np.random.Generator, split: str) -> tuple[Statement, ...]:
     """One statement, or (test-productive) two of different nouns, which "and" will join."""
-    demands = demands_of(split)
-    most = _MOST_OF_TWO if demands.deep else _MOST
-    first = _draw_statement(rng, draw_noun(rng, demands), most)
-    if not demands.deep:
+    difficulty = difficulty_of(split)
+    most = _MOST_OF_TWO if difficulty.deep else _MOST
+    first = _draw_statement(rng, draw_noun(rng, difficulty), most)
+    if not difficulty.deep:
         return (first,)
     while True:
-        noun = draw_noun(rng, demands)
+        noun = draw_noun(rng, difficulty)
         if noun != first.noun and (noun.colour is None, noun.shape is None) == (
             first.noun.colour is None,
             first.noun.shape is None,
@@ -87,8 +87,8 @@ def _exactly_on(side: int, number: int) -> Callable[[int, int], bool]:
 
 def draw_pair(rng: np.random.Generator, split: str, statements: tuple[Statement, ...], truth: bool) -> Pair:
     """Two pictures of a split, of which the statements are true; or of which one statement, no matter which, is not."""
-    demands = demands_of(split)
-    most = _MOST_OF_TWO if demands.deep else _MOST
+    difficulty = difficulty_of(split)
+    most = _MOST_OF_TWO if difficulty.deep else _MOST
     wanted = [True] * len(statements)
     wanted[rng.integers(len(statements))] = truth
     left: dict[Noun, int] = {}
@@ -97,14 +97,14 @@ def draw_pair(rng: np.random.Generator, split: str, statements: tuple[Statement,
         possible = [(a, b) for a in range(most + 1) for b in range(most + 1) if statement.holds(a, b) == holds]
         left[statement.noun], right[statement.noun] = pick(rng, possible)
     text = " and ".join(statement.text for statement in statements)
-    kind = "and" if demands.deep else statements[0].kind
-    return Pair(_picture(rng, demands, split, left), _picture(rng, demands, split, right), text, kind, truth)
+    kind = "and" if difficulty.deep else statements[0].kind
+    return Pair(_picture(rng, difficulty, split, left), _picture(rng, difficulty, split, right), text, kind, truth)
 
 
-def _picture(rng: np.random.Generator, demands: Demands, split: str, numbers: dict[Noun, int]) -> Storyboard:
-    least, most = _MORE_EXTRA if demands.crowded else _EXTRA
+def _picture(rng: np.random.Generator, difficulty: Difficulty, split: str, numbers: dict[Noun, int]) -> GridScene:
+    least, most = _MORE_EXTRA if difficulty.crowded else _EXTRA
     while True:
         combinations = draw_counted(rng, numbers, int(rng.integers(least, most + 1)))
-        storyboard = draw_storyboard(rng, draw_things(rng, draw_cells(rng, len(combinations)), combinations))
-        if belongs(storyboard, split):
-            return storyboard
+        scene = draw_grid_scene(rng, draw_objects(rng, draw_cells(rng, len(combinations)), combinations))
+        if is_of_split(scene, split):
+            return scene

@@ -8,19 +8,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from perceiver_vl.data.records import Record
-from perceiver_vl.data.synthetic.collection import World
+from perceiver_vl.data.synthetic.collection import World, check_index, check_world
+from perceiver_vl.data.synthetic.grid import TASK_SPLITS, is_of_split, settled
 from perceiver_vl.data.synthetic.long import SHORTEST_SECONDS, LongClip, draw_long_clip
 from perceiver_vl.data.synthetic.questions import QUESTIONS, Question, draw_question
-from perceiver_vl.data.synthetic.references import demands_of
-from perceiver_vl.data.synthetic.render import Pixels, frame_times
+from perceiver_vl.data.synthetic.references import difficulty_of
+from perceiver_vl.data.synthetic.render import frame_times
 from perceiver_vl.data.synthetic.scene import SPLITS
 from perceiver_vl.data.synthetic.statements import PAIRS_PER_STATEMENT, Pair, draw_pair, draw_statements
-from perceiver_vl.data.synthetic.storyboard import TASK_SPLITS, belongs, settled
+from perceiver_vl.media.resizing import Frames
 from perceiver_vl.utils.errors import UsageError
 
 LONG_SPLITS = (*SPLITS, "test-distractor", "test-systematic")
@@ -63,14 +64,14 @@ class QuestionWorld:
     def __post_init__(self) -> None:
         if self.task not in QUESTIONS:
             raise UsageError(f"task={self.task!r}: choose one of {', '.join(QUESTIONS)}")
-        _check(self, num_frames=1)
+        check_world(self, TASK_SPLITS)
 
     def __len__(self) -> int:
         return self.clips
 
     def question(self, index: int) -> Question:
         """All that is known of example `index` (0..len-1)."""
-        return _question(self.task, self.seed, self.split, _within(index, self.clips))
+        return _question(self.task, self.seed, self.split, check_index(self, index))
 
     def record(self, index: int) -> Record:
         """As `write_world` writes it."""
@@ -88,35 +89,36 @@ class QuestionWorld:
             kind=question.kind,
         )
 
-    def frames(self, index: int, num_frames: int | None = None, rng: np.random.Generator | None = None) -> Pixels:
+    def frames(self, index: int, num_frames: int | None = None, rng: np.random.Generator | None = None) -> Frames:
         """RGB bytes (T, size, size, 3) from T equal parts of the clip, as `World.frames`; of a picture T is 1."""
-        storyboard = self.question(index).storyboard
+        scene = self.question(index).scene
         if self.task == "image":
-            return storyboard.render(_MOMENT, self.size)
-        return storyboard.render(_times(self.num_frames if num_frames is None else num_frames, rng), self.size)
+            return scene.render(_MOMENT, self.size)
+        return scene.render(frame_times(self.num_frames if num_frames is None else num_frames, rng), self.size)
 
 
 @dataclass(frozen=True)
 class PairWorld:
     """`clips` statements about pairs of pictures; four in a row are the same words, true of two of the pairs.
 
-    Otherwise as `QuestionWorld`. `second` has the other pictures.
+    Otherwise as `QuestionWorld`. Its pictures are those on the left, or (`right`) on the right.
     """
 
     split: str = "train"
     clips: int = 2000
     seed: int = 0
     size: int = 64
+    right: bool = False
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_world(self, TASK_SPLITS)
 
     def __len__(self) -> int:
         return self.clips
 
     def pair(self, index: int) -> Pair:
         """All that is known of example `index` (0..len-1)."""
-        group, place = divmod(_within(index, self.clips), PAIRS_PER_STATEMENT)
+        group, place = divmod(check_index(self, index), PAIRS_PER_STATEMENT)
         return _pairs(self.seed, self.split, group)[place]
 
     def record(self, index: int) -> Record:
@@ -125,9 +127,10 @@ class PairWorld:
         group, place = divmod(index, PAIRS_PER_STATEMENT)
         name = f"{self.split.replace('-', '_')}-{group}-{place}"
         left, right = (f"pictures/{name}-img{number}.png" for number in (0, 1))
+        shown = right if self.right else left
         return Record(
-            left,
-            Path(left),
+            shown,
+            Path(shown),
             (pair.text,),
             self.split,
             label=int(pair.truth),
@@ -137,38 +140,15 @@ class PairWorld:
             kind=pair.kind,
         )
 
-    def frames(
-        self, index: int, num_frames: int = 1, rng: np.random.Generator | None = None, *, second: bool = False
-    ) -> Pixels:
-        """RGB bytes (1, size, size, 3) of the left picture, or of the `second`, the right one."""
+    def frames(self, index: int, num_frames: int = 1, rng: np.random.Generator | None = None) -> Frames:
+        """RGB bytes (1, size, size, 3) of the left picture, or of the right one."""
         pair = self.pair(index)
-        return (pair.right if second else pair.left).render(_MOMENT, self.size)
+        return (pair.right if self.right else pair.left).render(_MOMENT, self.size)
 
     @property
-    def second(self) -> "PairWorldSecondPictures":
-        """The right pictures as a source of their own."""
-        return PairWorldSecondPictures(self)
-
-
-@dataclass(frozen=True)
-class PairWorldSecondPictures:
-    """The right pictures of pairs, by the same places."""
-
-    pairs: PairWorld
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def record(self, index: int) -> Record:
-        """The record of the pair, with its right picture in the place of the left."""
-        record = self.pairs.record(index)
-        assert record.second_file_name is not None
-        assert record.second_path is not None
-        return replace(record, file_name=record.second_file_name, path=record.second_path)
-
-    def frames(self, index: int, num_frames: int = 1, rng: np.random.Generator | None = None) -> Pixels:
-        """RGB bytes (1, size, size, 3)."""
-        return self.pairs.frames(index, num_frames, rng, second=True)
+    def second(self) -> "PairWorld":
+        """The right pictures as a source of their own, by the same places."""
+        return replace(self, right=True)
 
 
 @dataclass(frozen=True)
@@ -186,7 +166,7 @@ class LongWorld:
     seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        _check(self, LONG_SPLITS, num_frames=1)
+        check_world(self, LONG_SPLITS)
         if not SHORTEST_SECONDS <= self.seconds <= 86_400:
             raise UsageError(f"seconds={self.seconds}: a long clip lasts {SHORTEST_SECONDS:g} seconds to a day")
 
@@ -195,7 +175,7 @@ class LongWorld:
 
     def clip(self, index: int) -> LongClip:
         """All that is known of clip `index` (0..len-1)."""
-        return _long_clip(self.seconds, self.seed, self.split, _within(index, self.clips))
+        return _long_clip(self.seconds, self.seed, self.split, check_index(self, index))
 
     def record(self, index: int) -> Record:
         """The question and its answer, and the captions as texts."""
@@ -212,16 +192,16 @@ class LongWorld:
             kind=clip.kind,
         )
 
-    def frames(self, index: int, num_frames: int | None = None, rng: np.random.Generator | None = None) -> Pixels:
+    def frames(self, index: int, num_frames: int | None = None, rng: np.random.Generator | None = None) -> Frames:
         """RGB bytes (T, size, size, 3) from T equal parts of the clip; only these are drawn."""
-        times = _times(self.num_frames if num_frames is None else num_frames, rng)
-        return self.clip(index).storyboard.render(times, self.size)
+        times = frame_times(self.num_frames if num_frames is None else num_frames, rng)
+        return self.clip(index).scene.render(times, self.size)
 
-    def stream(self, index: int, frames_per_second: float) -> Iterator[Pixels]:
+    def stream(self, index: int, frames_per_second: float) -> Iterator[Frames]:
         """The frames (size, size, 3) of the whole clip, one after the other, at the middles of their times."""
-        storyboard, count = self.clip(index).storyboard, max(1, round(self.seconds * frames_per_second))
+        scene, count = self.clip(index).scene, max(1, round(self.seconds * frames_per_second))
         for number in range(count):
-            yield storyboard.render(np.array([(number + 0.5) / count]), self.size)[0]
+            yield scene.render(np.array([(number + 0.5) / count]), self.size)[0]
 
 
 def open_world(
@@ -231,39 +211,24 @@ def open_world(
     seed: int = 0,
     num_frames: int | None = None,
     size: int = 64,
-    seconds: float = 60.0,
+    seconds: float | None = None,
+    captions_per_clip: int = 5,
+    singles: float = 0.25,
 ) -> AnyWorld:
-    """The clips of one of `TASKS`; `seconds`: of a long clip. Raises `UsageError` for a value that cannot work."""
+    """The clips of one of `TASKS`; `seconds`: of a long clip (60); `captions_per_clip`, `singles`: of captions.
+
+    Raises `UsageError` for a value that cannot work.
+    """
     frames = {} if num_frames is None else {"num_frames": num_frames}
     if task == "captions":
-        return World(split, clips, seed, size=size, **frames)
+        return World(split, clips, seed, size=size, captions_per_clip=captions_per_clip, singles=singles, **frames)
     if task == "pairs":
         return PairWorld(split, clips, seed, size)
     if task == "long":
-        return LongWorld(split, clips, seed, size=size, seconds=seconds, **frames)
+        return LongWorld(split, clips, seed, size=size, seconds=60.0 if seconds is None else seconds, **frames)
     if task not in QUESTIONS:
         raise UsageError(f"task={task}: choose from {', '.join(TASKS)}")
     return QuestionWorld(task, split, clips, seed, size=size, **frames)
-
-
-def _check(world: Any, splits: tuple[str, ...] = TASK_SPLITS, **least: int) -> None:
-    if world.split not in splits:
-        raise UsageError(f"split={world.split!r}: choose one of {', '.join(splits)}")
-    for name, smallest in {"clips": 1, "seed": 0, "size": 16, **least}.items():
-        if getattr(world, name) < smallest:
-            raise UsageError(f"{name}={getattr(world, name)}: need at least {smallest}")
-
-
-def _within(index: int, clips: int) -> int:
-    if not 0 <= index < clips:
-        raise IndexError(f"clip {index} of a world of {clips}")
-    return index
-
-
-def _times(num_frames: int, rng: np.random.Generator | None) -> Any:
-    if num_frames < 1:
-        raise UsageError(f"num_frames={num_frames}: need at least 1")
-    return frame_times(num_frames, rng)
 
 
 def _clip_name(split: str, index: int) -> str:
@@ -280,11 +245,11 @@ def _generator(task: str, seed: int, split: str, index: int) -> np.random.Genera
 
 @lru_cache(maxsize=1024)
 def _question(task: str, seed: int, split: str, index: int) -> Question:
-    rng, demands = _generator(task, seed, split, index), demands_of(split)
+    rng, difficulty = _generator(task, seed, split, index), difficulty_of(split)
     while True:
-        question = draw_question(rng, task, demands)
-        if belongs(question.storyboard, split):
-            return replace(question, storyboard=settled(question.storyboard))
+        question = draw_question(rng, task, difficulty)
+        if is_of_split(question.scene, split):
+            return replace(question, scene=settled(question.scene))
 
 
 @lru_cache(maxsize=256)
@@ -298,8 +263,8 @@ def _pairs(seed: int, split: str, group: int) -> tuple[Pair, ...]:
 
 @lru_cache(maxsize=1024)
 def _long_clip(seconds: float, seed: int, split: str, index: int) -> LongClip:
-    rng, demands = _generator("long", seed, split, index), demands_of(split)
+    rng, difficulty = _generator("long", seed, split, index), difficulty_of(split)
     while True:
-        clip = draw_long_clip(rng, demands, seconds)
-        if belongs(clip.storyboard, split):
-            return replace(clip, storyboard=settled(clip.storyboard))
+        clip = draw_long_clip(rng, difficulty, seconds)
+        if is_of_split(clip.scene, split):
+            return replace(clip, scene=settled(clip.scene))

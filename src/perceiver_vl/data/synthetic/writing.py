@@ -1,6 +1,8 @@
 """The generated world on disk: video and picture files with their metadata, a folder for each task."""
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -10,10 +12,10 @@ from typing import Any
 import av
 from PIL import Image
 
+from perceiver_vl.data.metadata import record_to_row
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.synthetic.collection import GENERATOR_VERSION, World
 from perceiver_vl.data.synthetic.official import official_annotations, official_media, official_splits
-from perceiver_vl.data.synthetic.render import Pixels
 from perceiver_vl.data.synthetic.scene import SPLITS
 from perceiver_vl.data.synthetic.tasks import (
     LONG_FRAMES_PER_SECOND,
@@ -25,9 +27,11 @@ from perceiver_vl.data.synthetic.tasks import (
     open_world,
     splits_of,
 )
+from perceiver_vl.media.resizing import Frames
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.files import write_json, write_text, write_with
+from perceiver_vl.utils.jsonl import write_lines
 
 FRAMES_PER_SECOND = 8
 LAYOUTS = ("folder", "official")
@@ -59,8 +63,8 @@ def write_world(
     captions, 16 with questions), a long one lasts `seconds` (60) at 2 a second.
 
     layout: `folder` gives `clips/<split>-000000.mp4` (`pictures/….png`); `metadata.jsonl` with a line for each
-    (`file_name`, `split`, what is said or asked, `scene`: the truth); and `world.json`, the arguments. `official` gives
-    the benchmarks' own annotation files, and the splits that these have, as `world.official` says.
+    (`file_name`, `split`, captions or questions, `scene`: the truth); and `world.json`, the arguments. `official` gives
+    the benchmarks' own annotation files, and the splits that these have, as `synthetic.official` says.
 
     The same arguments give the same bytes. Called again after an interruption it writes what is missing; annotations
     come last, so a folder that has them is complete.
@@ -74,11 +78,8 @@ def write_world(
         splits = splits_of(task) if layout == "folder" else official_splits(task)
         counts = dict.fromkeys(splits, held_out) | {"train": clips - 2 * held_out}
         for split, count in counts.items():
-            if task == "captions":
-                world: AnyWorld = World(split, count, seed, num_frames or 8, size, captions_per_clip, singles)
-            else:
-                frames = None if task == "long" else num_frames
-                world = open_world(task, split, count, seed, frames, size, 60.0 if seconds is None else seconds)
+            frames = None if task == "long" else num_frames
+            world = open_world(task, split, count, seed, frames, size, seconds, captions_per_clip, singles)
             worlds.setdefault(task, []).append(world)
             world.record(count - 1)  # too few descriptions shall show before anything is written
     folders = {task: out if len(tasks) == 1 else out / task for task in tasks}
@@ -89,11 +90,10 @@ def write_world(
             advance = bar.stage(f"Writing {task}", sum(map(len, worlds[task])))
             write = _write_folder if layout == "folder" else _write_official
             write(folders[task], task, worlds[task], advance)
-    totals: dict[str, int] = {}
-    for some in worlds.values():
-        for world in some:
-            totals[world.split] = totals.get(world.split, 0) + len(world)
-    return totals
+    totals = Counter[str]()
+    for world in itertools.chain(*worlds.values()):
+        totals[world.split] += len(world)
+    return dict(totals)
 
 
 def _check(
@@ -118,10 +118,6 @@ def _check(
         raise UsageError(f"num_frames={num_frames}: {', '.join(tasks)} have no short clips, leave it out")
     if clips < len(SPLITS):
         raise UsageError(f"clips={clips}: need at least {len(SPLITS)}, one for each split")
-    if num_frames is not None and num_frames < 1:
-        raise UsageError(f"num_frames={num_frames}: need at least 1")
-    if size < 16:
-        raise UsageError(f"size={size}: need at least 16")
     if size % 2:
         raise UsageError(f"size={size}: video needs an even number of pixels, take {size + 1}")
     held_out = max(1, min(256, clips // 8)) if held_out is None else held_out
@@ -169,46 +165,25 @@ def _write_folder(out: Path, task: str, worlds: Sequence[AnyWorld], advance: Cal
         for index in range(len(world)):
             record = world.record(index)
             _write_media(out, [record.file_name, record.second_file_name], world, index)
-            lines.append({**_fields(task, record), "scene": _truth(world, index)})
+            texts = {"text": record.texts} if task == "captions" else {}  # a list, however many there are
+            lines.append(record_to_row(record) | texts | {"scene": _truth(world, index)})
             advance()
-    write_text(out / "metadata.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
+    write_lines(out / "metadata.jsonl", lines)
 
 
 def _write_official(out: Path, task: str, worlds: Sequence[AnyWorld], advance: Callable[..., None]) -> None:
-    said: dict[str, list[tuple[int, Record]]] = {}
+    records: dict[str, list[tuple[int, Record]]] = {}
     number = 0
     for world in worlds:
-        said[world.split] = []
+        records[world.split] = []
         for index in range(len(world)):
             record = world.record(index)
             _write_media(out, official_media(task, world.split, number, record), world, index)
-            said[world.split].append((number, record))
+            records[world.split].append((number, record))
             number += 1
             advance()
-    for name, text in official_annotations(task, said).items():
+    for name, text in official_annotations(task, records).items():
         write_text(out / name, text)
-
-
-def _fields(task: str, record: Record) -> dict[str, Any]:
-    """The line of metadata."""
-    if task == "captions":
-        return {"file_name": record.file_name, "text": record.texts, "split": record.split}
-    text = record.texts[0] if len(record.texts) == 1 else record.texts
-    answers: dict[str, Any] = {"answers": record.answers} if len(record.answers) > 1 else {}
-    values = {
-        "file_name": record.file_name,
-        "second_file_name": record.second_file_name,
-        "text": text or None,
-        "question": record.question,
-        "answer": record.answers[0] if len(record.answers) == 1 else None,
-        **answers,
-        "choices": record.choices or None,
-        "label": record.label,
-        "split": record.split,
-        "id": record.example_id,
-        "kind": record.kind,
-    }
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _truth(world: AnyWorld, index: int) -> Any:
@@ -219,7 +194,7 @@ def _truth(world: AnyWorld, index: int) -> Any:
         return [asdict(pair.left), asdict(pair.right)]
     if isinstance(world, LongWorld):
         return asdict(world.clip(index))
-    return asdict(world.question(index).storyboard)
+    return asdict(world.question(index).scene)
 
 
 def _write_media(out: Path, names: Iterable[str | None], world: AnyWorld, index: int) -> None:
@@ -228,7 +203,7 @@ def _write_media(out: Path, names: Iterable[str | None], world: AnyWorld, index:
         if name is None or (out / name).exists():
             continue
         if isinstance(world, PairWorld):
-            frames: Iterable[Pixels] = world.frames(index, second=place == 1)
+            frames: Iterable[Frames] = (world.second if place else world).frames(index)
         elif isinstance(world, LongWorld):
             frames = world.stream(index, LONG_FRAMES_PER_SECOND)
         else:
@@ -237,7 +212,7 @@ def _write_media(out: Path, names: Iterable[str | None], world: AnyWorld, index:
         write_frames(out / name, frames, rate)
 
 
-def write_frames(path: Path, frames: Iterable[Pixels], rate: int = FRAMES_PER_SECOND) -> None:
+def write_frames(path: Path, frames: Iterable[Frames], rate: int = FRAMES_PER_SECOND) -> None:
     """Write frames (H, W, 3) as a video at `rate` frames a second, or the first of them as a `.png`."""
     if path.suffix == ".png":
         write_with(path, lambda beside: Image.fromarray(next(iter(frames))).save(beside, format="png"))
@@ -245,7 +220,7 @@ def write_frames(path: Path, frames: Iterable[Pixels], rate: int = FRAMES_PER_SE
         write_with(path, lambda beside: _encode(beside, frames, rate))
 
 
-def _encode(path: Path, frames: Iterable[Pixels], rate: int) -> None:
+def _encode(path: Path, frames: Iterable[Frames], rate: int) -> None:
     """Write frames (H, W, 3) as H.264 with full colour resolution.
 
     One thread and no vector instructions, so that the bytes are repeatable: x264's lookahead otherwise decides by

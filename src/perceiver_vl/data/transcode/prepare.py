@@ -7,13 +7,11 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from perceiver_vl._version import __version__
 from perceiver_vl.data.fields import safe_name
@@ -25,17 +23,16 @@ from perceiver_vl.data.transcode.prepared import (
     METADATA,
     Key,
     PreparedFile,
-    file_line,
     files_hash,
     read_files,
     read_manifest,
-    write_files,
 )
 from perceiver_vl.data.transcode.reencode import Settings, ended, ended_name, reencode
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError
-from perceiver_vl.utils.files import sha256, write_json
+from perceiver_vl.utils.files import locked, sha256, write_json
+from perceiver_vl.utils.jsonl import append_line, write_lines
 from perceiver_vl.utils.process_pool import run_in_processes
 
 
@@ -115,26 +112,27 @@ def prepare(
         raise UsageError(f"workers={workers}: need at least 1")
     settings, out = settings or Settings(), Path(out)
     _check_apart(folder.path, out)
-    report = PrepareReport(str(out), skipped=list(folder.problems), notes=list(folder.notes))
+    report = PrepareReport(str(out), skipped=list(folder.skipped), notes=list(folder.notes))
     jobs = _plan(folder.records, out, settings)
-    with _writing(out), _locked(out):
+    if out.is_dir() and read_manifest(out) is None and not all(map(_is_ours, out.iterdir())):
+        raise UsageError(f"{out}: holds something else, give a new or empty folder")
+    with _writing(out), locked(out, leftovers=("**/.*.part",)):
         before = _claim(out, folder.path, jobs, settings, about or {})
         done = {job.key: before[job.key] for job in jobs if _is_done(job, before.get(job.key))}
         todo = [job for job in jobs if job.key not in done]
-        try:
-            with (out / FILES).open("a", encoding="utf-8") as journal, closing(_results(todo, workers)) as results:
-                journal.write("\n" if journal.tell() else "")  # a line that was cut off ends here
-                for job, result in _with_progress(results, len(todo), progress):
-                    if isinstance(result, PreparedFile):
-                        done[job.key] = result
-                        journal.write(file_line(result))
-                        journal.flush()
-                        continue
-                    if strict:
-                        raise result
-                    report.skipped.append(SkippedSample(job.source_name, _with_times(job, result.reason)))
-        finally:
-            _sweep(out)
+        write_lines(out / FILES, map(asdict, before.values()))  # without the line that a killed run left half-written
+        with ProgressBars(progress) as bar, closing(run_in_processes(_do, todo, workers)) as results:
+            advance = bar.stage("Preparing", len(todo))
+            for job, result in results:
+                advance()
+                if isinstance(result, PreparedFile):
+                    done[job.key] = result
+                    append_line(out / FILES, asdict(result))
+                    continue
+                error = result or MediaError(job.source, "the decoder crashed on it")
+                if strict:
+                    raise error
+                report.skipped.append(SkippedSample(job.source_name, _with_times(job, error.reason)))
         report.written = len(todo) - sum(job.key not in done for job in todo)
         _finish(folder, out, done, before, report)
     report.seconds = time.perf_counter() - begun
@@ -220,27 +218,9 @@ def _writing(out: Path) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep other runs out, and clear what a killed run left half-written."""
-    if out.is_dir() and any(out.iterdir()) and read_manifest(out) is None and not _only_lock(out):
-        raise UsageError(f"{out}: holds something else, give a new or empty folder")
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            _sweep(out)
-            yield
-    except Timeout as error:
-        raise UsageError(f"{out}: another run is writing it, wait for it to end") from error
-
-
-def _only_lock(out: Path) -> bool:
-    return all(path.name == ".lock" or path.name.startswith(f".{MANIFEST}.") for path in out.iterdir())
-
-
-def _sweep(out: Path) -> None:
-    for leftover in out.rglob(".*.part"):
-        leftover.unlink(missing_ok=True)
+def _is_ours(path: Path) -> bool:
+    """Whether a file is one that a run may have left before it had a manifest."""
+    return path.name == ".lock" or path.name.startswith(f".{MANIFEST}.")
 
 
 def _claim(
@@ -287,7 +267,7 @@ def _finish(
         write_metadata(records, metadata, folder.classes)
     else:  # nothing is said of them but where they lie, which may say more: folders of classes
         metadata.unlink(missing_ok=True)
-    write_files(out, files)
+    write_lines(out / FILES, map(asdict, files))
     sizes = {one.source: one.source_bytes for one in files}
     report.records, report.files, report.hash = len(records), len(files), files_hash(files)
     report.source_bytes, report.bytes = sum(sizes.values()), sum(one.bytes for one in files)
@@ -306,7 +286,7 @@ def _finish(
             "hash": report.hash,
             "metadata_sha256": sha256(metadata) if metadata.is_file() else None,
             "versions": {"perceiver-vl": __version__, "decoder": decoder_version()},
-            "skipped": [asdict(problem) for problem in report.skipped],
+            "skipped": [asdict(sample) for sample in report.skipped],
         },
     )
     named = {one.file_name for one in files}
@@ -334,24 +314,8 @@ def _prepared_record(record: Record, out: Path, done: dict[Key, PreparedFile]) -
 
 # Doing it
 
-Result = PreparedFile | MediaError
 
-
-def _with_progress(results: Iterable[tuple[_Job, Result]], total: int, shown: bool) -> Iterator[tuple[_Job, Result]]:
-    with ProgressBars(shown) as bar:
-        advance = bar.stage("Preparing", total)
-        for one in results:
-            yield one
-            advance()
-
-
-def _results(jobs: Sequence[_Job], workers: int) -> Generator[tuple[_Job, Result], None, None]:
-    """Each job with its result, as they end."""
-    for job, result in run_in_processes(_do, jobs, workers):
-        yield job, MediaError(job.source, "the decoder crashed on it") if result is None else result
-
-
-def _do(job: _Job) -> Result:
+def _do(job: _Job) -> PreparedFile | MediaError:
     try:
         info = job.source.stat()
     except OSError as error:

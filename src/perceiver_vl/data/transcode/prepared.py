@@ -6,16 +6,15 @@ that a run that is stopped can go on; `metadata.jsonl` comes last.
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from perceiver_vl.data.checksums import Verification, verify_files
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
-from perceiver_vl.utils.files import sha256, write_with
+from perceiver_vl.utils.jsonl import read_lines
 
 MANIFEST = "prepare.json"
 FILES = "prepare.files.jsonl"
@@ -49,14 +48,6 @@ class PreparedFile:
         return self.source, self.start, self.end
 
 
-@dataclass
-class Verification:
-    """What became of the files of a prepared folder: how many were looked at, and what is wrong."""
-
-    files: int
-    problems: list[SkippedSample]
-
-
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What `prepare.json` says; None if the folder has none. Raises `PerceiverVLError` for one that is damaged."""
     path = folder / MANIFEST
@@ -73,37 +64,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def read_files(folder: Path) -> dict[Key, PreparedFile]:
     """The files of a prepared folder by what they show; a line that a stopped run left half-written is passed over."""
-    path = folder / FILES
-    if not path.is_file():
-        return {}
     known = {field.name for field in fields(PreparedFile)}
-    found: dict[Key, PreparedFile] = {}
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                values = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(values, dict) and values.keys() == known:
-                one = PreparedFile(**values)
-                found[one.key] = one
-    return found
-
-
-def file_line(one: PreparedFile) -> str:
-    """A line of `prepare.files.jsonl`."""
-    return json.dumps(asdict(one)) + "\n"
-
-
-def write_files(folder: Path, files: Iterable[PreparedFile]) -> None:
-    """Write `prepare.files.jsonl` anew, atomically."""
-    lines = map(file_line, files)
-
-    def write(beside: Path) -> None:
-        with beside.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-
-    write_with(folder / FILES, write)
+    files = [PreparedFile(**values) for values in read_lines(folder / FILES) if values.keys() == known]
+    return {one.key: one for one in files}
 
 
 def files_hash(files: Iterable[PreparedFile]) -> str:
@@ -126,12 +89,8 @@ def describe_prepared(folder: str | Path) -> str | None:
     return f"{settings}; {'sha256 ' + manifest['hash'] if manifest.get('complete') else 'incomplete'}"
 
 
-def verify_prepared(
-    folder: str | Path, workers: int = 1, started: Callable[[int], Callable[..., None]] = lambda _: lambda *_: None
-) -> Verification:
-    """Read every file of a prepared folder again and compare its checksum, and that of the metadata.
-
-    `workers`: threads. `started` is given the number of files and gives back what to call after each.
+def verify_prepared(folder: str | Path, workers: int = 1, progress: bool = False) -> Verification:
+    """Read every file of a prepared folder and its metadata again, in `workers` threads, and compare their checksums.
 
     Raises `UsageError` for a folder that is not prepared, or not to its end.
     """
@@ -141,34 +100,13 @@ def verify_prepared(
         raise UsageError(f"{folder}: no {MANIFEST}, not a prepared folder")
     if not manifest.get("complete"):
         raise UsageError(f"{folder}: its preparation did not end, run it again first")
-    files = list(read_files(folder).values())
-    advance = started(len(files))
-    result = Verification(len(files), [])
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for one, reason in zip(files, pool.map(lambda one: _compare(folder, one), files), strict=True):
-            if reason:
-                result.problems.append(SkippedSample(one.file_name, reason))
-            advance()
-    if files_hash(files) != manifest["hash"]:
+    prepared = list(read_files(folder).values())
+    files: list[tuple[str, int | None, str]] = [(one.file_name, one.bytes, one.sha256) for one in prepared]
+    if manifest["metadata_sha256"]:
+        files.append((METADATA, None, manifest["metadata_sha256"]))
+    result = verify_files(folder, files, workers, progress)
+    if files_hash(prepared) != manifest["hash"]:
         result.problems.append(SkippedSample(FILES, f"does not say what {MANIFEST} says"))
-    wanted = manifest["metadata_sha256"]
-    metadata = folder / METADATA
-    if (sha256(metadata) if metadata.is_file() else None) != wanted:
-        result.problems.append(
-            SkippedSample(METADATA, "changed since it was written" if metadata.is_file() else "gone")
-        )
+    if not manifest["metadata_sha256"] and (folder / METADATA).exists():
+        result.problems.append(SkippedSample(METADATA, f"is there, which {MANIFEST} does not say"))
     return result
-
-
-def _compare(folder: Path, one: PreparedFile) -> str | None:
-    """What is wrong with a file."""
-    path = folder / one.file_name
-    try:
-        size = os.stat(path).st_size  # noqa: PTH116
-        if size == one.bytes and sha256(path) == one.sha256:
-            return None
-    except FileNotFoundError:
-        return "gone"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return f"changed: {size} bytes instead of {one.bytes}" if size != one.bytes else "changed: another checksum"

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import av
 from PIL import Image
 
-from perceiver_vl.media.decode import Clip, Frames, resize_frame, stream_clip
+from perceiver_vl.media.decode import Clip, stream_clip
+from perceiver_vl.media.resizing import Frames, resize_frame
 from perceiver_vl.utils.errors import MediaError, UsageError
 from perceiver_vl.utils.files import write_with
 

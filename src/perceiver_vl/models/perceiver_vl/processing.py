@@ -21,7 +21,10 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
-from perceiver_vl.media.decode import frame_times, load_frames, resize_frame, sample_indices, to_rgb
+from perceiver_vl.media.decode import frame_times, load_frames
+from perceiver_vl.media.pictures import to_rgb
+from perceiver_vl.media.resizing import resize_frame
+from perceiver_vl.media.sampling import sample_indices
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.utils.errors import UsageError, first_line
 

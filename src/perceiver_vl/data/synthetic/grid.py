@@ -1,15 +1,24 @@
-"""Where the things of a question stand: some of the nine cells of a grid, each thing within its own."""
+"""Where the objects of a question are: in some of the nine cells of a grid, each within its own."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 
-from perceiver_vl.data.synthetic.acts import Actor, Doing
-from perceiver_vl.data.synthetic.render import Pixels, paint
-from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES, SIZES, SPLITS, Background, Floats, draw_background
+from perceiver_vl.data.synthetic.actions import GridObject, TimedAction
+from perceiver_vl.data.synthetic.render import paint
+from perceiver_vl.data.synthetic.scene import (
+    COLOURS,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    Background,
+    Floats,
+    draw_background,
+    hash_split,
+)
+from perceiver_vl.media.resizing import Frames
 
 GENERALISATION = ("test-distractor", "test-systematic", "test-productive")
 """Splits that differ from training in one respect each, as gCOG's do: more things about; combinations of colour and
@@ -42,38 +51,37 @@ def is_held_out(combination: Combination) -> bool:
 
 
 HELD_OUT = tuple(one for one in _COMBINATIONS if is_held_out(one))
-USUAL = tuple(one for one in _COMBINATIONS if not is_held_out(one))
+SEEN = tuple(one for one in _COMBINATIONS if not is_held_out(one))
 
 
 @dataclass(frozen=True)
-class Storyboard:
-    """A background and the things on it; later things hide earlier ones, `noise` picks the pixel noise."""
+class GridScene:
+    """A background and the objects on it; later ones hide earlier ones, `noise` picks the pixel noise."""
 
     background: Background
-    actors: tuple[Actor, ...]
+    objects: tuple[GridObject, ...]
     noise: int
 
-    def render(self, times: Floats, size: int) -> Pixels:
+    def render(self, times: Floats, size: int) -> Frames:
         """RGB bytes (T, size, size, 3) at `times` (T,) in [0, 1]; a frame does not depend on the others."""
         # A number for each moment, spread over the bank of noise.
         noises = (self.noise + np.round(times * 1e7).astype(np.int64) * 40_503).tolist()
-        return paint(self.background, self.actors, noises, times, size)
+        return paint(self.background, self.objects, noises, times, size)
 
     @property
     def key(self) -> str:
         """All that can be asked about it."""
-        told = (
+        objects = (
             f"{one.size} {one.colour} {one.shape} {one.cell} "
-            + ",".join(f"{doing.act}*{doing.times}" for doing in one.doings)
-            for one in self.actors
+            + ",".join(f"{action.action}*{action.times}" for action in one.actions)
+            for one in self.objects
         )
-        return "|".join(sorted(told))
+        return "|".join(sorted(objects))
 
 
-def belongs(storyboard: Storyboard, split: str) -> bool:
-    """Whether a stage may occur in `split`: 8 in 10 in train, 1 in validation, 1 in the test splits, in every world."""
-    bucket = int.from_bytes(hashlib.sha256(storyboard.key.encode()).digest()[:8], "big") % 10
-    return split.partition("-")[0] == SPLITS[max(0, bucket - 7)]
+def is_of_split(scene: GridScene, split: str) -> bool:
+    """Whether a scene may occur in `split`: in training, or validation, or the test splits, in every world."""
+    return hash_split(scene.key) == split.partition("-")[0]
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
@@ -114,51 +122,51 @@ def draw_relations(rng: np.random.Generator, depth: int) -> list[str]:
             return relations
 
 
-def draw_things(
+def draw_objects(
     rng: np.random.Generator, cells: Sequence[Cell], combinations: Sequence[Combination], acting: bool = False
-) -> list[Actor]:
-    """A thing of each combination in each cell; those that are to act are of one size, which leaves them room."""
-    return [_draw_thing(rng, cell, one, acting) for cell, one in zip(cells, combinations, strict=True)]
+) -> list[GridObject]:
+    """An object of each combination in each cell; those that are to act are of one size, which leaves them room."""
+    return [_draw_object(rng, cell, one, acting) for cell, one in zip(cells, combinations, strict=True)]
 
 
-def _draw_thing(rng: np.random.Generator, cell: Cell, combination: Combination, acting: bool) -> Actor:
+def _draw_object(rng: np.random.Generator, cell: Cell, combination: Combination, acting: bool) -> GridObject:
     size = pick(rng, tuple(SIZES))
     colour, shape = combination
     radius = (_ACTING_RADIUS if acting else _RADII[size]) * rng.uniform(1 - _VARIES, 1 + _VARIES)
     y, x = (0.5 + _APART * (place - 1) + rng.uniform(-_JITTER, _JITTER) for place in cell)
-    return Actor("" if acting else size, colour, shape, cell, x, y, radius)
+    return GridObject("" if acting else size, colour, shape, cell, x, y, radius)
 
 
-def settled(storyboard: Storyboard) -> Storyboard:
-    """The stage with each thing's way moved so that its middle is where the thing stood, and made to fit its cell."""
-    return replace(storyboard, actors=tuple(_settled(actor) if actor.doings else actor for actor in storyboard.actors))
+def settled(scene: GridScene) -> GridScene:
+    """The scene with each object's way moved so that its middle is where it stood, and made to fit its cell."""
+    return replace(scene, objects=tuple(_settled(one) if one.actions else one for one in scene.objects))
 
 
-def _settled(actor: Actor) -> Actor:
-    ways = actor.pose(np.linspace(0, 1, 101))[:2]
+def _settled(one: GridObject) -> GridObject:
+    ways = one.pose(np.linspace(0, 1, 101))[:2]
     longest = max(float(np.ptp(way)) for way in ways)
     shorter = min(1.0, _LONGEST_WAY / max(longest, 1e-9))
     middles = [(float(way.min()) + float(way.max())) / 2 for way in ways]
-    x, y = (stood + shorter * (stood - middle) for stood, middle in zip((actor.x, actor.y), middles, strict=True))
-    return replace(actor, x=x, y=y, travel=actor.travel * shorter)
+    x, y = (stood + shorter * (stood - middle) for stood, middle in zip((one.x, one.y), middles, strict=True))
+    return replace(one, x=x, y=y, travel=one.travel * shorter)
 
 
-def draw_storyboard(rng: np.random.Generator, actors: Iterable[Actor]) -> Storyboard:
-    """The actors before a random background."""
-    return Storyboard(draw_background(rng), tuple(actors), int(rng.integers(2**31)))
+def draw_grid_scene(rng: np.random.Generator, objects: Iterable[GridObject]) -> GridScene:
+    """The objects before a random background."""
+    return GridScene(draw_background(rng), tuple(objects), int(rng.integers(2**31)))
 
 
-def repeated(rng: np.random.Generator, act: str, times: int = 1) -> tuple[Doing, ...]:
-    """One act that takes most of a clip."""
-    return (Doing(act, rng.uniform(0.02, 0.08), rng.uniform(0.9, 0.97), times),)
+def repeated(rng: np.random.Generator, action: str, times: int = 1) -> tuple[TimedAction, ...]:
+    """One action that takes most of a clip."""
+    return (TimedAction(action, rng.uniform(0.02, 0.08), rng.uniform(0.9, 0.97), times),)
 
 
-def in_turn(rng: np.random.Generator, acts: Sequence[str], times: Sequence[int] = ()) -> tuple[Doing, ...]:
+def in_turn(rng: np.random.Generator, actions: Sequence[str], times: Sequence[int] = ()) -> tuple[TimedAction, ...]:
     """Acts one after the other, each in its part of the clip, with a rest between."""
-    shares = np.array(times or [1] * len(acts)) + 0.5 + rng.uniform(0, 0.2, size=len(acts))
+    shares = np.array(times or [1] * len(actions)) + 0.5 + rng.uniform(0, 0.2, size=len(actions))
     ends = np.cumsum(shares) / shares.sum()
     starts = [0.0, *ends[:-1].tolist()]
     return tuple(
-        Doing(act, start + 0.03, end - 0.03, count)
-        for act, start, end, count in zip(acts, starts, ends.tolist(), times or [1] * len(acts), strict=True)
+        TimedAction(action, start + 0.03, end - 0.03, count)
+        for action, start, end, count in zip(actions, starts, ends.tolist(), times or [1] * len(actions), strict=True)
     )

@@ -1,9 +1,10 @@
 """One look at a benchmark's folder: which annotation files and which media lie in it, and where."""
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from perceiver_vl.data.datasets.rows import Row
 from perceiver_vl.data.fields import safe_name
@@ -13,21 +14,24 @@ from perceiver_vl.utils.errors import UsageError
 
 MISSING = "named in the annotations but not there"
 NO_CAPTION = "no caption"
-Kind = Literal["video", "image"]
-Found = Record | tuple[SkippedSample, ...]  # of one row of annotations: what it says, or all that is in its way
+MediaKind = Literal["video", "image"]
+RowResult = Record | tuple[SkippedSample, ...]  # of one row of annotations: its record, or all that is in its way
 
 
 class MissingAnnotationsError(UsageError):
     """The annotations of a split are not in the folder."""
 
 
-class Tree:
+class FileIndex:
     """The files below `folder`, listed once: media of one kind by stem, all others by name.
 
     Hidden files are passed over and linked folders followed, so that annotations and media may lie apart.
+    split: the one that is being read; "all" gives its records none.
     """
 
-    def __init__(self, folder: Path, kind: Kind) -> None:
+    split = "all"
+
+    def __init__(self, folder: Path, kind: MediaKind) -> None:
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder, give one that holds annotations and media")
         self.folder = folder
@@ -41,6 +45,16 @@ class Tree:
                 self._media[stem] = (*self._media.get(stem, ()), name)
             else:
                 self._others.setdefault(base, []).append(name)
+
+    def of_split(self, split: str) -> Self:
+        """The same files, of which a split is to be read."""
+        view = copy.copy(self)
+        view.split = split
+        return view
+
+    def part(self, validation: str) -> str:
+        """The split as its files call it, which is as we do but for `validation`."""
+        return validation if self.split == "validation" else self.split
 
     def file(self, *names: str) -> Path:
         """The annotation file of the first of these names that is there; of several, the one nearest to the top.
@@ -64,29 +78,24 @@ class Tree:
         return sorted(place for places in self._media.values() for place in places if place.partition("/")[0] == parent)
 
     def record(
-        self,
-        row: Row,
-        names: Sequence[str],
-        *,
-        second: Sequence[str] = (),
-        within: Sequence[str] = (),
-        **said: Any,
-    ) -> Found:
-        """The record of the medium that has one of `names`, with any known extension; problems if it is not there.
+        self, row: Row, names: Sequence[str], *, second: Sequence[str] = (), within: Sequence[str] = (), **fields: Any
+    ) -> RowResult:
+        """The record of the file that has one of `names`, with any known extension; what is skipped if none has.
 
         second: the names of the other picture of a pair. within: one of these folders must lie on the way to it.
-        said: the other fields of the record. Raises `UsageError` for a name that leads out of the folder.
+        fields: the others of the record. Raises `UsageError` for a name that leads out of the folder.
         """
         places = [self._find(row, names, within)] + ([self._find(row, second, within)] if second else [])
-        problems = tuple(place for place in places if isinstance(place, SkippedSample))
-        if problems:
-            return problems
+        skipped = tuple(place for place in places if isinstance(place, SkippedSample))
+        if skipped:
+            return skipped
         file_name, *others = map(str, places)
-        if "texts" in said and not any(said["texts"]):
+        if "texts" in fields and not any(fields["texts"]):
             return (SkippedSample(file_name, NO_CAPTION),)
         if others:
-            said |= {"second_file_name": others[0], "second_path": self.folder / others[0]}
-        return Record(file_name, self.folder / file_name, **said)
+            fields |= {"second_file_name": others[0], "second_path": self.folder / others[0]}
+        split = None if self.split == "all" else self.split
+        return Record(file_name, self.folder / file_name, split=split, **fields)
 
     def _find(self, row: Row, names: Sequence[str], within: Sequence[str]) -> str | SkippedSample:
         for name in names:
