@@ -14,9 +14,7 @@ from perceiver_vl.cli.show import (
     print_damaged,
     print_dry_run,
     print_json,
-    print_retrieval,
     print_skipped,
-    print_task,
 )
 from perceiver_vl.utils.console import out
 
@@ -61,9 +59,9 @@ def train(
         print_json(result.to_dict())
         return
     if result.retrieval:
-        print_retrieval(result.retrieval)
+        result.retrieval.print()
     if result.task:
-        print_task(result.task)
+        result.task.print()
     print_skipped(result.skipped)
     print_damaged(result.damaged)
     out.print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {result.output}")
