@@ -62,8 +62,8 @@ class PreTrainingResult:
 
     def print(self) -> None:
         """Both metrics beside what an answer that looks at nothing scores."""
-        asked = f"{self.captions} captions, {self.clips} clips, {self.masked_words} masked words, seed {self.seed}"
-        out.print(f"pre-training: {asked}, {self.num_frames} frames, budget {self.budget}")
+        counts = f"{self.captions} captions, {self.clips} clips, {self.masked_words} masked words, seed {self.seed}"
+        out.print(f"pre-training: {counts}, {self.num_frames} frames, budget {self.budget}")
         table = Table("metric", pad_edge=False)
         for column in ("score", "looking at nothing"):
             table.add_column(column, justify="right")
