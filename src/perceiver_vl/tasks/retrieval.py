@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,41 +40,6 @@ STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
 _PAIR_BYTES = 1 << 28  # memory that the input arrays of one batch of single-stream pairs may take
 
 
-class Retrieval(Task[RetrievalResult]):
-    """Text to video and video to text.
-
-    Examples: a clip or image and its captions, each of them a query. Query and head: VTM's learned vector and one
-    logit; multi has a projection a side. Loss: that of `training.losses`. Metrics: R@1, R@5, R@10, median and mean
-    rank, in both directions. No submission file: the ranks are the result.
-    """
-
-    name = "retrieval"
-    model_class = PerceiverVLForRetrieval
-    need = "text"
-
-    def evaluate(
-        self,
-        model: PerceiverVLForRetrieval,
-        processor: PerceiverVLProcessor,
-        source: VideoDataset,
-        *,
-        folds: int = 1,
-        **how: Any,
-    ) -> RetrievalResult:
-        """`evaluate_retrieval(model, processor, part, **how)` on `folds` equal parts, their figures averaged.
-
-        The parts follow each other in the order of the split: COCO 1k is the mean over five parts of 1,000 test
-        pictures, beside COCO 5k, all of them (github.com/fartashf/vsepp, evaluation.py, `fold5`; five captions a
-        picture). Raises what `evaluate_retrieval` raises, and `UsageError` where a part would have fewer than two
-        clips.
-        """
-        if folds < 1 or (folds > 1 and len(source) < 2 * folds):
-            raise UsageError(f"folds={folds}: need 1, or parts of at least two clips, of {len(source)}")
-        ends = [round(len(source) * fold / folds) for fold in range(folds + 1)]
-        parts = [Subset(source, end, first) for first, end in pairwise(ends)]
-        return mean_of_folds([evaluate_retrieval(model, processor, part, **how) for part in parts])
-
-
 @dataclass
 class _Encoded:
     """Everything that is computed once: partial attentions `(·,D+H)` and unit vectors `(·,E)` of clips and captions."""
@@ -99,6 +63,7 @@ def evaluate_retrieval(
     num_frames: int | None = None,
     captions_per_clip: int | None = None,
     shortlist: int = 20,
+    folds: int = 1,
     budget: ComputeBudget = FULL_BUDGET,
     batch_size: int = 32,
     strict: bool = False,
@@ -110,48 +75,75 @@ def evaluate_retrieval(
 
     Every caption is a query; a clip's best-ranked caption counts in the other direction, as the benchmarks do.
     `captions_per_clip` keeps the first captions only (None: all). `shortlist`: candidates that a cascade re-ranks.
+    `folds`: so many equal parts of the split, in its order, are ranked apart, and every figure is the mean of theirs:
+    COCO 1k is the mean over five parts of 1,000 test pictures, beside COCO 5k, all of them
+    (github.com/fartashf/vsepp, evaluation.py, `fold5`; five captions a picture).
     Clips that cannot be read are left out, and listed in `skipped`; `strict` raises `MediaError` at the first.
     `shared`: all processes of the group call this, take a share of the work each, and get the same result.
-    Raises `UsageError` for an unknown stream and `PerceiverVLError` if fewer than two clips are left, or more than the
-    share `max_failed_fraction` cannot be read.
+    Raises `UsageError` for an unknown stream and for parts of fewer than two clips; `PerceiverVLError` if fewer than
+    two clips are left, or more than the share `max_failed_fraction` cannot be read.
     """
+    if folds < 1 or (folds > 1 and len(source) < 2 * folds):
+        raise UsageError(f"folds={folds}: need 1, or parts of at least two clips, of {len(source)}")
     streams = tuple(streams)
     _check_request(streams, num_frames, captions_per_clip, shortlist, batch_size)
     model.config.check_budget(budget)
     num_frames = budget.frames or num_frames or processor.image_processor.num_frames
     if num_frames > model.config.max_frames:
         raise UsageError(f"num_frames={num_frames}: need 1 to {model.config.max_frames}, the model's max_frames")
-    with evaluating(model), ProgressBars(progress) as bar:
-        reader = ClipReader(
-            processor, source, num_frames, batch_size, model.device, strict, max_failed_fraction, shared
-        )
-        encoded, clip_seconds, text_seconds = _encode(model, processor, reader, captions_per_clip, budget, bar)
-        clips, queries = len(encoded.vision_features), len(encoded.owner)
-        scorer = _Scorer(model, encoded, reader, min(shortlist, clips), budget, bar)
-        results = []
-        for stream in streams:
-            start = time.perf_counter()
-            text_scores, clip_scores = scorer.score(stream)
-            seconds = text_seconds * (stream != "single") + time.perf_counter() - start
-            results.append(
-                StreamResult(
-                    stream,
-                    text_to_video=recall_of(_text_ranks(text_scores, encoded.owner)),
-                    video_to_text=recall_of(_clip_ranks(clip_scores, encoded.owner)),
-                    seconds_per_query=seconds / queries,
-                    flops_per_query=scorer.flops(stream, num_frames),
-                )
+    ends = [round(len(source) * fold / folds) for fold in range(folds + 1)]
+    found = []
+    for part in (Subset(source, end, first) for first, end in pairwise(ends)):
+        with evaluating(model), ProgressBars(progress) as bar:
+            reader = ClipReader(
+                processor, part, num_frames, batch_size, model.device, strict, max_failed_fraction, shared
             )
-    return RetrievalResult(
-        clips=clips,
-        captions=queries,
-        shortlist=min(shortlist, clips),
-        budget=str(budget),
-        seconds_per_clip=clip_seconds / clips,
-        flops_per_clip=scorer.flops_per_clip(num_frames),
-        streams=results,
-        skipped=reader.problems,
-        damaged=reader.damaged(),
+            encoded, clip_seconds, text_seconds = _encode(model, processor, reader, captions_per_clip, budget, bar)
+            clips, queries = len(encoded.vision_features), len(encoded.owner)
+            scorer = _Scorer(model, encoded, reader, min(shortlist, clips), budget, bar)
+            results = [_stream_result(stream, scorer, text_seconds) for stream in streams]
+        found.append(
+            RetrievalResult(
+                clips=clips,
+                captions=queries,
+                shortlist=min(shortlist, clips),
+                budget=str(budget),
+                seconds_per_clip=clip_seconds / clips,
+                flops_per_clip=scorer.flops_per_clip(num_frames),
+                streams=results,
+                skipped=reader.problems,
+                damaged=reader.damaged(),
+            )
+        )
+    return mean_of_folds(found)
+
+
+class Retrieval(Task[RetrievalResult]):
+    """Text to video and video to text.
+
+    Examples: a clip or image and its captions, each of them a query. Query and head: VTM's learned vector and one
+    logit; multi has a projection a side. Loss: that of `training.losses`. Metrics: R@1, R@5, R@10, median and mean
+    rank, in both directions. No submission file: the ranks are the result.
+    """
+
+    name = "retrieval"
+    model_class = PerceiverVLForRetrieval
+    need = "text"
+    evaluate = staticmethod(evaluate_retrieval)
+
+
+def _stream_result(stream: str, scorer: "_Scorer", text_seconds: float) -> StreamResult:
+    """Score all pairs by `stream`, after so many seconds of encoding captions, and rank both directions."""
+    owner = scorer.encoded.owner
+    start = time.perf_counter()
+    text_scores, clip_scores = scorer.score(stream)
+    seconds = text_seconds * (stream != "single") + time.perf_counter() - start
+    return StreamResult(
+        stream,
+        text_to_video=recall_of(_text_ranks(text_scores, owner)),
+        video_to_text=recall_of(_clip_ranks(clip_scores, owner)),
+        seconds_per_query=seconds / len(owner),
+        flops_per_query=scorer.flops(stream, scorer.reader.num_frames),
     )
 
 
