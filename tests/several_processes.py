@@ -25,8 +25,7 @@ from perceiver_vl.data.batching import SharedBatches
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.synthetic.collection import World
 from perceiver_vl.media.resizing import Frames
-from perceiver_vl.tasks import task_of
-from perceiver_vl.tasks.evaluation import evaluate_task
+from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training.elastic import pretraining_loss
 from perceiver_vl.training.losses import WEIGHTS, Objectives, PreTrainingBatch, pretraining_losses
@@ -190,7 +189,7 @@ def scores() -> dict[str, Any]:
         for index, record in enumerate(records_of("question-answering", 9))
     ]
     asker, some = model_of("question-answering"), Pictures(records, broken={"20.mp4", "80.mp4"})
-    asked = evaluate_task(task_of("question-answering"), asker, PROCESSOR, some, **how)
+    asked = example_task_of("question-answering").evaluate(asker, PROCESSOR, some, **how)
     found["task"] = {**asked.to_dict(), "predictions": [vars(prediction) for prediction in asked.predictions]}
     for name, more in (("strict", {"strict": True}), ("too many", {"max_failed_fraction": 0.1})):
         try:

@@ -10,7 +10,7 @@ from perceiver_vl import MediaError, PerceiverVLProcessor
 from perceiver_vl.data.records import Record
 from perceiver_vl.media.resizing import Frames
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
-from perceiver_vl.tasks import TASKS
+from perceiver_vl.tasks import example_task_of
 from tiny import tiny_model, tiny_processor
 
 LETTERS = "abcdefghijklmnopqrst"
@@ -77,6 +77,6 @@ def model_of(task: str, **changes: Any) -> PerceiverVLPreTrainedModel:
     if task in ("vqa", "question-answering", "image-classification"):
         head = {"id2label": dict(enumerate(ANSWERS)), "label2id": {name: i for i, name in enumerate(ANSWERS)}}
     if task == "counting":
-        head = TASKS[task].head([])
-    model = tiny_model(TASKS[task].model_class, vocab_size=len(PROCESSOR.tokenizer), **(head | changes))
+        head = example_task_of(task).head([])
+    model = tiny_model(example_task_of(task).model_class, vocab_size=len(PROCESSOR.tokenizer), **(head | changes))
     return model.float()

@@ -12,12 +12,11 @@ from small_tasks import ANSWERS, PROCESSOR, OtherPictures, Pictures, model_of, r
 
 from perceiver_vl import MediaError, PerceiverVLConfig, UsageError
 from perceiver_vl.data.records import Record, SkippedSample
-from perceiver_vl.tasks import TASKS
+from perceiver_vl.tasks import EXAMPLE_TASKS, example_task_of
 from perceiver_vl.tasks.dataset import TaskCollator, TaskExamples, task_loss
-from perceiver_vl.tasks.evaluation import evaluate_task
 from tiny import tiny_config
 
-EVERY_TASK = pytest.mark.parametrize("name", TASKS)
+EVERY_TASK = pytest.mark.parametrize("name", EXAMPLE_TASKS)
 
 
 def told(name: str) -> list[Record]:
@@ -41,14 +40,14 @@ def told(name: str) -> list[Record]:
 def examples_of(
     name: str, records: list[Record], config: PerceiverVLConfig, broken: Any = frozenset(), **how: Any
 ) -> TaskExamples:
-    second = OtherPictures(records, broken) if TASKS[name].pictures == 2 else None
+    second = OtherPictures(records, broken) if example_task_of(name).pictures == 2 else None
     given: dict[str, Any] = {"num_frames": 2, "sampling": "uniform", "seed": 3} | how
-    return TaskExamples(TASKS[name], config, PROCESSOR, Pictures(records, broken), second=second, **given)
+    return TaskExamples(example_task_of(name), config, PROCESSOR, Pictures(records, broken), second=second, **given)
 
 
 @EVERY_TASK
 def test_the_head_that_the_training_split_asks_for_takes_its_labels(name: str) -> None:
-    task, records = TASKS[name], told(name)
+    task, records = example_task_of(name), told(name)
     head = task.head(records)
     model = model_of(name, **head)
     examples = examples_of(name, records, model.config)
@@ -77,7 +76,7 @@ def test_the_head_that_the_training_split_asks_for_takes_its_labels(name: str) -
 @EVERY_TASK
 def test_training_lowers_the_loss_and_the_metric_says_so(name: str) -> None:
     """A few steps on eight examples whose answers their pictures give away."""
-    task, records = TASKS[name], told(name)
+    task, records = example_task_of(name), told(name)
     torch.manual_seed(0)
     words = len(PROCESSOR.tokenizer)
     shallow = {"num_blocks": 1, "self_attentions_per_block": 1, "initializer_range": 0.1}
@@ -95,7 +94,7 @@ def test_training_lowers_the_loss_and_the_metric_says_so(name: str) -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
     second = OtherPictures(records) if task.pictures == 2 else None
-    result = evaluate_task(task, model, PROCESSOR, Pictures(records), second=second, num_frames=2)
+    result = task.evaluate(model, PROCESSOR, Pictures(records), second=second, num_frames=2)
     if task.lower_is_better:
         assert result.metric(task.metrics[0]) <= 0.25  # two counts of eight may be wrong by one
     else:
@@ -105,9 +104,11 @@ def test_training_lowers_the_loss_and_the_metric_says_so(name: str) -> None:
 @EVERY_TASK
 def test_the_collator_and_its_examples_travel_to_other_processes(name: str) -> None:
     records = told(name)
-    model = model_of(name, **TASKS[name].head(records))
+    model = model_of(name, **example_task_of(name).head(records))
     examples, collate = pickle.loads(
-        pickle.dumps((examples_of(name, records, model.config), TaskCollator(TASKS[name], PROCESSOR, model.config)))
+        pickle.dumps(
+            (examples_of(name, records, model.config), TaskCollator(example_task_of(name), PROCESSOR, model.config))
+        )
     )
     again = collate([examples[5]])
     assert set(again) >= {"pixel_values", "frame_mask", "labels", "problems"}
@@ -137,13 +138,13 @@ def test_unlabelled_records_are_left_out_and_broken_files_replaced() -> None:
     assert found.record is records[4]
     assert found.problems == (SkippedSample("20.mp4", "damaged"), SkippedSample("20.mp4", "damaged"))
     assert found.tried == (2, 3, 4)
-    batch = TaskCollator(TASKS["question-answering"], PROCESSOR, config)(examples.__getitems__([0, 2]))
+    batch = TaskCollator(example_task_of("question-answering"), PROCESSOR, config)(examples.__getitems__([0, 2]))
     assert (batch["tried"], batch["failed"], batch["damaged"]) == ([0, 2, 3, 4], [2, 3], [])
     assert len(batch["problems"]) == 2
     with pytest.raises(MediaError):
         examples_of("question-answering", records, config, broken={"20.mp4"}, strict=True)[2]
     all_broken = examples_of("vqa", told("vqa"), config, broken={f"{clip}.mp4" for clip in (0, 20, 40, 60)})
-    handed_on = TaskCollator(TASKS["vqa"], PROCESSOR, config)(all_broken.__getitems__([0]))
+    handed_on = TaskCollator(example_task_of("vqa"), PROCESSOR, config)(all_broken.__getitems__([0]))
     assert str(handed_on["error"]) == "none of the 8 clips can be read, the first: damaged"
     with pytest.raises(UsageError, match=r"^task=question-answering: no example of it[^\n]+what is right$"):
         examples_of("question-answering", records_of("question-answering"), config)
@@ -156,7 +157,7 @@ def test_an_answer_that_the_model_does_not_have_counts_for_nothing() -> None:
     records[0] = replace(records[0], answers=("unheard of",))
     model = model_of("question-answering").double()
     examples = examples_of("question-answering", records, model.config)
-    collate = TaskCollator(TASKS["question-answering"], PROCESSOR, model.config)
+    collate = TaskCollator(example_task_of("question-answering"), PROCESSOR, model.config)
     both, known = collate([examples[0], examples[1]]), collate([examples[1]])
     assert both["labels"].tolist() == [-100, 0]
     torch.testing.assert_close(task_loss(model, both), task_loss(model, known), rtol=1e-4, atol=1e-4)
@@ -167,16 +168,16 @@ def test_heads_by_hand() -> None:
         return Record("0.mp4", Path("0.mp4"), **said)
 
     open_answers = [record(answers=(answer,)) for answer in ("b", "a", "b", "c", "a", "b")]
-    assert TASKS["question-answering"].head(open_answers)["id2label"] == {0: "b", 1: "a", 2: "c"}
+    assert example_task_of("question-answering").head(open_answers)["id2label"] == {0: "b", 1: "a", 2: "c"}
     many = [record(answers=("The cat", "cat", "The cat"))] * 9 + [record(answers=("dog",) * 3)] * 8
-    assert TASKS["vqa"].head(many)["label2id"] == {"cat": 0}  # 9 questions, as VQAv2's label set asks
-    assert TASKS["vqa"].head(many[8:])["label2id"] == {"cat": 0, "dog": 1}  # no answer has so many: all
+    assert example_task_of("vqa").head(many)["label2id"] == {"cat": 0}  # 9 questions, as VQAv2's label set asks
+    assert example_task_of("vqa").head(many[8:])["label2id"] == {"cat": 0, "dog": 1}  # no answer has so many: all
     named = [record(label=2, answers=("wren",)), record(label=0, answers=("owl",))]
-    assert TASKS["image-classification"].head(named)["id2label"] == {0: "owl", 1: "1", 2: "wren"}
+    assert example_task_of("image-classification").head(named)["id2label"] == {0: "owl", 1: "1", 2: "wren"}
     by_name = [record(answers=("wren",)), record(answers=("owl",)), record(answers=("wren",))]
-    assert TASKS["image-classification"].head(by_name)["label2id"] == {"owl": 0, "wren": 1}
+    assert example_task_of("image-classification").head(by_name)["label2id"] == {"owl": 0, "wren": 1}
     for name in ("vqa", "question-answering", "image-classification"):
         with pytest.raises(UsageError, match=r"^no record [^\n]+: [^\n]+$"):
-            TASKS[name].head([record()])
+            example_task_of(name).head([record()])
     with pytest.raises(UsageError, match=r"^classes by number \(3\) and by name \(owl\): [^\n]+$"):
-        TASKS["image-classification"].head([record(label=3), record(answers=("owl",))])
+        example_task_of("image-classification").head([record(label=3), record(answers=("owl",))])

@@ -13,7 +13,7 @@ from small_tasks import LETTERS, PROCESSOR, Pictures
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, PerceiverVLForPreTraining, UsageError
 from perceiver_vl.data.batching import mask_words
 from perceiver_vl.data.records import Record, SkippedSample
-from perceiver_vl.tasks.pretraining import PreTrainingResult, evaluate_pretraining
+from perceiver_vl.tasks.pretraining import PreTraining, PreTrainingResult
 from tiny import tiny_model
 
 BUDGET = ComputeBudget(frames=2, latents=5, cross_attentions=2)
@@ -34,7 +34,7 @@ def model(seed: int = 0) -> PerceiverVLForPreTraining:
 
 
 def evaluate(records: list[Record], broken: Any = frozenset(), seed_of_model: int = 0, **how: Any) -> PreTrainingResult:
-    return evaluate_pretraining(model(seed_of_model), PROCESSOR, Pictures(records, broken), **how)
+    return PreTraining().evaluate(model(seed_of_model), PROCESSOR, Pictures(records, broken), **how)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 32])
@@ -84,7 +84,7 @@ def test_a_model_that_always_says_yes_is_right_of_half_the_pairs() -> None:
     asked = model()
     with torch.no_grad():
         list(asked.vtm_head.parameters())[-1].fill_(1e4)
-    found = evaluate_pretraining(asked, PROCESSOR, Pictures(clips()))
+    found = PreTraining().evaluate(asked, PROCESSOR, Pictures(clips()))
     assert found.metrics["matching_accuracy"] == 50.0
 
 
@@ -153,4 +153,4 @@ def test_a_model_gone_wrong_says_nothing() -> None:
     with torch.no_grad():
         asked.perceiver_vl.encoder.latents.fill_(float("nan"))
     with pytest.raises(PerceiverVLError, match=r"^[^\n]+not finite[^\n]+$"):
-        evaluate_pretraining(asked, PROCESSOR, Pictures(clips()))
+        PreTraining().evaluate(asked, PROCESSOR, Pictures(clips()))

@@ -20,7 +20,8 @@ from perceiver_vl.data.synthetic.collection import World
 from perceiver_vl.media.resizing import Frames
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops, partial_match_flops, pooling_flops
 from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
-from perceiver_vl.tasks.retrieval import STREAMS, Recall, RetrievalResult, evaluate_retrieval, recall_of
+from perceiver_vl.tasks.retrieval import STREAMS, evaluate_retrieval
+from perceiver_vl.tasks.retrieval_result import Recall, RetrievalResult, recall_of
 from tiny import AGGREGATIONS, differs, tiny_config, tiny_model, tiny_processor
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -11,8 +11,8 @@ from test_retrieval import PROCESSOR, LetteredClips, TableModel, recall
 
 from perceiver_vl import UsageError
 from perceiver_vl.data.records import SkippedSample
-from perceiver_vl.tasks.retrieval import RetrievalResult, evaluate_retrieval
-from perceiver_vl.tasks.retrieval_folds import evaluate_in_folds
+from perceiver_vl.tasks.retrieval import evaluate_retrieval
+from perceiver_vl.tasks.retrieval_result import RetrievalResult
 
 OWNERS = [0, 0, 1, 1, 2, 2, 3, 3]
 # Captions by pictures; the second half of the pictures is the second fold
@@ -36,7 +36,7 @@ PICTURE_RANKS = [[1, 2], [2, 1]]
 def evaluate(folds: int, broken: set[int] = frozenset()) -> RetrievalResult:  # type: ignore[assignment]
     table = torch.tensor(SCORES, dtype=torch.float64)
     model = TableModel(table, table)
-    return evaluate_in_folds(model, PROCESSOR, LetteredClips(OWNERS, broken), folds, streams=["multi"])
+    return evaluate_retrieval(model, PROCESSOR, LetteredClips(OWNERS, broken), folds=folds, streams=["multi"])
 
 
 def test_figures_are_the_means_over_the_parts() -> None:
@@ -70,6 +70,6 @@ def test_parts_that_cannot_be(folds: int) -> None:
 def test_what_could_not_be_read_is_told_of_all_parts() -> None:
     table = torch.rand(8, 8, dtype=torch.float64)
     source = LetteredClips(list(range(8)), broken={1, 6})
-    found = evaluate_in_folds(TableModel(table, table), PROCESSOR, source, 2, streams=["multi"])
+    found = evaluate_retrieval(TableModel(table, table), PROCESSOR, source, folds=2, streams=["multi"])
     assert (found.clips, found.captions) == (6, 6)
     assert found.skipped == [SkippedSample("1.mp4", "damaged"), SkippedSample("6.mp4", "damaged")]

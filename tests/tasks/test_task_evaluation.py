@@ -19,17 +19,17 @@ from small_tasks import ANSWERS, PROCESSOR, OtherPictures, Pictures, model_of, r
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, UsageError
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.sources import FolderDataset
-from perceiver_vl.tasks import TASKS, task_of
-from perceiver_vl.tasks.evaluation import TaskResult, evaluate_task
+from perceiver_vl.tasks import EXAMPLE_TASKS, example_task_of
+from perceiver_vl.tasks.task_result import TaskResult
 
-EVERY_TASK = pytest.mark.parametrize("name", TASKS)
+EVERY_TASK = pytest.mark.parametrize("name", EXAMPLE_TASKS)
 BUDGET = ComputeBudget(frames=2, latents=5, cross_attentions=2)
 
 
 def evaluate(name: str, records: list[Record], model: Any = None, broken: Any = frozenset(), **how: Any) -> TaskResult:
-    second = OtherPictures(records, broken) if TASKS[name].pictures == 2 else None
+    second = OtherPictures(records, broken) if example_task_of(name).pictures == 2 else None
     source = Pictures(records, broken)
-    return evaluate_task(TASKS[name], model or model_of(name), PROCESSOR, source, second=second, **how)
+    return example_task_of(name).evaluate(model or model_of(name), PROCESSOR, source, second=second, **how)
 
 
 def alone(name: str, model: Any, record: Record) -> list[float]:
@@ -82,7 +82,7 @@ def test_without_right_answers_there_are_predictions_and_no_metrics(name: str) -
     assert (result.examples, result.labelled, result.left_out) == (8, 0, 0)
     assert result.metrics == result.by_kind == {}
     with pytest.raises(UsageError, match=r"^metric=[^\n]+no example says what is right$"):
-        result.metric(TASKS[name].metrics[0])
+        result.metric(example_task_of(name).metrics[0])
 
 
 @EVERY_TASK
@@ -99,9 +99,9 @@ def test_the_metric_is_of_what_was_found_right(name: str) -> None:
     result = evaluate(name, told, model)
     assert (result.task, result.examples, result.labelled) == (name, 8, 6)
     assert [one.label for one in result.predictions] == [one.label for one in said]
-    first = TASKS[name].metrics[0]
+    first = example_task_of(name).metrics[0]
     assert next(iter(result.metrics)) == first
-    assert set(result.metrics) == set(TASKS[name].metrics)
+    assert set(result.metrics) == set(example_task_of(name).metrics)
     if name == "counting":
         assert result.metric("mean_squared_error") == 0.5
         assert result.metric("accuracy") == 50.0
@@ -128,7 +128,7 @@ def test_statements_are_consistent_over_their_pairs() -> None:
     assert result.metrics == pytest.approx({"accuracy": 75.0, "consistency": 50.0})
     others = [replace(record, example_id=str(index)) for index, record in enumerate(told)]
     assert evaluate("nlvr2", others).metrics == {"accuracy": 75.0}
-    with pytest.raises(UsageError, match=r"^metric=consistency: pairs measured accuracy$"):
+    with pytest.raises(UsageError, match=r"^metric=consistency: nlvr2 measured accuracy$"):
         evaluate("nlvr2", others).metric("consistency")
 
 
@@ -162,7 +162,7 @@ def test_choices_without_questions_are_read_as_captions_are() -> None:
 
 def test_a_long_question_leaves_what_tells_the_choices_apart() -> None:
     record = replace(records_of("multiple-choice")[0], question="a b c d e f g h i j k l m", choices=("o p", "q r"))
-    words = TASKS["multiple-choice"].words([record], PROCESSOR)
+    words = example_task_of("multiple-choice").text_inputs([record], PROCESSOR)
     assert words["input_ids"].shape == (1, 2, 8)
     texts = PROCESSOR.tokenizer.batch_decode(words["input_ids"][0], skip_special_tokens=True)
     assert [text[-3:] for text in texts] == ["o p", "q r"]
@@ -173,7 +173,7 @@ def test_a_long_question_leaves_what_tells_the_choices_apart() -> None:
 
 def submission(name: str) -> tuple[str, TaskResult]:
     result = evaluate(name, records_of(name))
-    return TASKS[name].submission(result.predictions), result
+    return example_task_of(name).submission(result), result
 
 
 def test_the_submissions_are_in_the_benchmarks_own_form() -> None:
@@ -286,8 +286,8 @@ def test_arguments_that_cannot_work_are_refused(how: dict[str, Any], named: str)
 def test_an_empty_split_and_an_unknown_task_are_refused() -> None:
     with pytest.raises(UsageError, match=r"^task=vqa: no example of it among 0 records$"):
         evaluate("vqa", [])
-    with pytest.raises(UsageError, match=r"^task=vga: unknown, choose from vqa, [^\n]+$"):
-        task_of("vga")
+    with pytest.raises(UsageError, match=r"^task=vga: unknown, choose from question-answering, vqa, [^\n]+$"):
+        example_task_of("vga")
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -320,7 +320,7 @@ def test_pairs_of_files_are_read_from_the_disk(tmp_path: Path) -> None:
         )
         for left, right in ((0, 1), (1, 0), (2, 9))
     ]
-    result = evaluate_task(TASKS["nlvr2"], model_of("nlvr2"), PROCESSOR, FolderDataset(records, (16, 16)))
+    result = example_task_of("nlvr2").evaluate(model_of("nlvr2"), PROCESSOR, FolderDataset(records, (16, 16)))
     assert [one.example_id for one in result.predictions] == ["0", "1"]
     assert result.predictions[0].score != pytest.approx(result.predictions[1].score, abs=1e-6)
     assert [problem.file_name for problem in result.skipped] == ["9.png"]

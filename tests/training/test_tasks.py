@@ -23,8 +23,7 @@ from perceiver_vl.data.shards.writing import write_shards
 from perceiver_vl.data.synthetic.tasks import open_world
 from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops
-from perceiver_vl.tasks import TASKS
-from perceiver_vl.tasks.evaluation import evaluate_task
+from perceiver_vl.tasks import EXAMPLE_TASKS, example_task_of
 from perceiver_vl.training import TrainingResult, train
 from perceiver_vl.training.dry_run import dry_run
 from perceiver_vl.training.recipe import Recipe, read_recipe
@@ -98,7 +97,7 @@ def class_folders(folder: Path, classes: dict[str, int]) -> dict[str, Any]:
 # --- Every task -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EXAMPLE_TASKS)
 def test_every_task_is_trained_validated_and_saved(task: str, tmp_path: Path) -> None:
     output = tmp_path / "run"
     data = {}
@@ -114,7 +113,7 @@ def test_every_task_is_trained_validated_and_saved(task: str, tmp_path: Path) ->
     assert recipe == recipe_of(output, task, data=data, training=how)
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["task"] == json.loads(json.dumps(result.task.to_dict()))
-    measured = [line for line in log_of(output) if line[f"eval_{TASKS[task].metrics[0]}"]]
+    measured = [line for line in log_of(output) if line[f"eval_{example_task_of(task).metrics[0]}"]]
     assert [int(line["step"]) for line in measured] == [3, 6]
     for name, value in result.task.metrics.items():
         assert float(measured[-1][f"eval_{name}"]) == pytest.approx(value)
@@ -122,7 +121,7 @@ def test_every_task_is_trained_validated_and_saved(task: str, tmp_path: Path) ->
     assert len(losses) == 6
     assert all(float(loss) > 0 for loss in losses)
 
-    model = TASKS[task].model_class.from_pretrained(output)
+    model = example_task_of(task).model_class.from_pretrained(output)
     processor = PerceiverVLProcessor.from_pretrained(output)
     assert len(processor.tokenizer) == model.config.vocab_size
     if data:
@@ -342,7 +341,7 @@ def test_a_dry_run_says_what_the_run_will_be_and_writes_nothing(tmp_path: Path) 
     found = dry_run(recipe)
     assert not (tmp_path / "run").exists()
     result = train(recipe, progress=False)
-    trained = TASKS["question-answering"].model_class.from_pretrained(tmp_path / "run")
+    trained = example_task_of("question-answering").model_class.from_pretrained(tmp_path / "run")
     assert (found.model, found.task) == ("PerceiverVLForQuestionAnswering", "question-answering")
     assert sum(found.parameters.values()) == trained.num_parameters()
     assert (found.steps, found.batch, found.examples_per_step) == (result.steps, 4, 16)
@@ -443,10 +442,10 @@ def test_the_recipes_of_the_papers_data_sets_fit_their_data(
 
 def test_what_a_run_measured_is_what_evaluate_measures(tmp_path: Path) -> None:
     result = run(tmp_path / "run", "multiple-choice")
-    model = TASKS["multiple-choice"].model_class.from_pretrained(tmp_path / "run")
+    model = example_task_of("multiple-choice").model_class.from_pretrained(tmp_path / "run")
     processor = PerceiverVLProcessor.from_pretrained(tmp_path / "run")
-    again = evaluate_task(
-        TASKS["multiple-choice"], model, processor, open_world("action", "validation", 10, size=16), num_frames=2
+    again = example_task_of("multiple-choice").evaluate(
+        model, processor, open_world("action", "validation", 10, size=16), num_frames=2
     )
     assert result.task is not None
     assert again.metrics == result.task.metrics

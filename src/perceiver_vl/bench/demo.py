@@ -28,7 +28,8 @@ from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.search import Searcher, SearchResult, build_index
 from perceiver_vl.tasks.provenance import machine, versions
-from perceiver_vl.tasks.retrieval import RetrievalResult, StreamResult, evaluate_retrieval
+from perceiver_vl.tasks.retrieval import evaluate_retrieval
+from perceiver_vl.tasks.retrieval_result import RetrievalResult, StreamResult
 from perceiver_vl.training import train
 from perceiver_vl.training.recipe import read_recipe
 from perceiver_vl.utils.console import err

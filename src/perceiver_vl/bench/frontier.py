@@ -36,8 +36,7 @@ from perceiver_vl.models.perceiver_vl import (
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.quantization import DTYPES
-from perceiver_vl.tasks import task_of
-from perceiver_vl.tasks.evaluation import evaluate_task
+from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.utils.console import ProgressBars
@@ -149,8 +148,8 @@ def measure_frontier(
                 scores.append(score(model, decoded, budget))
                 advance()
         dtypes = _dtypes(model_folder, budgets[0], source, score, runs, product, stages)
-    lower_is_better = task != RETRIEVAL and task_of(task).lower_is_better
-    metric = f"{stream} R@1" if task == RETRIEVAL else task_of(task).metrics[0]
+    lower_is_better = task != RETRIEVAL and example_task_of(task).lower_is_better
+    metric = f"{stream} R@1" if task == RETRIEVAL else example_task_of(task).metrics[0]
     measured = _on_fronts(
         [
             Measured(
@@ -232,14 +231,14 @@ class _Scorer:
 
     @property
     def name(self) -> str:
-        return self.stream if self.task == RETRIEVAL else task_of(self.task).metrics[0]
+        return self.stream if self.task == RETRIEVAL else example_task_of(self.task).metrics[0]
 
     def __call__(self, model: Any, source: VideoDataset, budget: ComputeBudget) -> dict[str, float]:
         common: dict[str, Any] = {"budget": budget, "batch_size": self.batch_size}
         if self.task == RETRIEVAL:
             ranked = evaluate_retrieval(model, self.processor, source, streams=STREAMS, captions_per_clip=1, **common)
             return {one.stream: one.text_to_video.r1 for one in ranked.streams}
-        scored = evaluate_task(task_of(self.task), model, self.processor, source, **common)
+        scored = example_task_of(self.task).evaluate(model, self.processor, source, **common)
         scored.metric(self.name)  # which says if nothing tells what is right
         return scored.metrics
 

@@ -13,74 +13,11 @@ if TYPE_CHECKING:
     from perceiver_vl.data.records import SkippedSample
     from perceiver_vl.models.perceiver_vl.original_checkpoint import Conversion
     from perceiver_vl.search import SearchResult
-    from perceiver_vl.tasks.evaluation import TaskResult
-    from perceiver_vl.tasks.pretraining import PreTrainingResult
-    from perceiver_vl.tasks.retrieval import RetrievalResult
     from perceiver_vl.training.dry_run import DryRun
 
 
 def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
-
-
-def print_retrieval(result: "RetrievalResult") -> None:
-    """Both directions of every stream, with its time and operations for one text query."""
-    parts = f" in {result.folds} parts" if result.folds > 1 else ""
-    title = f"{result.captions} captions, {result.clips} clips{parts}, budget {result.budget}, "
-    title += f"shortlist {result.shortlist}"
-    table = Table(title=title, collapse_padding=True, pad_edge=False)  # as narrow as a terminal of 80 columns
-    figures = "R@1", "R@5", "R@10", "median rank", "mean rank", "ms a query", "MFLOPs a query"
-    for column in ("stream", "query", *figures):
-        table.add_column(column, justify="right" if column in figures else "left", no_wrap=column == "stream")
-    for stream in result.streams:
-        cost = f"{1e3 * stream.seconds_per_query:.2f}", f"{stream.flops_per_query / 1e6:.1f}"
-        for query, recall, price in (
-            ("text", stream.text_to_video, cost),
-            ("video", stream.video_to_text, ("", "")),
-        ):
-            recalls = f"{recall.r1:.1f}", f"{recall.r5:.1f}", f"{recall.r10:.1f}"
-            ranks = f"{recall.median_rank:.1f}", f"{recall.mean_rank:.1f}"
-            name = stream.stream if price == cost else ""
-            table.add_row(name, query, *recalls, *ranks, *price)
-    out.print(table, soft_wrap=False)
-    chance = ", ".join(f"R@{k} {100 * min(1.0, k * result.folds / result.clips):.1f}" for k in (1, 5, 10))
-    out.print(f"chance, text → video: {chance}")
-    flops = f"{result.flops_per_clip / 1e9:.3g} GFLOPs"
-    out.print(
-        f"encoding a clip once (multi, mixed, cascade): {1e3 * result.seconds_per_clip:.1f} ms with decoding, {flops}"
-    )
-
-
-def print_task(result: "TaskResult") -> None:
-    """Every metric, and the first one by kind of question."""
-    asked = f"{result.labelled} of {result.examples} examples say what is right"
-    out.print(f"{result.task}: {asked}, {result.num_frames} frames, budget {result.budget}")
-    if result.metrics:
-        table = Table("metric", "kind", pad_edge=False)
-        for column in ("examples", "score"):
-            table.add_column(column, justify="right")
-        for name, score in result.metrics.items():
-            table.add_row(name, "", str(result.labelled), f"{score:.2f}")
-        first = next(iter(result.metrics))
-        for kind, of_kind in result.by_kind.items() if len(result.by_kind) > 1 else ():
-            table.add_row(first, kind, str(of_kind.examples), f"{of_kind.score:.2f}")
-        out.print(table, soft_wrap=False)
-    left_out = f", {result.left_out} left out" if result.left_out else ""
-    out.print(f"{1e3 * result.seconds_per_example:.1f} ms an example with decoding{left_out}")
-
-
-def print_pretraining(result: "PreTrainingResult") -> None:
-    """Both metrics beside what an answer that looks at nothing scores."""
-    asked = f"{result.captions} captions, {result.clips} clips, {result.masked_words} masked words, seed {result.seed}"
-    out.print(f"pre-training: {asked}, {result.num_frames} frames, budget {result.budget}")
-    table = Table("metric", pad_edge=False)
-    for column in ("score", "looking at nothing"):
-        table.add_column(column, justify="right")
-    for name, score in result.metrics.items():
-        table.add_row(name, f"{score:.2f}", f"{result.trivial[name]:.2f}")
-    out.print(table, soft_wrap=False)
-    left_out = f", {result.left_out} left out" if result.left_out else ""
-    out.print(f"{1e3 * result.seconds_per_clip:.1f} ms a clip with decoding{left_out}")
 
 
 def print_dry_run(run: "DryRun") -> None:

@@ -7,7 +7,12 @@ import typer
 
 from perceiver_vl.cli.options import JsonOption, require_extra
 from perceiver_vl.cli.report import report_at_end
-from perceiver_vl.cli.show import print_damaged, print_dry_run, print_json, print_retrieval, print_skipped, print_task
+from perceiver_vl.cli.show import (
+    print_damaged,
+    print_dry_run,
+    print_json,
+    print_skipped,
+)
 from perceiver_vl.utils.console import out
 
 
@@ -51,9 +56,9 @@ def train(
         print_json(result.to_dict())
         return
     if result.retrieval:
-        print_retrieval(result.retrieval)
+        result.retrieval.print()
     if result.task:
-        print_task(result.task)
+        result.task.print()
     print_skipped(result.skipped)
     print_damaged(result.damaged)
     out.print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {result.output}")

@@ -25,7 +25,7 @@ from perceiver_vl.models.perceiver_vl import (
     PerceiverVLForRetrieval,
     PerceiverVLPreTrainedModel,
 )
-from perceiver_vl.tasks import task_of
+from perceiver_vl.tasks import example_task_of
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 from perceiver_vl.utils.files import write_json
 from perceiver_vl.utils.timing import timed
@@ -180,7 +180,7 @@ def _milliseconds(model: PerceiverVLPreTrainedModel, setting: OperatingPoint) ->
 
 def model_class(task: str) -> type[Any]:
     """The model that does a task."""
-    return PerceiverVLForRetrieval if task == RETRIEVAL else task_of(task).model_class
+    return PerceiverVLForRetrieval if task == RETRIEVAL else example_task_of(task).model_class
 
 
 def unit_of(model: PerceiverVLPreTrainedModel) -> str:

@@ -1,23 +1,46 @@
 """One file a task: its examples, its query, its head, its loss, its metric and its submission file.
 
-`TASKS` has those that are answered example by example; retrieval, which ranks a whole split, and pre-training, which
-asks two things of each caption, go their own way.
+Retrieval ranks a whole split, pre-training asks two things of each caption; the others are answered example by example
+(`ExampleTask`), and are what a recipe's `task` can be. A task is imported when it is asked for.
 """
 
-from perceiver_vl.tasks.classification import CLASSIFICATION
-from perceiver_vl.tasks.counting import COUNTING
-from perceiver_vl.tasks.image_pairs import PAIRS
-from perceiver_vl.tasks.multiple_choice import MULTIPLE_CHOICE
-from perceiver_vl.tasks.question_answering import QUESTION_ANSWERING, VQA
-from perceiver_vl.tasks.task import Task
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
 from perceiver_vl.utils.errors import UsageError
 
-TASKS = {task.name: task for task in (VQA, QUESTION_ANSWERING, COUNTING, MULTIPLE_CHOICE, PAIRS, CLASSIFICATION)}
-"""By the names that recipes and `evaluate --task` know."""
+if TYPE_CHECKING:
+    from perceiver_vl.tasks.example_task import ExampleTask
+    from perceiver_vl.tasks.task import Task
+
+_BY_EXAMPLE = {
+    "question-answering": "question_answering.QuestionAnswering",
+    "vqa": "question_answering.VQA",
+    "counting": "counting.Counting",
+    "multiple-choice": "multiple_choice.MultipleChoice",
+    "nlvr2": "image_pairs.NLVR2",
+    "image-classification": "classification.ImageClassification",
+}
+_CLASSES = {"retrieval": "retrieval.Retrieval", "pre-training": "pretraining.PreTraining", **_BY_EXAMPLE}
+
+TASKS = tuple(_CLASSES)
+"""What `evaluate --task` knows."""
+EXAMPLE_TASKS = tuple(_BY_EXAMPLE)
+"""What a recipe's `task` knows."""
 
 
-def task_of(name: str) -> Task:
-    """A task by its name; raises `UsageError` for another."""
-    if name not in TASKS:
-        raise UsageError(f"task={name}: unknown, choose from {', '.join(TASKS)}")
-    return TASKS[name]
+def task_of(name: str) -> "Task[Any]":
+    """A task by its name; raises `UsageError` for none of `TASKS`."""
+    return cast("Task[Any]", _task(name, TASKS))
+
+
+def example_task_of(name: str) -> "ExampleTask":
+    """A task that is answered example by example; raises `UsageError` for none of `EXAMPLE_TASKS`."""
+    return cast("ExampleTask", _task(name, EXAMPLE_TASKS))
+
+
+def _task(name: str, known: tuple[str, ...]) -> object:
+    if name not in known:
+        raise UsageError(f"task={name}: unknown, choose from {', '.join(known)}")
+    module, _, of_module = _CLASSES[name].partition(".")
+    return getattr(import_module(f"{__name__}.{module}"), of_module)()

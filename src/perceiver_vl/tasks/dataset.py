@@ -20,8 +20,7 @@ from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
-from perceiver_vl.tasks.evaluation import sources_of, usable_examples
-from perceiver_vl.tasks.task import Task
+from perceiver_vl.tasks.example_task import ExampleTask
 from perceiver_vl.utils.errors import PerceiverVLError
 
 
@@ -43,7 +42,7 @@ class TaskExamples(DrawnExamples[TaskExample]):
 
     def __init__(
         self,
-        task: Task,
+        task: ExampleTask,
         config: PerceiverVLConfig,
         processor: PerceiverVLProcessor,
         source: VideoDataset,
@@ -58,10 +57,10 @@ class TaskExamples(DrawnExamples[TaskExample]):
     ) -> None:
         self.problems: list[SkippedSample] = []
         if pools is None:
-            places, self.problems = usable_examples(task, source, labelled=True)
+            places, self.problems = task.usable_examples(source, labelled=True)
             pools = [np.array(places)]
         task.check_head(config, [source.record(index) for pool in pools for index in pool.tolist()])
-        sources = sources_of(task, processor, source, second)
+        sources = task.media_sources(source, processor, second)
         size = processor.image_processor.size
         super().__init__(
             source,
@@ -93,7 +92,7 @@ def letters_of_task(record: Record, key: tuple[int, int, int]) -> int:
 class TaskCollator:
     """Examples → what the task's model takes, `labels` among it, and what came of reading them, as a dictionary."""
 
-    def __init__(self, task: Task, processor: PerceiverVLProcessor, config: PerceiverVLConfig) -> None:
+    def __init__(self, task: ExampleTask, processor: PerceiverVLProcessor, config: PerceiverVLConfig) -> None:
         self.task, self.processor, self.config = task, processor, config
 
     def __call__(self, examples: list[TaskExample] | PerceiverVLError) -> dict[str, Any]:
@@ -108,7 +107,7 @@ class TaskCollator:
         if self.task.pictures > 1:
             vision = {name: value.unflatten(0, (-1, self.task.pictures)) for name, value in vision.items()}
         return {
-            **self.task.words(records, self.processor),
+            **self.task.text_inputs(records, self.processor),
             **vision,
             "labels": self.task.targets(records, self.config),
             **read_statistics(examples),

@@ -36,11 +36,11 @@ def vqa_accuracy(answer: str, of_annotators: Sequence[str]) -> float:
         raise UsageError(
             f"{len(of_annotators)} answers to a question: VQA's accuracy needs those of several annotators"
         )
-    said, wanted = _trimmed(answer), [_trimmed(other) for other in of_annotators]
+    answer, wanted = _trimmed(answer), [_trimmed(other) for other in of_annotators]
     if len(set(wanted)) > 1:
-        said, wanted = normalise_answer(said), [normalise_answer(other) for other in wanted]
-    agreeing = sum(other == said for other in wanted)
-    scores = [min(1.0, (agreeing - (left_out == said)) / 3) for left_out in wanted]
+        answer, wanted = normalise_answer(answer), [normalise_answer(other) for other in wanted]
+    agreeing = sum(other == answer for other in wanted)
+    scores = [min(1.0, (agreeing - (left_out == answer)) / 3) for left_out in wanted]
     return sum(scores) / len(scores)
 
 

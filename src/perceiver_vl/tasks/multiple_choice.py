@@ -1,14 +1,10 @@
-"""Multiple choice: which of an example's texts belongs to its clip (TGIF-QA action and transition; MSRVTT multiple
-choice).
+"""Multiple choice: which of an example's texts belongs to its clip.
 
-Examples: a clip, choices, the right one's place; with a question, or (MSRVTT) the choices are captions.
-Query and head: VTM's, asked of each choice. Loss: cross-entropy over the choices. Metric: accuracy.
-Submission: JSON, `id` and `pred` (the place of the choice, from 0) of each example, as TGIF-QA's code writes it.
 Shapes: B batch, C choices, L text tokens, R choices of all B.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,29 +15,67 @@ from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForMultipleChoice
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
+from perceiver_vl.tasks.evaluation import VisionBatch
+from perceiver_vl.tasks.example_task import ExampleTask, number_or_text
 from perceiver_vl.tasks.metrics import probabilities
-from perceiver_vl.tasks.task import Prediction, Task, VisionBatch, kinds_of, number_or_text
+from perceiver_vl.tasks.task_result import TaskResult
 
 
-def _missing(record: Record) -> str | None:
-    if len(record.choices) < 2:
-        return f"{len(record.choices)} choices, need at least two"
-    if record.label is not None and not 0 <= record.label < len(record.choices):
-        return f"label={record.label}: not the place of one of its {len(record.choices)} choices, 0 to last"
-    if record.label is None and record.answers and record.answers[0] not in record.choices:
-        return f"answer={record.answers[0]!r}: not among its {len(record.choices)} choices"
-    return None
+class MultipleChoice(ExampleTask):
+    """TGIF-QA's actions and transitions, and MSRVTT multiple choice.
+
+    Examples: a clip, choices, the right one's place; with a question, or (MSRVTT) the choices are captions.
+    Query and head: VTM's, asked of each choice: one logit a match, however many choices there are. Loss: cross-entropy
+    over the choices. Metric: accuracy.
+    Submission: JSON, `id` and `pred` (the place of the choice, from 0) of each example, as TGIF-QA's code writes it.
+    """
+
+    name = "multiple-choice"
+    model_class = PerceiverVLForMultipleChoice
+    metrics = ("accuracy",)
+
+    def missing(self, record: Record) -> str | None:
+        if len(record.choices) < 2:
+            return f"{len(record.choices)} choices, need at least two"
+        if record.label is not None and not 0 <= record.label < len(record.choices):
+            return f"label={record.label}: not the place of one of its {len(record.choices)} choices, 0 to last"
+        if record.label is None and record.answers and record.answers[0] not in record.choices:
+            return f"answer={record.answers[0]!r}: not among its {len(record.choices)} choices"
+        return None
+
+    def is_labelled(self, record: Record) -> bool:
+        return label_of(record) is not None
+
+    def text_inputs(self, records: Sequence[Record], processor: PerceiverVLProcessor) -> dict[str, Tensor]:
+        return choice_words(records, processor)
+
+    def targets(self, records: Sequence[Record], config: PerceiverVLConfig) -> Tensor:
+        return torch.tensor([label_of(record) for record in records])
+
+    def logits(
+        self, model: PerceiverVLForMultipleChoice, vision: VisionBatch, text: dict[str, Tensor], budget: ComputeBudget
+    ) -> Tensor:
+        embed = model.perceiver_vl.embed_inputs
+        clips = embed(pixel_values=vision.pixel_values, frame_mask=vision.frame_mask, budget=budget)
+        return model.choose(clips, vision.rows, **text, budget=budget)
+
+    def predict(self, record: Record, logits: Tensor, config: PerceiverVLConfig) -> tuple[str, int, float]:
+        score, place = probabilities(logits).max(-1)
+        return record.choices[int(place)], int(place), score.item()
+
+    def score(self, record: Record, logits: Tensor, config: PerceiverVLConfig) -> dict[str, float]:
+        return {"accuracy": 100.0 * (int(logits.argmax()) == label_of(record))}
+
+    def submission(self, result: TaskResult) -> str:
+        predictions = [{"id": number_or_text(one.example_id), "pred": one.label} for one in result.predictions]
+        return json.dumps(predictions, indent=0)
 
 
-def _right(record: Record) -> int | None:
+def label_of(record: Record) -> int | None:
     """The place of the right choice: as the record says, or where the answer stands among the choices."""
     if record.label is None and record.answers:
         return record.choices.index(record.answers[0])
     return record.label
-
-
-def _is_labelled(record: Record) -> bool:
-    return _right(record) is not None
 
 
 def choice_words(records: Sequence[Record], processor: PerceiverVLProcessor) -> dict[str, Tensor]:
@@ -78,53 +112,3 @@ def choice_words(records: Sequence[Record], processor: PerceiverVLProcessor) -> 
 
 _UNLIMITED = 1 << 20
 """Tokens that no text has: what a tokenizer without a limit says is too much for its own counter."""
-
-
-def _ask(
-    model: PerceiverVLForMultipleChoice, seen: VisionBatch, words: dict[str, Tensor], budget: ComputeBudget
-) -> Tensor:
-    vision = model.perceiver_vl.embed_inputs(pixel_values=seen.pixel_values, frame_mask=seen.frame_mask, budget=budget)
-    return model.choose(vision, seen.rows, **words, budget=budget)
-
-
-def _head(records: Iterable[Record]) -> dict[str, Any]:
-    return {}
-
-
-def _check_head(config: PerceiverVLConfig, records: Sequence[Record]) -> None:
-    return None  # a match has one logit, whatever the choices
-
-
-def _targets(records: Sequence[Record], config: PerceiverVLConfig) -> Tensor:
-    return torch.tensor([_right(record) for record in records])
-
-
-def _predict(record: Record, logits: Tensor, config: PerceiverVLConfig) -> tuple[str, int, float]:
-    score, place = probabilities(logits).max(-1)
-    return record.choices[int(place)], int(place), score.item()
-
-
-def _score(record: Record, logits: Tensor, config: PerceiverVLConfig) -> dict[str, float]:
-    return {"accuracy": 100.0 * (int(logits.argmax()) == _right(record))}
-
-
-def _submission(predictions: Sequence[Prediction]) -> str:
-    return json.dumps([{"id": number_or_text(one.example_id), "pred": one.label} for one in predictions], indent=0)
-
-
-MULTIPLE_CHOICE = Task(
-    name="multiple-choice",
-    model_class=PerceiverVLForMultipleChoice,
-    metrics=("accuracy",),
-    missing=_missing,
-    is_labelled=_is_labelled,
-    head=_head,
-    words=choice_words,
-    targets=_targets,
-    ask=_ask,
-    check_head=_check_head,
-    predict=_predict,
-    score=_score,
-    kinds=kinds_of,
-    submission=_submission,
-)

@@ -1,8 +1,5 @@
 """Retrieval: text to video and video to text, in three streams and in the cascade of them (paper 3.5, Figure 6).
 
-Examples: a clip or image and its captions, each of them a query. Query and head: VTM's learned vector and one logit;
-multi has a projection a side. Loss: that of `objectives`. Metrics: R@1, R@5, R@10, median and mean rank, in both
-directions. No submission file: the ranks are the result.
 multi: a dot product a pair. mixed: a decoder cross-attention a pair, merged from what its query finds on each side,
 which is computed once. single: a joint encoding a pair. cascade: the multi-stream picks a shortlist for each query, the
 mixed (or single) stream re-ranks it, the scores combined. Shapes: C clips, Q captions, D width, H heads, E retrieval
@@ -11,16 +8,15 @@ vector.
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from perceiver_vl.data.prefetch import ClipReader, ReadBatch
-from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION
-from perceiver_vl.data.sources import VideoDataset
+from perceiver_vl.data.sources import Subset, VideoDataset
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
@@ -34,69 +30,15 @@ from perceiver_vl.models.perceiver_vl.flops import (
 )
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
-from perceiver_vl.tasks.evaluation import vision_batch_of
+from perceiver_vl.tasks.evaluation import evaluating, vision_batch_of
+from perceiver_vl.tasks.retrieval_result import RetrievalResult, StreamResult, mean_of_folds, recall_of
+from perceiver_vl.tasks.task import Task
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.distributed import ProcessGroup
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
 _PAIR_BYTES = 1 << 28  # memory that the input arrays of one batch of single-stream pairs may take
-
-
-@dataclass(frozen=True)
-class Recall:
-    """How the right answers ranked: R@k in per cent, ranks from 1. A tie counts as a miss: equal scores find
-    nothing.
-    """
-
-    r1: float
-    r5: float
-    r10: float
-    median_rank: float
-    mean_rank: float
-
-
-@dataclass(frozen=True)
-class StreamResult:
-    """One stream's recall in both directions, and what a text query cost once the clips were encoded.
-
-    `seconds_per_query`: a query's share of all that the scoring took; of the single stream that is also decoding and
-    embedding each clip once. `flops_per_query`: what one more query takes.
-    """
-
-    stream: str
-    text_to_video: Recall
-    video_to_text: Recall
-    seconds_per_query: float
-    flops_per_query: float
-
-
-@dataclass
-class RetrievalResult:
-    """All streams on the same clips and captions. `flops_per_clip`: encoding a clip once (multi, mixed and cascade).
-
-    folds: parts of the split that were ranked apart, of whose figures these are the means (`tasks.folds`).
-    skipped: what could not be read; damaged: files that lacked frames and were used all the same.
-    """
-
-    clips: int
-    captions: int
-    shortlist: int
-    budget: str
-    seconds_per_clip: float
-    flops_per_clip: float
-    streams: list[StreamResult]
-    folds: int = 1
-    skipped: list[SkippedSample] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-
-    def stream(self, name: str) -> StreamResult:
-        """The result of one stream."""
-        return next(result for result in self.streams if result.stream == name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass
@@ -123,6 +65,7 @@ def evaluate_retrieval(
     num_frames: int | None = None,
     captions_per_clip: int | None = None,
     shortlist: int = 20,
+    folds: int = 1,
     budget: ComputeBudget = FULL_BUDGET,
     batch_size: int = 32,
     strict: bool = False,
@@ -134,61 +77,74 @@ def evaluate_retrieval(
 
     Every caption is a query; a clip's best-ranked caption counts in the other direction, as the benchmarks do.
     `captions_per_clip` keeps the first captions only (None: all). `shortlist`: candidates that a cascade re-ranks.
+    `folds`: so many equal parts of the split, in its order, are ranked apart, and every figure is the mean of theirs:
+    COCO 1k is the mean over five parts of 1,000 test pictures, beside COCO 5k, all of them
+    (github.com/fartashf/vsepp, evaluation.py, `fold5`; five captions a picture).
     Clips that cannot be read are left out, and listed in `skipped`; `strict` raises `MediaError` at the first.
     `shared`: all processes of the group call this, take a share of the work each, and get the same result.
-    Raises `UsageError` for an unknown stream and `PerceiverVLError` if fewer than two clips are left, or more than the
-    share `max_failed_fraction` cannot be read.
+    Raises `UsageError` for an unknown stream and for parts of fewer than two clips; `PerceiverVLError` if fewer than
+    two clips are left, or more than the share `max_failed_fraction` cannot be read.
     """
+    if folds < 1 or (folds > 1 and len(source) < 2 * folds):
+        raise UsageError(f"folds={folds}: need 1, or parts of at least two clips, of {len(source)}")
     streams = tuple(streams)
     _check_request(streams, num_frames, captions_per_clip, shortlist, batch_size)
     model.config.check_budget(budget)
     num_frames = budget.frames or num_frames or processor.image_processor.num_frames
     if num_frames > model.config.max_frames:
         raise UsageError(f"num_frames={num_frames}: need 1 to {model.config.max_frames}, the model's max_frames")
-    was_training = model.training
-    try:
-        model.eval()
-        with ProgressBars(progress) as bar:
-            reader = ClipReader(source, num_frames, batch_size, strict, max_failed_fraction, ProcessGroup(shared))
+    ends = [round(len(source) * fold / folds) for fold in range(folds + 1)]
+    found = []
+    for part in (Subset(source, end, first) for first, end in pairwise(ends)):
+        with evaluating(model), ProgressBars(progress) as bar:
+            reader = ClipReader(part, num_frames, batch_size, strict, max_failed_fraction, ProcessGroup(shared))
             encoded, clip_seconds, text_seconds = _encode(model, processor, reader, captions_per_clip, budget, bar)
             clips, queries = len(encoded.vision_features), len(encoded.owner)
             scorer = _Scorer(model, processor, encoded, reader, min(shortlist, clips), budget, bar)
-            results = []
-            for stream in streams:
-                start = time.perf_counter()
-                text_scores, clip_scores = scorer.score(stream)
-                seconds = text_seconds * (stream != "single") + time.perf_counter() - start
-                results.append(
-                    StreamResult(
-                        stream,
-                        text_to_video=recall_of(_text_ranks(text_scores, encoded.owner)),
-                        video_to_text=recall_of(_clip_ranks(clip_scores, encoded.owner)),
-                        seconds_per_query=seconds / queries,
-                        flops_per_query=scorer.flops(stream, num_frames),
-                    )
-                )
-    finally:
-        model.train(was_training)
-    return RetrievalResult(
-        clips=clips,
-        captions=queries,
-        shortlist=min(shortlist, clips),
-        budget=str(budget),
-        seconds_per_clip=clip_seconds / clips,
-        flops_per_clip=scorer.flops_per_clip(num_frames),
-        streams=results,
-        skipped=reader.problems,
-        damaged=reader.damaged(),
-    )
+            results = [_stream_result(stream, scorer, text_seconds) for stream in streams]
+        found.append(
+            RetrievalResult(
+                clips=clips,
+                captions=queries,
+                shortlist=min(shortlist, clips),
+                budget=str(budget),
+                seconds_per_clip=clip_seconds / clips,
+                flops_per_clip=scorer.flops_per_clip(num_frames),
+                streams=results,
+                skipped=reader.problems,
+                damaged=reader.damaged(),
+            )
+        )
+    return mean_of_folds(found)
 
 
-def recall_of(ranks: Tensor) -> Recall:
-    """Ranks (·,) from 1 → recalls in per cent, median (of an even number the mean of the two in the middle; the code of
-    vsepp rounds that down) and mean.
+class Retrieval(Task[RetrievalResult]):
+    """Text to video and video to text.
+
+    Examples: a clip or image and its captions, each of them a query. Query and head: VTM's learned vector and one
+    logit; multi has a projection a side. Loss: that of `training.losses`. Metrics: R@1, R@5, R@10, median and mean
+    rank, in both directions. No submission file: the ranks are the result.
     """
-    ranks = ranks.double()
-    r1, r5, r10 = (100.0 * (ranks <= k).double().mean().item() for k in (1, 5, 10))
-    return Recall(r1, r5, r10, ranks.quantile(0.5).item(), ranks.mean().item())
+
+    name = "retrieval"
+    model_class = PerceiverVLForRetrieval
+    need = "text"
+    evaluate = staticmethod(evaluate_retrieval)
+
+
+def _stream_result(stream: str, scorer: "_Scorer", text_seconds: float) -> StreamResult:
+    """Score all pairs by `stream`, after so many seconds of encoding captions, and rank both directions."""
+    owner = scorer.encoded.owner
+    start = time.perf_counter()
+    text_scores, clip_scores = scorer.score(stream)
+    seconds = text_seconds * (stream != "single") + time.perf_counter() - start
+    return StreamResult(
+        stream,
+        text_to_video=recall_of(_text_ranks(text_scores, owner)),
+        video_to_text=recall_of(_clip_ranks(clip_scores, owner)),
+        seconds_per_query=seconds / len(owner),
+        flops_per_query=scorer.flops(stream, scorer.reader.num_frames),
+    )
 
 
 def _check_request(

@@ -19,8 +19,7 @@ from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.models.budget import FULL_BUDGET
 from perceiver_vl.models.perceiver_vl.encoder import PerceiverVLEncoder
 from perceiver_vl.tasks.dataset import task_loss
-from perceiver_vl.tasks.evaluation import usable_examples
-from perceiver_vl.tasks.task import Task
+from perceiver_vl.tasks.example_task import ExampleTask
 from perceiver_vl.training import elastic
 from perceiver_vl.training.losses import PreTrainingBatch, pretraining_losses
 from perceiver_vl.training.recipe import DataSource, Recipe
@@ -135,9 +134,9 @@ def _steps(arguments: TrainingArguments, batches: int) -> int:
     return ceil(arguments.num_train_epochs * max(1, ceil(batches / arguments.gradient_accumulation_steps)))
 
 
-def _usable(clips: VideoDataset, task: Task | None) -> int:
+def _usable(clips: VideoDataset, task: ExampleTask | None) -> int:
     """How many clips a task can be scored on; those of pre-training have captions, or would not be there."""
-    return len(clips) if task is None else len(usable_examples(task, clips, labelled=True)[0])
+    return len(clips) if task is None else len(task.usable_examples(clips, labelled=True)[0])
 
 
 def _name(split: DataSource, part: str) -> str:

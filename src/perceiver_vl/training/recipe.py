@@ -11,7 +11,7 @@ import yaml
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_share
 from perceiver_vl.data.synthetic.tasks import TASKS as WORLD_TASKS
 from perceiver_vl.data.transforms import Augmentation
-from perceiver_vl.tasks import task_of
+from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.retrieval import STREAMS
 from perceiver_vl.training.elastic import Elastic
 from perceiver_vl.training.losses import Objectives
@@ -185,7 +185,7 @@ class Stage:
 class Recipe:
     """Everything a run needs.
 
-    `task`: what is learned, one of `tasks.TASKS`; None: the `objectives` of pre-training and retrieval.
+    `task`: what is learned, one of `tasks.EXAMPLE_TASKS`; None: the `objectives` of pre-training and retrieval.
     `model`: fields of `PerceiverVLConfig` (vocabulary and mask token come from the tokenizer), laid over those of
     `initialise.model`. `training`: fields of `transformers.TrainingArguments`.
     `optimizer`: adamw, or the paper's adam (weight decay as L2). `stages`: what learns when, one stage after the other,
@@ -225,7 +225,7 @@ class Recipe:
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value}: need at least 1")
         if self.task is not None:
-            task_of(self.task)
+            example_task_of(self.task)
             if self.objectives != Objectives():
                 raise UsageError(
                     f"objectives: those of pre-training; task={self.task} has its own loss, leave them out"

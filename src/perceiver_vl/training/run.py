@@ -21,11 +21,11 @@ from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.data.skipped import read_skipped
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
-from perceiver_vl.tasks import task_of
+from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.dataset import TaskCollator, TaskExamples, letters_of_task
-from perceiver_vl.tasks.evaluation import TaskResult
-from perceiver_vl.tasks.retrieval import RetrievalResult
-from perceiver_vl.tasks.task import Task
+from perceiver_vl.tasks.example_task import ExampleTask
+from perceiver_vl.tasks.retrieval_result import RetrievalResult
+from perceiver_vl.tasks.task_result import TaskResult
 from perceiver_vl.training.callbacks import (
     AtBegin,
     AtSaves,
@@ -280,7 +280,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         if recipe.stages:
             given["max_steps"] = sum(stage.steps for stage in recipe.stages)
         if recipe.task is not None:
-            given = _best_of_a_task(task_of(recipe.task), given, recipe.patience is not None) | given
+            given = _best_of_a_task(example_task_of(recipe.task), given, recipe.patience is not None) | given
         return TrainingArguments(output_dir=str(recipe.output / "checkpoints"), **(_TRAINING_DEFAULTS | given))
     except UsageError:
         raise
@@ -325,7 +325,7 @@ def _check_trackers(arguments: TrainingArguments) -> None:
             raise UsageError(f"training.report_to={name}: is not installed, install it or leave it out")
 
 
-def _best_of_a_task(task: Task, given: dict[str, Any], stops: bool) -> dict[str, Any]:
+def _best_of_a_task(task: ExampleTask, given: dict[str, Any], stops: bool) -> dict[str, Any]:
     """By which metric the best model is chosen (the first, unless the recipe names one), and which way is better."""
     if not (stops or given.get("load_best_model_at_end") or given.get("metric_for_best_model")):
         return {}

@@ -23,9 +23,8 @@ from perceiver_vl.models.perceiver_vl.processing import (
     train_tokenizer,
 )
 from perceiver_vl.models.perceiver_vl.warm_start import initialise_from
-from perceiver_vl.tasks import task_of
-from perceiver_vl.tasks.evaluation import usable_examples
-from perceiver_vl.tasks.task import Task
+from perceiver_vl.tasks import example_task_of
+from perceiver_vl.tasks.example_task import ExampleTask
 from perceiver_vl.training.recipe import Data, DataSource, Recipe
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.utils.console import quiet
@@ -42,7 +41,7 @@ class Start:
     fresh: the parts of the model that `initialise.model` does not have, nothing where there is none.
     """
 
-    task: Task | None
+    task: ExampleTask | None
     processor: PerceiverVLProcessor
     config: PerceiverVLConfig
     source: Mixture
@@ -59,7 +58,7 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
     batch: clips of a batch, of all processes. Raises `UsageError` for what cannot work; `PerceiverVLError` where more
     records than `data.max_failed_fraction` allows cannot be used.
     """
-    task = None if recipe.task is None else task_of(recipe.task)
+    task = None if recipe.task is None else example_task_of(recipe.task)
     data = recipe.data
     processor, config = processor_and_config(recipe, checkpoint)
     if recipe.elastic is not None:
@@ -76,14 +75,14 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
         validation, more = open_split(data.validation, size, data, task, _class_names(config, task))
         problems += more
         if task is not None:
-            labelled, _ = usable_examples(task, validation, labelled=True)
+            labelled, _ = task.usable_examples(validation, labelled=True)
             task.check_head(config, [validation.record(index) for index in labelled])
     model, fresh = starting_model(recipe, config, seed, resumed=checkpoint is not None)
     return Start(task, processor, config, source, pools, validation, problems, model, fresh)
 
 
 def open_split(
-    split: DataSource, size: tuple[int, int], data: Data, task: Task | None = None, classes: Sequence[str] = ()
+    split: DataSource, size: tuple[int, int], data: Data, task: ExampleTask | None = None, classes: Sequence[str] = ()
 ) -> tuple[VideoDataset, list[SkippedSample]]:
     """The clips of one split of a recipe, at `size` (height, width), and the records that had to be left out.
 
@@ -120,7 +119,7 @@ def open_split(
 
 
 def open_training(
-    data: Data, size: tuple[int, int], task: Task | None = None, classes: Sequence[str] = ()
+    data: Data, size: tuple[int, int], task: ExampleTask | None = None, classes: Sequence[str] = ()
 ) -> tuple[Mixture, list[SkippedSample]]:
     """The clips that a recipe trains on, decoded for frames of `size`, and the records that had to be left out.
 
@@ -136,7 +135,7 @@ def open_training(
     return Mixture(sources), problems
 
 
-def lacks_of(task: Task | None) -> Lacks:
+def lacks_of(task: ExampleTask | None) -> Lacks:
     """What a record lacks to be trained on."""
     if task is None:
         return no_caption
@@ -149,20 +148,20 @@ def classes_of(source: VideoDataset) -> tuple[str, ...]:
     return tuple(getattr(bare, "classes", ()))
 
 
-def _need_of(task: Task | None) -> Need | None:
+def _need_of(task: ExampleTask | None) -> Need | None:
     """What every record must have; of other tasks the records themselves tell."""
-    if task is None:
-        return "text"
-    return "label" if task.name == "image-classification" else None
+    return "text" if task is None else task.need
 
 
-def _class_names(config: PerceiverVLConfig, task: Task | None) -> tuple[str, ...]:
+def _class_names(config: PerceiverVLConfig, task: ExampleTask | None) -> tuple[str, ...]:
     """The names of the classes that a model tells apart, where it has been told names."""
     names = tuple(config.id2label[label] for label in sorted(config.id2label))
     return names if _need_of(task) == "label" and names[0] != "0" else ()
 
 
-def _with_head(config: PerceiverVLConfig, task: Task, source: Mixture, pools: Sequence[Pool]) -> PerceiverVLConfig:
+def _with_head(
+    config: PerceiverVLConfig, task: ExampleTask, source: Mixture, pools: Sequence[Pool]
+) -> PerceiverVLConfig:
     """The configuration with the head that the training clips ask for."""
     head = task.head(source.record(place) for pool in pools for place in pool.clips.tolist())
     names = classes_of(source.sources[0])
@@ -218,7 +217,7 @@ def _tokenizer(recipe: Recipe, longest: int) -> Any:
     """The tokenizer by name, or of the text model that the run starts from, or one trained on the clips' words."""
     name = recipe.tokenizer.name or recipe.initialise.text
     if name is None:
-        task = None if recipe.task is None else task_of(recipe.task)
+        task = None if recipe.task is None else example_task_of(recipe.task)
         source, _ = open_training(recipe.data, (1, 1), task)
         records = (source.record(index) for index in range(len(source)))
         words = [text for record in records for text in _words_of(record, task)]
@@ -230,7 +229,7 @@ def _tokenizer(recipe: Recipe, longest: int) -> Any:
     return tokenizer
 
 
-def _words_of(record: Record, task: Task | None) -> tuple[str, ...]:
+def _words_of(record: Record, task: ExampleTask | None) -> tuple[str, ...]:
     """What a model may read of a record; of classes, which no model reads, their names."""
     asked = () if task is None else (record.question or "", *record.choices, *record.answers)
     return *record.texts, *filter(None, asked)
@@ -242,7 +241,7 @@ def starting_model(
     """The model at the start of a run, and its parts that `initialise.model` lacks; of one that is resumed the Trainer
     loads the weights.
     """
-    kind = PerceiverVLForPreTraining if recipe.task is None else task_of(recipe.task).model_class
+    kind = PerceiverVLForPreTraining if recipe.task is None else example_task_of(recipe.task).model_class
     torch.manual_seed(seed)
     start = recipe.initialise
     fresh: list[str] = []

@@ -23,9 +23,10 @@ from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.tasks import task_of
-from perceiver_vl.tasks.evaluation import TaskResult, evaluate_task
-from perceiver_vl.tasks.retrieval import RetrievalResult, evaluate_retrieval
+from perceiver_vl.tasks import example_task_of
+from perceiver_vl.tasks.retrieval import evaluate_retrieval
+from perceiver_vl.tasks.retrieval_result import RetrievalResult
+from perceiver_vl.tasks.task_result import TaskResult
 from perceiver_vl.training.elastic import budgets_of_step, elastic_task_loss, pretraining_loss
 from perceiver_vl.training.losses import PreTrainingBatch, pretraining_losses
 from perceiver_vl.training.monitored_trainer import MonitoredTrainer
@@ -350,8 +351,7 @@ class TaskTrainer(RecipeTrainer[TaskResult]):
         """As `evaluate --task` does."""
         assert self.recipe.task is not None
         data = self.recipe.data
-        return evaluate_task(
-            task_of(self.recipe.task),
+        return example_task_of(self.recipe.task).evaluate(
             self._whole_model(),
             self.processing_class,
             validation,
@@ -381,7 +381,7 @@ class TaskTrainer(RecipeTrainer[TaskResult]):
 def measured_by(recipe: Recipe) -> list[str]:
     """The names of the figures that the evaluation of a recipe can log."""
     if recipe.task is not None:
-        return list(task_of(recipe.task).metrics)
+        return list(example_task_of(recipe.task).metrics)
     streams = recipe.evaluation.streams
     return [f"{one.replace('-', '_')}_{way}{k}" for one in streams for way in ("", "v2t_") for k in RECALLS]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from perceiver_vl.data.records import Record
 from perceiver_vl.tasks.metrics import by_kind, per_cent
-from perceiver_vl.tasks.question_answering import MOST_ANSWERS, QUESTION_ANSWERING
+from perceiver_vl.tasks.question_answering import MOST_ANSWERS, QuestionAnswering
 from perceiver_vl.utils.errors import UsageError
 
 Answerer = Callable[[Record], str]
@@ -56,12 +56,12 @@ def majority_by_kind(training: Sequence[Record]) -> Answerer:
     """The answer that is right most often among questions of the same kind; of a kind not met before, among all."""
     of_kind: dict[str, list[Record]] = {}
     for record in training:
-        for kind in QUESTION_ANSWERING.kinds(record):
+        for kind in QuestionAnswering().kinds(record):
             of_kind.setdefault(kind, []).append(record)
     answers = {kind: _most_frequent(records) for kind, records in of_kind.items()}
     otherwise = _most_frequent(training)
     return lambda record: next(
-        (answers[kind] for kind in QUESTION_ANSWERING.kinds(record) if kind in answers), otherwise
+        (answers[kind] for kind in QuestionAnswering().kinds(record) if kind in answers), otherwise
     )
 
 
@@ -96,7 +96,7 @@ def accuracy(answerer: Answerer, records: Sequence[Record]) -> float:
 def figures(answerer: Answerer, records: Sequence[Record]) -> dict[str, Any]:
     """What a task's test has of a model: `accuracy`, `examples`, and `by_kind` with both of each kind of question."""
     right = [(100.0 * (answerer(record) in record.answers), record) for record in records]
-    kinds = by_kind((score, kind) for score, record in right for kind in QUESTION_ANSWERING.kinds(record))
+    kinds = by_kind((score, kind) for score, record in right for kind in QuestionAnswering().kinds(record))
     return {
         "accuracy": sum(score for score, _ in right) / len(right),
         "examples": len(right),

@@ -25,8 +25,7 @@ from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
-from perceiver_vl.tasks import task_of
-from perceiver_vl.tasks.evaluation import evaluate_task
+from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.provenance import machine
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
@@ -179,7 +178,7 @@ def make_run(run: Run, output: Path, threads: int) -> None:
 
 def load_model(run: Run, folder: Path) -> tuple[PerceiverVLPreTrainedModel, PerceiverVLProcessor]:
     """A run's trained model, in evaluation mode."""
-    kind = PerceiverVLForPreTraining if run.recipe.task is None else task_of(run.recipe.task).model_class
+    kind = PerceiverVLForPreTraining if run.recipe.task is None else example_task_of(run.recipe.task).model_class
     with quiet():
         processor = PerceiverVLProcessor.from_pretrained(folder)
     model = kind(PerceiverVLConfig.from_pretrained(folder))
@@ -197,7 +196,7 @@ def measure(
     budget = ComputeBudget.parse(test.budget)
     common: dict[str, Any] = {"num_frames": test.num_frames, "budget": budget, "batch_size": 50}
     if recipe.task is not None:
-        found = evaluate_task(task_of(recipe.task), model, processor, source, **common)
+        found = example_task_of(recipe.task).evaluate(model, processor, source, **common)
         return {
             **found.metrics,
             "examples": found.labelled,
@@ -236,7 +235,7 @@ def is_done(run: Run, output: Path) -> bool:
 def _opened(test: Test, recipe: Recipe, processor: PerceiverVLProcessor) -> VideoDataset:
     size = processor.image_processor.size["height"], processor.image_processor.size["width"]
     data = replace(recipe.data, num_frames=test.num_frames, cache=False)
-    return open_split(test.split, size, data, None if recipe.task is None else task_of(recipe.task))[0]
+    return open_split(test.split, size, data, None if recipe.task is None else example_task_of(recipe.task))[0]
 
 
 def _with_starts(runs: Sequence[Run]) -> list[Run]:

@@ -18,8 +18,8 @@ from perceiver_vl.media.resizing import Frames
 from perceiver_vl.models.loading import load_folder, load_retriever
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
-from perceiver_vl.tasks.evaluation import evaluate_task, sources_of
-from perceiver_vl.tasks.task import Prediction, Task
+from perceiver_vl.tasks.example_task import ExampleTask
+from perceiver_vl.tasks.task_result import Prediction
 from perceiver_vl.training.losses import Objectives
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
@@ -92,16 +92,15 @@ def retrieval_examples(
 def task_examples(
     folder: Path,
     source: VideoDataset,
-    task: Task,
+    task: ExampleTask,
     num_frames: int,
     device: str | None = None,
 ) -> Examples:
-    """Ask the model of `folder` the first examples of a task. Raises what `load_folder` and `evaluate_task` raise."""
+    """Ask the model of `folder` the first examples of a task. Raises what `load_folder` and `task.evaluate` raise."""
     model, processor = load_folder(task.model_class, task.name, folder, device)
-    sources = [Subset(one, ASKED) for one in sources_of(task, processor, source, None)]
+    sources = [Subset(one, ASKED) for one in task.media_sources(source, processor)]
     second = sources[1] if len(sources) > 1 else None
-    result = evaluate_task(
-        task,
+    result = task.evaluate(
         model,
         processor,
         sources[0],
@@ -195,7 +194,7 @@ def _truth(record: Record, names: dict[int, str]) -> str:
     return names.get(record.label or 0, str(record.label))
 
 
-def _said(task: Task, prediction: Prediction) -> str:
+def _said(task: ExampleTask, prediction: Prediction) -> str:
     if task.lower_is_better:  # the number before it was rounded
         return f"{prediction.answer} ({prediction.score:.2f})"
     return f"{prediction.answer} ({prediction.score:.0%})"

@@ -12,8 +12,8 @@ from perceiver_vl.models.loading import check_model_folder
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor
-from perceiver_vl.tasks.evaluation import TaskResult
-from perceiver_vl.tasks.retrieval import RetrievalResult
+from perceiver_vl.tasks.retrieval_result import RetrievalResult
+from perceiver_vl.tasks.task_result import TaskResult
 from perceiver_vl.training.recipe import DataSource, Initialise, Recipe
 from perceiver_vl.utils.files import write_text
 from perceiver_vl.utils.html import render
