@@ -1,8 +1,8 @@
 """n texts against n clips with a trained model, in every stream: what the cascade saves, and what it costs in recall.
 
 All is counted that a stream needs once the clips are decoded: encoding both sides, and scoring all n² pairs. The single
-stream reads each clip once and keeps its keys and values; still its n² joint passes outgrow any patience, so beyond a
-limit its time is extrapolated by n² from the most items that it was run on, and its recall left open.
+stream caches the keys and values of each clip; still its n² joint passes outgrow any patience, so beyond a limit its
+time is extrapolated by n² from the most items that it was run on, and its recall left open.
 """
 
 import statistics

@@ -13,7 +13,7 @@ from perceiver_vl.bench.tables import BenchReport, Section, or_dash
 class Cost:
     """One row. Operations are of one example, times and memory of a batch.
 
-    `milliseconds`: median, with the range; `peak_mib`: held at once beside model and inputs; `share_of_peak`: the rate
+    `milliseconds`: median, with the range; `peak_mib`: held at once, model and inputs aside; `share_of_peak`: the rate
     in units of a matrix product's at the same time; `ratio`: the time in units of ours at the same frames, size and
     words. `skipped`: why it was counted and not run; the measured values are None then.
     """
@@ -64,7 +64,7 @@ class CostReport(BenchReport):
                 (
                     "N: latents; k: cross-attentions. Ratio: time over that of ours at all of both; spread: slowest "
                     "over fastest run; peak: share of the rate of a matrix product at the same time "
-                    f"({self.matrix_product_gflops:.0f} GFLOP/s, median); MiB: held at once, beside model.",
+                    f"({self.matrix_product_gflops:.0f} GFLOP/s, median); MiB: held at once, model aside.",
                     *_skipped(self.part("frames"), "frames", "frames"),
                 ),
             ),

@@ -1,4 +1,4 @@
-"""Accuracy against cost over a grid of budgets, and at each data type; the settings worth choosing go with the model.
+"""Accuracy against cost over a grid of budgets, and at each data type; the budgets worth choosing go with the model.
 
 Scores are those of `evaluate`. Costs are of one example (`budget_selection.unit_of`), timed interleaved with those of
 all other budgets.
@@ -222,15 +222,15 @@ def measure_frontier(
     return FrontierReport(measured, dtypes, task, metric, unit, data, len(source), dtype, str(path), runs=runs)
 
 
-def default_grid(config: PerceiverVLConfig, num_frames: int, apart: bool) -> dict[str, list[int]]:
-    """Frames and latents whole, a half and a quarter; of text that is encoded `apart`, latents whole and a half; all
+def default_grid(config: PerceiverVLConfig, num_frames: int, separate_text: bool) -> dict[str, list[int]]:
+    """Frames and latents whole, a half and a quarter; of `separate_text`, latents whole and a half; all
     numbers of cross-attentions; all blocks.
     """
     assert config.num_text_latents is not None
     return {
         "frames": _shares(num_frames, 3),
         "latents": _shares(config.num_latents, 3),
-        "text_latents": _shares(config.num_text_latents, 2) if apart else [],
+        "text_latents": _shares(config.num_text_latents, 2) if separate_text else [],
         "cross_attentions": list(range(config.num_blocks, 0, -1)),
         "blocks": [config.num_blocks],
     }
@@ -241,10 +241,10 @@ def grid_of(
 ) -> list[ComputeBudget]:
     """Every combination that can be, the dearest of each dial first. Raises `UsageError` for one beyond the model."""
     config: Any = model.config
-    apart = isinstance(model, PerceiverVLForRetrieval)
-    if not apart and given.get("text_latents"):
+    separate_text = isinstance(model, PerceiverVLForRetrieval)
+    if not separate_text and given.get("text_latents"):
         raise UsageError("text_latents: text is read together with the clip in this task, latents says how many there")
-    values = {**default_grid(config, int(processor.image_processor.num_frames), apart), **given}
+    values = {**default_grid(config, int(processor.image_processor.num_frames), separate_text), **given}
     steps: list[list[Any]] = [sorted(set(values[name]), reverse=True) or [None] for name in DIALS]
     budgets = []
     for dials in itertools.product(*steps):

@@ -49,8 +49,8 @@ class JointTransformer(nn.Module):
         queries = tokens[:, :1] if class_token_only else tokens
         return self.norm(self.blocks[-1](queries, tokens, mask))
 
-    def forward(self, inputs: Sequence[Inputs], latents: Tensor, **dials: Any) -> Tensor:
-        """`inputs` of M tokens → `(B,1,D)`; the dials choose latents and cross-attentions: it has none.
+    def forward(self, inputs: Sequence[Inputs], latents: Tensor, **budget: Any) -> Tensor:
+        """`inputs` of M tokens → `(B,1,D)`; a budget of latents and cross-attentions changes nothing: it has none.
 
         Raises `UsageError` for cached vision: here it depends on the words.
         """

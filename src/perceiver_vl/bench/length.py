@@ -74,7 +74,7 @@ class LengthReport(BenchReport):
         ]
         skipped = [one for one in self.lengths if one.skipped]
         notes = (
-            "MiB: held at once beside the model, frames included. In chunks the frames are embedded for every "
+            "MiB: held at once, model aside, frames included. In chunks the frames are embedded for every "
             "cross-attention.",
             f"The shortest video's latents in chunks differ from those of it whole by {self.max_difference:.1e}.",
             *(f"Not run: {one.form}, {one.minutes:g} minutes ({one.skipped})." for one in skipped),

@@ -69,7 +69,7 @@ def cost(
 @bench_app.command()
 def length(
     minutes: Annotated[str, typer.Option(help="Minutes of video, a frame a second.")] = "1,5,20,60",
-    chunk_frames: Annotated[int, typer.Option(min=1, help="Frames read at a time.")] = 32,
+    chunk_frames: Annotated[int, typer.Option(min=1, help="Frames of a chunk.")] = 32,
     runs: RunsOption = 1,
     most_seconds: Annotated[
         float, typer.Option(min=0.0, help="Leave out a video that would take longer a run.")
@@ -144,7 +144,7 @@ def elastic(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train one elastic model, and one for each budget alone; the recall of both at every budget."""
+    """Train one elastic model, and an individual one for each budget; the recall of both at every budget."""
     for module in ("accelerate", "jsonargparse"):
         require_extra(module, "train")
     numbers = read_numbers("seeds", seeds)
@@ -347,7 +347,7 @@ def cascade(
 ) -> None:
     """n texts against n clips in every stream: what the cascade saves of the single stream's time, and its recall."""
     numbers = read_numbers("items", items)
-    dials = read_budget(budget, model, device, dtype)
+    chosen = read_budget(budget, model, device, dtype)
     use_threads(threads)
     from perceiver_vl.bench.cascade import measure_cascade
     from perceiver_vl.bench.videos import open_videos
@@ -362,7 +362,7 @@ def cascade(
         shortlist=shortlist,
         runs=runs,
         most_seconds=most_seconds,
-        budget=dials,
+        budget=chosen,
         data=data,
         progress=True,
     )
