@@ -1,89 +1,122 @@
-"""What can be had without looking: worked by hand, drawn at random, and learned from words alone."""
-
-import random
-from pathlib import Path
+"""The models beside ours: as deep and as wide, and what transformers has under their names."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import ViltConfig
+from transformers.models.vilt.modeling_vilt import ViltEncoder
 
-from perceiver_vl.bench.learning.baselines import (
-    accuracy,
-    bag_of_words,
-    chance_accuracy,
-    chance_recall,
-    majority,
-    majority_by_kind,
-)
-from perceiver_vl.data.records import Record
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl import PerceiverVLConfig
+from perceiver_vl.bench.baselines import BASELINES, build_baseline, fuse_attention
+from perceiver_vl.bench.joint_transformer import JointTransformer
+from perceiver_vl.bench.profiling import count_flops
+from perceiver_vl.models.perceiver_vl.flops import block_flops, embedding_flops
+from tiny import tiny_config
 
-
-def asked(question: str, *answers: str) -> Record:
-    return Record("a.jpg", Path("a.jpg"), question=question, answers=answers)
-
-
-COLOURS = [
-    *[asked("what colour is the sky", "blue")] * 3,
-    *[asked("what colour is the grass", "green")] * 2,
-    *[asked("who is there", "man")] * 2,
-    *[asked("who is singing there", "woman")] * 3,
-]
+CONFIG = tiny_config(max_frames=8)
+NAMES = [one.name for one in BASELINES]
+WORDS = torch.arange(5, 11)[None]
 
 
-class TestChanceRecall:
-    def test_worked_by_hand(self) -> None:
-        # Two clips, 1 and 3 captions: the first of four texts in any order is the one clip's in a quarter of the
-        # orders, the other's in three; both among the first two in 1 - 3/6 and 1 - 0
-        assert chance_recall([1, 3], 1) == (50.0, pytest.approx((25 + 75) / 2))
-        assert chance_recall([1, 3], 2) == (100.0, pytest.approx((50 + 100) / 2))
-
-    def test_one_caption_each_is_k_of_n_both_ways(self) -> None:
-        assert chance_recall([1] * 200, 5) == (pytest.approx(2.5), pytest.approx(2.5))
-
-    @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(1, 8))
-    def test_is_what_random_orders_give(self, captions: list[int], k: int) -> None:
-        texts = [clip for clip, count in enumerate(captions) for _ in range(count)]
-        rng = random.Random(0)
-        orders = [rng.sample(texts, len(texts)) for _ in range(400)]
-        found = [len(set(order[:k])) / len(captions) for order in orders]
-        assert chance_recall(captions, k)[1] == pytest.approx(100 * sum(found) / len(found), abs=8)
-
-    @pytest.mark.parametrize(("captions", "k"), [([], 1), ([0, 2], 1), ([1], 0)])
-    def test_refuses_what_has_no_chance(self, captions: list[int], k: int) -> None:
-        with pytest.raises(UsageError, match="at least one caption"):
-            chance_recall(captions, k)
+def clip(frames: int, size: int = 16) -> torch.Tensor:
+    return torch.randn(1, frames, 3, size, size, generator=torch.Generator().manual_seed(frames))
 
 
-class TestGuessers:
-    def test_majority_of_all_and_of_each_kind(self) -> None:
-        records = [asked("what colour is it", "blue"), asked("who sings", "woman"), asked("is it", "blue", "red")]
-        assert accuracy(majority(COLOURS), records) == pytest.approx(200 / 3)
-        assert accuracy(majority_by_kind(COLOURS), records) == pytest.approx(100)
+def built(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build_baseline(name, CONFIG, "cpu")
 
-    def test_chance_counts_every_right_answer_that_is_known(self) -> None:
-        assert chance_accuracy(COLOURS, [asked("?", "blue", "red"), asked("?", "blue", "man")]) == pytest.approx(37.5)
 
-    def test_words_tell_what_the_kind_does_not(self) -> None:
-        answer = bag_of_words(COLOURS, COLOURS)
-        assert [answer(asked(question)) for question in ("the sky", "the grass", "who sings, singing", "who")] == [
-            "blue",
-            "green",
-            "woman",
-            "man",
-        ]
+@pytest.mark.parametrize("name", NAMES)
+def test_clips_of_any_length_and_size_are_read(name: str) -> None:
+    model = built(name)
+    with torch.inference_mode():
+        for frames, size in ((1, 16), (5, 16), (2, 24)):
+            assert model(input_ids=WORDS, pixel_values=clip(frames, size)).isfinite().all()
 
-    def test_words_never_met_change_nothing(self) -> None:
-        answer = bag_of_words(COLOURS, COLOURS)
-        assert answer(asked("xyzzy")) == answer(asked("")) in {record.answers[0] for record in COLOURS}
-        assert answer(asked("the xyzzy grass")) == "green"
 
-    def test_is_the_same_every_time(self) -> None:
-        questions = [asked(" ".join(words)) for words in (("the", "there"), ("who", "sky"), ("grass", "man"))]
-        first, second = (bag_of_words(COLOURS, COLOURS[:1]) for _ in range(2))
-        assert [first(one) for one in questions] == [second(one) for one in questions]
+def test_the_fused_attention_is_the_attention() -> None:
+    model = built("timesformer")
+    fused = [part for part in model.modules() if "forward" in vars(part)]
+    assert len(fused) == 12
+    with torch.inference_mode():
+        found = model(input_ids=WORDS, pixel_values=clip(3))
+        for part in fused:
+            del part.forward
+        written_out = model(input_ids=WORDS, pixel_values=clip(3))
+        fuse_attention(model.video)
+        torch.testing.assert_close(model(input_ids=WORDS, pixel_values=clip(3)), found)
+    torch.testing.assert_close(found, written_out)
 
-    @pytest.mark.parametrize("guesser", [majority, majority_by_kind, lambda records: bag_of_words(records, records)])
-    def test_needs_answers(self, guesser: object) -> None:
-        with pytest.raises(UsageError, match="answer"):
-            guesser([asked("what")])  # type: ignore[operator]
+
+def test_the_joint_transformer_is_vilt() -> None:
+    """With the weights of transformers' ViLT it finds what that finds, and its class token alone is the same."""
+    layers, width = 3, CONFIG.hidden_size
+    config = ViltConfig(
+        hidden_size=width,
+        num_attention_heads=CONFIG.num_attention_heads,
+        num_hidden_layers=layers,
+        intermediate_size=CONFIG.intermediate_size,
+        layer_norm_eps=CONFIG.layer_norm_eps,
+    )
+    torch.manual_seed(0)
+    theirs, ours = ViltEncoder(config).eval(), JointTransformer(CONFIG, layers).eval()
+    for layer, block in zip(theirs.layer, ours.blocks, strict=True):
+        attention = layer.attention.attention
+        for source, target in (
+            (layer.layernorm_before, block.norm1),
+            (layer.layernorm_before, block.input_norm),
+            (attention.query, block.attention.q_proj),
+            (attention.key, block.attention.k_proj),
+            (attention.value, block.attention.v_proj),
+            (layer.attention.output.dense, block.attention.out_proj),
+            (layer.layernorm_after, block.norm2),
+            (layer.intermediate.dense, block.mlp.fc1),
+            (layer.output.dense, block.mlp.fc2),
+        ):
+            target.load_state_dict(source.state_dict())
+    with torch.inference_mode():
+        ours.class_token.normal_()
+        tokens, mask = torch.randn(2, 7, width), torch.ones(2, 7, dtype=torch.bool)
+        mask[1, 4:] = False
+        whole = torch.cat([ours.class_token.expand(2, 1, -1), tokens], dim=1)
+        expected = ours.norm(theirs(whole).last_hidden_state)
+        torch.testing.assert_close(ours.encode(tokens), expected)
+        torch.testing.assert_close(ours.encode(tokens, class_token_only=True), expected[:, :1])
+        masked = ours.encode(tokens, mask)
+        torch.testing.assert_close(masked[0], expected[0])
+        torch.testing.assert_close(masked[1, :5], ours.encode(tokens[1:, :4])[0])
+
+
+def test_a_joint_transformer_costs_what_its_formula_says() -> None:
+    inputs = 3 * 4 + 1 + 6  # patches, class token, words
+    depth, d = CONFIG.num_blocks * CONFIG.self_attentions_per_block, CONFIG.hidden_size
+    expected = embedding_flops(CONFIG, 3) + depth * block_flops(CONFIG, inputs, inputs) + 2 * d * d
+    shell = build_baseline("vilt", CONFIG, "meta")
+    for model, device in ((built("vilt"), "cpu"), (shell, "meta")):
+        words, pixels = WORDS.to(device), clip(3).to(device)
+        with torch.inference_mode():
+            assert count_flops(lambda m=model, w=words, p=pixels: m(input_ids=w, pixel_values=p)) == expected  # type: ignore[misc]
+
+
+def test_only_clip_sees_frames_apart() -> None:
+    first, second = clip(1), clip(2)[:, 1:]
+    together = torch.cat([first, second], dim=1)
+    with torch.inference_mode():
+        for name in ("clip", "timesformer"):
+            model = built(name)
+            encode = (
+                (lambda x, m=model: m.video(x[:, 0]).image_embeds)
+                if name == "clip"
+                else (lambda x, m=model: m(None, x))
+            )
+            mean = (encode(first) + encode(second)) / 2
+            expected = F.normalize(mean, dim=-1) if name == "clip" else mean
+            assert torch.allclose(model(pixel_values=together), expected, atol=1e-6) == (name == "clip")
+
+
+@pytest.mark.parametrize(("name", "millions"), [("vilt", 112), ("timesformer", 187), ("clip", 152), ("perceiver", 119)])
+def test_the_base_size_is_that_of_the_others_base_size(name: str, millions: int) -> None:
+    model = build_baseline(name, PerceiverVLConfig(), "meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.08)

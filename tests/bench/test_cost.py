@@ -5,16 +5,16 @@ import json
 import pytest
 
 from perceiver_vl import ComputeBudget, PerceiverVLConfig, UsageError
-from perceiver_vl.bench.cost import CostReport, in_words, measure_cost
-from perceiver_vl.bench.peers import PEERS
-from perceiver_vl.bench.settings import FRAMES, OURS, entries
+from perceiver_vl.bench.baselines import BASELINES
+from perceiver_vl.bench.cost import measure_cost
+from perceiver_vl.bench.cost_report import CostReport, in_words
+from perceiver_vl.bench.cost_settings import FRAMES, OURS, cost_rows
 from perceiver_vl.bench.streams import ITEMS, STREAMS
-from perceiver_vl.bench.tables import cost_sections
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops, matching_flops
 from tiny import tiny_config
 
 CONFIG = tiny_config(num_blocks=2, self_attentions_per_block=1, num_latents=8, num_text_latents=8)
-MODELS = {OURS, *(peer.name for peer in PEERS)}
+MODELS = {OURS, *(one.name for one in BASELINES)}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_what_would_take_too_long_is_counted_only(report: CostReport) -> None:
     skipping = measure_cost(CONFIG, frames=(2, 4), sizes=(16,), runs=1, most_seconds=0)
     assert all(cost.skipped and cost.milliseconds is None for cost in skipping.costs)
     assert [cost.gflops for cost in skipping.costs] == pytest.approx([cost.gflops for cost in report.costs])
-    assert any("not run" in note for note in cost_sections(skipping)[0].notes)
+    assert any("not run" in note for note in skipping.sections()[0].notes)
 
 
 def test_the_streams_add_up(report: CostReport) -> None:
@@ -69,12 +69,12 @@ def test_the_streams_add_up(report: CostReport) -> None:
         assert streams.seconds["single"][str(n)] == pytest.approx(n**2 * pair)
         assert all(streams.seconds[stream][str(n)] > n * (clip + text) for stream in STREAMS if stream != "single")
     flops = streams.gflops
-    assert flops["multi"]["1000"] < flops["mixed_from_summaries"]["1000"] < flops["mixed"]["1000"]
+    assert flops["multi"]["1000"] < flops["mixed_from_partial_attention"]["1000"] < flops["mixed"]["1000"]
     assert flops["mixed"]["1000"] < flops["single"]["1000"] / 10
 
 
 def test_the_tables_fit_a_terminal(report: CostReport) -> None:
-    sections = cost_sections(report)
+    sections = report.sections()
     assert len(sections) == 7
     for section in sections:
         cells = [section.columns, *section.rows]
@@ -85,12 +85,12 @@ def test_the_tables_fit_a_terminal(report: CostReport) -> None:
 
 def test_the_base_size_stands_beside_what_is_published() -> None:
     config = PerceiverVLConfig()
-    listed = [entry for entry in entries(config, FRAMES, (384,)) if entry.part == "tables" and entry.published.gflops]
-    ours = {entry.label: entry for entry in listed if entry.setting.model == OURS}
-    assert [entry.published.gflops for entry in ours.values()] == [30.5, 17.0, 43.9]
-    for entry in ours.values():
-        flops = encoder_flops(config, entry.setting.frames, entry.setting.words, entry.setting.budget)
-        assert 0.9 < flops / 1e9 / entry.published.gflops <= 1  # type: ignore[operator]
+    listed = [row for row in cost_rows(config, FRAMES, (384,)) if row.part == "tables" and row.published.gflops]
+    ours = {row.label: row for row in listed if row.setting.model == OURS}
+    assert [row.published.gflops for row in ours.values()] == [30.5, 17.0, 43.9]
+    for row in ours.values():
+        flops = encoder_flops(config, row.setting.frames, row.setting.words, row.setting.budget)
+        assert 0.9 < flops / 1e9 / row.published.gflops <= 1  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_the_crossover_is_said_in_words(points: list[tuple[int, float, float]], 
     assert f"CLIP (ms): costs {said}" in in_words("CLIP", points, "ms")
 
 
-def test_every_peer_is_compared(report: CostReport) -> None:
-    for peer in PEERS:
-        assert sum(sentence.startswith(peer.title) for sentence in report.crossovers) == 2
+def test_every_baseline_is_compared(report: CostReport) -> None:
+    for baseline in BASELINES:
+        assert sum(sentence.startswith(baseline.title) for sentence in report.crossovers) == 2
 
 
 @pytest.mark.parametrize(("frames", "sizes"), [((0,), (16,)), ((2,), (12,))])

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from perceiver_vl.bench.decoding import CODECS, OURS, decoding_section, measure_decoding
+from perceiver_vl.bench.decoding import CODECS, OURS, measure_decoding
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -28,7 +28,7 @@ def test_what_is_not_installed_is_named() -> None:
         assert (name in measured) != (name in report.absent)
         assert find_spec(module) is not None or name in report.absent
         assert name in report.versions or name in report.absent
-    section = decoding_section(report)
+    (section,) = report.sections()
     assert [row[3] for row in section.rows] == [row.decoder for row in report.rows]
     assert {len(row) for row in section.rows} == {len(section.columns)}
     assert len(section.notes) == len(report.absent)

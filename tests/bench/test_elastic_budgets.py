@@ -1,4 +1,4 @@
-"""The comparison of one elastic checkpoint with models trained alone, at a tiny size."""
+"""The comparison of one elastic checkpoint with individual models, at a tiny size."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ import yaml
 
 from perceiver_vl import PerceiverVLConfig, UsageError
 from perceiver_vl.bench import elastic
-from perceiver_vl.bench.elastic import BUDGETS, RECIPE, elastic_section, measure_elastic, parse_budgets
+from perceiver_vl.bench.elastic import BUDGETS, RECIPE, measure_elastic, parse_budgets
 from perceiver_vl.training.recipe import read_recipe
 from tiny import tiny_recipe
 
@@ -35,22 +35,22 @@ def test_what_is_trained_is_compared_and_not_trained_again(tmp_path: Path, monke
     assert [one.budget for one in report.scores] == budgets.split(";")
     assert (report.clips, report.steps, report.seeds, report.stream) == (6, 2, [0, 1], "multi")
     for one in report.scores:
-        assert len(one.elastic) == len(one.alone) == 2
-        assert all(0 <= score <= 100 for score in one.elastic + one.alone)
-        assert one.difference == pytest.approx(sum(one.elastic) / 2 - sum(one.alone) / 2)
+        assert len(one.elastic) == len(one.individual) == 2
+        assert all(0 <= score <= 100 for score in one.elastic + one.individual)
+        assert one.difference == pytest.approx(sum(one.elastic) / 2 - sum(one.individual) / 2)
         assert one.standard_error is not None
     assert report.within_a_point == sum(one.difference >= -1 for one in report.scores)
     assert report.scores[1].gflops_per_clip < report.scores[0].gflops_per_clip
     assert json.loads(json.dumps(report.to_dict()))["scores"][1]["budget"] == budgets.split(";")[1]
-    assert len(elastic_section(report).rows) == 2
-    assert min(report.seconds, report.seconds_alone) > 0
+    assert len(report.sections()[0].rows) == 2
+    assert min(report.seconds, report.seconds_individual) > 0
 
-    alone = "frames-1-latents-2-cross_attentions-1"
-    names = {"elastic", "full", alone}
+    small = "frames-1-latents-2-cross_attentions-1"
+    names = {"elastic", "full", small}
     assert {folder.name for folder in runs.iterdir()} == {f"{name}-{seed}" for name in names for seed in (0, 1)}
-    small = PerceiverVLConfig.from_pretrained(runs / f"{alone}-0")
-    assert (small.num_latents, small.layer_drop) == (2, 1.0)
-    assert read_recipe(runs / f"{alone}-0" / "recipe.yaml").data.num_frames == 1
+    config = PerceiverVLConfig.from_pretrained(runs / f"{small}-0")
+    assert (config.num_latents, config.layer_drop) == (2, 1.0)
+    assert read_recipe(runs / f"{small}-0" / "recipe.yaml").data.num_frames == 1
     assert read_recipe(runs / "full-1" / "recipe.yaml").elastic is None
 
     monkeypatch.setattr(elastic, "train", lambda *_, **__: pytest.fail("trained again"))
@@ -66,8 +66,8 @@ def test_the_elastic_model_may_train_longer_and_another_recall_be_compared(tmp_p
     assert (report.steps, report.elastic_steps) == (2, 3)
     first = measure_elastic(runs, recipe_in(tmp_path), budgets="full", elastic_steps=3)
     (at_5,), (at_1,) = report.scores, first.scores
-    assert (at_5.elastic[0], at_5.alone[0]) >= (at_1.elastic[0], at_1.alone[0])
-    assert "R@5 among 6 clips" in elastic_section(report).title
+    assert (at_5.elastic[0], at_5.individual[0]) >= (at_1.elastic[0], at_1.individual[0])
+    assert "R@5 among 6 clips" in report.sections()[0].title
     with pytest.raises(UsageError, match=r"^metric=r7: choose from r1, r5, r10$"):
         measure_elastic(runs, recipe_in(tmp_path), metric="r7")
 

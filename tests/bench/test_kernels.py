@@ -2,7 +2,7 @@
 
 import json
 
-from perceiver_vl.bench.kernels import FORMS, kernels_section, measure_kernels
+from perceiver_vl.bench.kernels import FORMS, measure_kernels
 from tiny import tiny_config
 
 
@@ -22,7 +22,7 @@ def test_the_forms_are_measured() -> None:
     eager, sdpa = (next(row for row in report.forms if row.form == form) for form in ("eager", "sdpa"))
     assert sdpa.difference == 0 < eager.difference
     assert sdpa.speedup == 1
-    section = kernels_section(report)
+    (section,) = report.sections()
     assert [row[:2] for row in section.rows] == quick
     assert {len(row) for row in section.rows} == {len(section.columns)}
 

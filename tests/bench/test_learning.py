@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from perceiver_vl import PerceiverVLConfig, PerceiverVLForQuestionAnswering
+from perceiver_vl.bench.joint_transformer import replace_encoder
 from perceiver_vl.bench.learning.costs import costs_section, measure_costs
-from perceiver_vl.bench.learning.joint_transformer import as_joint_transformer
 from perceiver_vl.bench.learning.parts import Column, Part, Row, Table
+from perceiver_vl.bench.learning.recipes import FULL, QUICK, world_recipe
 from perceiver_vl.bench.learning.report import measure_learning
-from perceiver_vl.bench.learning.runs import JOINT, OURS, Learned, Run, Test, digest, load_model, make_runs
+from perceiver_vl.bench.learning.runs import JOINT, OURS, Run, RunResult, Test, digest, load_model, make_runs
 from perceiver_vl.bench.learning.single_stream import rank_jointly
-from perceiver_vl.bench.learning.world import FULL, QUICK, compared, world_parts, world_recipe
+from perceiver_vl.bench.learning.world import cost_runs, world_parts
 from perceiver_vl.data.synthetic.collection import World
+from perceiver_vl.layers.perceiver import Inputs
 from perceiver_vl.models.budget import FULL_BUDGET
-from perceiver_vl.models.perceiver_vl.encoder import InputArray
-from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training.recipe import DataSource, WorldSplit
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
@@ -45,7 +45,7 @@ class TestJointTransformer:
         torch.manual_seed(0)
         sizes = {"image_size": 16, "patch_size": 8, "vocab_size": 50, "mask_token_id": 4, "num_labels": 3}
         model = PerceiverVLForQuestionAnswering(PerceiverVLConfig(**SMALL, **sizes, initializer_range=0.2))
-        as_joint_transformer(model)
+        replace_encoder(model)
         return model.eval()
 
     def test_what_is_masked_changes_nothing(self, model: PerceiverVLForQuestionAnswering) -> None:
@@ -69,9 +69,9 @@ class TestJointTransformer:
         assert counts[0] == pytest.approx(counts[1], rel=0.05)
 
     def test_has_no_cache_of_vision(self, model: PerceiverVLForQuestionAnswering) -> None:
-        cache = object.__new__(VisionCache)
+        encoder = model.perceiver_vl.encoder
         with pytest.raises(UsageError, match="vision_cache"):
-            model.perceiver_vl.encoder(InputArray(vision_cache=cache), 4, [])
+            encoder([Inputs(parts=[])], encoder.first_latents(4))
 
 
 class TestRuns:
@@ -145,7 +145,7 @@ class TestRuns:
 
 class TestWorldParts:
     def test_have_the_same_batches_for_both_architectures(self) -> None:
-        pairs = compared(FULL)
+        pairs = cost_runs(FULL)
         assert [run.architecture for _, run in pairs] == [OURS, JOINT] * (len(pairs) // 2)
         for (_, ours), (_, theirs) in zip(pairs[::2], pairs[1::2], strict=True):
             assert ours.recipe == theirs.recipe
@@ -165,7 +165,7 @@ class TestWorldParts:
 def test_a_table_says_mean_and_spread_and_leaves_out_what_is_not_there() -> None:
     runs = [replace(questions(), recipe=replace(questions().recipe, training={"seed": seed})) for seed in (0, 1)]
     results = {
-        run.key: Learned("", OURS, 1, 2, 60.0, "", tests={ASKED.key: {"accuracy": score}})
+        run.key: RunResult("", OURS, 1, 2, 60.0, "", tests={ASKED.key: {"accuracy": score}})
         for run, score in zip(runs, (40.0, 50.0), strict=True)
     }
     column = Column("accuracy", ("accuracy",))
@@ -182,7 +182,7 @@ def test_the_page_has_every_figure_and_what_failed(tmp_path: Path) -> None:
     bad = replace(bad, recipe=replace(bad.recipe, model=SMALL | {"num_blocks": 0}))
     rows = (Row("good", (good,), (ASKED,)), Row("bad", (bad,), (ASKED,)))
     table = Table("what is asked", rows, (Column("accuracy", ("accuracy",)),), x=(1.0, 2.0), x_title="n", y_title="%")
-    report = measure_learning([Part("one", "Does it?", (table,))], tmp_path, compared=[("asked", good)])
+    report = measure_learning([Part("one", "Does it?", (table,))], tmp_path, cost_runs=[("asked", good)])
     written = json.loads((tmp_path / "learning.json").read_text())
     figures = written["parts"]["one"]["what is asked"]
     page = (tmp_path / "learning.html").read_text()
@@ -203,7 +203,7 @@ def test_if_every_run_fails_that_is_an_error(tmp_path: Path) -> None:
         measure_learning([Part("one", "t", (table,))], tmp_path)
 
 
-def test_costs_count_more_for_the_comparator_and_are_kept(tmp_path: Path) -> None:
+def test_costs_count_more_for_the_joint_transformer_and_are_kept(tmp_path: Path) -> None:
     pairs = [("asked", questions()), ("asked", questions(architecture=JOINT))]
     costs = measure_costs(pairs, tmp_path, repeats=1)
     assert costs[1].gflops > costs[0].gflops > 0

@@ -6,9 +6,8 @@ import pytest
 
 from perceiver_vl import UsageError
 from perceiver_vl.bench.length import LengthReport, measure_length
-from perceiver_vl.bench.questions import measure_questions
 from perceiver_vl.bench.reranking import measure_reranking
-from perceiver_vl.bench.tables import length_section, questions_section, reranking_section
+from perceiver_vl.bench.vision_cache import measure_vision_cache
 from tiny import tiny_config
 
 
@@ -41,11 +40,11 @@ def test_a_long_video_costs_as_much_a_minute_as_a_short_one(lengths: LengthRepor
 def test_videos_that_would_take_too_long_are_left_out() -> None:
     report = measure_length(tiny_config(), minutes=(1,), most_seconds=0)
     assert all(one.skipped and one.seconds is None for one in report.lengths)
-    assert any("Not run" in note for note in length_section(report).notes)
+    assert any("Not run" in note for note in report.sections()[0].notes)
 
 
 def test_the_second_question_does_not_pay_for_the_clip() -> None:
-    report = measure_questions(tiny_config(num_labels=5), frames=(2, 5), runs=1)
+    report = measure_vision_cache(tiny_config(num_labels=5), frames=(2, 5), runs=1)
     assert set(report.second_over_first) == {"2", "5"}
     by_setting = {(one.frames, one.cross_attentions): one for one in report.questions}
     assert len(by_setting) == 4
@@ -57,10 +56,10 @@ def test_the_second_question_does_not_pay_for_the_clip() -> None:
     assert by_setting[2, 3].second_gflops < by_setting[5, 3].second_gflops
     assert by_setting[5, 1].cache_mib == by_setting[2, 1].cache_mib < by_setting[2, 3].cache_mib
     assert json.loads(json.dumps(report.to_dict()))["questions"]
-    assert len(questions_section(report).rows) == 4
+    assert len(report.sections()[0].rows) == 4
 
 
-def test_summaries_rank_as_the_decoder_does() -> None:
+def test_partial_attentions_rank_as_the_decoder_does() -> None:
     config = tiny_config(num_latents=6)
     report = measure_reranking(config, candidates=70, runs=1)  # more than a batch
     assert report.max_difference < 1e-4 * report.logits_std
@@ -68,7 +67,7 @@ def test_summaries_rank_as_the_decoder_does() -> None:
     assert report.speedup == report.projected_ms / report.partial_attention_ms > 0
     assert report.speedup_over_decoder == report.decoder_ms / report.partial_attention_ms
     assert json.loads(json.dumps(report.to_dict()))["candidates"] == 70
-    assert len(reranking_section(report).rows) == 3
+    assert len(report.sections()[0].rows) == 3
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
@@ -77,6 +76,6 @@ def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(UsageError, match="chunk_frames=0"):
         measure_length(tiny_config(), minutes=(1,), chunk_frames=0)
     with pytest.raises(UsageError, match="frames=0"):
-        measure_questions(tiny_config(), frames=(0,))
+        measure_vision_cache(tiny_config(), frames=(0,))
     with pytest.raises(UsageError, match="candidates=0"):
         measure_reranking(tiny_config(), candidates=0)

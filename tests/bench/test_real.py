@@ -15,13 +15,13 @@ from perceiver_vl.bench.learning.real import (
     PHOTOGRAPHS,
     QUESTIONS,
     ROOMS,
-    guessers_section,
+    blind_baselines_section,
     question_run,
     real_parts,
     retrieval_run,
 )
+from perceiver_vl.bench.learning.recipes import QUICK
 from perceiver_vl.bench.learning.runs import JOINT, OURS, Test
-from perceiver_vl.bench.learning.world import QUICK
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.training.recipe import DataSource
 from perceiver_vl.utils.errors import UsageError
@@ -69,7 +69,7 @@ def names(split: DataSource) -> set[str]:
 
 
 class TestRealParts:
-    def test_ours_stands_beside_the_same_run_of_the_comparator(self, data: Path) -> None:
+    def test_ours_stands_beside_the_same_run_of_the_joint_transformer(self, data: Path) -> None:
         for part in real_parts(data):
             for table in part.tables:
                 for ours, joint in zip(table.rows[::2], table.rows[1::2], strict=True):
@@ -102,13 +102,13 @@ class TestRealParts:
 
     def test_a_set_that_is_not_there_is_named(self, data: Path) -> None:
         (data / ROOMS / "qa.jsonl").unlink()
-        for ask in (real_parts, guessers_section):
+        for ask in (real_parts, blind_baselines_section):
             with pytest.raises(UsageError, match=r"no daquar/qa\.jsonl in it"):
                 ask(data)
 
-    def test_guessers_of_every_set_of_questions(self, data: Path) -> None:
-        section = guessers_section(data)
-        assert [row[0] for row in section.rows] == [f"{how.title}, 1" for how in QUESTIONS.values()]
+    def test_blind_baselines_of_every_set_of_questions(self, data: Path) -> None:
+        section = blind_baselines_section(data)
+        assert [row[0] for row in section.rows] == [f"{asked.title}, 1" for asked in QUESTIONS.values()]
         assert all(row[1:] == ("100.0",) * 4 for row in section.rows)
 
 

@@ -18,10 +18,9 @@ from perceiver_vl import (
     UsageError,
 )
 from perceiver_vl.bench.cascade import measure_cascade
+from perceiver_vl.bench.figures import cascade_figure, frontier_figures
 from perceiver_vl.bench.frontier import FrontierReport, measure_frontier
-from perceiver_vl.bench.sources import open_source
-from perceiver_vl.bench.trained import cascade_section, frontier_sections
-from perceiver_vl.bench.trained_figures import cascade_figure, frontier_figures
+from perceiver_vl.bench.videos import open_videos
 from perceiver_vl.data.synthetic.collection import World
 from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.inference import budget_selection
@@ -84,7 +83,7 @@ def test_the_grid_is_measured(report: FrontierReport) -> None:
     assert report.dtypes[0].speedup == 1
     assert "a clip and a text of 8 tokens" in report.unit
     assert json.loads(json.dumps(report.to_dict()))["dtypes"]
-    best, dtypes = frontier_sections(report)
+    best, dtypes = report.sections()
     assert len(best.rows) == sum(one.on_gflops_front or one.on_time_front for one in report.settings)
     assert len(dtypes.rows) == 3
     assert all(figure.startswith("<svg") for figure in frontier_figures(report))
@@ -234,11 +233,11 @@ def test_dials_are_no_limit() -> None:
 
 def test_the_cascade_beside_the_single_stream(model: Path) -> None:
     retriever, processor = load_retriever(model, "cpu")
-    source = open_source("world", processor, default_clips=9)
+    source = open_videos("world", processor, default_clips=9)
     report = measure_cascade(
         retriever, processor, source, items=(3, 9), shortlist=2, runs=1, most_seconds=0, data="world"
     )
-    runs = {(one.items, one.stream): one for one in report.runs_of_streams}
+    runs = {(one.items, one.stream): one for one in report.streams}
     assert len(runs) == 8
     scaled = runs[9, "single"]
     assert (scaled.extrapolated_from, scaled.r1) == (3, None)
@@ -250,7 +249,7 @@ def test_the_cascade_beside_the_single_stream(model: Path) -> None:
     assert single is not None
     assert report.r1_difference == cascade - single
     assert json.loads(json.dumps(report.to_dict()))["time_ratio"] > 0
-    section = cascade_section(report)
+    (section,) = report.sections()
     assert "extrapolated from 3 × 3" in section.notes[0]
     assert section.rows[-1][2].startswith("~")
     assert "single, extrapolated" in cascade_figure(report)
@@ -260,7 +259,7 @@ def test_the_cascade_beside_the_single_stream(model: Path) -> None:
 
 def test_more_items_than_clips_are_refused(model: Path) -> None:
     retriever, processor = load_retriever(model, "cpu")
-    source = open_source("world", processor, clips=3)
+    source = open_videos("world", processor, clips=3)
     with pytest.raises(UsageError, match="items=4: more than the 3 clips of world"):
         measure_cascade(retriever, processor, source, items=(2, 4), data="world")
     with pytest.raises(UsageError, match="items=1, runs=3: need two items"):

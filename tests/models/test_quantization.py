@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from perceiver_vl import ComputeBudget, PerceiverVLForRetrieval, UsageError
-from perceiver_vl.bench.measuring import count
+from perceiver_vl.bench.profiling import count_flops
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.models.quantization import DTYPES, Int8Linear, compile_encoder, set_dtype
 from perceiver_vl.utils.threads import physical_cores, use_threads
@@ -71,7 +71,7 @@ def test_int8_rounds_the_encoder_and_counts_as_many_operations(model: PerceiverV
     assert len(whole) == 6 * 3 * 3  # six products of each cross-attention and its two self-attentions
     assert not any(isinstance(module, Int8Linear) for module in other.decoder.modules())
     pixels = torch.randn(1, 3, 3, 16, 16)
-    counted = [count(lambda one=one: one.encode_vision(pixels)) for one in (model, other)]  # type: ignore[misc]
+    counted = [count_flops(lambda one=one: one.encode_vision(pixels)) for one in (model, other)]  # type: ignore[misc]
     assert counted[0] == counted[1]
 
 

@@ -1,8 +1,8 @@
 """n texts against n clips with a trained model, in every stream: what the cascade saves, and what it costs in recall.
 
 All is counted that a stream needs once the clips are decoded: encoding both sides, and scoring all n² pairs. The single
-stream reads each clip once and keeps its keys and values; still its n² joint passes outgrow any patience, so beyond a
-limit its time is extrapolated by n² from the most items that it was run on, and its recall left open.
+stream caches the keys and values of each clip; still its n² joint passes outgrow any patience, so beyond a limit its
+time is extrapolated by n² from the most items that it was run on, and its recall left open.
 """
 
 import statistics
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from perceiver_vl.bench.tables import BenchReport, Section, or_dash
 from perceiver_vl.data.sources import CachedDataset, Subset, VideoDataset
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
-from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 
 ITEMS = (10, 30, 100, 300, 1000)
-CACHED = ("multi", "mixed", "cascade")
+CACHED_STREAMS = ("multi", "mixed", "cascade")
 MOST_SECONDS = 120.0
 
 
@@ -41,12 +41,12 @@ class StreamRun:
 
 
 @dataclass(frozen=True)
-class CascadeReport(RunInfo):
+class CascadeReport(BenchReport):
     """All runs. `time_ratio`: the cascade's time over the single stream's at the most items (`time_items`);
     `r1_difference`: the cascade's R@1 less the single stream's, at the most items that the latter ranked (`r1_items`).
     """
 
-    runs_of_streams: list[StreamRun]
+    streams: list[StreamRun]
     time_ratio: float
     time_items: int
     time_extrapolated_from: int | None
@@ -55,8 +55,28 @@ class CascadeReport(RunInfo):
     shortlist: int
     budget: str
     data: str
-    runs: int
-    seed: int = 0  # of the generated world
+
+    def sections(self) -> list[Section]:
+        """A row a stream and number of items."""
+        rows = [
+            (
+                str(one.items),
+                one.stream,
+                f"{one.seconds:.3g}" if one.extrapolated_from is None else f"~{one.seconds:.3g}",
+                f"{one.slowest / one.fastest:.2f}",
+                or_dash(one.r1, ".1f"),
+            )
+            for one in self.streams
+        ]
+        fewer = self.time_extrapolated_from
+        source = f", the latter extrapolated from {fewer} × {fewer}" if fewer else ""
+        notes = (
+            f"The cascade takes {self.time_ratio:.2g} of the single stream's time at n={self.time_items}{source}; "
+            f"its R@1 differs by {self.r1_difference:+.1f} at n={self.r1_items}.",
+            "s: encoding both sides and scoring all pairs, of decoded clips. ~: extrapolated by n².",
+        )
+        title = f"n texts against n clips of {self.data}, shortlist {self.shortlist}, budget {self.budget}"
+        return [Section(title, ("n", "stream", "s", "slowest/fastest", "R@1"), rows, notes)]
 
 
 def measure_cascade(
@@ -86,7 +106,7 @@ def measure_cascade(
     num_frames = budget.frames or int(processor.image_processor.num_frames)
     decoded = CachedDataset(Subset(source, max(items)))
     common: dict[str, Any] = {"captions_per_clip": 1, "shortlist": shortlist, "budget": budget}
-    found: list[StreamRun] = []
+    measured: list[StreamRun] = []
     with ProgressBars(progress) as stages:
         advance = stages.stage("Decoding", len(decoded))
         for index in range(len(decoded)):
@@ -94,60 +114,49 @@ def measure_cascade(
             advance()
         advance = stages.stage("Ranking", len(items) * runs)
         for number in sorted(items):
-            some = Subset(decoded, number)
-            before = [one for one in found if one.stream == "single" and one.extrapolated_from is None]
+            subset = Subset(decoded, number)
+            before = [one for one in measured if one.stream == "single" and one.extrapolated_from is None]
             guess = before[-1].seconds * (number / before[-1].items) ** 2 if before else 0.0
-            streams = (*CACHED, "single") if guess <= most_seconds else CACHED
+            streams = (*CACHED_STREAMS, "single") if guess <= most_seconds else CACHED_STREAMS
             seconds: dict[str, list[float]] = {stream: [] for stream in streams}
             recalls: dict[str, float] = {}
             for _ in range(runs):
                 for stream in streams:
-                    ranked = evaluate_retrieval(
-                        model, processor, some, streams=(stream,), batch_size=batch_size, **common
+                    result = evaluate_retrieval(
+                        model, processor, subset, streams=(stream,), batch_size=batch_size, **common
                     )
-                    (one,) = ranked.streams
-                    once = ranked.seconds_per_clip * ranked.clips if stream != "single" else 0.0
-                    seconds[stream].append(once + one.seconds_per_query * ranked.captions)
+                    (one,) = result.streams
+                    encoding = result.seconds_per_clip * result.clips if stream != "single" else 0.0
+                    seconds[stream].append(encoding + one.seconds_per_query * result.captions)
                     recalls[stream] = one.text_to_video.r1
                 advance(note=f"{number} × {number}")
-            found += [
+            measured += [
                 StreamRun(number, name, statistics.median(taken), min(taken), max(taken), recalls[name], None)
                 for name, taken in seconds.items()
             ]
             if "single" not in streams:
-                found.append(_extrapolated(before[-1], number))
-    return _report(found, shortlist, str(budget), data, runs)
+                measured.append(_extrapolated(before[-1], number))
+    by_place = {(one.items, one.stream): one for one in measured}
+    most = max(items)
+    ranked = max(one.items for one in measured if one.stream == "single" and one.r1 is not None)
+    cascade, single = by_place[ranked, "cascade"].r1, by_place[ranked, "single"].r1
+    assert cascade is not None
+    assert single is not None
+    return CascadeReport(
+        measured,
+        time_ratio=by_place[most, "cascade"].seconds / by_place[most, "single"].seconds,
+        time_items=most,
+        time_extrapolated_from=by_place[most, "single"].extrapolated_from,
+        r1_difference=cascade - single,
+        r1_items=ranked,
+        shortlist=shortlist,
+        budget=str(budget),
+        data=data,
+        runs=runs,
+    )
 
 
 def _extrapolated(run: StreamRun, items: int) -> StreamRun:
     factor = (items / run.items) ** 2
     seconds, fastest, slowest = (factor * value for value in (run.seconds, run.fastest, run.slowest))
     return StreamRun(items, run.stream, seconds, fastest, slowest, None, run.items)
-
-
-def _report(
-    found: list[StreamRun],
-    shortlist: int,
-    budget: str,
-    data: str,
-    runs: int,
-) -> CascadeReport:
-    by_place = {(one.items, one.stream): one for one in found}
-    most = max(one.items for one in found)
-    ranked = max(one.items for one in found if one.stream == "single" and one.r1 is not None)
-    cascade, single = by_place[ranked, "cascade"].r1, by_place[ranked, "single"].r1
-    assert cascade is not None
-    assert single is not None
-    dearest = by_place[most, "single"]
-    return CascadeReport(
-        found,
-        time_ratio=by_place[most, "cascade"].seconds / dearest.seconds,
-        time_items=most,
-        time_extrapolated_from=dearest.extrapolated_from,
-        r1_difference=cascade - single,
-        r1_items=ranked,
-        shortlist=shortlist,
-        budget=budget,
-        data=data,
-        runs=runs,
-    )

@@ -18,11 +18,11 @@ import av
 import numpy as np
 from PIL import Image
 
-from perceiver_vl.bench.tables import Section
+from perceiver_vl.bench.tables import BenchReport, Section
 from perceiver_vl.media.decode import decoder_version, load_frames
 from perceiver_vl.media.resizing import Frames
 from perceiver_vl.media.sampling import sample_indices
-from perceiver_vl.tasks.provenance import RunInfo, versions
+from perceiver_vl.tasks.provenance import versions
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import first_line
 
@@ -65,15 +65,35 @@ class Row:
 
 
 @dataclass(frozen=True)
-class DecodingReport(RunInfo):
-    """The rows, which decoders are not there and why, and what it takes to get the figures again."""
+class DecodingReport(BenchReport):
+    """The rows; which decoders are not there, and why."""
 
     rows: list[Row]
     absent: dict[str, str]
     seconds: float
     size: tuple[int, int]
-    runs: int
-    seed: int
+
+    def sections(self) -> list[Section]:
+        """A row a decoder and setting; what the rows of a setting share stands in the first of them, ours."""
+        ours = {(row.codec, row.height, row.frames): row.milliseconds for row in self.rows if row.decoder == OURS}
+        rows = [
+            (
+                *((row.codec, str(row.height), str(row.frames)) if row.decoder == OURS else ("", "", "")),
+                row.decoder,
+                f"{row.clips_per_second:.2f}",
+                f"{row.milliseconds:.0f}",
+                f"{row.fastest:.0f}",
+                f"{row.slowest:.0f}",
+                f"{row.milliseconds / ours[row.codec, row.height, row.frames]:.2f}",
+                f"{row.difference:.1f}",
+            )
+            for row in self.rows
+        ]
+        size = "×".join(map(str, self.size))
+        title = f"clips of {self.seconds:g} s and {RATE} frames a second, decoded and resized to {size}"
+        columns = "codec", "height", "frames", "decoder", "clips/s/core", "ms", "fastest", "slowest", "ratio", "diff"
+        notes = tuple(f"not measured: {name} ({reason})" for name, reason in self.absent.items())
+        return [Section(title, columns, rows, notes)]
 
 
 def measure_decoding(
@@ -108,26 +128,7 @@ def measure_decoding(
                     difference = float(np.abs(frames - ours).mean())
                     setting = name, codec, height, len(wanted)
                     rows.append(Row(*setting, 1 / middle, 1e3 * middle, fastest, slowest, difference))
-    return DecodingReport(rows, absent, seconds, SIZE, runs, seed, versions=versions() | found_versions)
-
-
-def decoding_section(report: DecodingReport) -> Section:
-    """`bench decoding`."""
-    ours = {(row.codec, row.height, row.frames): row for row in report.rows if row.decoder == OURS}
-    rows = []
-    for row in report.rows:
-        setting = row.codec, row.height, row.frames
-        names = map(str, setting) if row.decoder == OURS else ("", "", "")
-        times = (f"{value:.0f}" for value in (row.milliseconds, row.fastest, row.slowest))
-        ratio = f"{row.milliseconds / ours[setting].milliseconds:.2f}"
-        rows.append((*names, row.decoder, f"{row.clips_per_second:.2f}", *times, ratio, f"{row.difference:.1f}"))
-    size = "×".join(str(side) for side in report.size)
-    return Section(
-        f"clips of {report.seconds:g} s and {RATE} frames a second, decoded and resized to {size}",
-        ("codec", "height", "frames", "decoder", "clips/s/core", "ms", "fastest", "slowest", "ratio", "diff"),
-        rows,
-        tuple(f"not measured: {name} ({reason})" for name, reason in report.absent.items()),
-    )
+    return DecodingReport(rows, absent, seconds, SIZE, runs=runs, seed=seed, versions=versions() | found_versions)
 
 
 def write_clip(path: Path, codec: str, height: int, seconds: float, seed: int) -> Path:

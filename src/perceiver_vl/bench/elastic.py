@@ -1,6 +1,6 @@
-"""One elastic checkpoint at each budget, beside a model trained for that budget alone, on the same clips and steps.
+"""One elastic checkpoint at each budget, beside an individual model of that budget, on the same clips and steps.
 
-What is trained alone is as small as its budget: fewer frames, latents, blocks. A run that is done is not trained again.
+An individual model is as small as its budget: fewer frames, latents, blocks. A run that is done is not trained again.
 """
 
 import json
@@ -34,26 +34,25 @@ RECIPE = Path(__file__).parents[1] / "training" / "recipes" / "world_elastic.yam
 
 @dataclass(frozen=True)
 class BudgetScore:
-    """Recall (text to video, per cent) at one budget, of each seed: `elastic`, of the one checkpoint; `alone`, of
-    a model trained for it.
+    """Recall (text to video, per cent) at one budget, of each seed: `elastic`, of the one checkpoint; `individual`, of
+    the model trained for it.
 
-    `difference`: elastic less alone, averaged over the seeds; `standard_error`: of that, None with one seed.
+    `difference`: elastic less individual, averaged over the seeds; `standard_error`: of that, None with one seed.
     `gflops_per_clip`: encoding a clip.
     """
 
     budget: str
     gflops_per_clip: float
     elastic: list[float]
-    alone: list[float]
+    individual: list[float]
     difference: float
     standard_error: float | None
 
 
 @dataclass(frozen=True)
 class ElasticReport(RunInfo):
-    """All budgets, and what it takes to get the figures again. `within_a_point`: at how many budgets the elastic
-    checkpoint is at most a point below. `seconds`: of training the elastic model, of the first seed; `seconds_alone`:
-    of all the others of that seed together.
+    """All budgets. `within_a_point`: at how many budgets the elastic checkpoint is at most a point below. `seconds`: of
+    training the elastic model, of the first seed; `seconds_individual`: of all the others of that seed together.
     """
 
     stream: str
@@ -62,10 +61,32 @@ class ElasticReport(RunInfo):
     steps: int
     elastic_steps: int
     seconds: float
-    seconds_alone: float
+    seconds_individual: float
     seeds: list[int]
     scores: list[BudgetScore]
     within_a_point: int
+
+    def sections(self) -> list[Section]:
+        """A row a budget."""
+        rows = [
+            (
+                one.budget,
+                f"{one.gflops_per_clip:.4f}",
+                f"{statistics.mean(one.elastic):.1f}",
+                f"{statistics.mean(one.individual):.1f}",
+                f"{one.difference:+.1f}" + ("" if one.standard_error is None else f" ± {one.standard_error:.1f}"),
+            )
+            for one in self.scores
+        ]
+        seeds = f"{len(self.seeds)} seed{'s' * (len(self.seeds) > 1)}"
+        title = f"{self.stream} stream, R@{self.metric.removeprefix('r')} among {self.clips} clips, {seeds}"
+        notes = (
+            f"Elastic: one checkpoint at all budgets, {self.elastic_steps} steps, {self.seconds / 60:.1f} minutes of "
+            f"training. Individual: a model of that size, trained for it, {self.steps} steps each, "
+            f"{self.seconds_individual / 60:.1f} minutes together (seed {self.seeds[0]}).",
+            f"At {self.within_a_point} of {len(self.scores)} budgets the elastic one is at most a point below.",
+        )
+        return [Section(title, ("budget", "GFLOPs a clip", "elastic", "individual", "difference"), rows, notes)]
 
 
 def measure_elastic(
@@ -86,12 +107,12 @@ def measure_elastic(
     `budgets`: as after `--budget`, with semicolons between. `stream`: of retrieval, whose recall is compared:
     `metric`, one of `RECALLS`. `elastic_steps`: of the elastic recipe, None: as many as of the others.
     Raises `UsageError` for a recipe that is not elastic, has no validation clips or is of a task, for a budget that no
-    model can be trained for alone, and for a folder that holds runs of another recipe.
+    model of its own can have, and for a folder that holds runs of another recipe.
     """
     plan = read_recipe(recipe, overrides)
     if plan.elastic is None or plan.task is not None or plan.data.validation is None:
         raise UsageError(f"recipe {recipe}: need one of retrieval with an elastic section and data.validation")
-    dials = parse_budgets(budgets)
+    compared = parse_budgets(budgets)
     if metric not in RECALLS:
         raise UsageError(f"metric={metric}: choose from {', '.join(RECALLS)}")
     if not seeds or len(set(seeds)) < len(seeds):
@@ -100,8 +121,8 @@ def measure_elastic(
     for seed in seeds:
         longer = plan.training if elastic_steps is None else plan.training | {"max_steps": elastic_steps}
         runs[None, seed] = _run(replace(plan, training=longer), output / f"elastic-{seed}", seed)
-    for dial, seed in product(dials, seeds):
-        runs[dial, seed] = _run(_alone(plan, dial), output / f"{_name(dial)}-{seed}", seed)
+    for budget, seed in product(compared, seeds):
+        runs[budget, seed] = _run(_individual(plan, budget), output / f"{_name(budget)}-{seed}", seed)
     for one in runs.values():  # before any of them is trained
         _check_holds(one)
     with ProgressBars(progress) as bar:
@@ -115,23 +136,23 @@ def measure_elastic(
         advance = bar.stage("Scoring", len(runs) - len(seeds))
         recalls: dict[tuple[ComputeBudget, bool], list[float]] = {}
         clips = 0
-        for dial, seed in product(dials, seeds):
+        for budget, seed in product(compared, seeds):
             for is_elastic in (True, False):
-                folder = runs[None if is_elastic else dial, seed].output
-                recall, clips = _recall(plan, folder, dial, is_elastic, stream, metric)
-                recalls.setdefault((dial, is_elastic), []).append(recall)
+                folder = runs[None if is_elastic else budget, seed].output
+                recall, clips = _recall(plan, folder, budget, is_elastic, stream, metric)
+                recalls.setdefault((budget, is_elastic), []).append(recall)
             advance()
-    found = [_compared(plan, dial, recalls[dial, True], recalls[dial, False]) for dial in dials]
+    found = [_compared(plan, budget, recalls[budget, True], recalls[budget, False]) for budget in compared]
     trained = {key: json.loads((one.output / "metrics.json").read_text("utf-8")) for key, one in runs.items()}
     first = seeds[0]
     return ElasticReport(
         stream=stream,
         metric=metric,
         clips=clips,
-        steps=trained[dials[0], first]["steps"],
+        steps=trained[compared[0], first]["steps"],
         elastic_steps=trained[None, first]["steps"],
         seconds=trained[None, first]["seconds"],
-        seconds_alone=sum(trained[dial, first]["seconds"] for dial in dials),
+        seconds_individual=sum(trained[budget, first]["seconds"] for budget in compared),
         seeds=list(seeds),
         scores=found,
         within_a_point=sum(one.difference >= -1 for one in found),
@@ -147,31 +168,6 @@ def parse_budgets(text: str) -> list[ComputeBudget]:
     return budgets
 
 
-def elastic_section(report: ElasticReport) -> Section:
-    """`bench elastic`."""
-    seeds = f"{len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}"
-    return Section(
-        f"{report.stream} stream, R@{report.metric.removeprefix('r')} among {report.clips} clips, {seeds}",
-        ("budget", "GFLOPs a clip", "elastic", "alone", "difference"),
-        [
-            (
-                one.budget,
-                f"{one.gflops_per_clip:.4f}",
-                f"{statistics.mean(one.elastic):.1f}",
-                f"{statistics.mean(one.alone):.1f}",
-                f"{one.difference:+.1f}" + ("" if one.standard_error is None else f" ± {one.standard_error:.1f}"),
-            )
-            for one in report.scores
-        ],
-        (
-            f"Elastic: one checkpoint at all budgets, {report.elastic_steps} steps, {report.seconds / 60:.1f} minutes "
-            f"of training. Alone: a model of that size, trained for it, {report.steps} steps each, "
-            f"{report.seconds_alone / 60:.1f} minutes together (seed {report.seeds[0]}).",
-            f"At {report.within_a_point} of {len(report.scores)} budgets the elastic one is at most a point below.",
-        ),
-    )
-
-
 def _run(recipe: Recipe, output: Path, seed: int) -> Recipe:
     """A recipe of this comparison: its last step is scored, so that no validation chooses for one and not the other."""
     training = {name: value for name, value in recipe.training.items() if not name.startswith(("eval_", "metric_"))}
@@ -179,14 +175,14 @@ def _run(recipe: Recipe, output: Path, seed: int) -> Recipe:
     return replace(recipe, output=output, training=training)
 
 
-def _alone(recipe: Recipe, budget: ComputeBudget) -> Recipe:
+def _individual(recipe: Recipe, budget: ComputeBudget) -> Recipe:
     """The recipe of a model that has this budget and no other."""
     sizes = {"num_latents": budget.latents, "num_text_latents": budget.text_latents, "num_blocks": budget.blocks}
     model = recipe.model | {name: size for name, size in sizes.items() if size is not None}
     blocks = model.get("num_blocks", PerceiverVLConfig.num_blocks)
     if budget.latent_choice != "first" or budget.cross_attentions not in (None, 1, blocks):
         raise UsageError(
-            f"budget {budget}: no model of its own has it, leave out latent_choice and read once or always"
+            f"budget {budget}: no model of its own has it, leave out latent_choice and have one cross-attention or all"
         )
     if budget.cross_attentions == 1:
         model["layer_drop"] = 1.0  # every cross-attention but the first
@@ -204,7 +200,7 @@ def _check_holds(recipe: Recipe) -> None:
 def _recall(
     recipe: Recipe, folder: Path, budget: ComputeBudget, is_elastic: bool, stream: str, metric: str
 ) -> tuple[float, int]:
-    """A recall of a trained model, and among how many clips; what was trained alone is asked at its only budget."""
+    """A recall of a trained model, and among how many clips; an individual model is asked at its only budget."""
     model, processor = load_retriever(folder, "cpu")
     size = processor.image_processor.size["height"], processor.image_processor.size["width"]
     assert recipe.data.validation is not None
@@ -225,11 +221,11 @@ def _recall(
     return getattr(result.stream(stream).text_to_video, metric), result.clips
 
 
-def _compared(recipe: Recipe, budget: ComputeBudget, elastic: list[float], alone: list[float]) -> BudgetScore:
-    differences = [mine - theirs for mine, theirs in zip(elastic, alone, strict=True)]
+def _compared(recipe: Recipe, budget: ComputeBudget, elastic: list[float], individual: list[float]) -> BudgetScore:
+    differences = [mine - theirs for mine, theirs in zip(elastic, individual, strict=True)]
     error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
     flops = encoder_flops(PerceiverVLConfig(**recipe.model), recipe.data.num_frames, budget=budget)
-    return BudgetScore(str(budget), flops / 1e9, elastic, alone, statistics.mean(differences), error)
+    return BudgetScore(str(budget), flops / 1e9, elastic, individual, statistics.mean(differences), error)
 
 
 def _name(budget: ComputeBudget) -> str:

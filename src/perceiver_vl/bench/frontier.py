@@ -1,10 +1,11 @@
-"""Accuracy against cost over a grid of budgets, and at each data type; the settings worth choosing go with the model.
+"""Accuracy against cost over a grid of budgets, and at each data type; the budgets worth choosing go with the model.
 
-Scores are those of `evaluate`. Costs are of one example (`frontier.unit_of`), timed in turns with all other settings.
+Scores are those of `evaluate`. Costs are of one example (`budget_selection.unit_of`), timed interleaved with those of
+all other budgets.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 
 import torch
 
-from perceiver_vl.bench.measuring import MatrixProduct, count, take_turns
-from perceiver_vl.bench.sources import open_source
+from perceiver_vl.bench.profiling import count_flops, time_interleaved
+from perceiver_vl.bench.tables import BenchReport, Section
+from perceiver_vl.bench.videos import open_videos
 from perceiver_vl.data.records import Need
 from perceiver_vl.data.sources import CachedDataset, VideoDataset
 from perceiver_vl.inference.budget_selection import (
@@ -41,15 +43,17 @@ from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.timing import MatrixProduct
 
 STREAMS = ("multi", "mixed", "cascade")
-DIALS = ("frames", "latents", "text_latents", "cross_attentions", "blocks")
+DIALS = {"frames": "T", "latents": "N", "text_latents": "N text", "cross_attentions": "k", "blocks": "blocks"}
+"""What a budget sets, and the heading of its column."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A setting of the dials: its score (`scores`: by stream or metric), GFLOPs, median milliseconds and their range;
-    whether no other setting is as good for fewer operations, or in less time.
+class MeasuredBudget:
+    """A budget: its score (`scores`: by stream or metric), GFLOPs, median milliseconds and their range;
+    whether no other budget is as good for fewer operations, or in less time.
     """
 
     budget: str
@@ -64,8 +68,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class OfDtype:
-    """The dearest setting at a data type: its score and the difference from float32's, milliseconds, and how many times
+class MeasuredDtype:
+    """The dearest budget at a data type: its score and the difference from float32's, milliseconds, and how many times
     faster than float32 that is.
     """
 
@@ -77,11 +81,11 @@ class OfDtype:
 
 
 @dataclass(frozen=True)
-class FrontierReport(RunInfo):
-    """Every setting, dearest first, and every data type; `frontier_file`: where the front was written."""
+class FrontierReport(BenchReport):
+    """Every budget, dearest first, and every data type; `frontier_file`: where the front was written."""
 
-    settings: list[Measured]
-    dtypes: list[OfDtype]
+    settings: list[MeasuredBudget]
+    dtypes: list[MeasuredDtype]
     task: str
     metric: str
     unit: str
@@ -89,8 +93,46 @@ class FrontierReport(RunInfo):
     examples: int
     dtype: str
     frontier_file: str
-    runs: int
-    seed: int = 0  # of the generated world, and of the noise that is timed
+
+    def sections(self) -> list[Section]:
+        """The budgets on a front, then the data types."""
+        kept = [one for one in self.settings if one.on_gflops_front or one.on_time_front]
+        dials = [name for name in DIALS if any(f"{name}=" in one.budget for one in self.settings)]
+        others = [name for name in kept[0].scores if name != self.metric.removesuffix(" R@1")]
+        budgets = [
+            (
+                *(_value(one.budget, name) for name in dials),
+                f"{one.score:.1f}",
+                *(f"{one.scores[name]:.1f}" for name in others),
+                f"{one.gflops:.3g}",
+                f"{one.milliseconds:.3g}",
+                ", ".join(["GFLOPs"] * one.on_gflops_front + ["ms"] * one.on_time_front),
+            )
+            for one in kept
+        ]
+        dtypes = [
+            (
+                one.dtype,
+                f"{one.score:.1f}",
+                f"{one.score_difference:+.1f}",
+                f"{one.milliseconds:.3g}",
+                f"{one.speedup:.2f}",
+            )
+            for one in self.dtypes
+        ]
+        note = (
+            f"GFLOPs and ms are of one example: {self.unit}. In {self.dtype}; decoding is not counted. "
+            "T: frames; N: latents; k: cross-attentions."
+        )
+        return [
+            Section(
+                f"{self.metric} on {self.examples} of {self.data}, the best of {len(self.settings)} budgets",
+                (*(DIALS[name] for name in dials), self.metric, *others, "GFLOPs", "ms", "best for"),
+                budgets,
+                (note,),
+            ),
+            Section("data types, at the dearest budget", ("dtype", self.metric, "difference", "ms", "speedup"), dtypes),
+        ]
 
 
 @torch.inference_mode()
@@ -111,7 +153,7 @@ def measure_frontier(
 ) -> FrontierReport:
     """Score the model of a folder on `data` at every setting of `grid`, measure what each costs, write the front.
 
-    `data`, `clips`: as of `sources.open_source`. `stream`: of retrieval, whose R@1 (text → video, the first caption of
+    `data`, `clips`: as of `videos.open_videos`. `stream`: of retrieval, whose R@1 (text → video, the first caption of
     each clip) is the score; of other tasks it is the first metric. `grid`: values by dial, one of `DIALS`; those left
     out have the values of `default_grid`.
     Raises `UsageError` for values that the model does not have, and what loading and evaluating raise.
@@ -127,7 +169,7 @@ def measure_frontier(
     need: Need | None = "text" if task == RETRIEVAL else None
     if issubclass(kind, PerceiverVLForImageClassification):
         need = "label"
-    source = open_source(data, processor, split=split, clips=clips, need=need)
+    source = open_videos(data, processor, split=split, clips=clips, need=need)
     score = _Scorer(task, stream, processor, batch_size)
     with ProgressBars(progress) as stages:
         product = MatrixProduct(2 * model.config.hidden_size, model.device)
@@ -136,10 +178,10 @@ def measure_frontier(
         gflops = []
         for call in calls:
             call()
-            gflops.append(count(call) / 1e9)
+            gflops.append(count_flops(call) / 1e9)
             advance()
         advance = stages.stage("Measuring time", runs * len(budgets))
-        timings = take_turns(calls, runs, product, advance).timings
+        timings = time_interleaved(calls, runs, product, advance).timings
         scores = []
         advance = stages.stage("Scoring", len(budgets))
         for _, of_frames in itertools.groupby(budgets, key=lambda budget: budget.frames):
@@ -149,46 +191,45 @@ def measure_frontier(
                 advance()
         dtypes = _dtypes(model_folder, budgets[0], source, score, runs, product, stages)
     lower_is_better = task != RETRIEVAL and example_task_of(task).lower_is_better
+    sign = -1.0 if lower_is_better else 1.0
+    points = [
+        OperatingPoint(str(budget), sign * by_name[score.name], operations, timing.milliseconds)
+        for budget, by_name, operations, timing in zip(budgets, scores, gflops, timings, strict=True)
+    ]
+    by_gflops, by_time = ({point.budget for point in front_of(points, cost)} for cost in ("gflops", "milliseconds"))
+    measured = [
+        MeasuredBudget(
+            point.budget,
+            by_name[score.name],
+            by_name,
+            point.gflops,
+            timing.milliseconds,
+            timing.fastest,
+            timing.slowest,
+            on_gflops_front=point.budget in by_gflops,
+            on_time_front=point.budget in by_time,
+        )
+        for point, by_name, timing in zip(points, scores, timings, strict=True)
+    ]
+    kept = tuple(point for point in points if point.budget in by_gflops | by_time)
     metric = f"{stream} R@1" if task == RETRIEVAL else example_task_of(task).metrics[0]
-    measured = _on_fronts(
-        [
-            Measured(
-                str(budget),
-                by_name[score.name],
-                by_name,
-                operations,
-                timing.milliseconds,
-                timing.fastest,
-                timing.slowest,
-                False,
-                False,
-            )
-            for budget, by_name, operations, timing in zip(budgets, scores, gflops, timings, strict=True)
-        ],
-        lower_is_better,
-    )
-    kept = tuple(
-        OperatingPoint(one.budget, _oriented(one.score, lower_is_better), one.gflops, one.milliseconds)
-        for one in measured
-        if one.on_gflops_front or one.on_time_front
-    )
     unit, mark = unit_of(model), model_fingerprint(model_folder)
     path = write_frontier(
         model_folder,
         Frontier(kept, task, metric, lower_is_better, unit, mark, data, len(source), dtype, **vars(RunInfo())),
     )
-    return FrontierReport(measured, dtypes, task, metric, unit, data, len(source), dtype, str(path), runs)
+    return FrontierReport(measured, dtypes, task, metric, unit, data, len(source), dtype, str(path), runs=runs)
 
 
-def default_grid(config: PerceiverVLConfig, num_frames: int, apart: bool) -> dict[str, list[int]]:
-    """Frames and latents whole, a half and a quarter; of text that is encoded `apart`, latents whole and a half; all
+def default_grid(config: PerceiverVLConfig, num_frames: int, separate_text: bool) -> dict[str, list[int]]:
+    """Frames and latents whole, a half and a quarter; of `separate_text`, latents whole and a half; all
     numbers of cross-attentions; all blocks.
     """
     assert config.num_text_latents is not None
     return {
         "frames": _shares(num_frames, 3),
         "latents": _shares(config.num_latents, 3),
-        "text_latents": _shares(config.num_text_latents, 2) if apart else [],
+        "text_latents": _shares(config.num_text_latents, 2) if separate_text else [],
         "cross_attentions": list(range(config.num_blocks, 0, -1)),
         "blocks": [config.num_blocks],
     }
@@ -199,10 +240,10 @@ def grid_of(
 ) -> list[ComputeBudget]:
     """Every combination that can be, the dearest of each dial first. Raises `UsageError` for one beyond the model."""
     config: Any = model.config
-    apart = isinstance(model, PerceiverVLForRetrieval)
-    if not apart and given.get("text_latents"):
+    separate_text = isinstance(model, PerceiverVLForRetrieval)
+    if not separate_text and given.get("text_latents"):
         raise UsageError("text_latents: text is read together with the clip in this task, latents says how many there")
-    values = {**default_grid(config, int(processor.image_processor.num_frames), apart), **given}
+    values = {**default_grid(config, int(processor.image_processor.num_frames), separate_text), **given}
     steps: list[list[Any]] = [sorted(set(values[name]), reverse=True) or [None] for name in DIALS]
     budgets = []
     for dials in itertools.product(*steps):
@@ -251,38 +292,26 @@ def _dtypes(
     runs: int,
     product: MatrixProduct,
     stages: ProgressBars,
-) -> list[OfDtype]:
-    """The same setting at every data type, timed in turns; float32 first."""
+) -> list[MeasuredDtype]:
+    """The same budget at every data type, timed interleaved; float32 first."""
     advance = stages.stage("Data types", len(DTYPES) * (1 + runs))
     decoded = CachedDataset(source)
     scores, calls = [], []
     for name in DTYPES:
         model, _ = load_folder(model_class(score.task), score.task, model_folder, product.device, name)
         scores.append(score(model, decoded, budget)[score.name])
-        calls.append(_warmed(example_call(model, budget)))
+        calls.append(example_call(model, budget))
+        calls[-1]()
         advance()
-    timings = take_turns(calls, runs, product, advance).timings
+    timings = time_interleaved(calls, runs, product, advance).timings
     return [
-        OfDtype(name, of_one, of_one - scores[0], timing.milliseconds, timings[0].milliseconds / timing.milliseconds)
+        MeasuredDtype(
+            name, of_one, of_one - scores[0], timing.milliseconds, timings[0].milliseconds / timing.milliseconds
+        )
         for name, of_one, timing in zip(DTYPES, scores, timings, strict=True)
     ]
 
 
-def _warmed(call: Callable[[], object]) -> Callable[[], object]:
-    call()
-    return call
-
-
-def _on_fronts(measured: Sequence[Measured], lower_is_better: bool) -> list[Measured]:
-    settings = [
-        OperatingPoint(one.budget, _oriented(one.score, lower_is_better), one.gflops, one.milliseconds)
-        for one in measured
-    ]
-    by_gflops, by_time = ({one.budget for one in front_of(settings, cost)} for cost in ("gflops", "milliseconds"))
-    return [
-        replace(one, on_gflops_front=one.budget in by_gflops, on_time_front=one.budget in by_time) for one in measured
-    ]
-
-
-def _oriented(score: float, lower_is_better: bool) -> float:
-    return -score if lower_is_better else score
+def _value(budget: str, name: str) -> str:
+    value = getattr(ComputeBudget.parse(budget), name)
+    return "all" if value is None else str(value)

@@ -4,24 +4,21 @@ float32, in bfloat16 and in int8.
 The runs are interleaved, so that a machine whose speed drifts slows all forms alike; the ratios are what to trust.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from perceiver_vl.bench.measuring import held, wait
-from perceiver_vl.bench.tables import Section
+from perceiver_vl.bench.cost_settings import TEXT_TOKENS
+from perceiver_vl.bench.profiling import peak_memory_mib, time_interleaved
+from perceiver_vl.bench.tables import BenchReport, Section, or_dash
 from perceiver_vl.models.perceiver_vl import PerceiverVLModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.quantization import set_dtype
-from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.utils.console import ProgressBars
+from perceiver_vl.utils.timing import MatrixProduct
 
-TEXT_TOKENS = 40
 FORMS = (
     *((form, dtype) for dtype in ("float32", "bfloat16") for form in ("eager", "sdpa", "compiled")),
     ("sdpa", "int8"),
@@ -48,14 +45,34 @@ class Form:
 
 
 @dataclass(frozen=True)
-class KernelReport(RunInfo):
-    """The rows, and what it takes to get them again."""
+class KernelReport(BenchReport):
+    """The rows, and what was encoded."""
 
     forms: list[Form]
     frames: int
     batch_size: int
-    runs: int
-    seed: int
+
+    def sections(self) -> list[Section]:
+        """A row a form."""
+        rows = [
+            (
+                row.form,
+                row.dtype,
+                f"{row.milliseconds:.0f}",
+                f"{row.fastest:.0f}",
+                f"{row.slowest:.0f}",
+                or_dash(row.speedup, ".2f"),
+                f"{row.peak_mib:.0f}",
+                f"{row.relative_difference:.1e}",
+            )
+            for row in self.forms
+        ]
+        title = f"encoding {self.batch_size} × {self.frames} frames and {TEXT_TOKENS} words, base size"
+        columns = ("attention", "dtype", "ms", "fastest", "slowest", "speedup", "MiB", "difference")
+        note = (
+            "Speedup: times as fast as sdpa in float32; difference: norm of that of the latents over the latents' norm."
+        )
+        return [Section(title, columns, rows, (note,))]
 
 
 @torch.inference_mode()
@@ -77,54 +94,32 @@ def measure_kernels(
     config = config or PerceiverVLConfig()
     models = {dtype: _model(config, dtype, seed, device) for dtype in {REFERENCE[1], *(dtype for _, dtype in forms)}}
     inputs = _inputs(config, frames, batch_size, seed, device)
-    forwards = [_forward(models[dtype], form) for form, dtype in forms]
-    seconds: list[list[float]] = [[] for _ in forms]
+    forwards = [_forward(models[dtype], form, inputs) for form, dtype in forms]
     with ProgressBars(progress) as stages:
         advance = stages.stage("Compiling and measuring memory", len(forms))
         latents, peaks = [], []
         for forward in forwards:
-            latents.append(forward(inputs).float())
-            peaks.append(held(partial(forward, inputs)))
+            latents.append(forward().float())
+            peaks.append(peak_memory_mib(forward))
             advance()
         advance = stages.stage("Measuring time", runs * len(forms))
-        for _ in range(runs):
-            for number, forward in enumerate(forwards):
-                start = time.perf_counter()
-                forward(inputs)
-                wait(device)
-                seconds[number].append(time.perf_counter() - start)
-                advance()
-    exact = _forward(models[REFERENCE[1]], REFERENCE[0])(inputs)
-    medians = {form: 1e3 * statistics.median(seconds[number]) for number, form in enumerate(forms)}
+        timings = time_interleaved(forwards, runs, MatrixProduct(2 * config.hidden_size, device), advance).timings
+    exact = _forward(models[REFERENCE[1]], REFERENCE[0], inputs)()
+    reference = dict(zip(forms, timings, strict=True)).get(REFERENCE)
     rows = [
         Form(
             *form,
-            medians[form],
-            1e3 * min(seconds[number]),
-            1e3 * max(seconds[number]),
-            medians[REFERENCE] / medians[form] if REFERENCE in medians else None,
-            peaks[number],
-            (latents[number] - exact).abs().max().item(),
-            ((latents[number] - exact).norm() / exact.norm()).item(),
+            timing.milliseconds,
+            timing.fastest,
+            timing.slowest,
+            reference.milliseconds / timing.milliseconds if reference else None,
+            peak,
+            (found - exact).abs().max().item(),
+            ((found - exact).norm() / exact.norm()).item(),
         )
-        for number, form in enumerate(forms)
+        for form, timing, peak, found in zip(forms, timings, peaks, latents, strict=True)
     ]
-    return KernelReport(rows, frames, batch_size, runs, seed)
-
-
-def kernels_section(report: KernelReport) -> Section:
-    """`bench kernels`."""
-    rows = []
-    for row in report.forms:
-        times = (f"{value:.0f}" for value in (row.milliseconds, row.fastest, row.slowest))
-        speedup = "" if row.speedup is None else f"{row.speedup:.2f}"
-        rows.append((row.form, row.dtype, *times, speedup, f"{row.peak_mib:.0f}", f"{row.relative_difference:.1e}"))
-    return Section(
-        f"encoding {report.batch_size} × {report.frames} frames and {TEXT_TOKENS} words, base size",
-        ("attention", "dtype", "ms", "fastest", "slowest", "speedup", "MiB", "difference"),
-        rows,
-        ("Speedup: times as fast as sdpa in float32; difference: norm of that of the latents over the latents' norm.",),
-    )
+    return KernelReport(rows, frames, batch_size, runs=runs, seed=seed)
 
 
 def _model(config: PerceiverVLConfig, dtype: str, seed: int, device: str | torch.device) -> PerceiverVLModel:
@@ -146,11 +141,11 @@ def _inputs(
     }
 
 
-def _forward(model: PerceiverVLModel, form: str) -> Callable[[dict[str, Tensor]], Tensor]:
+def _forward(model: PerceiverVLModel, form: str, inputs: dict[str, Tensor]) -> Callable[[], Tensor]:
     implementation = "eager" if form == "eager" else "sdpa"
     compiled = torch.compile(model) if form == "compiled" else model
 
-    def forward(inputs: dict[str, Tensor]) -> Tensor:
+    def forward() -> Tensor:
         if model.config._attn_implementation != implementation:
             model.set_attn_implementation(implementation)
         return compiled(**inputs).last_hidden_state

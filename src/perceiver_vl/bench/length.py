@@ -7,29 +7,30 @@ import itertools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from perceiver_vl.bench.measuring import MatrixProduct, available_mib, held, timed
+from perceiver_vl.bench.profiling import available_memory_mib, peak_memory_mib
+from perceiver_vl.bench.tables import BenchReport, Section, or_dash
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.flops import embedding_flops, encoder_flops
-from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.timing import MatrixProduct, timed
 
 MINUTES = (1, 5, 20, 60)
 CHUNK_FRAMES = 32
 MOST_SECONDS = 180.0
 ONE_CROSS_ATTENTION = ComputeBudget(cross_attentions=1)
-FORMS = (
-    ("chunks", FULL_BUDGET),
-    ("chunks, 1 cross-attention", ONE_CROSS_ATTENTION),
-    ("whole", FULL_BUDGET),
-    ("whole, 1 cross-attention", ONE_CROSS_ATTENTION),
+FORMS = (  # the name, whether in chunks, the budget
+    ("chunks", True, FULL_BUDGET),
+    ("chunks, 1 cross-attention", True, ONE_CROSS_ATTENTION),
+    ("whole", False, FULL_BUDGET),
+    ("whole, 1 cross-attention", False, ONE_CROSS_ATTENTION),
 )
 
 
@@ -43,24 +44,43 @@ class Length:
     minutes: float
     frames: int
     gflops: float
-    seconds: float | None
-    seconds_per_minute: float | None
-    peak_mib: float | None
-    skipped: str | None
+    seconds: float | None = None
+    seconds_per_minute: float | None = None
+    peak_mib: float | None = None
+    skipped: str | None = None
 
 
 @dataclass(frozen=True)
-class LengthReport(RunInfo):
-    """The videos, and what it takes to get them again. `max_difference`: of the latents of the shortest video in
-    chunks from those of it whole.
-    """
+class LengthReport(BenchReport):
+    """The videos. `max_difference`: of the latents of the shortest video in chunks from those of it whole."""
 
     lengths: list[Length]
     max_difference: float
     chunk_frames: int
     image_size: int
-    runs: int
-    seed: int
+
+    def sections(self) -> list[Section]:
+        """A row a video."""
+        rows = [
+            (
+                one.form,
+                f"{one.minutes:g}",
+                f"{one.gflops:.0f}",
+                or_dash(one.seconds, ".1f"),
+                or_dash(one.seconds_per_minute, ".2f"),
+                or_dash(one.peak_mib, ".0f"),
+            )
+            for one in self.lengths
+        ]
+        skipped = [one for one in self.lengths if one.skipped]
+        notes = (
+            "MiB: held at once, model aside, frames included. In chunks the frames are embedded for every "
+            "cross-attention.",
+            f"The shortest video's latents in chunks differ from those of it whole by {self.max_difference:.1e}.",
+            *(f"Not run: {one.form}, {one.minutes:g} minutes ({one.skipped})." for one in skipped),
+        )
+        title = f"a frame a second, {self.image_size} pixels, chunks of {self.chunk_frames} frames"
+        return [Section(title, ("form", "minutes", "GFLOPs", "s", "s a minute", "MiB"), rows, notes)]
 
 
 @torch.inference_mode()
@@ -89,73 +109,55 @@ def measure_length(
     torch.manual_seed(seed)
     model = PerceiverVLModel(config).eval().to(device)
     frame = torch.randn(1, 1, config.num_channels, config.image_size, config.image_size).to(device)
+    encode = partial(_encode, model, frame, chunk_frames)
     product = MatrixProduct(2 * config.hidden_size, device)
     product.seconds()
     rate = product.gflops / min(product.seconds() for _ in range(3))
     short = round(60 * min(minutes))
-    apart, whole = (_encode(model, frame, form, short, chunk_frames, FULL_BUDGET) for form in ("chunks", "whole"))
+    difference = (encode(short, True, FULL_BUDGET) - encode(short, False, FULL_BUDGET)).abs().max().item()
     lengths: list[Length] = []
+    mib_a_frame: dict[str, float] = {}  # of the forms whose memory grows with the frames
     with ProgressBars(progress) as stages:
         advance = stages.stage("Measuring length", len(minutes) * len(FORMS))
-        for number in sorted(minutes):
+        for number, (form, in_chunks, budget) in itertools.product(sorted(minutes), FORMS):
             frames = round(60 * number)
-            for form, budget in FORMS:
-                gflops = _gflops(config, form, frames, budget)
-                before = [one for one in lengths if one.form == form and one.peak_mib is not None]
-                skipped = _too_much(form, frames, gflops / rate, most_seconds, before, device)
-                if skipped:
-                    lengths.append(Length(form, number, frames, gflops, None, None, None, skipped))
-                else:
-                    call = _call(model, frame, form, frames, chunk_frames, budget)
-                    lengths.append(_measured(call, form, number, frames, gflops, runs, device))
-                advance()
-    difference = (apart - whole).abs().max().item()
-    return LengthReport(lengths, difference, chunk_frames, config.image_size, runs, seed)
+            gflops = _gflops(config, frames, in_chunks, budget)
+            needed = mib_a_frame.get(form, 0.0) * frames
+            if gflops / rate > most_seconds:
+                skipped = f"about {gflops / rate:.0f} s or more"
+                lengths.append(Length(form, number, frames, gflops, skipped=skipped))
+            elif needed > available_memory_mib(device):
+                skipped = f"about {needed / 1024:.1f} GiB would be needed"
+                lengths.append(Length(form, number, frames, gflops, skipped=skipped))
+            else:
+                seconds, mib = _measure(partial(encode, frames, in_chunks, budget), runs, device)
+                lengths.append(Length(form, number, frames, gflops, seconds, seconds / number, mib))
+                if not in_chunks:
+                    mib_a_frame[form] = mib / frames
+            advance()
+    return LengthReport(lengths, difference, chunk_frames, config.image_size, runs=runs, seed=seed)
 
 
-def _measured(
-    call: Callable[[], object], form: str, minutes: float, frames: int, gflops: float, runs: int, device: Any
-) -> Length:
-    """Time and memory of the same run: an hour is not read twice to be measured once."""
-    seconds, peaks = [], []
-    for _ in range(runs):
-        peaks.append(held(lambda: seconds.append(timed(call, device))))
-    median = statistics.median(seconds)
-    return Length(form, minutes, frames, gflops, median, median / minutes, max(peaks), None)
+def _measure(call: Callable[[], object], runs: int, device: str | torch.device) -> tuple[float, float]:
+    """Seconds (median) and MiB, of the same runs: an hour is not read twice to be measured once."""
+    seconds: list[float] = []
+    mib = max([peak_memory_mib(lambda: seconds.append(timed(call, device))) for _ in range(runs)])
+    return statistics.median(seconds), mib
 
 
-def _too_much(
-    form: str, frames: int, seconds: float, most_seconds: float, before: list[Length], device: Any
-) -> str | None:
-    if seconds > most_seconds:
-        return f"about {seconds:.0f} s or more"
-    if before and before[-1].peak_mib is not None and form.startswith("whole"):
-        needed = before[-1].peak_mib * frames / before[-1].frames
-        if needed > available_mib(device):
-            return f"about {needed / 1024:.1f} GiB would be needed"
-    return None
-
-
-def _gflops(config: PerceiverVLConfig, form: str, frames: int, budget: ComputeBudget) -> float:
+def _gflops(config: PerceiverVLConfig, frames: int, in_chunks: bool, budget: ComputeBudget) -> float:
     """In chunks the frames are embedded again for every cross-attention."""
     cross_attentions = budget.cross_attentions or config.num_blocks
-    again = (cross_attentions - 1) * embedding_flops(config, frames) if form.startswith("chunks") else 0
+    again = (cross_attentions - 1) * embedding_flops(config, frames) if in_chunks else 0
     return (encoder_flops(config, frames, 0, budget) + again) / 1e9
 
 
-def _call(
-    model: PerceiverVLModel, frame: Tensor, form: str, frames: int, chunk_frames: int, budget: ComputeBudget
-) -> Callable[[], object]:
-    return lambda: _encode(model, frame, form, frames, chunk_frames, budget)
-
-
 def _encode(
-    model: PerceiverVLModel, frame: Tensor, form: str, frames: int, chunk_frames: int, budget: ComputeBudget
+    model: PerceiverVLModel, frame: Tensor, chunk_frames: int, frames: int, in_chunks: bool, budget: ComputeBudget
 ) -> Tensor:
     """A video of the same frame again and again: its pixels do not change what it costs."""
-    if form.startswith("whole"):
-        pixels = frame.repeat(1, frames, 1, 1, 1)
-        return model(pixel_values=pixels, budget=budget).last_hidden_state
+    if not in_chunks:
+        return model(pixel_values=frame.repeat(1, frames, 1, 1, 1), budget=budget).last_hidden_state
     chunk = frame.repeat(1, min(chunk_frames, frames), 1, 1, 1)
 
     def chunks() -> Iterable[Tensor]:

@@ -9,19 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perceiver_vl.bench.measuring import MatrixProduct, take_turns
+from perceiver_vl.bench.profiling import time_interleaved
+from perceiver_vl.bench.tables import BenchReport, Section
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.timing import MatrixProduct
 
 CANDIDATES = 1000
-BATCH = 64  # clips whose latents the decoder reads at once
+BATCH = 64  # clips whose latents go through the decoder at once
 
 
 @dataclass(frozen=True)
-class RerankingReport(RunInfo):
+class RerankingReport(BenchReport):
     """Milliseconds (median) of one query in three ways: `projected_ms` by the decoder over latents as the paper writes
     it, keys and values of each latent projected; `decoder_ms` by the same decoder as it runs here, which meets the
     latents in their own space; `partial_attention_ms` from stored partial attentions. `speedup`: the first over the
@@ -42,8 +43,20 @@ class RerankingReport(RunInfo):
     decoder_bytes: int
     partial_attention_bytes: int
     bytes_ratio: float
-    runs: int
-    seed: int
+
+    def sections(self) -> list[Section]:
+        """A row a way."""
+        rows = [
+            (name, f"{ms:.0f}", f"{self.projected_ms / ms:.1f}", str(size), f"{self.decoder_bytes / size:.0f}")
+            for name, ms, size in (
+                (f"{self.latents} latents, keys and values projected", self.projected_ms, self.decoder_bytes),
+                (f"{self.latents} latents, in their own space", self.decoder_ms, self.decoder_bytes),
+                ("stored partial attentions", self.partial_attention_ms, self.partial_attention_bytes),
+            )
+        ]
+        note = f"Largest difference of the logits {self.max_difference:.1e}, their spread {self.logits_std:.2f}."
+        columns = ("from", "ms", "speedup", "bytes a clip", "ratio")
+        return [Section(f"re-ranking {self.candidates} clips for one query", columns, rows, (note,))]
 
 
 @torch.inference_mode()
@@ -73,23 +86,21 @@ def measure_reranking(
     text = torch.randn(1, config.text_latents_of(config.num_latents), config.hidden_size).to(device)
     stored = torch.cat([model.partial_match(part) for part in vision.split(BATCH)])
 
-    def decode(projected: bool) -> Tensor:
-        model.decoder.train(projected)  # it has nothing random, and in training projects keys and values
-        found = torch.cat([model.match(part, text.expand(len(part), -1, -1)) for part in vision.split(BATCH)])
-        model.decoder.eval()
-        return found
+    def match(part: Tensor, absorb: bool) -> Tensor:
+        latents = torch.cat([part, text.expand(len(part), -1, -1)], dim=1)
+        return model.vtm_head(model.decoder(latents, model.vtm_query(len(part)), absorb=absorb)[:, 0])
 
     ways: list[Callable[[], Tensor]] = [
-        lambda: decode(projected=True),
-        lambda: decode(projected=False),
+        lambda: torch.cat([match(part, absorb=False) for part in vision.split(BATCH)]),
+        lambda: torch.cat([match(part, absorb=True) for part in vision.split(BATCH)]),
         lambda: model.merge_matches(stored, model.partial_match(text)),
     ]
     with ProgressBars(progress) as stages:
         advance = stages.stage("Re-ranking", len(ways) * (runs + 1))
         logits = [way() for way in ways]
         advance(len(ways))
-        turns = take_turns(ways, runs, MatrixProduct(2 * config.hidden_size, device), advance)
-    projected, decoder, partial_attention = (timing.milliseconds for timing in turns.timings)
+        timings = time_interleaved(ways, runs, MatrixProduct(2 * config.hidden_size, device), advance).timings
+    projected, decoder, partial_attention = (timing.milliseconds for timing in timings)
     decoder_bytes, partial_attention_bytes = vision[0].nbytes, stored[0].nbytes
     return RerankingReport(
         candidates=candidates,

@@ -1,7 +1,8 @@
 """Figure 6's cost: scoring n texts against n clips in each stream, from what each step was measured to take.
 
-single encodes every pair. mixed and multi encode each side once; then a pair takes a read by the decoder (the paper's
-mixed stream), a merge of two stored partial attentions (the same scores from D + H numbers a side), or a dot product.
+single encodes every pair. mixed and multi encode each side once; then a pair takes a cross-attention of the decoder
+(the paper's mixed stream), a merge of two stored partial attentions (the same scores from D + H numbers a side), or a
+dot product.
 """
 
 from collections.abc import Callable
@@ -10,11 +11,12 @@ from functools import partial
 
 import torch
 
-from perceiver_vl.bench.measuring import MatrixProduct, count, take_turns
-from perceiver_vl.bench.settings import FEW_FRAMES, WORDS, full_budget
+from perceiver_vl.bench.cost_settings import FEW_FRAMES, TEXT_TOKENS, full_budget
+from perceiver_vl.bench.profiling import count_flops, time_interleaved
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.utils.console import ProgressBars
+from perceiver_vl.utils.timing import MatrixProduct
 
 ITEMS = (10, 30, 100, 300, 1000)
 STREAMS = ("single", "mixed", "mixed_from_partial_attention", "multi")
@@ -51,14 +53,14 @@ def measure_streams(
     seed: int,
     stages: ProgressBars,
 ) -> StreamCosts:
-    """Time the steps in turns, and add them up for every number of items."""
+    """Time the steps interleaved, and add them up for every number of items."""
     calls = _steps(model, config, seed)
-    counted = {name: count(call) / many / 1e9 for name, (call, many) in calls.items()}
+    counted = {name: count_flops(call) / many / 1e9 for name, (call, many) in calls.items()}
     advance = stages.stage("Measuring the streams", runs * len(calls))
-    turns = take_turns([call for call, _ in calls.values()], runs, product, advance)
+    timings = time_interleaved([call for call, _ in calls.values()], runs, product, advance).timings
     steps = {
         name: Step(counted[name], timing.milliseconds / 1e3 / many)
-        for (name, (_, many)), timing in zip(calls.items(), turns.timings, strict=True)
+        for (name, (_, many)), timing in zip(calls.items(), timings, strict=True)
     }
     seconds = {name: step.seconds for name, step in steps.items()}
     return StreamCosts(FEW_FRAMES, steps, _totals(seconds), _totals(counted))
@@ -71,7 +73,7 @@ def _steps(
     draw = torch.Generator().manual_seed(seed)
     size, budget = config.image_size, full_budget(config)
     pixels = torch.randn(1, FEW_FRAMES, config.num_channels, size, size, generator=draw).to(model.device)
-    words = torch.randint(config.vocab_size, (1, WORDS), generator=draw).to(model.device)
+    words = torch.randint(config.vocab_size, (1, TEXT_TOKENS), generator=draw).to(model.device)
     vision = model.encode_vision(pixels, budget=budget).expand(PAIRS, -1, -1).contiguous()
     text = model.encode_text(words, budget=budget).expand(PAIRS, -1, -1).contiguous()
     stored = model.partial_match(vision), model.partial_match(text)

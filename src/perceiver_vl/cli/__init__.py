@@ -9,7 +9,7 @@ import typer
 
 from perceiver_vl.cli import data as data_commands
 from perceiver_vl.cli.ask import ask
-from perceiver_vl.cli.bench_trained import bench_app
+from perceiver_vl.cli.bench import bench_app
 from perceiver_vl.cli.convert import convert, export
 from perceiver_vl.cli.demo import demo
 from perceiver_vl.cli.evaluate import evaluate

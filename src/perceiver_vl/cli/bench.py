@@ -1,38 +1,46 @@
 """`perceiver-vl bench …`: cost and accuracy, measured."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
-from perceiver_vl.cli.options import JsonOption, require_extra
-from perceiver_vl.cli.show import print_json, print_provenance
+from perceiver_vl.cli.options import (
+    BudgetOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    SplitOption,
+    ThreadsOption,
+    read_budget,
+    read_numbers,
+    require_extra,
+)
+from perceiver_vl.cli.show import print_bench, print_json, print_section
 from perceiver_vl.utils.console import out
 from perceiver_vl.utils.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from perceiver_vl.bench.tables import Section
-    from perceiver_vl.tasks.provenance import RunInfo
+from perceiver_vl.utils.threads import use_threads
 
 QuickOption = Annotated[bool, typer.Option("--quick", help="Once, and only what takes seconds.")]
+RunsOption = Annotated[int, typer.Option(min=1, help="Measured runs of each setting.")]
 SeedOption = Annotated[int, typer.Option(help="Of weights and inputs.")]
 BenchDeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, …")]
+FrameCountsOption = Annotated[str, typer.Option("--num-frames", help="Frames of a clip, one number or more.")]
+DataOption = Annotated[
+    str, typer.Option(help="Folder of media, folder or URL of shards, or `world`: the generated world's test split.")
+]
+ClipsOption = Annotated[int | None, typer.Option(min=1, help="Use the first so many clips (default: all; world: 256).")]
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure cost and accuracy.")
 
 
 @bench_app.command()
 def cost(
-    frames: Annotated[
-        str, typer.Option("--num-frames", help="Frames of a clip, one number or more.")
-    ] = "1,8,16,32,64,128",
+    frames: FrameCountsOption = "1,8,16,32,64,128",
     sizes: Annotated[str, typer.Option(help="Pixels a side of 8 frames, multiples of 32.")] = "320,384,448,512,576",
     batch_size: Annotated[int, typer.Option(min=1, help="Clips at once, each with 40 words.")] = 1,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each setting.")] = 3,
+    runs: RunsOption = 3,
     most_seconds: Annotated[
         float, typer.Option(min=0.0, help="Count a setting that would take longer a run, without running it.")
     ] = 5.0,
@@ -43,29 +51,26 @@ def cost(
 ) -> None:
     """A clip and 40 words, ours beside ViLT, TimeSformer, CLIP and Perceiver IO: operations, seconds, memory."""
     numbers, pixels = read_numbers("num_frames", frames), read_numbers("sizes", sizes)
-    if quick:
-        runs, most_seconds = 1, min(most_seconds, 2.0)
     from perceiver_vl.bench.cost import measure_cost
-    from perceiver_vl.bench.tables import cost_sections
 
     report = measure_cost(
         frames=numbers,
         sizes=pixels,
         batch_size=batch_size,
-        runs=runs,
-        most_seconds=most_seconds,
+        runs=1 if quick else runs,
+        most_seconds=min(most_seconds, 2.0) if quick else most_seconds,
         seed=seed,
         device=device,
         progress=True,
     )
-    show(report, cost_sections(report), as_json, report.crossovers)
+    print_bench(report, as_json, report.crossovers)
 
 
 @bench_app.command()
 def length(
     minutes: Annotated[str, typer.Option(help="Minutes of video, a frame a second.")] = "1,5,20,60",
-    chunk_frames: Annotated[int, typer.Option(min=1, help="Frames read at a time.")] = 32,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each video.")] = 1,
+    chunk_frames: Annotated[int, typer.Option(min=1, help="Frames of a chunk.")] = 32,
+    runs: RunsOption = 1,
     most_seconds: Annotated[
         float, typer.Option(min=0.0, help="Leave out a video that would take longer a run.")
     ] = 180.0,
@@ -77,7 +82,6 @@ def length(
     """Seconds and memory of minutes of video: chunk by chunk, and all frames at once where they fit."""
     numbers = read_numbers("minutes", minutes)
     from perceiver_vl.bench.length import measure_length
-    from perceiver_vl.bench.tables import length_section
 
     report = measure_length(
         minutes=numbers,
@@ -88,40 +92,38 @@ def length(
         device=device,
         progress=True,
     )
-    show(report, [length_section(report)], as_json)
+    print_bench(report, as_json)
 
 
 @bench_app.command()
 def ask(
-    frames: Annotated[str, typer.Option("--num-frames", help="Frames of a clip, one number or more.")] = "8,32,64,256",
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each question.")] = 3,
+    frames: FrameCountsOption = "8,32,64,256",
+    runs: RunsOption = 3,
     seed: SeedOption = 0,
     device: BenchDeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """The second question about a clip over the first: what a cached clip saves."""
     numbers = read_numbers("num_frames", frames)
-    from perceiver_vl.bench.questions import measure_questions
-    from perceiver_vl.bench.tables import questions_section
+    from perceiver_vl.bench.vision_cache import measure_vision_cache
 
-    report = measure_questions(frames=numbers, runs=runs, seed=seed, device=device, progress=True)
-    show(report, [questions_section(report)], as_json)
+    report = measure_vision_cache(frames=numbers, runs=runs, seed=seed, device=device, progress=True)
+    print_bench(report, as_json)
 
 
 @bench_app.command()
 def rerank(
     candidates: Annotated[int, typer.Option(min=1, help="Clips of the shortlist.")] = 1000,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each way.")] = 5,
+    runs: RunsOption = 5,
     seed: SeedOption = 0,
     device: BenchDeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Re-rank a shortlist for a query: from stored partial attentions, beside the decoder over the clips' latents."""
     from perceiver_vl.bench.reranking import measure_reranking
-    from perceiver_vl.bench.tables import reranking_section
 
     report = measure_reranking(candidates=candidates, runs=runs, seed=seed, device=device, progress=True)
-    show(report, [reranking_section(report)], as_json)
+    print_bench(report, as_json)
 
 
 @bench_app.command()
@@ -142,11 +144,11 @@ def elastic(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train one elastic model, and one for each budget alone; the recall of both at every budget."""
+    """Train one elastic model, and an individual one for each budget; the recall of both at every budget."""
     for module in ("accelerate", "jsonargparse"):
         require_extra(module, "train")
     numbers = read_numbers("seeds", seeds)
-    from perceiver_vl.bench.elastic import BUDGETS, RECIPE, elastic_section, measure_elastic
+    from perceiver_vl.bench.elastic import BUDGETS, RECIPE, measure_elastic
 
     report = measure_elastic(
         output,
@@ -159,7 +161,7 @@ def elastic(
         elastic_steps=elastic_steps,
         progress=True,
     )
-    show(report, [elastic_section(report)], as_json, repeats=f"seeds {seeds}")
+    print_bench(report, as_json, repeats=f"seeds {seeds}")
 
 
 @bench_app.command(name="all")
@@ -167,7 +169,7 @@ def all_benches(
     output: Annotated[Path, typer.Option("--out", help="Folder for bench.html and bench.json.")],
     model: Annotated[Path | None, typer.Option(help="A trained model of retrieval: frontier and cascade too.")] = None,
     data: Annotated[str | None, typer.Option(help="Its clips, as for bench frontier; `world` for made ones.")] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each setting.")] = 3,
+    runs: RunsOption = 3,
     quick: QuickOption = False,
     seed: SeedOption = 0,
     device: BenchDeviceOption = "cpu",
@@ -179,7 +181,7 @@ def all_benches(
     require_extra("matplotlib", "report")
     if (model is None) != (data is None):
         raise UsageError("model and data: go together, the frontier is of a trained model on some data")
-    from perceiver_vl.bench.page import run_benches
+    from perceiver_vl.bench.run_all import run_benches
 
     report = run_benches(
         output, quick=quick, runs=runs, trained=model, data=data or "", seed=seed, device=device, progress=True
@@ -207,31 +209,31 @@ def learning(
 ) -> None:
     """Train small models, ours beside a joint transformer, and test what they learned; goes on where it was stopped."""
     require_extra("matplotlib", "report")
-    from perceiver_vl.bench.learning.real import guessers_section, real_parts
-    from perceiver_vl.bench.learning.report import measure_learning, shown
-    from perceiver_vl.bench.learning.world import FULL, QUICK, compared, world_parts
+    from perceiver_vl.bench.learning.real import blind_baselines_section, real_parts
+    from perceiver_vl.bench.learning.recipes import FULL, QUICK
+    from perceiver_vl.bench.learning.report import measure_learning
+    from perceiver_vl.bench.learning.world import cost_runs, world_parts
 
     scale = QUICK if quick else FULL
-    found = world_parts(scale) if data is None else real_parts(data, scale)
-    named = [name.strip() for name in parts.split(",") if name.strip()]
-    known = [part.name for part in found]
-    for name in named:
+    all_parts = world_parts(scale) if data is None else real_parts(data, scale)
+    known = [part.name for part in all_parts]
+    chosen = [name.strip() for name in parts.split(",") if name.strip()] or known
+    for name in chosen:
         if name not in known:
             raise UsageError(f"parts={name}: unknown, choose from {', '.join(known)}")
-    chosen = [part for part in found if not named or part.name in named]
-    names = [part.name for part in chosen]
+    baselines = {"real-questions": [blind_baselines_section(data)]} if data and "real-questions" in chosen else None
     report = measure_learning(
-        chosen,
+        [part for part in all_parts if part.name in chosen],
         output,
-        compared=compared(scale) if "comparison" in names else (),
-        beside={"real-questions": [guessers_section(data)]} if data and "real-questions" in names else None,
+        cost_runs=cost_runs(scale) if "comparison" in chosen else (),
+        baselines=baselines,
         workers=workers,
         progress=True,
     )
     if as_json:
         print_json(report.to_dict())
         return
-    for section in shown(report):
+    for section in report.sections():
         print_section(section)
     for name, reason in report.failed.items():
         out.print(f"not measured: {name} ({reason})", markup=False)
@@ -242,69 +244,126 @@ def learning(
 def kernels(
     frames: Annotated[int, typer.Option("--num-frames", min=1, help="Frames of a clip.")] = 8,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips, each with 40 words.")] = 1,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each form.")] = 5,
-    seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    runs: RunsOption = 5,
+    seed: SeedOption = 0,
+    device: BenchDeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Seconds and memory of a forward: eager, sdpa, compiled; float32, bfloat16, int8; at base size, random weights."""
-    from perceiver_vl.bench.kernels import kernels_section, measure_kernels
+    from perceiver_vl.bench.kernels import measure_kernels
 
     report = measure_kernels(frames=frames, batch_size=batch_size, runs=runs, seed=seed, device=device, progress=True)
-    show(report, [kernels_section(report)], as_json)
+    print_bench(report, as_json)
 
 
 @bench_app.command()
 def decoding(
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs of each decoder.")] = 3,
-    seed: Annotated[int, typer.Option()] = 0,
+    runs: RunsOption = 3,
+    seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Clips a second a core, sampled and resized: ours, PyAV, and OpenCV, decord and torchcodec where installed."""
-    from perceiver_vl.bench.decoding import decoding_section, measure_decoding
+    from perceiver_vl.bench.decoding import measure_decoding
 
     report = measure_decoding(runs=runs, seed=seed, progress=True)
-    show(report, [decoding_section(report)], as_json)
+    print_bench(report, as_json)
 
 
-def read_numbers(name: str, text: str) -> list[int]:
-    """`8,16,32` → the numbers."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise UsageError(f"{name}={text}: need whole numbers, as in 8,16,32")
-    return [int(part) for part in parts]
-
-
-def print_section(section: "Section") -> None:
-    """A table of a bench, at most 80 columns wide, and its notes."""
-    table = Table(
-        title=section.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False
-    )
-    for number, column in enumerate(section.columns):
-        table.add_column(column, justify="right" if number else "left")
-    for row in section.rows:
-        table.add_row(*row)
-    out.print(table, soft_wrap=False)
-    for note in section.notes:
-        out.print(note, style="dim", markup=False, soft_wrap=False)
-    out.print()
-
-
-def show(
-    report: "RunInfo",
-    sections: "Iterable[Section]",
-    as_json: bool,
-    sentences: "Iterable[str]" = (),
-    repeats: str = "",
+@bench_app.command()
+def frontier(
+    model: ModelOption,
+    data: DataOption,
+    task: Annotated[str, typer.Option(help="As for evaluate: retrieval, question-answering, …")] = "retrieval",
+    stream: Annotated[str, typer.Option(help="Retrieval, whose R@1 is the score: multi, mixed or cascade.")] = "mixed",
+    split: SplitOption = None,
+    clips: ClipsOption = None,
+    frames: Annotated[
+        str, typer.Option("--num-frames", help="Of the grid (default: the processor's, a half, a quarter).")
+    ] = "",
+    latents: Annotated[str, typer.Option(help="Of the grid (default: all, a half, a quarter).")] = "",
+    text_latents: Annotated[str, typer.Option(help="Of the grid, retrieval (default: all, a half).")] = "",
+    cross_attentions: Annotated[str, typer.Option(help="Of the grid (default: every number).")] = "",
+    blocks: Annotated[str, typer.Option(help="Of the grid (default: all; fewer are early exits).")] = "",
+    runs: RunsOption = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips scored at once; times are of one at a time.")] = 32,
+    svg: Annotated[Path | None, typer.Option(help="Also draw score against time here.")] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "float32",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """A report as JSON, or its tables, what they come to in words, and what it takes to get them again (`repeats` as of
-    `print_provenance`).
-    """
-    if as_json:
-        print_json(report.to_dict())
-        return
-    for section in sections:
-        print_section(section)
-    for sentence in sentences:
-        out.print(sentence, markup=False, soft_wrap=False)
-    print_provenance(report, repeats)
+    """Accuracy against operations and time over a grid of budgets; the best go with the model, for --budget 50ms."""
+    typed = {
+        "frames": frames,
+        "latents": latents,
+        "text_latents": text_latents,
+        "cross_attentions": cross_attentions,
+        "blocks": blocks,
+    }
+    grid = {name: read_numbers(name, text) for name, text in typed.items() if text}
+    if svg is not None:
+        require_extra("matplotlib", "report")
+    use_threads(threads)
+    from perceiver_vl.bench.frontier import measure_frontier
+
+    report = measure_frontier(
+        model,
+        data,
+        task=task,
+        stream=stream,
+        split=split,
+        clips=clips,
+        grid=grid,
+        runs=runs,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype or "float32",
+        progress=True,
+    )
+    if svg is not None:
+        from perceiver_vl.bench.figures import frontier_figures
+        from perceiver_vl.utils.files import write_text
+
+        write_text(svg, frontier_figures(report)[0])
+    print_bench(report, as_json, [f"the front: {report.frontier_file}"])
+
+
+@bench_app.command()
+def cascade(
+    model: ModelOption,
+    data: DataOption,
+    split: SplitOption = None,
+    items: Annotated[str, typer.Option(help="n, of n texts against n clips, one number or more.")] = "10,30,100,300",
+    shortlist: Annotated[int, typer.Option(min=1, help="Candidates that the cascade re-ranks.")] = 20,
+    runs: RunsOption = 3,
+    most_seconds: Annotated[
+        float, typer.Option(min=0.0, help="Extrapolate the single stream where it would take longer a run.")
+    ] = 120.0,
+    budget: BudgetOption = "",
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """n texts against n clips in every stream: what the cascade saves of the single stream's time, and its recall."""
+    numbers = read_numbers("items", items)
+    chosen = read_budget(budget, model, device, dtype)
+    use_threads(threads)
+    from perceiver_vl.bench.cascade import measure_cascade
+    from perceiver_vl.bench.videos import open_videos
+    from perceiver_vl.models.loading import load_retriever
+
+    retriever, processor = load_retriever(model, device, dtype)
+    report = measure_cascade(
+        retriever,
+        processor,
+        open_videos(data, processor, split=split, default_clips=max(numbers)),
+        items=numbers,
+        shortlist=shortlist,
+        runs=runs,
+        most_seconds=most_seconds,
+        budget=chosen,
+        data=data,
+        progress=True,
+    )
+    print_bench(report, as_json)

@@ -46,6 +46,14 @@ ThreadsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+def read_numbers(name: str, text: str) -> list[int]:
+    """`8,16,32` → the numbers."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"{name}={text}: need whole numbers, as in 8,16,32")
+    return [int(part) for part in parts]
+
+
 def require_extra(module: str, extra: str) -> None:
     if find_spec(module) is None:
         raise UsageError(f"{module} is not installed: pip install 'perceiver-vl[{extra}]'")

@@ -5,11 +5,15 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich import box
 from rich.table import Table
 
 from perceiver_vl.utils.console import err, out
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from perceiver_vl.bench.tables import Section
     from perceiver_vl.data.records import SkippedSample
     from perceiver_vl.models.perceiver_vl.original_checkpoint import Conversion
     from perceiver_vl.search import SearchResult
@@ -105,10 +109,32 @@ def print_damaged(names: list[str]) -> None:
         err.print(f"damaged, used as far as they go: {', '.join(names[:3])}{more}", markup=False)
 
 
-def print_provenance(report: Any, repeats: str = "") -> None:
-    """What it takes to get the figures of a bench again. repeats: how often it was measured, in words, where that is
-    not in interleaved runs from one seed.
+def print_bench(report: Any, as_json: bool, sentences: "Iterable[str]" = (), repeats: str = "") -> None:
+    """A report of a bench as JSON, or its tables, what they come to in words, and what it takes to get them again.
+    repeats: how often it was measured, in words, where that is not in interleaved runs from one seed.
     """
+    if as_json:
+        print_json(report.to_dict())
+        return
+    for section in report.sections():
+        print_section(section)
+    for sentence in sentences:
+        out.print(sentence, markup=False, soft_wrap=False)
     repeats = repeats or f"{report.runs} interleaved runs, seed {report.seed}"
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     out.print(f"{report.command}; {repeats}; {report.machine}; {versions}")
+
+
+def print_section(section: "Section") -> None:
+    """A table of a bench, at most 80 columns wide, and its notes."""
+    table = Table(
+        title=section.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False
+    )
+    for number, column in enumerate(section.columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in section.rows:
+        table.add_row(*row)
+    out.print(table, soft_wrap=False)
+    for note in section.notes:
+        out.print(note, style="dim", markup=False, soft_wrap=False)
+    out.print()

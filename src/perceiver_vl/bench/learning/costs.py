@@ -1,4 +1,4 @@
-"""What a run costs beside another: operations of an example, a step of training and an answer, timed in turns."""
+"""What a run costs beside another: operations of an example, a step of training and an answer, timed interleaved."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceiver_vl.bench.learning.joint_transformer import as_joint_transformer
+from perceiver_vl.bench.joint_transformer import replace_encoder
 from perceiver_vl.bench.learning.runs import JOINT, Run, digest
-from perceiver_vl.bench.measuring import MatrixProduct, count, take_turns
+from perceiver_vl.bench.profiling import count_flops, time_interleaved
 from perceiver_vl.bench.tables import Section
 from perceiver_vl.models.budget import FULL_BUDGET
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
@@ -21,8 +21,9 @@ from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.run import examples_of
 from perceiver_vl.training.setup import prepare_start
 from perceiver_vl.utils.files import write_json
+from perceiver_vl.utils.timing import MatrixProduct
 
-_CLIPS = 256  # enough for a batch: costs do not depend on what is seen
+_CLIPS = 256  # enough for a batch: costs do not depend on what the clips show
 _PRODUCT = 512
 
 
@@ -40,7 +41,7 @@ class RunCost:
 
 
 def measure_costs(runs: Sequence[tuple[str, Run]], output: Path, repeats: int = 5) -> list[RunCost]:
-    """The costs of runs, by what they are called, on random weights, in turns; kept in `output`."""
+    """The costs of runs, by what they are called, on random weights, interleaved; kept in `output`."""
     path = output / "costs" / f"{digest([[label, run.key] for label, run in runs] + [repeats])}.json"
     if path.is_file():
         return [RunCost(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
@@ -49,11 +50,11 @@ def measure_costs(runs: Sequence[tuple[str, Run]], output: Path, repeats: int = 
     for _, run in runs:
         step, answer = _calls(run)
         calls += [step, answer]
-        counts.append(count(answer))
-    turns = take_turns(calls, repeats, MatrixProduct(_PRODUCT, "cpu"), lambda: None).timings
+        counts.append(count_flops(answer))
+    timings = time_interleaved(calls, repeats, MatrixProduct(_PRODUCT, "cpu"), lambda: None).timings
     found = [
         RunCost(label, run.architecture, flops / 1e9, step.milliseconds, answer.milliseconds)
-        for (label, run), flops, step, answer in zip(runs, counts, turns[::2], turns[1::2], strict=True)
+        for (label, run), flops, step, answer in zip(runs, counts, timings[::2], timings[1::2], strict=True)
     ]
     write_json(path, [asdict(one) for one in found])
     return found
@@ -77,7 +78,7 @@ def costs_section(costs: Sequence[RunCost]) -> Section:
         "what they cost",
         ("trained on, model", "MFLOPs an example", "ms an example", "ms a step", "step, joint / ours"),
         rows,
-        ("Random weights, in turns in one run: the ratios are what to trust.",),
+        ("Random weights, interleaved in one run: the ratios are what to trust.",),
     )
 
 
@@ -90,7 +91,7 @@ def _calls(run: Run) -> tuple[Callable[[], object], Callable[[], object]]:
     start = prepare_start(recipe, None, size, 0)
     model = start.model.train()
     if run.architecture == JOINT:
-        as_joint_transformer(model)
+        replace_encoder(model)
     examples, collate = examples_of(recipe, start, 0)
     batch, one = (
         {k: v for k, v in collate([examples[i] for i in range(n)]).items() if isinstance(v, Tensor)} for n in (size, 2)

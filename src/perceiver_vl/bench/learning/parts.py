@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from perceiver_vl.bench.learning.runs import Learned, Run, Test
+from perceiver_vl.bench.learning.runs import Run, RunResult, Test
 from perceiver_vl.bench.tables import Section
 
-Results = Mapping[str, Learned]
+Results = Mapping[str, RunResult]
 """Figures by the runs' keys."""
 
 
@@ -23,16 +23,16 @@ class Row:
         """What was measured, a number a run."""
         found = [results[run.key] for run in self.runs if run.key in results]
         if column.of_run:
-            return [getattr(learned, column.of_run) / column.unit for learned in found]
+            return [getattr(result, column.of_run) / column.unit for result in found]
         tests = [test for test in self.tests if column.test in ("", test.name)][:1]
-        measured = [learned.figure(test, *column.path) for learned in found for test in tests]
+        measured = [result.figure(test, *column.path) for result in found for test in tests]
         return [value / column.unit for value in measured if value is not None]
 
 
 @dataclass(frozen=True)
 class Column:
     """A figure: of the row's `test` of this name (empty: its first) by its `path`, or `of_run` an attribute of
-    `Learned`; in units of `unit`.
+    `RunResult`; in units of `unit`.
     """
 
     title: str

@@ -6,11 +6,11 @@ validation splits, and tested once on their test splits. Retrieval learns from c
 answers questions starts from the model that retrieves.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perceiver_vl.bench.learning.baselines import (
+from perceiver_vl.bench.learning.blind_baselines import (
     Answerer,
     accuracy,
     bag_of_words,
@@ -20,11 +20,11 @@ from perceiver_vl.bench.learning.baselines import (
     majority_by_kind,
 )
 from perceiver_vl.bench.learning.parts import Column, Part, Row, Table
-from perceiver_vl.bench.learning.runs import JOINT, OURS, Architecture, Run, Test
-from perceiver_vl.bench.learning.world import FULL, Scale
+from perceiver_vl.bench.learning.recipes import FULL, MODEL, TRAINING, Scale
+from perceiver_vl.bench.learning.runs import ARCHITECTURES, OURS, Architecture, Run, Test
 from perceiver_vl.bench.tables import Section
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.records import Record
+from perceiver_vl.data.records import Need, Record
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.training.losses import Objectives
 from perceiver_vl.training.recipe import Data, DataSource, Evaluation, Recipe, TokenizerConfig
@@ -32,39 +32,15 @@ from perceiver_vl.utils.errors import UsageError
 
 CLIPS, PHOTOGRAPHS, DESCRIBED = "msrvtt_keyframes", "flickr8k", "autoeval_video"
 ROOMS, DRAWINGS = "daquar", "nlvr"
-BOTH: tuple[Architecture, ...] = (OURS, JOINT)
-FRAMES = 4
+FRAMES, QUESTION_FRAMES = 4, 1
 EVALUATIONS = 5
 """How often a run is validated; the best of these is kept."""
-MODEL: dict[str, Any] = {
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_blocks": 3,
-    "self_attentions_per_block": 1,
-    "num_latents": 16,
-    "num_text_latents": 8,
-    "image_size": 64,
-    "patch_size": 16,
-    "max_frames": 8,
-    "max_text_length": 32,
-    "layer_drop": 0.0,  # with so few steps it costs more than it saves, and dropout too
-    # As in recipes/world.yaml: the published sizes suit width 768
-    "initializer_range": 0.17,
-    "latent_initializer_range": 0.1,
-}
-TRAINING: dict[str, Any] = {
-    "per_device_train_batch_size": 64,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 50,
+_MODEL = MODEL | {"max_text_length": 32, "layer_drop": 0.0}  # with so few steps it costs more than it saves
+_TRAINING = TRAINING | {
     "weight_decay": 1.0,  # far more than is usual: the sets are small
-    "adam_beta2": 0.98,
-    "max_grad_norm": 1.0,
     "eval_strategy": "steps",
-    "save_strategy": "steps",
     "save_total_limit": 1,
     "load_best_model_at_end": True,
-    "logging_steps": 50,
-    "report_to": "none",
     "seed": 0,
 }
 OBJECTIVES = Objectives(vtm=0, mlm=0, vtc=1, ttc=0.3, mixed_vtc=0.7)
@@ -73,23 +49,20 @@ AUGMENTATION = Augmentation(crop=0.7, flip=True)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How a set of questions is learned. start: the set whose retrieval model it starts from; None: from nothing."""
+class QuestionSet:
+    """How a set of questions is learned. start: the set whose retrieval model it starts from."""
 
     title: str
+    start: str
     steps: int
-    frames: int = 1
-    start: str | None = None
     learning_rate: float = 2e-3
-    augmentation: Augmentation = AUGMENTATION
-    model: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 64
 
 
 QUESTIONS = {
-    CLIPS: Asked("MSRVTT-QA", 600, start=CLIPS),
-    ROOMS: Asked("DAQUAR", 500, start=PHOTOGRAPHS),
-    DRAWINGS: Asked("NLVR", 200, start=PHOTOGRAPHS, learning_rate=1e-3, training={"per_device_train_batch_size": 32}),
+    CLIPS: QuestionSet("MSRVTT-QA", CLIPS, 600),
+    ROOMS: QuestionSet("DAQUAR", PHOTOGRAPHS, 500),
+    DRAWINGS: QuestionSet("NLVR", PHOTOGRAPHS, 200, learning_rate=1e-3, batch_size=32),
 }
 """What is asked of each set."""
 
@@ -107,53 +80,38 @@ def questions_of(data: Path, name: str, split: str) -> DataSource:
     return DataSource(data / name, split, data / name / "qa.jsonl", {"file_name": "file"})
 
 
-def retrieval_run(data: Path, name: str, kind: Architecture = OURS, scale: Scale = FULL) -> Run:
+def retrieval_run(data: Path, name: str, architecture: Architecture = OURS, scale: Scale = FULL) -> Run:
     """Clips and photographs together, chosen on the validation split of `name`."""
-    recipe = Recipe(
-        output=Path(),
-        data=Data(
-            train=tuple(captions_of(data, one, "train", weight=1.0) for one in (CLIPS, PHOTOGRAPHS)),
-            validation=captions_of(data, name, "val"),
-            num_frames=FRAMES,
-            sampling="uniform",
-            augmentation=AUGMENTATION,
-            cache=True,
-        ),
-        model=MODEL,
+    recipe = _recipe(
+        tuple(captions_of(data, one, "train", weight=1.0) for one in (CLIPS, PHOTOGRAPHS)),
+        captions_of(data, name, "val"),
+        FRAMES,
+        _training(scale, 900, learning_rate=2e-3, metric_for_best_model="multi_r10"),
         objectives=OBJECTIVES,
-        tokenizer=TokenizerConfig(vocab_size=4000),
         evaluation=Evaluation(STREAMS, batch_size=50),
-        training=_training(scale, 900, learning_rate=2e-3, metric_for_best_model="multi_r10"),
         ema=0.98,
     )
-    return Run(f"retrieval, {name}, {kind}", recipe, kind)
+    return Run(f"retrieval, {name}, {architecture}", recipe, architecture)
 
 
-def question_run(data: Path, name: str, kind: Architecture = OURS, scale: Scale = FULL) -> Run:
+def question_run(data: Path, name: str, architecture: Architecture = OURS, scale: Scale = FULL) -> Run:
     """The questions of one set, as `QUESTIONS` says."""
-    how = QUESTIONS[name]
-    recipe = Recipe(
-        output=Path(),
-        data=Data(
-            train=(questions_of(data, name, "train"),),
-            validation=questions_of(data, name, "val"),
-            num_frames=how.frames,
-            sampling="uniform",
-            augmentation=how.augmentation,
-            cache=True,
-        ),
-        model=MODEL | how.model,
-        tokenizer=TokenizerConfig(vocab_size=4000),
+    one = QUESTIONS[name]
+    batch = {"per_device_train_batch_size": one.batch_size}
+    recipe = _recipe(
+        (questions_of(data, name, "train"),),
+        questions_of(data, name, "val"),
+        QUESTION_FRAMES,
+        _training(scale, one.steps, learning_rate=one.learning_rate, **batch),
         evaluation=Evaluation(batch_size=50),
-        training=_training(scale, how.steps, learning_rate=how.learning_rate, **how.training),
         task="question-answering",
     )
-    start = None if how.start is None else retrieval_run(data, how.start, kind, scale)
-    return Run(f"questions, {name}, {kind}", recipe, kind, start)
+    start = retrieval_run(data, one.start, architecture, scale)
+    return Run(f"questions, {name}, {architecture}", recipe, architecture, start)
 
 
 def real_parts(data: Path, scale: Scale = FULL) -> list[Part]:
-    """Retrieval and questions, ours beside the comparator.
+    """Retrieval and questions, ours beside the joint transformer.
 
     Raises `UsageError` where the folder lacks a set.
     """
@@ -177,7 +135,7 @@ def retrieval_part(data: Path, scale: Scale = FULL) -> Part:
         tables += [
             Table(
                 f"{title}, {stream}: {sum(counts)} texts against {len(counts)}",
-                tuple(Row(kind, (retrieval_run(data, of, kind, scale),), (test,)) for kind in BOTH),
+                tuple(Row(one, (retrieval_run(data, of, one, scale),), (test,)) for one in ARCHITECTURES),
                 (
                     *(Column(f"R@{k}", (stream, f"r{k}")) for k in (1, 5, 10)),
                     Column("of texts R@1", (stream, "v2t_r1")),
@@ -193,9 +151,11 @@ def retrieval_part(data: Path, scale: Scale = FULL) -> Part:
 def questions_part(data: Path, scale: Scale = FULL) -> Part:
     """Questions about clips, rooms and drawings."""
     rows = []
-    for name, how in QUESTIONS.items():
-        test = Test(name, questions_of(data, name, "test"), how.frames)
-        rows += [Row(f"{how.title}, {kind}", (question_run(data, name, kind, scale),), (test,)) for kind in BOTH]
+    for name, asked in QUESTIONS.items():
+        test = Test(name, questions_of(data, name, "test"), QUESTION_FRAMES)
+        rows += [
+            Row(f"{asked.title}, {one}", (question_run(data, name, one, scale),), (test,)) for one in ARCHITECTURES
+        ]
     table = Table(
         "questions about clips (MSRVTT-QA), rooms (DAQUAR) and drawings (NLVR: statements, true or false)",
         tuple(rows),
@@ -205,24 +165,24 @@ def questions_part(data: Path, scale: Scale = FULL) -> Part:
     return Part("real-questions", "Questions about real clips and pictures", (table,))
 
 
-def guessers_section(data: Path) -> Section:
+def blind_baselines_section(data: Path) -> Section:
     """What those score on the test splits who never see the picture; the bag of words takes a minute to fit.
 
     Raises `UsageError` where the folder lacks a set.
     """
     _check(data)
     rows = []
-    for name, how in QUESTIONS.items():
+    for name, asked in QUESTIONS.items():
         training, validation, test = (_records(questions_of(data, name, split)) for split in ("train", "val", "test"))
-        guessers: tuple[Answerer, ...] = (
+        baselines: tuple[Answerer, ...] = (
             majority(training),
             majority_by_kind(training),
             bag_of_words(training, validation),
         )
-        scores = chance_accuracy(training, test), *(accuracy(one, test) for one in guessers)
-        rows.append((f"{how.title}, {len(test)}", *(f"{score:.1f}" for score in scores)))
+        scores = chance_accuracy(training, test), *(accuracy(one, test) for one in baselines)
+        rows.append((f"{asked.title}, {len(test)}", *(f"{score:.1f}" for score in scores)))
     return Section(
-        "who never sees the picture: accuracy",
+        "blind baselines, which never see the picture: accuracy",
         ("asked", "chance", "most frequent", "by first word", "bag of words"),
         rows,
         (
@@ -235,17 +195,31 @@ def guessers_section(data: Path) -> Section:
 _TRAINED = (Column("steps", of_run="steps", digits=0), Column("minutes", of_run="seconds", unit=60.0))
 
 
+def _recipe(
+    train: tuple[DataSource, ...], validation: DataSource, num_frames: int, training: dict[str, Any], **more: Any
+) -> Recipe:
+    return Recipe(
+        output=Path(),
+        data=Data(train, validation, num_frames, sampling="uniform", augmentation=AUGMENTATION, cache=True),
+        model=_MODEL,
+        tokenizer=TokenizerConfig(vocab_size=4000),
+        training=training,
+        **more,
+    )
+
+
 def _training(scale: Scale, steps: int, **given: Any) -> dict[str, Any]:
     steps = scale.steps(steps)
     often = max(1, steps // EVALUATIONS)
-    return TRAINING | {"max_steps": steps, "eval_steps": often, "save_steps": often} | given
+    return _TRAINING | {"max_steps": steps, "eval_steps": often, "save_steps": often} | given
 
 
 def _records(split: DataSource) -> list[Record]:
     assert split.folder is not None
-    need = "text" if "text" in split.columns else "question"
-    how: dict[str, Any] = {"metadata": split.metadata, "columns": split.columns, "need": need}
-    return read_folder(split.folder, split=split.split, **how).records
+    need: Need = "text" if "text" in split.columns else "question"
+    return read_folder(
+        split.folder, split=split.split, metadata=split.metadata, columns=split.columns, need=need
+    ).records
 
 
 def _check(data: Path) -> None:

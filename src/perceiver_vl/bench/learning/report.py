@@ -20,24 +20,29 @@ from perceiver_vl.utils.plots import points_svg
 
 @dataclass(frozen=True)
 class LearningReport(RunInfo):
-    """What came out. failed: why a run has no figures, by its name; costs: of the runs that stand beside others;
-    beside: tables that no run of ours makes, by the names of the parts that they stand in.
+    """What came out. failed: why a run has no figures, by its name; costs: of ours and of the joint transformer;
+    baselines: tables that no run makes, by the names of the parts that they stand in.
     """
 
     parts: tuple[Part, ...]
     results: Results
     failed: dict[str, str]
     costs: list[RunCost]
-    beside: Mapping[str, Sequence[Section]]
+    baselines: Mapping[str, Sequence[Section]]
 
     @property
     def minutes(self) -> float:
         """Of training, all runs together."""
-        return sum(learned.seconds for learned in self.results.values()) / 60
+        return sum(result.seconds for result in self.results.values()) / 60
 
-    def sections(self, part: Part) -> list[Section]:
-        """The tables of a part as text."""
-        return [*(table.section(self.results) for table in part.tables), *self.beside.get(part.name, ())]
+    def part_sections(self, part: Part) -> list[Section]:
+        """The tables of a part as text; the first part has that of the costs, too."""
+        sections = [*(table.section(self.results) for table in part.tables), *self.baselines.get(part.name, ())]
+        return [*sections, costs_section(self.costs)] if self.costs and part is self.parts[0] else sections
+
+    def sections(self) -> list[Section]:
+        """All tables."""
+        return [section for part in self.parts for section in self.part_sections(part)]
 
     def figures(self, part: Part) -> list[str]:
         """What of a part is drawn, as SVG."""
@@ -52,7 +57,7 @@ class LearningReport(RunInfo):
         parts = {part.name: {table.title: table.to_dict(self.results) for table in part.tables} for part in self.parts}
         return {
             "parts": parts,
-            "beside": {name: [asdict(section) for section in sections] for name, sections in self.beside.items()},
+            "baselines": {name: [asdict(one) for one in sections] for name, sections in self.baselines.items()},
             "costs": [vars(cost) for cost in self.costs],
             "failed": self.failed,
             "minutes": self.minutes,
@@ -66,14 +71,14 @@ def measure_learning(
     parts: Sequence[Part],
     output: Path,
     *,
-    compared: Sequence[tuple[str, Run]] = (),
-    beside: Mapping[str, Sequence[Section]] | None = None,
+    cost_runs: Sequence[tuple[str, Run]] = (),
+    baselines: Mapping[str, Sequence[Section]] | None = None,
     workers: int = 1,
     progress: bool = False,
 ) -> LearningReport:
     """Make what was not made yet, then write `output/learning.html` and `output/learning.json`.
 
-    compared: runs whose costs are measured in turns, by what they are called. beside: as of `LearningReport`. Raises
+    cost_runs: runs whose costs are measured, by what they learn. baselines: as of `LearningReport`. Raises
     `PerceiverVLError` if every run failed.
     """
     runs = [run for part in parts for run in part.runs]
@@ -81,8 +86,8 @@ def measure_learning(
     if failed and not results:
         name, reason = next(iter(failed.items()))
         raise PerceiverVLError(f"every run failed, the first: {name}: {reason}")
-    costs = measure_costs(compared, output) if compared else []
-    report = LearningReport(tuple(parts), results, failed, costs, beside or {})
+    costs = measure_costs(cost_runs, output) if cost_runs else []
+    report = LearningReport(tuple(parts), results, failed, costs, baselines or {})
     write_text(output / "learning.html", render_page(report))
     write_json(output / "learning.json", report.to_dict())
     return report
@@ -90,13 +95,5 @@ def measure_learning(
 
 def render_page(report: LearningReport) -> str:
     """→ HTML."""
-    parts = [(part, report.sections(part), [Markup(svg) for svg in report.figures(part)]) for part in report.parts]
-    if report.costs:
-        parts[0][1].append(costs_section(report.costs))
-    return render("bench/learning/page.html.jinja", report=report, parts=parts)
-
-
-def shown(report: LearningReport) -> list[Section]:
-    """All tables, for the terminal."""
-    sections = [section for part in report.parts for section in report.sections(part)]
-    return [*sections, costs_section(report.costs)] if report.costs else sections
+    parts = [(part, report.part_sections(part), [Markup(svg) for svg in report.figures(part)]) for part in report.parts]
+    return render("bench/learning/report.html.jinja", report=report, parts=parts)

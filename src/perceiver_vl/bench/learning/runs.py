@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 
-from perceiver_vl.bench.learning.joint_transformer import as_joint_transformer
+from perceiver_vl.bench.joint_transformer import replace_encoder
 from perceiver_vl.bench.learning.single_stream import rank_jointly
 from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.models.budget import ComputeBudget
@@ -38,6 +38,7 @@ from perceiver_vl.utils.files import write_json
 Architecture = Literal["Perceiver-VL", "joint transformer"]
 OURS: Architecture = "Perceiver-VL"
 JOINT: Architecture = "joint transformer"
+ARCHITECTURES = (OURS, JOINT)
 RESULT = "result.json"
 SINGLE = "single"
 """The stream whose scores a joint transformer has, too."""
@@ -90,7 +91,7 @@ class Run:
 
 
 @dataclass
-class Learned:
+class RunResult:
     """A run's figures. seconds: of training, beside whatever else the machine did; tests: figures by the tests' keys.
 
     chosen: the validation that the recipe asked for, empty where it asked for none.
@@ -115,7 +116,7 @@ class Learned:
 
 def make_runs(
     runs: Sequence[Run], output: Path, *, workers: int = 1, progress: bool = False
-) -> tuple[dict[str, Learned], dict[str, str]]:
+) -> tuple[dict[str, RunResult], dict[str, str]]:
     """Train and test what was not yet → figures by the runs' keys, and by name why a run has none.
 
     `workers` runs at a time, each on its share of the threads. A run that fails is left out, and those that start from
@@ -159,21 +160,21 @@ def make_run(run: Run, output: Path, threads: int) -> None:
     if run.start is not None:
         recipe = replace(recipe, initialise=replace(recipe.initialise, model=run.start.folder(output) / "model"))
     if not (folder / RESULT).is_file():
-        change = partial(as_joint_transformer, start=recipe.initialise.model) if run.architecture == JOINT else None
-        result = train(recipe, resume=True, progress=False, change=change)
-        chosen = result.retrieval or result.task
+        change = partial(replace_encoder, start=recipe.initialise.model) if run.architecture == JOINT else None
+        training = train(recipe, resume=True, progress=False, change=change)
+        chosen = training.retrieval or training.task
         parameters = sum(value.numel() for value in load_file(recipe.output / "model.safetensors").values())
-        learned = Learned(run.name, run.architecture, parameters, result.steps, result.seconds, machine())
-        learned.chosen = {} if chosen is None else chosen.to_dict()
-        write_json(folder / RESULT, asdict(learned))
+        result = RunResult(run.name, run.architecture, parameters, training.steps, training.seconds, machine())
+        result.chosen = {} if chosen is None else chosen.to_dict()
+        write_json(folder / RESULT, asdict(result))
         shutil.rmtree(recipe.output / "checkpoints", ignore_errors=True)
-    learned = read_run(run, output)
-    missing = [test for test in run.tests if test.key not in learned.tests]
+    result = read_run(run, output)
+    missing = [test for test in run.tests if test.key not in result.tests]
     if missing:
         model, processor = load_model(run, recipe.output)
         for test in missing:
-            learned.tests[test.key] = measure(model, processor, recipe, test)
-            write_json(folder / RESULT, asdict(learned))
+            result.tests[test.key] = measure(model, processor, recipe, test)
+            write_json(folder / RESULT, asdict(result))
 
 
 def load_model(run: Run, folder: Path) -> tuple[PerceiverVLPreTrainedModel, PerceiverVLProcessor]:
@@ -183,7 +184,7 @@ def load_model(run: Run, folder: Path) -> tuple[PerceiverVLPreTrainedModel, Perc
         processor = PerceiverVLProcessor.from_pretrained(folder)
     model = kind(PerceiverVLConfig.from_pretrained(folder))
     if run.architecture == JOINT:
-        as_joint_transformer(model)
+        replace_encoder(model)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval(), processor
 
@@ -204,10 +205,10 @@ def measure(
         }
     assert isinstance(model, PerceiverVLForPreTraining)
     figures: dict[str, Any] = {"clips": len(source)}
-    apart = [stream for stream in test.streams if stream != SINGLE]
-    if apart:
+    encoded = [stream for stream in test.streams if stream != SINGLE]
+    if encoded:
         result = evaluate_retrieval(
-            model, processor, source, streams=apart, captions_per_clip=test.captions_per_clip, **common
+            model, processor, source, streams=encoded, captions_per_clip=test.captions_per_clip, **common
         )
         for one in result.streams:
             figures[one.stream] = {
@@ -220,9 +221,9 @@ def measure(
     return figures
 
 
-def read_run(run: Run, output: Path) -> Learned:
+def read_run(run: Run, output: Path) -> RunResult:
     """The figures that were kept of a run."""
-    return Learned(**json.loads((run.folder(output) / RESULT).read_text(encoding="utf-8")))
+    return RunResult(**json.loads((run.folder(output) / RESULT).read_text(encoding="utf-8")))
 
 
 def is_done(run: Run, output: Path) -> bool:
@@ -253,18 +254,19 @@ def _with_starts(runs: Sequence[Run]) -> list[Run]:
 
 def digest(value: Any) -> str:
     """Of whatever describes a run or a test: a short name that only the same has."""
-    return hashlib.sha256(json.dumps(_said(value), sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_without_defaults(value), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _said(value: Any) -> Any:
-    """Without what is as by default: a field that is new in a dataclass leaves the hashes of old runs as they were."""
+def _without_defaults(value: Any) -> Any:
+    """Of dataclasses what is not as by default: a new field leaves the hashes of old runs as they were."""
     if isinstance(value, dict):
-        return {key: _said(item) for key, item in value.items()}
+        return {key: _without_defaults(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_said(item) for item in value]
+        return [_without_defaults(item) for item in value]
     if not is_dataclass(value):
         return value
-    return {one.name: _said(getattr(value, one.name)) for one in fields(value) if not _is_default(value, one)}
+    changed = (one.name for one in fields(value) if not _is_default(value, one))
+    return {name: _without_defaults(getattr(value, name)) for name in changed}
 
 
 def _is_default(value: Any, one: Field[Any]) -> bool:

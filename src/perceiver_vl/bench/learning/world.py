@@ -1,171 +1,36 @@
-"""Evidence on the generated world, in six parts: what is trained, and what it is tested by.
+"""Evidence on the generated world, in six parts: the tables, of which runs and tests they are made."""
 
-Sizes are such that a run takes minutes on two cores: 64 wide, 3 blocks, 16 latents, frames of 64 × 64 pixels in 16
-patches. Each training example is met a few times at most, so that what differs is how fast a model learns, not how
-much it remembers.
-"""
-
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 from perceiver_vl.bench.learning.parts import Column, Part, Row, Table
-from perceiver_vl.bench.learning.runs import JOINT, OURS, Architecture, Run, Test
+from perceiver_vl.bench.learning.recipes import (
+    CHOICE_TASKS,
+    FULL,
+    OBJECTIVES,
+    OPEN_TASKS,
+    Scale,
+    choice_run,
+    count_run,
+    long_run,
+    open_run,
+    pair_run,
+    retrieval_run,
+    world_test,
+)
+from perceiver_vl.bench.learning.runs import ARCHITECTURES, Run, Test
 from perceiver_vl.data.synthetic.grid import GENERALISATION
 from perceiver_vl.training.losses import Objectives
-from perceiver_vl.training.recipe import Data, DataSource, Evaluation, Recipe, WorldSplit
 
-MODEL: dict[str, Any] = {
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_blocks": 3,
-    "self_attentions_per_block": 1,
-    "num_latents": 16,
-    "num_text_latents": 8,
-    "image_size": 64,
-    "patch_size": 16,
-    "max_frames": 8,
-    "layer_drop": 0.1,
-    # As in recipes/world.yaml: the published sizes suit width 768
-    "initializer_range": 0.17,
-    "latent_initializer_range": 0.1,
-}
-TRAINING: dict[str, Any] = {
-    "per_device_train_batch_size": 64,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 50,
-    "weight_decay": 0.05,
-    "adam_beta2": 0.98,
-    "max_grad_norm": 1.0,
-    "eval_strategy": "no",
-    "save_strategy": "steps",
-    "save_steps": 250,
-    "logging_steps": 50,
-    "report_to": "none",
-}
-OBJECTIVES = Objectives(vtc=1, ttc=0.3, mixed_vtc=0.7, vtm=0.1, mlm=0, joint_share=0.125)
-BOTH: tuple[Architecture, ...] = (OURS, JOINT)
-OPEN = ("frame", "yesno", "image")
-CHOICES = ("action", "transition")
-FRAMES, MANY_FRAMES = 4, 8
-_FINE = {"patch_size": 8}
 HELD_OUT = 256
-_LEAST = 64  # a batch
 QUESTIONS = 1000
+MAX_SINGLE = 100  # items that the single stream ranks
+RETRIEVAL_COLUMNS = (
+    Column("multi R@1", ("multi", "r1")),
+    Column("mixed R@1", ("mixed", "r1")),
+    Column("single R@1", ("single", "r1"), test="single"),
+)
 CHANCE = {"frame": 17, "yesno": 53, "image": 28, "count": 20, "action": 21, "transition": 22, "pairs": 50, "long": 23}
 """The best of three guessers that never see a clip, in per cent (docs/world.md)."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much is done: steps of training and clips are those below times `share`."""
-
-    share: float = 1.0
-    seeds: tuple[int, ...] = (0, 1, 2)
-
-    def steps(self, full: int) -> int:
-        """Of a run that has `full` steps at full scale."""
-        return max(2, round(full * self.share))
-
-    def clips(self, full: int) -> int:
-        """Of a split that has `full` clips at full scale."""
-        return max(min(full, _LEAST), round(full * self.share))
-
-
-FULL, QUICK = Scale(), Scale(0.005, (0,))
-
-
-def world_recipe(
-    scale: Scale,
-    steps: int,
-    tasks: tuple[str, ...] = ("captions",),
-    task: str | None = None,
-    *,
-    clips: int,
-    frames: int = FRAMES,
-    learning_rate: float = 2e-3,
-    seed: int = 0,
-    model: dict[str, Any] | None = None,
-    objectives: Objectives = OBJECTIVES,
-    **training: Any,
-) -> Recipe:
-    """A recipe on clips of the world, `clips` of each of `tasks`."""
-    train = tuple(DataSource(world=WorldSplit(clips=scale.clips(clips), seed=seed, task=one)) for one in tasks)
-    given = {"max_steps": scale.steps(steps), "learning_rate": learning_rate, "seed": seed, **training}
-    return Recipe(
-        output=Path(),
-        data=Data(train=train, num_frames=frames, sampling="uniform", cache=True),
-        model=MODEL | (model or {}),
-        objectives=objectives if task is None else Objectives(),
-        evaluation=Evaluation(batch_size=50),
-        training=TRAINING | given,
-        task=task,
-    )
-
-
-def world_test(
-    scale: Scale, task: str, clips: int, *, split: str = "test", frames: int = FRAMES, name: str = "", **how: Any
-) -> Test:
-    """A test on `clips` clips of the world that no training has seen."""
-    world = WorldSplit(clips=scale.clips(clips), task=task)
-    return Test(name or task, DataSource(split=split, world=world), frames, **how)
-
-
-def retrieval_run(scale: Scale, kind: Architecture = OURS, *, steps: int = 600, clips: int = 8000, **how: Any) -> Run:
-    """Retrieval of captioned clips."""
-    recipe = world_recipe(scale, steps, clips=clips, learning_rate=2.5e-3, **how)
-    return Run(f"retrieval, {kind}" + "".join(f", {name}={value}" for name, value in how.items()), recipe, kind)
-
-
-def open_run(scale: Scale, kind: Architecture = OURS, **model: Any) -> Run:
-    """Open questions of three kinds at once."""
-    how: dict[str, Any] = {"clips": 20_000, "frames": 2, "learning_rate": 1e-3, "model": _FINE | model}
-    recipe = world_recipe(scale, 2500, OPEN, "question-answering", **how)
-    return Run(f"open questions, {kind}" + "".join(f", {name}={value}" for name, value in model.items()), recipe, kind)
-
-
-def count_run(scale: Scale, kind: Architecture) -> Run:
-    """How many times, how many."""
-    recipe = world_recipe(scale, 1500, ("count",), "counting", clips=20_000, frames=MANY_FRAMES, learning_rate=1e-3)
-    return Run(f"counting, {kind}", recipe, kind)
-
-
-def choice_run(scale: Scale, kind: Architecture) -> Run:
-    """One of five doings, from the model that retrieves: choosing is matching."""
-    recipe = world_recipe(
-        scale,
-        300,
-        CHOICES,
-        "multiple-choice",
-        clips=20_000,
-        frames=MANY_FRAMES,
-        learning_rate=1e-3,
-        per_device_train_batch_size=32,
-    )
-    return Run(f"choices, {kind}", recipe, kind, start=retrieval_run(scale, kind))
-
-
-def pair_run(scale: Scale, kind: Architecture) -> Run:
-    """Statements about two pictures, from the model that answers open questions."""
-    how: dict[str, Any] = {"clips": 20_000, "frames": 1, "learning_rate": 1e-3, "model": _FINE}
-    recipe = world_recipe(scale, 600, ("pairs",), "nlvr2", **how)
-    return Run(f"pairs, {kind}", recipe, kind, start=open_run(scale, kind))
-
-
-def long_run(scale: Scale, frames: int, start: Run | None) -> Run:
-    """Questions about an event of a minute."""
-    recipe = world_recipe(
-        scale,
-        1000 if frames < 100 else 300,
-        ("long",),
-        "question-answering",
-        clips=4000,
-        frames=frames,
-        learning_rate=1e-3,
-        model={"max_frames": 128},
-        per_device_train_batch_size=32,
-    )
-    return Run(f"long clips, {frames} frames", recipe, start=start)
 
 
 def world_parts(scale: Scale = FULL) -> list[Part]:
@@ -180,8 +45,8 @@ def world_parts(scale: Scale = FULL) -> list[Part]:
     ]
 
 
-def compared(scale: Scale = FULL) -> list[tuple[str, Run]]:
-    """The runs whose costs are measured, ours and the comparator in turn."""
+def cost_runs(scale: Scale = FULL) -> list[tuple[str, Run]]:
+    """The runs whose costs are measured, by what they learn: each of ours, then that of the joint transformer."""
     makes = {
         "retrieval": retrieval_run,
         "open questions": open_run,
@@ -189,27 +54,21 @@ def compared(scale: Scale = FULL) -> list[tuple[str, Run]]:
         "choices": choice_run,
         "pairs": pair_run,
     }
-    return [(label, make(scale, kind)) for label, make in makes.items() for kind in BOTH]
+    return [(label, make(scale, architecture)) for label, make in makes.items() for architecture in ARCHITECTURES]
 
 
 def against_joint_transformer(scale: Scale) -> Part:
-    """Every task, ours beside the comparator."""
+    """Every task, ours beside the joint transformer."""
     trained = (Column("steps", of_run="steps", digits=0), Column("minutes of training", of_run="seconds", unit=60.0))
-    found = Table(
+    retrieval = Table(
         f"retrieval of {scale.clips(HELD_OUT)} clips (single: of {scale.clips(64)})",
-        tuple(Row(kind, (retrieval_run(scale, kind),), _retrieval_tests(scale)) for kind in BOTH),
-        (*_RETRIEVAL_COLUMNS, *trained),
+        tuple(Row(one, (retrieval_run(scale, one),), _retrieval_tests(scale)) for one in ARCHITECTURES),
+        (*RETRIEVAL_COLUMNS, *trained),
         notes=("Of the joint transformer, too, multi and mixed encode clip and words apart.",),
     )
-    asked = Table(
+    questions = Table(
         f"questions and statements, {scale.clips(QUESTIONS)} of each kind",
-        tuple(
-            Row(f"{task}, {kind}", (run,), (_task_test(scale, task, run, QUESTIONS),))
-            for tasks, make in _TASKS
-            for task in tasks
-            for kind in BOTH
-            for run in [make(scale, kind)]
-        ),
+        tuple(Row(label, (run,), (_task_test(scale, task, run, QUESTIONS),)) for label, task, run in _task_runs(scale)),
         (Column("accuracy", ("accuracy",)), *trained),
         first="asked, model",
         notes=(
@@ -220,7 +79,7 @@ def against_joint_transformer(scale: Scale) -> Part:
             + " at best.",
         ),
     )
-    return Part("comparison", "Does it learn what a joint transformer learns?", (found, asked))
+    return Part("comparison", "Does it learn what a joint transformer learns?", (retrieval, questions))
 
 
 def layer_drop(scale: Scale) -> Part:
@@ -248,13 +107,13 @@ def layer_drop(scale: Scale) -> Part:
         first="LayerDrop in",
         notes=(f"Two phases of {scale.steps(steps)} steps, on other clips.",),
     )
-    return Part("layer-drop", "LayerDrop in either phase, and reads at inference (Table 3)", (table,))
+    return Part("layer-drop", "LayerDrop in either phase, and cross-attentions at inference (Table 3)", (table,))
 
 
 def latents_and_streams(scale: Scale) -> Part:
     """Figures 5 and 6."""
     numbers, items = (4, 8, 16, 32, 64), (10, 30, 100, 300, 1000)
-    of_latents = tuple(
+    latents_rows = tuple(
         Row(
             str(number),
             (retrieval_run(scale, model={"num_latents": number, "num_text_latents": min(number, 8)}),),
@@ -264,34 +123,31 @@ def latents_and_streams(scale: Scale) -> Part:
     )
     latents = Table(
         f"number of latents, R@1 of {scale.clips(HELD_OUT)} clips (Figure 5)",
-        of_latents,
-        _RETRIEVAL_COLUMNS,
+        latents_rows,
+        RETRIEVAL_COLUMNS,
         first="latents",
         x=tuple(map(float, numbers)),
         x_title="latents",
         y_title="R@1",
     )
-    of_streams = []
+    streams_rows = []
     for number in items:
-        streams = ("multi", "mixed", "cascade", *(("single",) if number <= _MOST_JOINT else ()))
+        streams = ("multi", "mixed", "cascade", *(("single",) if number <= MAX_SINGLE else ()))
         test = world_test(scale, "captions", number, streams=streams)
-        of_streams.append(Row(str(number), (retrieval_run(scale),), (test,)))
-    columns = [
-        Column(title, (stream, path), digits=digits)
+        streams_rows.append(Row(str(number), (retrieval_run(scale),), (test,)))
+    columns = tuple(
+        Column(f"{stream} {title}", (stream, path), digits=digits)
         for stream in ("multi", "mixed", "cascade", "single")
-        for title, path, digits in (
-            (f"{stream} R@1", "r1", 1),
-            (f"{stream} ms", "milliseconds_per_query", 2),
-        )
-    ]
+        for title, path, digits in (("R@1", "r1", 1), ("ms", "milliseconds_per_query", 2))
+    )
     streams_table = Table(
         "streams, n texts against n clips: R@1, and milliseconds a text (Figure 6)",
-        tuple(of_streams),
-        tuple(columns),
+        tuple(streams_rows),
+        columns,
         first="n",
         notes=(
             "The clips' encodings are made once, which is not in the time; of single every pair is encoded, with "
-            f"nothing cached: it is left out beyond {_MOST_JOINT}.",
+            f"nothing cached: it is left out beyond {MAX_SINGLE}.",
         ),
     )
     return Part("latents-and-streams", "How many latents, which stream (Figures 5 and 6)", (latents, streams_table))
@@ -322,24 +178,25 @@ def ablations(scale: Scale) -> Part:
             for number in (8, 16, 32)
         },
     }
-    of_retrieval = tuple(
+    retrieval_tables = tuple(
         Table(
             title,
             tuple(Row(label, (run,), _retrieval_tests(scale)) for label, run in runs.items()),
-            _RETRIEVAL_COLUMNS,
+            RETRIEVAL_COLUMNS,
             first="",
         )
         for title, runs in tables.items()
     )
-    readers = {"a learned query": open_run(scale), "mean of the latents": open_run(scale, answers_from="mean_latents")}
-    asked = tuple(
-        Row(label, (run,), tuple(world_test(scale, task, QUESTIONS, frames=2, name=task) for task in OPEN))
-        for label, run in readers.items()
+    heads = {"a learned query": open_run(scale), "mean of the latents": open_run(scale, answers_from="mean_latents")}
+    tests = tuple(world_test(scale, task, QUESTIONS, frames=2) for task in OPEN_TASKS)
+    queries = Table(
+        "what the head of answers sees: accuracy on open questions",
+        tuple(Row(label, (run,), tests) for label, run in heads.items()),
+        tuple(Column(task, ("accuracy",), test=task) for task in OPEN_TASKS),
+        first="",
     )
-    columns = tuple(Column(task, ("accuracy",), test=task) for task in OPEN)
-    queries = Table("what the head of answers sees: accuracy on open questions", asked, columns, first="")
     title = "What matters: aggregation, positions, objectives, latents of words, queries"
-    return Part("ablations", title, (*of_retrieval, queries))
+    return Part("ablations", title, (*retrieval_tables, queries))
 
 
 def long_clips(scale: Scale) -> Part:
@@ -366,16 +223,12 @@ def long_clips(scale: Scale) -> Part:
 def generalisation(scale: Scale) -> Part:
     """The splits in which something is new."""
     splits = ("test", *GENERALISATION)
-    rows = []
-    for tasks, make in _TASKS:
-        for task in tasks:
-            for kind in BOTH:
-                run = make(scale, kind)
-                tests = tuple(_task_test(scale, task, run, HELD_OUT * 2, split) for split in splits)
-                rows.append(Row(f"{task}, {kind}", (run,), tests))
     table = Table(
         f"accuracy on {scale.clips(HELD_OUT * 2)} examples of each split",
-        tuple(rows),
+        tuple(
+            Row(label, (run,), tuple(_task_test(scale, task, run, HELD_OUT * 2, split) for split in splits))
+            for label, task, run in _task_runs(scale)
+        ),
         tuple(Column(split.removeprefix("test-"), ("accuracy",), test=split) for split in splits),
         first="asked, model",
         notes=(
@@ -386,18 +239,20 @@ def generalisation(scale: Scale) -> Part:
     return Part("generalisation", "More things, new combinations, more steps", (table,))
 
 
-_TASKS = ((OPEN, open_run), (("count",), count_run), (CHOICES, choice_run), (("pairs",), pair_run))
-_MOST_JOINT = 100
-_RETRIEVAL_COLUMNS = (
-    Column("multi R@1", ("multi", "r1")),
-    Column("mixed R@1", ("mixed", "r1")),
-    Column("single R@1", ("single", "r1"), test="single"),
-)
+def _task_runs(scale: Scale) -> list[tuple[str, str, Run]]:
+    """What the row is called, the task, and the run that learns it, of every task and architecture."""
+    makes = ((OPEN_TASKS, open_run), (("count",), count_run), (CHOICE_TASKS, choice_run), (("pairs",), pair_run))
+    return [
+        (f"{task}, {architecture}", task, make(scale, architecture))
+        for tasks, make in makes
+        for task in tasks
+        for architecture in ARCHITECTURES
+    ]
 
 
 def _retrieval_tests(scale: Scale) -> tuple[Test, Test]:
-    apart = world_test(scale, "captions", HELD_OUT, streams=("multi", "mixed"))
-    return apart, world_test(scale, "captions", 64, streams=("single",), name="single")
+    multi_and_mixed = world_test(scale, "captions", HELD_OUT, streams=("multi", "mixed"))
+    return multi_and_mixed, world_test(scale, "captions", 64, streams=("single",), name="single")
 
 
 def _task_test(scale: Scale, task: str, run: Run, clips: int, split: str = "test") -> Test:

@@ -1,8 +1,8 @@
-"""Other models of the same width and depth with random weights, built from `transformers`, to be measured beside ours.
+"""Other models of the same width and depth with random weights, to be measured beside ours.
 
-All take the same clip and the same words. ViLT and TimeSformer get the fused attention that ours has, which
-transformers does not give them: the comparison is one of architectures, not of kernels.
-Shapes: B batch, T frames, P patches a frame, L text tokens, M inputs, N latents, D width, E length of a vector.
+All take the same clip and the same words. ViLT and Perceiver IO have our embeddings; TimeSformer gets the fused
+attention that ours has, which transformers does not give it: the comparison is one of architectures, not of kernels.
+Shapes: B batch, T frames, L text tokens, M inputs, D width, E length of a vector.
 """
 
 from collections.abc import Callable
@@ -24,46 +24,34 @@ from transformers import (
     PerceiverModel,
     TimesformerConfig,
     TimesformerModel,
-    ViltConfig,
-    ViltModel,
 )
 from transformers.models.timesformer.modeling_timesformer import TimesformerSelfAttention
-from transformers.models.vilt.modeling_vilt import ViltSelfAttention
 
-from perceiver_vl.layers.positions import resize_positions
+from perceiver_vl.bench.joint_transformer import JointTransformer
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings
 
 
-class JointTransformer(nn.Module):
+class Vilt(nn.Module):
     """ViLT (Kim et al., 2021): the patches of all frames and the words through one transformer, M² everywhere."""
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
-        words = {"vocab_size": config.vocab_size, "max_position_embeddings": config.max_text_length}
-        self.model = ViltModel(ViltConfig(**_transformer(config), **_patches(config), **words))
-        fuse_attention(self.model)
+        one_class_token = config.to_dict() | {"frame_class_token": False}  # of all frames, not one of each
+        self.embeddings = InputEmbeddings(PerceiverVLConfig.from_dict(one_class_token))
+        self.transformer = JointTransformer(config, _depth(config))
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
         """`input_ids (B,L)`, `pixel_values (B,T,3,H,W)` → the pooled class token `(B,D)`."""
-        embeddings = self.model.embeddings
-        patches = embeddings.patch_embeddings(pixel_values.flatten(0, 1))  # (B·T,D,rows,columns)
-        table, grid = embeddings.position_embeddings[0], int((embeddings.position_embeddings.shape[1] - 1) ** 0.5)
-        positions = resize_positions(table[1:], (grid, grid), (patches.shape[2], patches.shape[3]))
-        frames = patches.flatten(2).transpose(1, 2) + positions
-        tokens = frames.unflatten(0, pixel_values.shape[:2]).flatten(1, 2)
-        class_token = (embeddings.cls_token + table[:1]).expand(len(tokens), -1, -1)
-        image_embeds = torch.cat([class_token, tokens], dim=1)
-        # Its parts one by one: as a whole it would ask whether masks of ones are ones
-        real, image = torch.ones_like(input_ids), torch.ones_like(image_embeds[..., 0])
-        embedded, _ = embeddings(input_ids, real, None, None, image, None, image_embeds)
-        return self.model.pooler(self.model.layernorm(self.model.encoder(embedded).last_hidden_state))
+        hidden = self.transformer.encode(_input_array(self.embeddings, input_ids, pixel_values))
+        return self.pooler(hidden[:, 0]).tanh()
 
 
-class DividedAttention(nn.Module):
+class FrozenInTime(nn.Module):
     """The encoders of Frozen in Time (Bain et al., 2021): a TimeSformer for the clip, a DistilBERT for the words.
 
-    Frames attend to each other patch by patch, then patches within their frame.
+    Divided attention: frames attend to each other patch by patch, then patches within their frame.
     """
 
     def __init__(self, config: PerceiverVLConfig) -> None:
@@ -93,25 +81,31 @@ class DividedAttention(nn.Module):
             vectors.append(self.video(pixel_values).last_hidden_state[:, 0])
         if input_ids is not None:
             vectors.append(self.text(input_ids).last_hidden_state[:, 0])
-        return _product(vectors)
+        return _similarity(vectors)
 
 
-class FramesApart(nn.Module):
-    """CLIP (Radford et al., 2021), its vectors of the frames averaged: no frame sees another, nor the words."""
+class ClipMeanPooling(nn.Module):
+    """CLIP (Radford et al., 2021) frame by frame, its vectors averaged, as in CLIP4Clip (Luo et al., 2021): no frame
+    sees another, nor the words.
+    """
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
         self.video = CLIPVisionModelWithProjection(CLIPVisionConfig(**_transformer(config), **_patches(config)))
         heads = max(1, 2 * config.num_attention_heads // 3)  # 8 heads, 512 wide at base size, as CLIP ViT-B/32
         width = heads * config.hidden_size // config.num_attention_heads
-        words = {"vocab_size": config.vocab_size, "max_position_embeddings": config.max_text_length}
-        words |= {"bos_token_id": config.vocab_size - 2, "eos_token_id": config.vocab_size - 1}
-        text = {
-            "hidden_size": width,
-            "num_attention_heads": heads,
-            "intermediate_size": config.intermediate_ratio * width,
-        }
-        self.text = CLIPTextModelWithProjection(CLIPTextConfig(**(_transformer(config) | text | words)))
+        self.text = CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=config.vocab_size,
+                max_position_embeddings=config.max_text_length,
+                bos_token_id=config.vocab_size - 2,
+                eos_token_id=config.vocab_size - 1,
+                hidden_size=width,
+                num_attention_heads=heads,
+                num_hidden_layers=_depth(config),
+                intermediate_size=config.intermediate_ratio * width,
+            )
+        )
 
     def forward(self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None) -> Tensor:
         """`input_ids (B,L)`, `pixel_values (B,T,3,H,W)`, or one of them → cosines `(B,)`, or one vector `(B,E)`."""
@@ -121,14 +115,12 @@ class FramesApart(nn.Module):
             vectors.append(F.normalize(frames.unflatten(0, pixel_values.shape[:2]).mean(1), dim=-1))
         if input_ids is not None:
             vectors.append(F.normalize(self.text(input_ids).text_embeds, dim=-1))
-        return _product(vectors)
+        return _similarity(vectors)
 
 
-class ReadOnce(nn.Module):
+class PerceiverIO(nn.Module):
     """The Perceiver IO of transformers (Jaegle et al., 2022), as deep and as wide, with as many latents: one
     cross-attention.
-
-    It has no embeddings of frames and words; it is given ours.
     """
 
     def __init__(self, config: PerceiverVLConfig) -> None:
@@ -150,58 +142,52 @@ class ReadOnce(nn.Module):
 
     def forward(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
         """`input_ids (B,L)`, `pixel_values (B,T,3,H,W)` → mean of the latents `(B,D)`."""
-        vision, _ = self.embeddings.embed_vision(pixel_values)
-        text, _ = self.embeddings.embed_text(input_ids)
-        latents = self.model.embeddings(len(text))
-        return self.model.encoder(latents, inputs=torch.cat([vision, text], dim=1)).last_hidden_state.mean(1)
+        inputs = _input_array(self.embeddings, input_ids, pixel_values)
+        return self.model.encoder(self.model.embeddings(len(inputs)), inputs=inputs).last_hidden_state.mean(1)
 
 
 @dataclass(frozen=True)
-class Peer:
-    """One of the others: its plain name, what a person calls it, and how it is built for a width and depth."""
+class Baseline:
+    """One of the others: its plain name, what a person calls it, what it does, how it is built."""
 
     name: str
     title: str
-    passes: str
+    description: str
     build: Callable[[PerceiverVLConfig], nn.Module]
 
 
-PEERS = (
-    Peer(
-        "vilt", "ViLT, all frames", "one transformer over all patches and words, class token pooled", JointTransformer
+BASELINES = (
+    Baseline("vilt", "ViLT, all frames", "one transformer over all patches and words, class token pooled", Vilt),
+    Baseline("timesformer", "TimeSformer + text", "TimeSformer over the clip, DistilBERT over the words", FrozenInTime),
+    Baseline(
+        "clip",
+        "CLIP a frame + text",
+        "CLIP's ViT over each frame, its text transformer over the words",
+        ClipMeanPooling,
     ),
-    Peer("timesformer", "TimeSformer + text", "TimeSformer over the clip, DistilBERT over the words", DividedAttention),
-    Peer("clip", "CLIP a frame + text", "CLIP's ViT over each frame, its text transformer over the words", FramesApart),
-    Peer(
+    Baseline(
         "perceiver",
-        "Perceiver IO, 1 cross-attention",
+        "Perceiver IO",
         "one cross-attention of all patches and words, then the latents alone",
-        ReadOnce,
+        PerceiverIO,
     ),
 )
 
 
-def build_peer(peer: Peer, config: PerceiverVLConfig, device: str | torch.device) -> nn.Module:
-    """A peer in evaluation mode, of the width, depth, patches and words of `config`; "meta" for counting only."""
+def build_baseline(name: str, config: PerceiverVLConfig, device: str | torch.device) -> nn.Module:
+    """The baseline of this name in evaluation mode, of the width, depth, patches and words of `config`; device "meta":
+    for counting only.
+    """
+    (baseline,) = (one for one in BASELINES if one.name == name)
     with torch.device(device):
-        return peer.build(config).eval().requires_grad_(False)
+        return baseline.build(config).eval().requires_grad_(False)
 
 
-def fuse_attention(model: nn.Module) -> None:
-    """Have ViLT's and TimeSformer's attentions run `scaled_dot_product_attention`; transformers writes them out."""
+def fuse_attention(model: TimesformerModel) -> None:
+    """Have TimeSformer's attentions run `scaled_dot_product_attention`; transformers writes them out."""
     for part in model.modules():
-        if isinstance(part, ViltSelfAttention):
-            part.forward = partial(_fused_vilt, part)
-        elif isinstance(part, TimesformerSelfAttention):
+        if isinstance(part, TimesformerSelfAttention):
             part.forward = partial(_fused_timesformer, part)
-
-
-def _fused_vilt(attention: Any, hidden: Tensor, mask: Tensor | None = None, output_attentions: bool = False) -> Any:
-    q, k, v = (
-        projection(hidden).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
-        for projection in (attention.query, attention.key, attention.value)
-    )
-    return (F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2),)
 
 
 def _fused_timesformer(attention: Any, hidden: Tensor, output_attentions: bool = False) -> Any:
@@ -209,7 +195,12 @@ def _fused_timesformer(attention: Any, hidden: Tensor, output_attentions: bool =
     return (F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2),)
 
 
-def _product(vectors: list[Tensor]) -> Tensor:
+def _input_array(embeddings: InputEmbeddings, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+    """Patches of all frames, then words → `(B,M,D)`."""
+    return torch.cat([embeddings.embed_vision(pixel_values)[0], embeddings.embed_text(input_ids)[0]], dim=1)
+
+
+def _similarity(vectors: list[Tensor]) -> Tensor:
     return vectors[0] if len(vectors) == 1 else (vectors[0] * vectors[1]).sum(-1)
 
 

@@ -1,4 +1,4 @@
-"""What can be had without looking: chance, the answer that is right most often, and the words of the question alone.
+"""Blind baselines: chance, the answer that is right most often, and the words of the question alone.
 
 Shapes: B questions, V words, A answers.
 """
@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from math import comb
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from perceiver_vl.data.records import Record
-from perceiver_vl.tasks.metrics import by_kind, per_cent
+from perceiver_vl.tasks.metrics import per_cent
 from perceiver_vl.tasks.question_answering import MOST_ANSWERS, QuestionAnswering
 from perceiver_vl.utils.errors import UsageError
 
@@ -91,17 +90,6 @@ def bag_of_words(training: Sequence[Record], validation: Sequence[Record]) -> An
 def accuracy(answerer: Answerer, records: Sequence[Record]) -> float:
     """The share of questions answered as one of their answers is written, in per cent."""
     return per_cent([answerer(record) in record.answers for record in records])
-
-
-def figures(answerer: Answerer, records: Sequence[Record]) -> dict[str, Any]:
-    """What a task's test has of a model: `accuracy`, `examples`, and `by_kind` with both of each kind of question."""
-    right = [(100.0 * (answerer(record) in record.answers), record) for record in records]
-    kinds = by_kind((score, kind) for score, record in right for kind in QuestionAnswering().kinds(record))
-    return {
-        "accuracy": sum(score for score, _ in right) / len(right),
-        "examples": len(right),
-        "by_kind": {kind: {"examples": count, "score": score} for kind, (count, score) in kinds.items()},
-    }
 
 
 def _answers(records: Iterable[Record]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from perceiver_vl import PerceiverVLForRetrieval
-from perceiver_vl.bench.page import run_benches
+from perceiver_vl.bench.run_all import run_benches
 from perceiver_vl.cli import main
 from tiny import tiny_config, tiny_processor
 

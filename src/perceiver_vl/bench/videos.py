@@ -11,7 +11,7 @@ WORLD = "world"
 WORLD_CLIPS = 256
 
 
-def open_source(
+def open_videos(
     data: str,
     processor: PerceiverVLProcessor,
     *,
