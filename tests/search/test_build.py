@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_media import write_clip, write_image
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, UsageError
 from perceiver_vl.models.loading import load_retriever, model_fingerprint
@@ -29,6 +28,7 @@ from perceiver_vl.search.store import (
     write_part,
     write_settings,
 )
+from small_media import write_clip, write_image
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 

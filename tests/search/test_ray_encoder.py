@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_media import write_clip
 
 from perceiver_vl import PerceiverVLError, UsageError, cli
 from perceiver_vl.search import build_index
 from perceiver_vl.search.store import StoredIndex, part_paths
+from small_media import write_clip
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'perceiver-vl[cluster]'")
 

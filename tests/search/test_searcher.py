@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_media import write_clip
 
 from perceiver_vl import ComputeBudget, PerceiverVLError, UsageError
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.search import Searcher, build_index, write_page
 from perceiver_vl.search.shortlist import RECALL_AT
 from perceiver_vl.search.store import EncodedClip, IndexEntry, StoredIndex, part_paths, write_part
+from small_media import write_clip
 
 QUERY = "a red square moves left"
 

@@ -12,7 +12,7 @@ from typing import Any
 from perceiver_vl.bench.learning.parts import Column, Part, Row, Table
 from perceiver_vl.bench.learning.runs import JOINT, OURS, Architecture, Run, Test
 from perceiver_vl.data.synthetic import GENERALISATION
-from perceiver_vl.training.losses import Objectives
+from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.training.recipe import Data, DataSource, Evaluation, Recipe, WorldSplit
 
 MODEL: dict[str, Any] = {
@@ -43,7 +43,7 @@ TRAINING: dict[str, Any] = {
     "logging_steps": 50,
     "report_to": "none",
 }
-OBJECTIVES = Objectives(vtc=1, ttc=0.3, mixed_vtc=0.7, vtm=0.1, mlm=0, joint_share=0.125)
+OBJECTIVES = Objectives({"vtc": 1, "ttc": 0.3, "mixed_vtc": 0.7, "vtm": 0.1, "mlm": 0}, joint_share=0.125)
 BOTH: tuple[Architecture, ...] = (OURS, JOINT)
 OPEN = ("frame", "yesno", "image")
 CHOICES = ("action", "transition")
@@ -299,7 +299,8 @@ def latents_and_streams(scale: Scale) -> Part:
 
 def ablations(scale: Scale) -> Part:
     """Aggregation of modalities, positions of latents, contrast, hard negatives, latents of words."""
-    more_vtm = replace(OBJECTIVES, vtm=1.0, joint_share=0.5)
+    more_vtm = replace(OBJECTIVES, weights={**OBJECTIVES.weights, "vtm": 1.0}, joint_share=0.5)
+    uncontrasted = {**OBJECTIVES.weights, "vtc": 0.0, "ttc": 0.0}
     self_attentions = {"self_attentions_per_block": 2}
     tables = {
         "modality aggregation, 2 self-attentions a block (section 3.2)": {
@@ -314,7 +315,7 @@ def ablations(scale: Scale) -> Part:
             "as everywhere here": retrieval_run(scale),
             "more VTM": retrieval_run(scale, objectives=more_vtm),
             "more VTM, hard negatives": retrieval_run(scale, objectives=replace(more_vtm, hard_negatives=True)),
-            "no VTC, no TTC": retrieval_run(scale, objectives=replace(OBJECTIVES, vtc=0.0, ttc=0.0)),
+            "no VTC, no TTC": retrieval_run(scale, objectives=replace(OBJECTIVES, weights=uncontrasted)),
             "VTM and MLM alone, as published": retrieval_run(scale, objectives=Objectives()),
         },
         "latents of the text stream, of 32": {

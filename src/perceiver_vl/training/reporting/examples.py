@@ -19,7 +19,7 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.evaluation import evaluate_task, sources_of
 from perceiver_vl.tasks.task import Prediction, Task
-from perceiver_vl.training.losses import Objectives
+from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
 ASKED = 64
@@ -70,7 +70,7 @@ def retrieval_examples(
     and `PerceiverVLError` if fewer than two of the clips can be read.
     """
     model, processor = load_retriever(folder, device)
-    multi = bool(objectives.vtc or objectives.ttc)
+    multi = any("features" in objective.encodings for objective in objectives.asked.values())
     few = Subset(source, ASKED)
     places, scores = _scores(model, processor, few, num_frames, multi)
     own = scores.diagonal()[:, None]
