@@ -12,7 +12,6 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-import perceiver_vl.training.elastic
 from perceiver_vl import ComputeBudget, PerceiverVLForQuestionAnswering, UsageError
 from perceiver_vl.models.budget import TrainingBudget
 from perceiver_vl.training import train
@@ -278,10 +277,10 @@ def test_a_recipe_without_the_section_comes_nowhere_near_it(tmp_path: Path, monk
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("not elastic")
 
-    monkeypatch.setattr(perceiver_vl.training.elastic, "elastic_loss", never)
+    monkeypatch.setattr("perceiver_vl.training.objectives.elastic_loss", never)
     monkeypatch.setattr("perceiver_vl.models.perceiver_vl.modeling.drawn_latents", never)
     monkeypatch.setattr("perceiver_vl.models.perceiver_vl.modeling.kept_tokens", never)
-    monkeypatch.setattr("perceiver_vl.models.perceiver_vl.encoder.most_diverse", never)
+    monkeypatch.setattr("perceiver_vl.layers.perceiver.most_diverse", never)
     assert train(recipe, progress=False).steps == 1
 
 

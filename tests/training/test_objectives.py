@@ -2,11 +2,13 @@
 than its class and its line in the table.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.nn.functional as F
 
 from perceiver_vl import PerceiverVLForPreTraining, UsageError
@@ -65,6 +67,26 @@ def test_a_new_objective_is_trained_by_its_name(distance: str, tmp_path: Path) -
     assert dry_run(recipe).flops_per_example > 0
     for folder in ("run", "run/checkpoints/checkpoint-2"):  # the keys of a model, whatever it was trained for
         PerceiverVLForPreTraining.from_pretrained(tmp_path / folder)
+
+
+def test_the_worked_example_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (name, made) = re.findall(r'"(\w+)": (\w+)\(\)', page)[0]
+    parts: dict[str, Any] = {}
+    exec(code, parts)
+    monkeypatch.setitem(OBJECTIVES, name, parts[made]())
+    run(tmp_path / "run", objectives={**NOTHING, name: 1}, training={"max_steps": 2})
+    assert all(
+        line["loss"] == pytest.approx(line[f"loss_{name}"], abs=1e-3) for line in training_log_of(tmp_path / "run")
+    )
+    model, batch = tiny_model(), tiny_batch(3)
+    vision = model.get_vision_features(batch.pixel_values, batch.frame_mask)
+    text = model.get_text_features(batch.input_ids, batch.attention_mask)
+    signs = 2 * torch.eye(3) - 1
+    by_hand = -F.logsigmoid(signs * (model.logit_scale * text @ vision.T - 10)).sum() / 3
+    _, losses = PreTrainingModule(model, Objectives({**NOTHING, name: 1.0}))(batch, [FULL_BUDGET])
+    assert_same(losses[name], by_hand)
 
 
 def test_a_new_objective_has_the_budgets_of_an_elastic_recipe(distance: str, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ class MonitoredTrainer(CheckpointTrainer):
         """While this lasts the model has its averaged weights, if there are some."""
         return nullcontext() if self.average is None else self.average.in_place_of(self.model)
 
-    def settle(self) -> None:
+    def use_average(self) -> None:
         """At the end of a run: the averaged weights are the model's, if there are some."""
         if self.average is not None:
             self.average.copy_to(self.model)

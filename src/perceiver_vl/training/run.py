@@ -182,7 +182,7 @@ def _train(
             trainer.add_callback(ProgressBar(bars))
         trainer.add_callback(stop)
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trainer.settle()
+        trainer.use_average()
         trainer.save_model(str(output / PART))
         if first:
             move_out(output / PART, output)
