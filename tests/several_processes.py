@@ -27,10 +27,10 @@ from perceiver_vl.data.synthetic.collection import World
 from perceiver_vl.media.resizing import Frames
 from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
-from perceiver_vl.training.elastic import pretraining_loss
-from perceiver_vl.training.losses import WEIGHTS, Objectives, PreTrainingBatch, pretraining_losses
+from perceiver_vl.training.losses import OBJECTIVES
+from perceiver_vl.training.losses.base import PreTrainingBatch
+from perceiver_vl.training.objectives import Objectives, PreTrainingModule
 from perceiver_vl.training.sharding import UNITS, make_shardable, whole_model
-from perceiver_vl.training.trainers import _through_forward
 from perceiver_vl.utils.distributed import rank_and_world_size
 from perceiver_vl.utils.launch import leave_at_once
 from tiny import tiny_batch, tiny_model, tiny_processor
@@ -38,10 +38,10 @@ from tiny import tiny_batch, tiny_model, tiny_processor
 sys.path.append(str(Path(__file__).with_name("tasks")))
 from small_tasks import ANSWERS, PROCESSOR, Pictures, model_of, records_of
 
-EVERYTHING = Objectives(vtm=1, mlm=1, vtc=1, ttc=1, mixed_vtm=1, mixed_vtc=1, hard_negatives=True)
+EVERYTHING = Objectives({"vtm": 1, "mlm": 1, "vtc": 1, "ttc": 1, "mixed_vtm": 1, "mixed_vtc": 1}, hard_negatives=True)
 NOTHING = {"vtm": 0.0, "mlm": 0.0}
 CASES: dict[str, tuple[Objectives, int]] = {
-    **{f"{name} of 7": (Objectives(**NOTHING | {name: 1.0}), 7) for name in WEIGHTS},
+    **{f"{name} of 7": (Objectives(NOTHING | {name: 1.0}), 7) for name in OBJECTIVES},
     "all of 7": (EVERYTHING, 7),
     "all of 7, in chunks": (replace(EVERYTHING, chunk=2), 7),
     "all of 8, half of it jointly": (replace(EVERYTHING, joint_share=0.5), 8),
@@ -76,13 +76,12 @@ def trained(
 ) -> Iterator[tuple[str, Tensor]]:
     """The loss and gradients of the first step, and the weights after `steps` of gradient descent, whole."""
     model = tiny_model(PerceiverVLForPreTraining, layer_drop=0.5, **config).to(dtype).train()
-    wrapped = wrap(model)
+    wrapped = wrap(PreTrainingModule(model, objectives))
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.01)
     batch = part_of(some_batch(pairs))
     for step in range(steps):
         model.seed_layer_drop(step)
-        losses = _through_forward(wrapped, model, lambda inner: pretraining_losses(inner, batch, objectives, FULL))
-        loss = torch.stack(list(losses.values())).sum()
+        loss, _ = wrapped(batch, [FULL])
         loss.backward()
         if step == 0:
             yield "loss", mean_of_all(loss.detach().clone())
@@ -129,10 +128,10 @@ def sharded(model: nn.Module) -> nn.Module:
 def elastic_gradients() -> Iterator[tuple[str, Tensor]]:
     """Of three budgets, the smaller ones taught by the whole."""
     model = tiny_model(PerceiverVLForPreTraining, layer_drop=0.5).train()
-    wrapped, batch = data_parallel(model), part_of(some_batch(7))
+    wrapped, batch = data_parallel(PreTrainingModule(model, EVERYTHING, 0.5)), part_of(some_batch(7))
     model.seed_layer_drop(1)
     budgets = [FULL, ComputeBudget(latents=3, cross_attentions=1), ComputeBudget(frames=2, text_latents=2)]
-    loss, _ = _through_forward(wrapped, model, lambda inner: pretraining_loss(inner, batch, EVERYTHING, budgets, 0.5))
+    loss, _ = wrapped(batch, budgets)
     loss.backward()
     yield "loss", mean_of_all(loss.detach().clone())
     for name, parameter in model.named_parameters():
@@ -152,7 +151,7 @@ def found() -> dict[str, Tensor]:
     keep("float32", trained(EVERYTHING, 7, 3, torch.float32, data_parallel))
     keep("sharded", trained(EVERYTHING, 7, 3, torch.float64, sharded, tie_word_embeddings=True))
     keep("sharded, in chunks", trained(replace(EVERYTHING, chunk=2), 7, 1, torch.float64, sharded))
-    contrast = Objectives(**NOTHING | {"vtc": 1.0})
+    contrast = Objectives(NOTHING | {"vtc": 1.0})
     keep("sharded, contrast alone", trained(contrast, 7, 1, torch.float64, sharded, tie_word_embeddings=True))
     keep("elastic", elastic_gradients())
     return everything

@@ -1,5 +1,6 @@
 """Training runs of a tiny model on a tiny world."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,3 +21,13 @@ def recipe_of(output: Path, top: dict[str, Any] | None = None, **changes: Any) -
 def run(output: Path, resume: bool = False, **changes: Any) -> TrainingResult:
     """Train by it."""
     return train(recipe_of(output, **changes), resume=resume, progress=False)
+
+
+def log_of(output: Path) -> list[dict[str, Any]]:
+    """All that a run has logged, in its order."""
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def training_log_of(output: Path) -> list[dict[str, Any]]:
+    """Of that the lines of training."""
+    return [line for line in log_of(output) if "loss" in line]

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from perceiver_vl import PerceiverVLConfig, PerceiverVLForPreTraining, PerceiverVLImageProcessor, PerceiverVLProcessor
+from perceiver_vl.data.batching import DRAW_BITS
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.processing import train_tokenizer
-from perceiver_vl.training.losses import PreTrainingBatch
+from perceiver_vl.training.losses.base import PreTrainingBatch
 
 AGGREGATIONS = ("joint", "separate", "separate_plus")
 MASK_TOKEN = 4
@@ -70,7 +71,7 @@ def tiny_batch(pairs: int = 4) -> PreTrainingBatch:
         mlm_labels=inputs["input_ids"].masked_fill(~chosen, -100),
         other_input_ids=inputs["input_ids"].flip(1)[:, :5],
         other_attention_mask=torch.ones(pairs, 5, dtype=torch.long),
-        negative_draws=torch.rand(pairs, generator=torch.Generator().manual_seed(1)),
+        negative_draws=(torch.rand(pairs, generator=torch.Generator().manual_seed(1)) * 2**DRAW_BITS).long(),
     )
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from perceiver_vl import MediaError, PerceiverVLError
+from perceiver_vl import MediaError, PerceiverVLError, PerceiverVLProcessor
 from perceiver_vl.data.batching import EpochSampler, Example, PreTrainingCollator, TrainingExamples
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Record, SkippedSample
@@ -145,13 +146,18 @@ def test_the_clips_of_a_folder_are_decoded_at_the_size_asked_for(tmp_path: Path)
 # --- Batches --------------------------------------------------------------------------------------------------------
 
 
+def collator_of(processor: PerceiverVLProcessor, probability: float) -> PreTrainingCollator:
+    """Of all that an objective can need."""
+    return PreTrainingCollator(processor, mlm_probability=probability, other_captions=True, negative_draws=True)
+
+
 def collate(number: int, probability: float = 0.15, seed: int = 0, text: str | None = None) -> dict[str, Any]:
     processor = tiny_processor(WORDS)
     examples = [
         Example(np.full((1 + i % 3, 16, 16, 3), i, np.uint8), text or WORDS[i % 4], WORDS[(i + 1) % 4], (seed, 0, i))
         for i in range(number)
     ]
-    return PreTrainingCollator(processor, probability)(examples)
+    return collator_of(processor, probability)(examples)
 
 
 def test_a_batch_is_padded_and_masked_as_the_model_wants_it() -> None:
@@ -161,6 +167,24 @@ def test_a_batch_is_padded_and_masked_as_the_model_wants_it() -> None:
     shape = batch["input_ids"].shape
     assert batch["attention_mask"].shape == batch["masked_input_ids"].shape == batch["mlm_labels"].shape == shape
     assert batch["problems"] == []
+
+
+def test_only_what_is_asked_for_is_made_and_drawn_as_ever() -> None:
+    processor = tiny_processor(WORDS)
+    examples = [Example(np.zeros((1, 16, 16, 3), np.uint8), WORDS[i], WORDS[0], (0, 0, i)) for i in range(4)]
+    everything = collator_of(processor, 0.5)(examples)
+    pairs = {"input_ids", "attention_mask", "pixel_values", "frame_mask"}
+    asked: list[tuple[dict[str, Any], set[str]]] = [
+        ({}, set()),
+        ({"mlm_probability": 0.5}, {"masked_input_ids", "mlm_labels"}),
+        ({"other_captions": True}, {"other_input_ids", "other_attention_mask"}),
+        ({"negative_draws": True}, {"negative_draws"}),
+    ]
+    for what, wanted in asked:
+        batch = PreTrainingCollator(processor, **what)(examples)
+        tensors = {name for name, value in batch.items() if isinstance(value, Tensor)}
+        assert tensors == pairs | wanted
+        assert all(torch.equal(batch[name], everything[name]) for name in tensors)
 
 
 def test_the_other_captions_are_the_same_clips_others() -> None:
@@ -187,7 +211,7 @@ def test_what_is_drawn_for_an_example_is_the_same_in_any_batch() -> None:
         Example(np.zeros((1, 16, 16, 3), np.uint8), text, long, (0, 0, index))
         for index, text in enumerate([short, long] * 100)
     ]
-    collate = PreTrainingCollator(processor, 0.5)
+    collate = collator_of(processor, 0.5)
     whole, part = collate(examples), collate(examples[::2])
     length = part["input_ids"].shape[1]
     assert length < whole["input_ids"].shape[1]
@@ -200,7 +224,7 @@ def test_what_is_drawn_for_an_example_is_the_same_in_any_batch() -> None:
 def test_words_are_masked_as_in_bert() -> None:
     processor = tiny_processor(WORDS)
     text = " ".join(["circle", "square", "star", "red", "blue", "green"])
-    batch = PreTrainingCollator(processor, 0.15)(
+    batch = PreTrainingCollator(processor, mlm_probability=0.15)(
         [Example(np.zeros((1, 16, 16, 3), np.uint8), text, text, (0, 0, index)) for index in range(4000)]
     )
     ids, masked, labels = batch["input_ids"], batch["masked_input_ids"], batch["mlm_labels"]
@@ -233,7 +257,7 @@ def test_special_tokens_are_never_masked_and_all_words_can_be() -> None:
 
 def test_masking_depends_on_the_example_alone() -> None:
     examples = [Example(np.zeros((1, 16, 16, 3), np.uint8), WORDS[i % 4], WORDS[0], (7, 1, i)) for i in range(8)]
-    collator = PreTrainingCollator(tiny_processor(WORDS), 0.5)
+    collator = PreTrainingCollator(tiny_processor(WORDS), mlm_probability=0.5)
     whole, part = collator(examples), collator(examples[4:])
     length = part["mlm_labels"].shape[1]
     again = collator(examples[4:])
@@ -246,14 +270,14 @@ def test_masking_depends_on_the_example_alone() -> None:
 
 def test_the_problems_of_all_examples_are_handed_on() -> None:
     examples = TrainingExamples(NumberedClips(4, broken={1, 3}), 2, "uniform", seed=0)
-    batch = PreTrainingCollator(tiny_processor(WORDS), 0.15)([examples[item] for item in range(4)])
+    batch = PreTrainingCollator(tiny_processor(WORDS))([examples[item] for item in range(4)])
     assert batch["problems"] == [SkippedSample("1.mp4", "damaged"), SkippedSample("3.mp4", "damaged")]
     assert (batch["tried"], batch["failed"], batch["damaged"]) == ([0, 1, 2, 2, 3, 0], [1, 3], [])
 
 
 def test_an_error_goes_through_a_worker_as_it_is() -> None:
     examples = TrainingExamples(NumberedClips(4, broken={1}), 2, "uniform", seed=0, strict=True)
-    collator = PreTrainingCollator(tiny_processor(WORDS), 0.15)
+    collator = PreTrainingCollator(tiny_processor(WORDS))
     (batch,) = DataLoader(examples, batch_size=4, num_workers=1, collate_fn=collator)
     assert isinstance(batch["error"], MediaError)
     assert str(batch["error"]) == "1.mp4: damaged"

@@ -1,6 +1,5 @@
 """The commands as a person types them, from a world on disk to a page of search results."""
 
-import csv
 import json
 import re
 import shutil
@@ -96,7 +95,7 @@ def test_train_writes_a_model_folder(training: tuple[Path, Answer]) -> None:
     assert (said["output"], said["steps"], said["skipped"]) == (str(folder), 4, [])
     assert [stream["stream"] for stream in said["retrieval"]["streams"]] == ["multi", "mixed", "cascade"]
     assert answer.err == ""
-    for name in ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "log.csv"):
+    for name in ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "log.jsonl"):
         assert (folder / name).stat().st_size > 0
     assert not list(folder.glob("*.bin"))
     assert json.loads((folder / "metrics.json").read_text())["retrieval"] == said["retrieval"]
@@ -153,9 +152,8 @@ def start_training_and_wait_for_a_checkpoint(path: Path, output: Path) -> "subpr
     return process
 
 
-def log_of(output: Path) -> list[dict[str, str]]:
-    with (output / "log.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+def log_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 
 def test_a_killed_training_goes_on_where_it_was(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ bit for bit but for what is measured in seconds. Exit code 0 only if they always
 """
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -30,7 +29,7 @@ import yaml
 PROGRAM = Path(sys.executable).with_name("perceiver-vl")
 HUNG = 600
 """Seconds after which a run counts as hung."""
-MEASURED = {"data_wait", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+MEASURED = {"time", "data_wait", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 MEASURED |= {"clips_per_second", "share_of_peak", "memory_mib", "gpu_memory_mib", "skipped_files"}
 """Columns of the log that are times, speeds, memory, and what was known by then of files that cannot be read."""
 PROMISED = "model.safetensors", "config.json", "processor_config.json", "tokenizer.json", "skipped.jsonl"
@@ -176,13 +175,11 @@ def differences(output: Path, whole: Path) -> list[str]:
     """What one run wrote otherwise than another, a line each; what is measured in seconds may differ."""
     found = [name for name in PROMISED if (output / name).read_bytes() != (whole / name).read_bytes()]
     lines, wanted = _log(output), _log(whole)
-    if lines and wanted and list(lines[0]) != list(wanted[0]):
-        found.append("log.csv: the order of its columns")
     if len(lines) != len(wanted):
-        found.append(f"log.csv: {len(lines)} lines, not {len(wanted)}")
+        found.append(f"log.jsonl: {len(lines)} lines, not {len(wanted)}")
     for line, other in zip(lines, wanted, strict=False):
         found += [
-            f"log.csv: step {other.get('step')}: {name}={line.get(name)}, not {other.get(name)}"
+            f"log.jsonl: step {other.get('step')}: {name}={line.get(name)}, not {other.get(name)}"
             for name in sorted(line.keys() | other.keys())
             if line.get(name) != other.get(name)
         ]
@@ -191,9 +188,9 @@ def differences(output: Path, whole: Path) -> list[str]:
     return found
 
 
-def _log(output: Path) -> list[dict[str, str]]:
-    with (output / "log.csv").open(newline="") as file:
-        return [{name: value for name, value in row.items() if name not in MEASURED} for row in csv.DictReader(file)]
+def _log(output: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
 def _metrics(output: Path) -> Any:

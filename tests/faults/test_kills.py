@@ -41,12 +41,12 @@ def test_what_differs_between_two_runs_is_noticed(tmp_path: Path) -> None:
     train(recipe_of(tmp_path / "one"), progress=False)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     assert differences(tmp_path / "two", tmp_path / "one") == []
-    weights, log, metrics = (tmp_path / "two" / name for name in ("model.safetensors", "log.csv", "metrics.json"))
+    weights, log, metrics = (tmp_path / "two" / name for name in ("model.safetensors", "log.jsonl", "metrics.json"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     log.write_text("\n".join(log.read_text().splitlines()[:-1]))
     metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"steps": 7}))
     found = " ".join(differences(tmp_path / "two", tmp_path / "one"))
-    assert all(name in found for name in ("model.safetensors", "log.csv", "metrics.json"))
+    assert all(name in found for name in ("model.safetensors", "log.jsonl", "metrics.json"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])

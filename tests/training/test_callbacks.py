@@ -1,6 +1,5 @@
-"""What happens beside the steps: the live log, early stopping, trackers by name."""
+"""What happens beside the steps: the log, early stopping, trackers by name."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,28 +8,25 @@ import pytest
 
 from perceiver_vl import UsageError
 from perceiver_vl.training.run import checked_arguments, train
-from small_runs import recipe_of
+from small_runs import log_of, recipe_of
 
 VALIDATION = {"validation": {"split": "validation", "world": {"clips": 4, "size": 16}}}
 EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "multi_r1"}
 
 
-def live_log(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-
-
-def test_the_live_log_has_every_line_once_also_after_a_resume(tmp_path: Path) -> None:
+def test_the_log_has_every_line_once_also_after_a_resume(tmp_path: Path) -> None:
     output = tmp_path / "run"
     how = {"eval_strategy": "steps", "eval_steps": 4, "logging_steps": 2, "learning_rate": 0.01}
     recipe = recipe_of(output, data=VALIDATION, training=how)
     train(recipe, progress=False)
-    whole = live_log(output)
+    whole = log_of(output)
     assert [(line["step"], "loss" in line, "eval_multi_r1" in line) for line in whole] == [
         (2, True, False),
         (4, True, False),
         (4, False, True),
         (6, True, False),
         (6, False, True),
+        (6, False, False),  # the mean loss and speed of the whole run
     ]
     assert all(line["steps"] == 6 for line in whole)
     assert [line["time"] for line in whole] == sorted(line["time"] for line in whole)
@@ -38,7 +34,7 @@ def test_the_live_log_has_every_line_once_also_after_a_resume(tmp_path: Path) ->
         file.write('{"step": 6, "lo')  # the run was killed while it wrote
     shutil.rmtree(output / "checkpoints" / "checkpoint-6")
     train(recipe, resume=True, progress=False)
-    again = live_log(output)
+    again = log_of(output)
     assert again[:3] == whole[:3]
     assert [(line["step"], line.get("loss")) for line in again] == [(line["step"], line.get("loss")) for line in whole]
 

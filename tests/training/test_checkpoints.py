@@ -1,6 +1,5 @@
 """Checkpoints: whole or not there, verified before they are used, and one run at a time in a folder."""
 
-import csv
 import errno
 import json
 import multiprocessing
@@ -24,12 +23,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+import small_runs
 from perceiver_vl import PerceiverVLError, UsageError
 from perceiver_vl.training.checkpoints import CHECKSUMS, checkpoint_of, damage, only_run_in, seal, told_in_one_line
 from small_runs import run
 from tiny import tiny_recipe
 
-MEASURED = {"data_wait", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+MEASURED = {"time", "steps", "data_wait", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 MEASURED |= {"clips_per_second", "share_of_peak", "memory_mib", "gpu_memory_mib"}
 BY_BEST = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "max_steps": 8}
 VALIDATION = {"validation": {"split": "validation", "world": {"clips": 10, "size": 16}}}
@@ -39,11 +39,9 @@ def checkpoints_of(output: Path) -> list[str]:
     return sorted(path.name for path in (output / "checkpoints").glob("*checkpoint-*"))
 
 
-def log_of(output: Path) -> list[list[tuple[str, str]]]:
-    """The lines of the log, columns in their order, without what is measured in seconds."""
-    with (output / "log.csv").open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    return [[(name, value) for name, value in line.items() if name not in MEASURED] for line in lines]
+def log_of(output: Path) -> list[dict[str, Any]]:
+    """The lines of the log, without what is measured in seconds, and how many steps there should be."""
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in small_runs.log_of(output)]
 
 
 def assert_same_weights(output: Path, other: Path) -> None:
@@ -215,7 +213,7 @@ def test_the_log_does_not_show_where_a_run_was_interrupted(tmp_path: Path) -> No
         output = unfinished(tmp_path / "whole", tmp_path / str(left), left)
         resumed = run(output, resume=True, **how)
         assert log_of(output) == log_of(tmp_path / "whole")
-        assert "train_loss" in dict(log_of(output)[-1])
+        assert "train_loss" in log_of(output)[-1]
         assert resumed.seconds > 0
         if left == 9:
             assert resumed.seconds >= 0.5 * result.seconds  # that of the steps, though none was taken
@@ -323,7 +321,7 @@ def test_a_folder_that_takes_no_more_is_one_line_with_the_checkpoint_that_is_saf
         pytest.raises(PerceiverVLError, match=r"^[^\n]+$") as told,
         told_in_one_line(output),
     ):
-        raise OSError(number, os.strerror(number), str(output / "log.csv"))
+        raise OSError(number, os.strerror(number), str(output / "log.jsonl"))
     said = str(told.value)
     assert said.startswith(f"{output}: cannot be written ({os.strerror(number)}); ")
     assert "MB are free there" in said

@@ -1,6 +1,5 @@
 """Training at several budgets: what a step draws, what the smaller ones are taught, and runs that do it."""
 
-import csv
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -13,23 +12,23 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-import perceiver_vl.training.elastic
 from perceiver_vl import ComputeBudget, PerceiverVLForQuestionAnswering, UsageError
 from perceiver_vl.models.budget import TrainingBudget
 from perceiver_vl.training import train
 from perceiver_vl.training.elastic import (
     Elastic,
+    ElasticTaskModule,
     budgets_of_step,
     distillation_loss,
     elastic_loss,
-    elastic_task_loss,
-    pretraining_loss,
 )
-from perceiver_vl.training.losses import ObjectiveOutput, Objectives, pretraining_losses
+from perceiver_vl.training.losses.base import ObjectiveOutput
+from perceiver_vl.training.objectives import Objectives, PreTrainingModule
 from perceiver_vl.training.recipe import Recipe, read_recipe
+from small_runs import training_log_of
 from tiny import assert_same, differs, tiny_batch, tiny_config, tiny_inputs, tiny_model, tiny_recipe
 
-EVERYTHING = Objectives(vtm=1, mlm=1, vtc=1, ttc=0.5, mixed_vtm=1, mixed_vtc=1, hard_negatives=True)
+EVERYTHING = Objectives({"vtm": 1, "mlm": 1, "vtc": 1, "ttc": 0.5, "mixed_vtm": 1, "mixed_vtc": 1}, hard_negatives=True)
 ALL_DIALS = Elastic(frames=2, latents=2, text_latents=1, cross_attentions=1, exits=1, tokens=0.5)
 FULL = ComputeBudget()
 
@@ -173,16 +172,18 @@ def test_the_loss_of_a_step_is_half_that_of_the_whole_and_half_that_of_the_other
 def test_the_whole_model_is_trained_as_without_the_others() -> None:
     model, batch = tiny_model(), tiny_batch()
     budgets = budgets_of_step(ALL_DIALS, model.config, 3, seed=0, step=0)
-    _, parts = pretraining_loss(model, batch, EVERYTHING, budgets, 0.5)
-    for name, loss in pretraining_losses(model, batch, EVERYTHING, FULL).items():
+    module = PreTrainingModule(model, EVERYTHING, 0.5)
+    _, parts = module(batch, budgets)
+    for name, loss in module(batch, [FULL])[1].items():
         assert torch.equal(parts[name], loss)
 
 
 def test_a_smaller_budget_judges_the_same_pairs() -> None:
     model, batch = tiny_model(), tiny_batch(6)
-    _, parts = pretraining_loss(model, batch, EVERYTHING, [FULL, TrainingBudget(latents=6, seed=3)], 0.5)
+    module = PreTrainingModule(model, EVERYTHING, 0.5)
+    _, parts = module(batch, [FULL, TrainingBudget(latents=6, seed=3)])
     assert_same(parts["distill"], torch.zeros(()).double())  # the same model, so no answer differs
-    _, parts = pretraining_loss(model, batch, EVERYTHING, [FULL, TrainingBudget(latents=5, seed=3)], 0.5)
+    _, parts = module(batch, [FULL, TrainingBudget(latents=5, seed=3)])
     assert parts["distill"] > 1e-6
 
 
@@ -192,7 +193,7 @@ def test_chunks_meet_the_same_latents_frames_and_tokens_in_both_passes() -> None
         model, batch = tiny_model(layer_drop=0.5).train(), tiny_batch(5)
         model.seed_layer_drop(3)
         budgets = budgets_of_step(ALL_DIALS, model.config, 3, seed=0, step=1)
-        total, _ = pretraining_loss(model, batch, replace(EVERYTHING, chunk=chunk), budgets, 0.5)
+        total, _ = PreTrainingModule(model, replace(EVERYTHING, chunk=chunk), 0.5)(batch, budgets)
         total.backward()
         found.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
     assert found[0].keys() == found[1].keys()
@@ -212,7 +213,7 @@ def test_a_task_is_trained_at_every_budget(changes: dict[str, Any], labels: Tens
     model = tiny_model(PerceiverVLForQuestionAnswering, **changes)
     inputs = {**tiny_inputs(), "labels": labels}
     small = ComputeBudget(blocks=1, latents=2)
-    total, parts = elastic_task_loss(model, inputs, [FULL, small], 0.25)
+    total, parts = ElasticTaskModule(model, 0.25)(inputs, [FULL, small])
     whole, other = model(**inputs), model(**inputs, budget=small)
     kind = {"regression": "numbers", "multi_label_classification": "yes_or_no"}.get(
         model.config.problem_type, "classes"
@@ -240,13 +241,12 @@ RETRIEVAL = {
 def test_an_elastic_run_logs_what_is_learned_and_a_resume_changes_nothing(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path / "run", **RETRIEVAL, model={"layer_drop": 0.3})
     train(recipe, progress=False)
-    with (recipe.output / "log.csv").open(newline="") as file:
-        lines = [line for line in csv.DictReader(file) if line["loss"]]
+    lines = training_log_of(recipe.output)
     assert len(lines) == 6
     for line in lines:
-        whole = sum(float(line[f"loss_{name}"]) for name in ("vtm", "vtc", "mixed_vtc"))
-        others = 0.5 * float(line["loss_smaller"]) + 0.5 * float(line["loss_distill"])
-        assert float(line["loss"]) == pytest.approx((whole + others) / 2, abs=1e-3)
+        whole = sum(line[f"loss_{name}"] for name in ("vtm", "vtc", "mixed_vtc"))
+        others = 0.5 * line["loss_smaller"] + 0.5 * line["loss_distill"]
+        assert line["loss"] == pytest.approx((whole + others) / 2, abs=1e-3)
     assert read_recipe(recipe.output / "recipe.yaml") == recipe
     wanted = load_file(recipe.output / "model.safetensors")
     for name in ("checkpoint-6", "checkpoint-4"):
@@ -266,9 +266,8 @@ def test_a_task_can_be_elastic(tmp_path: Path) -> None:
     values["data"]["train"]["world"]["task"] = "frame"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
-    with (tmp_path / "run" / "log.csv").open(newline="") as file:
-        lines = [line for line in csv.DictReader(file) if line["loss"]]
-    assert all(float(line["loss_smaller"]) > 0 and float(line["loss_task"]) > 0 for line in lines)
+    lines = training_log_of(tmp_path / "run")
+    assert all(line["loss_smaller"] > 0 and line["loss_task"] > 0 for line in lines)
 
 
 def test_a_recipe_without_the_section_comes_nowhere_near_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,10 +277,10 @@ def test_a_recipe_without_the_section_comes_nowhere_near_it(tmp_path: Path, monk
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("not elastic")
 
-    monkeypatch.setattr(perceiver_vl.training.elastic, "elastic_loss", never)
+    monkeypatch.setattr("perceiver_vl.training.objectives.elastic_loss", never)
     monkeypatch.setattr("perceiver_vl.models.perceiver_vl.modeling.drawn_latents", never)
     monkeypatch.setattr("perceiver_vl.models.perceiver_vl.modeling.kept_tokens", never)
-    monkeypatch.setattr("perceiver_vl.models.perceiver_vl.encoder.most_diverse", never)
+    monkeypatch.setattr("perceiver_vl.layers.perceiver.most_diverse", never)
     assert train(recipe, progress=False).steps == 1
 
 

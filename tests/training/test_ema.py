@@ -1,6 +1,5 @@
 """The average of the weights: what it is, that it leaves the weights alone, and what a run does with it."""
 
-import csv
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
 from perceiver_vl.training.ema import FILE, WeightAverage
 from perceiver_vl.training.recipe import Recipe
+from small_runs import log_of
 from tiny import tiny_recipe
 
 
@@ -172,10 +172,7 @@ def test_the_best_model_is_the_best_average(tmp_path: Path) -> None:
     how = HOW["training"] | {"load_best_model_at_end": True, "metric_for_best_model": "multi_r1"}
     training = tiny_recipe(output, training=how)["training"]
     train(recipe_of(output, ema=0.5, training=training), progress=False)
-    with (output / "log.csv").open(newline="") as log:
-        found = {
-            int(line["step"]): float(line["eval_multi_r1"]) for line in csv.DictReader(log) if line["eval_multi_r1"]
-        }
+    found = {line["step"]: line["eval_multi_r1"] for line in log_of(output) if "eval_multi_r1" in line}
     best = min(step for step in found if found[step] == max(found.values()))
     assert same(
         load_file(output / "model.safetensors"), load_file(output / "checkpoints" / f"checkpoint-{best}" / FILE)

@@ -11,23 +11,27 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from perceiver_vl import ComputeBudget, PerceiverVLForPreTraining, UsageError
-from perceiver_vl.training.losses import (
-    Objectives,
-    PreTrainingBatch,
-    contrastive_loss,
-    draw_hard_negatives,
-    mixed_matching_loss,
-    pretraining_losses,
-)
+from perceiver_vl.data.batching import DRAW_BITS
+from perceiver_vl.training.losses import OBJECTIVES
+from perceiver_vl.training.losses.base import PreTrainingBatch, contrast
+from perceiver_vl.training.objectives import Objectives, PreTrainingModule, draw_hard_negatives
 from perceiver_vl.utils.distributed import GlobalBatch
 from tiny import assert_same, differs, tiny_batch, tiny_model
 
-EVERYTHING = Objectives(vtm=1, mlm=1, vtc=1, ttc=1, mixed_vtm=1, mixed_vtc=1, hard_negatives=True)
+EVERYTHING = Objectives({"vtm": 1, "mlm": 1, "vtc": 1, "ttc": 1, "mixed_vtm": 1, "mixed_vtc": 1}, hard_negatives=True)
+WITHOUT_WORDS = replace(EVERYTHING, weights=EVERYTHING.weights | {"mlm": 0})
 FULL = ComputeBudget()
 
 
 def ask(batch: PreTrainingBatch, objectives: Objectives, budget: ComputeBudget = FULL) -> dict[str, Tensor]:
-    return pretraining_losses(tiny_model(), batch, objectives, budget)
+    return losses_of(tiny_model(), batch, objectives, budget)
+
+
+def losses_of(
+    model: PerceiverVLForPreTraining, batch: PreTrainingBatch, objectives: Objectives, budget: ComputeBudget = FULL
+) -> dict[str, Tensor]:
+    _, losses = PreTrainingModule(model, objectives)(batch, [budget])
+    return losses
 
 
 def bce(logits: Tensor, labels: list[int]) -> Tensor:
@@ -45,7 +49,7 @@ def test_matching_shows_each_text_its_donors_vision() -> None:
     logits = model.match_jointly(
         batch.input_ids, batch.attention_mask, batch.pixel_values[donors], batch.frame_mask[donors]
     )
-    found = ask(batch, Objectives(vtm=1, mlm=0))
+    found = ask(batch, Objectives({"vtm": 1, "mlm": 0}))
     assert found.keys() == {"vtm"}
     assert_same(found["vtm"], bce(logits, [1, 0, 1, 0]))
 
@@ -55,29 +59,28 @@ def test_matching_in_the_mixed_stream_has_every_pair_once_right_and_once_wrong()
     vision = model.encode_vision(batch.pixel_values, batch.frame_mask)
     text = model.encode_text(batch.input_ids, batch.attention_mask)
     logits = torch.cat([model.match(vision, text), model.match(vision[[2, 0, 1]], text)])
-    found = ask(batch, Objectives(vtm=0, mlm=0, mixed_vtm=1))
+    found = ask(batch, Objectives({"vtm": 0, "mlm": 0, "mixed_vtm": 1}))
     assert found.keys() == {"mixed_vtm"}
     assert_same(found["mixed_vtm"], bce(logits, [1, 1, 1, 0, 0, 0]))
-    summaries = model.partial_match(vision), model.partial_match(text)
-    alone = mixed_matching_loss(model, *summaries, torch.tensor([2, 0, 1]), GlobalBatch((3,)))
-    assert_same(alone, found["mixed_vtm"])
 
 
 def test_hard_negatives_take_the_place_of_the_negatives_only() -> None:
     model, batch = tiny_model(), tiny_batch(6)
     vision = model.get_vision_features(batch.pixel_values, batch.frame_mask)
     text = model.get_text_features(batch.input_ids, batch.attention_mask)
-    hard = draw_hard_negatives(model.logit_scale * text @ vision.T, torch.arange(6), batch.negative_draws)
+    hard = draw_hard_negatives(
+        model.logit_scale * text @ vision.T, torch.arange(6), batch.negative_draws / 2**DRAW_BITS
+    )
     donors = torch.tensor([0, hard[1], 2, hard[3], 4, hard[5]])
     logits = model.match_jointly(
         batch.input_ids, batch.attention_mask, batch.pixel_values[donors], batch.frame_mask[donors]
     )
-    found = pretraining_losses(model, batch, replace(EVERYTHING, mlm=0), FULL)
+    found = losses_of(model, batch, WITHOUT_WORDS)
     assert_same(found["vtm"], bce(logits, [1, 0, 1, 0, 1, 0]))
     vision = model.encode_vision(batch.pixel_values, batch.frame_mask)
     text = model.encode_text(batch.input_ids, batch.attention_mask)
-    summaries = model.partial_match(vision), model.partial_match(text)
-    assert_same(found["mixed_vtm"], mixed_matching_loss(model, *summaries, hard, GlobalBatch((6,))))
+    logits = torch.cat([model.match(vision, text), model.match(vision[hard], text)])
+    assert_same(found["mixed_vtm"], bce(logits, 6 * [1] + 6 * [0]))
 
 
 def test_hard_negatives_are_others_and_mostly_similar_ones() -> None:
@@ -115,7 +118,7 @@ def test_hard_negatives_can_be_drawn_when_all_but_the_own_pair_are_hopeless() ->
 
 
 def test_a_pair_alone_has_nothing_to_be_told_from() -> None:
-    losses = ask(tiny_batch(1), replace(EVERYTHING, mlm=0))
+    losses = ask(tiny_batch(1), WITHOUT_WORDS)
     model, batch = tiny_model(), tiny_batch(1)
     logits = model.match_jointly(batch.input_ids, batch.attention_mask, batch.pixel_values, batch.frame_mask)
     assert_same(losses["vtm"], bce(logits, [1]))
@@ -131,14 +134,14 @@ def test_masked_words_are_those_of_the_model_given_matched_vision() -> None:
     wanted = model(
         batch.masked_input_ids, batch.attention_mask, batch.pixel_values, batch.frame_mask, mlm_labels=batch.mlm_labels
     )
-    found = ask(batch, Objectives(vtm=0, mlm=1))
+    found = ask(batch, Objectives({"vtm": 0, "mlm": 1}))
     assert found.keys() == {"mlm"}
     assert_same(found["mlm"], wanted.loss)
 
 
 def test_a_batch_without_masked_words_has_no_word_loss() -> None:
     batch = replace(tiny_batch(), mlm_labels=torch.full((4, 6), -100))
-    assert ask(batch, Objectives(vtm=0, mlm=1))["mlm"] == 0.0
+    assert ask(batch, Objectives({"vtm": 0, "mlm": 1}))["mlm"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ def test_the_joint_share_is_what_the_joint_objectives_see(share: float, shown: l
     """Pairs of neighbours, of which one text is shown the other's vision, at equal distances."""
     batch = tiny_batch(8)
     part = PreTrainingBatch(**{field.name: getattr(batch, field.name)[shown] for field in fields(batch)})
-    objectives = Objectives(vtm=1, mlm=1, vtc=1, mixed_vtm=1, mixed_vtc=1)
+    objectives = Objectives({"vtm": 1, "mlm": 1, "vtc": 1, "mixed_vtm": 1, "mixed_vtc": 1})
     found, wanted = ask(batch, replace(objectives, joint_share=share)), ask(part, objectives)
     for name in ("vtm", "mlm"):
         assert_same(found[name], wanted[name])
@@ -173,14 +176,15 @@ def test_contrast_is_what_its_definition_says() -> None:
     torch.manual_seed(0)
     vision, text = (torch.nn.functional.normalize(torch.randn(5, 7).double(), dim=1) for _ in range(2))
     scale = torch.tensor(6.0).double()
-    assert_same(contrastive_loss(vision, text, scale), contrast_by_definition(vision, text, scale))
+    found = contrast(scale * text @ vision.T, GlobalBatch((5,)))
+    assert_same(found.loss, contrast_by_definition(vision, text, scale))
 
 
 def test_contrast_is_of_the_multi_streams_vectors() -> None:
     model, batch = tiny_model(), tiny_batch()
     vision = model.get_vision_features(batch.pixel_values, batch.frame_mask)
     text = model.get_text_features(batch.input_ids, batch.attention_mask)
-    found = ask(batch, Objectives(vtm=0, mlm=0, vtc=1))
+    found = ask(batch, Objectives({"vtm": 0, "mlm": 0, "vtc": 1}))
     assert found.keys() == {"vtc"}
     assert_same(found["vtc"], contrast_by_definition(vision, text, model.logit_scale))
 
@@ -192,7 +196,7 @@ def test_contrast_of_the_mixed_stream_is_over_the_matching_logits_of_all_pairs()
     logits = torch.stack([torch.stack([model.match(vision[[c]], text[[q]])[0] for c in range(3)]) for q in range(3)])
     of_texts = -logits.log_softmax(1).diagonal().mean()
     of_clips = -logits.log_softmax(0).diagonal().mean()
-    found = ask(batch, Objectives(vtm=0, mlm=0, mixed_vtc=1))
+    found = ask(batch, Objectives({"vtm": 0, "mlm": 0, "mixed_vtc": 1}))
     assert found.keys() == {"mixed_vtc"}
     assert_same(found["mixed_vtc"], (of_texts + of_clips) / 2)
 
@@ -203,7 +207,7 @@ def test_contrast_of_the_mixed_stream_is_over_the_matching_logits_of_all_pairs()
 @pytest.mark.parametrize("changes", [{}, {"modality_aggregation": "separate_plus"}, {"latent_position": "fourier"}])
 def test_every_parameter_is_trained_by_the_objectives_together(changes: dict[str, Any]) -> None:
     model = tiny_model(PerceiverVLForPreTraining, layer_drop=0.0, **changes).train()
-    sum(pretraining_losses(model, tiny_batch(), EVERYTHING, FULL).values()).backward()  # type: ignore[union-attr]
+    PreTrainingModule(model, EVERYTHING)(tiny_batch(), [FULL])[0].backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         if name.endswith("k_proj.bias"):  # adds the same to all logits of a query, which the softmax takes out again
@@ -218,13 +222,12 @@ def test_the_contrast_of_captions_is_that_of_two_texts() -> None:
     second = model.get_text_features(batch.other_input_ids, batch.other_attention_mask)
     logits, own = model.logit_scale * first @ second.T, torch.arange(4)
     by_hand = -(logits.log_softmax(1)[own, own].mean() + logits.log_softmax(0)[own, own].mean()) / 2
-    assert_same(ask(batch, Objectives(vtm=0, mlm=0, ttc=1))["ttc"], by_hand)
+    assert_same(ask(batch, Objectives({"vtm": 0, "mlm": 0, "ttc": 1}))["ttc"], by_hand)
 
 
-@pytest.mark.parametrize("name", ["vtm", "mlm", "vtc", "ttc", "mixed_vtm", "mixed_vtc"])
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_budget_reaches_every_objective(name: str) -> None:
-    weights = dict.fromkeys(("vtm", "mlm"), 0.0) | {name: 1.0}
-    batch, objectives = tiny_batch(), Objectives(**weights)  # type: ignore[arg-type]
+    batch, objectives = tiny_batch(), Objectives({"vtm": 0.0, "mlm": 0.0, name: 1.0})
     found = ask(batch, objectives, ComputeBudget(cross_attentions=1))
     assert differs(found[name], ask(batch, objectives)[name])
 
@@ -232,8 +235,9 @@ def test_the_budget_reaches_every_objective(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: Objectives(vtm=-1.0), "objectives.vtm=-1.0"),
-        (lambda: Objectives(vtm=0, mlm=0), "every weight is 0"),
+        (lambda: Objectives({"vtm": -1.0}), "objectives.vtm=-1.0"),
+        (lambda: Objectives({"vtm": 0, "mlm": 0}), "every weight is 0"),
+        (lambda: Objectives({"vtx": 1}), "objectives.vtx=1: unknown, choose from vtm, mlm, vtc"),
         (lambda: Objectives(joint_share=0.0), "objectives.joint_share=0.0"),
         (lambda: Objectives(joint_share=1.1), "objectives.joint_share=1.1"),
         (lambda: Objectives(mlm_probability=0.0), "objectives.mlm_probability=0.0"),
@@ -255,8 +259,8 @@ def test_a_batch_in_chunks_has_the_losses_and_gradients_of_the_whole(chunk: int)
     for objectives in (EVERYTHING, replace(EVERYTHING, chunk=chunk)):
         model = tiny_model(layer_drop=0.5).train()
         model.seed_layer_drop(3)  # as in training: one draw for all forwards of a step
-        losses = pretraining_losses(model, batch, objectives, FULL)
-        torch.stack(list(losses.values())).sum().backward()
+        loss, losses = PreTrainingModule(model, objectives)(batch, [FULL])
+        loss.backward()
         gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
         found.append((losses, gradients))
     for global_batch, chunked in zip(*found, strict=True):
@@ -273,7 +277,7 @@ def test_a_chunk_bounds_what_the_backward_pass_keeps() -> None:
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
         ):
-            losses = pretraining_losses(model, batch, replace(EVERYTHING, chunk=chunk), FULL)
+            loss, _ = PreTrainingModule(model, replace(EVERYTHING, chunk=chunk))(batch, [FULL])
         kept[chunk] = sum(sizes)
-        torch.stack(list(losses.values())).sum().backward()
+        loss.backward()
     assert kept[2] < kept[None] / 3

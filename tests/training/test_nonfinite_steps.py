@@ -1,9 +1,9 @@
 """Steps whose loss or gradient is not finite: passed over, counted, named, and the end of a run if they do not stop."""
 
-import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ from transformers import TrainerCallback
 
 from perceiver_vl import PerceiverVLError, UsageError
 from perceiver_vl.training import train
-from perceiver_vl.training.losses import pretraining_losses
+from perceiver_vl.training.losses.base import EncodedBatch, ObjectiveOutput
+from perceiver_vl.training.losses.mlm import MLM
 from perceiver_vl.training.nonfinite_steps import FILE, NonFiniteSteps
 from perceiver_vl.training.recipe import Recipe, read_recipe
+from small_runs import training_log_of
 from tiny import tiny_recipe
-
-Losses = Callable[..., dict[str, Tensor]]
-LOSSES: Losses = pretraining_losses
 
 
 def recipe_of(output: Path, top: dict[str, Any] | None = None, **changes: Any) -> Recipe:
@@ -34,24 +33,19 @@ def recipe_of(output: Path, top: dict[str, Any] | None = None, **changes: Any) -
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at: set[int], how: Callable[[Tensor], Tensor]) -> None:
     """Make the MLM loss of the batches at these steps (from 1) something else."""
-    calls = 0
+    calls, forward = 0, MLM.forward
 
-    def losses(model: Any, batch: Any, *rest: Any) -> dict[str, Tensor]:
+    def spoilt(self: MLM, batch: EncodedBatch) -> ObjectiveOutput:
         nonlocal calls
         calls += 1
-        found = LOSSES(model, batch, *rest)
-        return found | ({"mlm": how(found["mlm"])} if calls in at else {})
+        found = forward(self, batch)
+        return replace(found, loss=how(found.loss)) if calls in at else found
 
-    monkeypatch.setattr("perceiver_vl.training.trainers.pretraining_losses", losses)
+    monkeypatch.setattr(MLM, "forward", spoilt)
 
 
 def named_in(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / FILE).read_text().splitlines()]
-
-
-def log_of(output: Path) -> list[dict[str, str]]:
-    with (output / "log.csv").open(newline="") as file:
-        return [line for line in csv.DictReader(file) if line["loss"]]
 
 
 class _NoGradient(torch.autograd.Function):
@@ -91,15 +85,15 @@ def test_nothing_is_learned_from_such_a_step_and_the_run_goes_on(
     (entry,) = named_in(output)
     assert (entry["step"], entry["not_finite"], entry["learning_rate"]) == (3, [what], 0.01)
     assert len(entry["files"]) == 4
-    assert [line["nonfinite_steps"] for line in log_of(output)] == ["0", "0", "1", "1"]
-    assert all(float(line["loss"]) < 100 for line in log_of(output))
+    assert [line["nonfinite_steps"] for line in training_log_of(output)] == [0, 0, 1, 1]
+    assert all(line["loss"] < 100 for line in training_log_of(output))
 
     # the count is that of the step that is resumed from, and so are the names
     for step in (2, 3, 4):
         shutil.rmtree(output / "checkpoints" / f"checkpoint-{step}")
-    monkeypatch.setattr("perceiver_vl.training.trainers.pretraining_losses", LOSSES)
+    monkeypatch.undo()
     train(recipe_of(output, training=training), resume=True, progress=False)
-    assert [line["nonfinite_steps"] for line in log_of(output)] == ["0", "0", "0", "0"]
+    assert [line["nonfinite_steps"] for line in training_log_of(output)] == [0, 0, 0, 0]
     assert named_in(output) == []
 
 
@@ -124,7 +118,7 @@ def test_a_few_in_a_row_end_the_run_with_a_diagnosis_and_a_good_checkpoint(
     assert [entry["step"] for entry in named_in(output)] == [2, 4, 5, 6]
     last = load_file(output / "checkpoints" / "checkpoint-4" / "model.safetensors")
     assert all(tensor.isfinite().all() for tensor in last.values())
-    monkeypatch.setattr("perceiver_vl.training.trainers.pretraining_losses", LOSSES)
+    monkeypatch.undo()
     assert train(recipe_of(output, training={"max_steps": 9}), resume=True, progress=False).steps == 9
     assert [entry["step"] for entry in named_in(output)] == [2, 4]
 
@@ -145,7 +139,7 @@ def test_the_count_is_taken_up_from_the_file(tmp_path: Path) -> None:
     for step in (2, 5, 6, 8):
         before.add(step, ["vtm"], ["clip.mp4"], 0.1, writes=True)
     after = NonFiniteSteps(tmp_path, 3)
-    after.go_on(after.skipped_until(6))
+    after.restore(after.skipped_until(6))
     assert after.count == 3
     after.check(["vtm"], 0.1, {}, weights=True)
     after.add(7, ["vtm"], [], 0.1, writes=False)

@@ -8,7 +8,7 @@ import yaml
 
 from perceiver_vl import UsageError
 from perceiver_vl.data.transforms import Augmentation
-from perceiver_vl.training.losses import Objectives
+from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.training.recipe import (
     Data,
     DataSource,
@@ -62,7 +62,7 @@ def test_every_section_arrives_as_its_own_type(tmp_path: Path) -> None:
             strict=True,
         ),
         model={"hidden_size": 64, "layer_drop": 0.25},
-        objectives=Objectives(vtc=0.5, hard_negatives=True),
+        objectives=Objectives({"vtc": 0.5}, hard_negatives=True),
         tokenizer=TokenizerConfig(vocab_size=100),
         evaluation=Evaluation(streams=("multi", "single"), captions_per_clip=1, shortlist=5, batch_size=8),
         training={"max_steps": 10, "learning_rate": 1e-3},
@@ -73,7 +73,7 @@ def test_every_section_arrives_as_its_own_type(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_the_papers_pair_on_random_frames(tmp_path: Path) -> None:
     recipe = read_recipe(write(tmp_path, {"output": "o", "data": {"train": {"world": {}}}}))
-    assert (recipe.objectives.vtm, recipe.objectives.mlm, recipe.objectives.vtc) == (1.0, 1.0, 0.0)
+    assert {name: weight for name, weight in recipe.objectives.weights.items() if weight} == {"vtm": 1.0, "mlm": 1.0}
     assert (recipe.data.num_frames, recipe.data.sampling, recipe.data.validation) == (8, "random", None)
     assert (recipe.optimizer, recipe.initialise, recipe.training) == ("adamw", Initialise(), {})
 
@@ -118,7 +118,7 @@ def test_overrides_change_what_they_name_and_nothing_else(tmp_path: Path) -> Non
     after = read_recipe(path, overrides)
     assert after.training == before.training | {"max_steps": 7}
     assert after.data.train[0].world == WorldSplit(clips=9, size=16)
-    assert (after.objectives.vtc, after.optimizer) == (2.0, "adam")
+    assert (after.objectives.weights["vtc"], after.optimizer) == (2.0, "adam")
     assert (after.model, after.output, after.data.num_frames) == (before.model, before.output, before.data.num_frames)
     assert read_recipe(path, ["evaluation.streams=[multi]"]).evaluation.streams == ("multi",)
     assert read_recipe(path, ["output=a=b"]).output == Path("a=b")

@@ -1,6 +1,5 @@
 """Training in stages: what is frozen stays as it was to the last bit, the schedules, resumes, and what is refused."""
 
-import csv
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +16,7 @@ from perceiver_vl.training import train
 from perceiver_vl.training.recipe import PARTS, Recipe, Stage, read_recipe
 from perceiver_vl.training.stages import part_of, stage_at
 from perceiver_vl.utils.launch import beside_others
+from small_runs import training_log_of
 from tiny import tiny_config, tiny_recipe
 
 READS_THEN_ALL = [{"steps": 4, "train": ["cross_attentions"]}, {"steps": 4}]
@@ -66,13 +66,8 @@ def parts_moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]
     return {part_of(name) for name in moved(before, after)}
 
 
-def log_of(output: Path) -> list[dict[str, str]]:
-    with (output / "log.csv").open(newline="") as file:
-        return [line for line in csv.DictReader(file) if line["loss"]]
-
-
 def learning_rates(output: Path) -> list[float]:
-    return [float(line["learning_rate"]) for line in log_of(output)]
+    return [line["learning_rate"] for line in training_log_of(output)]
 
 
 # --- The parts ------------------------------------------------------------------------------------------------------
@@ -198,7 +193,7 @@ def test_each_stage_has_a_schedule_of_its_own(tmp_path: Path) -> None:
     run(tmp_path / "run", stages, training={"learning_rate": 0.1})
     linear = [0.1, 0.075, 0.05, 0.025, 0.0, 0.01, 0.02, 0.02 * 2 / 3, 0.02 / 3]
     assert learning_rates(tmp_path / "run") == pytest.approx(linear, rel=1e-12)
-    assert [int(line["step"]) for line in log_of(tmp_path / "run")] == list(range(1, 10))
+    assert [line["step"] for line in training_log_of(tmp_path / "run")] == list(range(1, 10))
 
 
 def test_a_schedule_knows_the_learning_rate_of_its_stage(tmp_path: Path) -> None:
@@ -246,7 +241,9 @@ def test_a_run_stopped_in_any_stage_goes_on_as_if_it_had_not(tmp_path: Path) -> 
         assert train(recipe, resume=True, progress=False).steps == 12
         assert not moved(whole, weights(output))
         for column in ("step", "loss", "learning_rate", "grad_norm"):
-            assert [line[column] for line in log_of(output)] == [line[column] for line in log_of(tmp_path / "whole")]
+            assert [line[column] for line in training_log_of(output)] == [
+                line[column] for line in training_log_of(tmp_path / "whole")
+            ]
 
 
 # --- The recipe -----------------------------------------------------------------------------------------------------

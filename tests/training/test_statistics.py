@@ -1,6 +1,5 @@
 """Figures of a run's health: that they are what they say, and that looking changes nothing."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from perceiver_vl import PerceiverVLForPreTraining, PerceiverVLForRetrieval
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops
 from perceiver_vl.training import train
-from perceiver_vl.training.losses import Objectives, PreTrainingBatch, pretraining_losses
+from perceiver_vl.training.losses.base import PreTrainingBatch
+from perceiver_vl.training.objectives import Objectives, PreTrainingModule
 from perceiver_vl.training.recipe import PARTS, read_recipe
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.training.statistics import (
@@ -30,6 +30,7 @@ from perceiver_vl.training.statistics import (
     pretraining_flops,
     task_flops,
 )
+from small_runs import training_log_of
 from tiny import tiny_config, tiny_inputs, tiny_model, tiny_recipe
 
 
@@ -137,8 +138,8 @@ def test_collapse_is_seen() -> None:
 
 EACH = [
     Objectives(),
-    Objectives(vtm=0, mlm=0, vtc=1, ttc=1),
-    Objectives(vtm=1, mlm=0, vtc=1, mixed_vtm=1, hard_negatives=True, joint_share=0.5),
+    Objectives({"vtm": 0, "mlm": 0, "vtc": 1, "ttc": 1}),
+    Objectives({"vtm": 1, "mlm": 0, "vtc": 1, "mixed_vtm": 1}, hard_negatives=True, joint_share=0.5),
 ]
 
 
@@ -156,11 +157,11 @@ def test_operations_of_the_losses_are_those_that_are_counted(objectives: Objecti
         "mlm_labels": torch.where(torch.arange(6) < 2, ids, -100),
         "other_input_ids": ids,
         "other_attention_mask": given["attention_mask"],
-        "negative_draws": torch.full((4,), 0.5),
+        "negative_draws": torch.full((4,), 2**23),
     }
     model.requires_grad_(False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        pretraining_losses(model, PreTrainingBatch.from_dict(batch), objectives, FULL_BUDGET)
+        PreTrainingModule(model, objectives)(PreTrainingBatch.from_dict(batch), [FULL_BUDGET])
     assert pretraining_flops(config, batch, objectives) / 3 == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
@@ -186,12 +187,11 @@ def test_the_memory_of_this_process_is_known() -> None:
 # --- In a run -------------------------------------------------------------------------------------------------------
 
 
-def run(output: Path, **changes: Any) -> list[dict[str, str]]:
+def run(output: Path, **changes: Any) -> list[dict[str, Any]]:
     file = output.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(tiny_recipe(output, **changes)))
     train(read_recipe(file), progress=False)
-    with (output / "log.csv").open(newline="") as log:
-        return [line for line in csv.DictReader(log) if line["loss"]]
+    return training_log_of(output)
 
 
 def test_looking_into_a_run_does_not_change_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,21 +207,21 @@ def test_looking_into_a_run_does_not_change_it(tmp_path: Path, monkeypatch: pyte
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("looked", "alone"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     assert [line["loss"] for line in looked] == [line["loss"] for line in left_alone]
-    assert all(0 < float(line["cross_attention_3_entropy"]) <= 1 for line in looked)
+    assert all(0 < line["cross_attention_3_entropy"] <= 1 for line in looked)
     assert "cross_attention_3_entropy" not in left_alone[0]
     for line in looked:
-        parts = [float(line[f"grad_norm_{part}"]) for part in PARTS[:-1]]
-        assert sum(norm**2 for norm in parts) ** 0.5 == pytest.approx(float(line["grad_norm"]), rel=1e-3)
-        assert float(line["clips_per_second"]) > 0
-        assert 0 < float(line["share_of_peak"]) < 1
-        assert (line["nonfinite_steps"], line["skipped_files"]) == ("0", "0")
+        parts = [line[f"grad_norm_{part}"] for part in PARTS[:-1]]
+        assert sum(norm**2 for norm in parts) ** 0.5 == pytest.approx(line["grad_norm"], rel=1e-3)
+        assert line["clips_per_second"] > 0
+        assert 0 < line["share_of_peak"] < 1
+        assert (line["nonfinite_steps"], line["skipped_files"]) == (0, 0)
     last = load_file(tmp_path / "looked" / "model.safetensors")
     norm = (
         torch.cat([value.flatten() for name, value in last.items() if part_of(name) == "cross_attentions"])
         .norm()
         .item()
     )
-    assert float(looked[-1]["weight_norm_cross_attentions"]) == pytest.approx(norm, rel=1e-3)
+    assert looked[-1]["weight_norm_cross_attentions"] == pytest.approx(norm, rel=1e-3)
 
 
 def test_a_model_of_one_task_is_looked_into_as_well(tmp_path: Path) -> None:
@@ -230,10 +230,9 @@ def test_a_model_of_one_task_is_looked_into_as_well(tmp_path: Path) -> None:
     del recipe["objectives"]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
-    with (tmp_path / "run" / "log.csv").open(newline="") as log:
-        line = next(csv.DictReader(log))
-    assert 0 < float(line["cross_attention_1_entropy"]) <= 1
-    assert 0 < float(line["share_of_peak"]) < 1
+    line = training_log_of(tmp_path / "run")[0]
+    assert 0 < line["cross_attention_1_entropy"] <= 1
+    assert 0 < line["share_of_peak"] < 1
 
 
 def test_a_retrieval_model_has_the_same_reads() -> None:

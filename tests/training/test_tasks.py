@@ -1,6 +1,5 @@
 """Training on tasks: from a recipe, from other models, in stages and processes; resumes, dry runs, our recipes."""
 
-import csv
 import json
 import shutil
 from itertools import pairwise
@@ -29,6 +28,7 @@ from perceiver_vl.training.dry_run import dry_run
 from perceiver_vl.training.recipe import Recipe, read_recipe
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.utils.launch import beside_others
+from small_runs import log_of, training_log_of
 from tiny import tiny_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -77,11 +77,6 @@ def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: f
         torch.testing.assert_close(tensor, right[name], rtol=0.0, atol=tolerance)
 
 
-def log_of(output: Path) -> list[dict[str, str]]:
-    with (output / "log.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def class_folders(folder: Path, classes: dict[str, int]) -> dict[str, Any]:
     """Pictures in a folder for each class, below folders of two splits; the last class is in training alone."""
     for number, (name, count) in enumerate(classes.items()):
@@ -113,13 +108,13 @@ def test_every_task_is_trained_validated_and_saved(task: str, tmp_path: Path) ->
     assert recipe == recipe_of(output, task, data=data, training=how)
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["task"] == json.loads(json.dumps(result.task.to_dict()))
-    measured = [line for line in log_of(output) if line[f"eval_{example_task_of(task).metrics[0]}"]]
-    assert [int(line["step"]) for line in measured] == [3, 6]
+    measured = [line for line in log_of(output) if f"eval_{example_task_of(task).metrics[0]}" in line]
+    assert [line["step"] for line in measured] == [3, 6]
     for name, value in result.task.metrics.items():
-        assert float(measured[-1][f"eval_{name}"]) == pytest.approx(value)
-    losses = [line["loss"] for line in log_of(output) if line["loss"]]
+        assert measured[-1][f"eval_{name}"] == pytest.approx(value)
+    losses = [line["loss"] for line in training_log_of(output)]
     assert len(losses) == 6
-    assert all(float(loss) > 0 for loss in losses)
+    assert all(loss > 0 for loss in losses)
 
     model = example_task_of(task).model_class.from_pretrained(output)
     processor = PerceiverVLProcessor.from_pretrained(output)
@@ -148,11 +143,8 @@ def test_the_best_model_is_the_one_with_the_least_error(tmp_path: Path) -> None:
     how = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "max_steps": 8}
     wild = {"learning_rate": 0.2, "lr_scheduler_type": "constant"}
     result = run(tmp_path / "run", "counting", training=how | wild)
-    errors = {
-        int(line["step"]): float(line["eval_mean_squared_error"])
-        for line in log_of(tmp_path / "run")
-        if line["eval_accuracy"]
-    }
+    log = log_of(tmp_path / "run")
+    errors = {line["step"]: line["eval_mean_squared_error"] for line in log if "eval_accuracy" in line}
     assert sorted(errors) == [2, 4, 6, 8]
     assert len(set(errors.values())) > 1
     best = min(step for step in errors if errors[step] == min(errors.values()))
@@ -182,13 +174,13 @@ def test_a_mixture_of_pairs_is_resumed_bit_for_bit_with_any_number_of_workers(tm
     output = tmp_path / "run"
     first = run(output, "nlvr2", training=how, **changes)
     assert first.skipped == []
-    whole, log = weights(output), [line["loss"] for line in log_of(output)]
+    whole, log = weights(output), [line["loss"] for line in training_log_of(output)]
     for path in (output / "checkpoints").iterdir():
         if path.name != "checkpoint-6":  # an epoch is eight batches
             shutil.rmtree(path)
     again = run(output, "nlvr2", resume=True, training={**how, "dataloader_num_workers": 1}, **changes)
     assert_equal(weights(output), whole)
-    assert [line["loss"] for line in log_of(output)] == log
+    assert [line["loss"] for line in training_log_of(output)] == log
     assert again.task is not None
     assert first.task is not None
     assert again.task.metrics == first.task.metrics

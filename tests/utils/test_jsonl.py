@@ -31,5 +31,7 @@ def test_later_steps_are_dropped_and_half_a_line_with_them(tmp_path: Path) -> No
     with file.open("a") as half:
         half.write('{"step": 2, "lo')
     assert [entry["step"] for entry in keep_until(file, 3)] == [1, 2, 3, 3]
+    append_line(file, {"step": 3, "last": 1})
+    assert keep_until(file, 3, without="last") == [{"step": step} for step in (1, 2, 3, 3)]
     append_line(file, {"step": 4})
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3, 3, 4]

@@ -4,7 +4,6 @@ Each step is the public function behind a command; the page says which. A demo t
 was.
 """
 
-import csv
 import json
 import time
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from perceiver_vl.training.recipe import read_recipe
 from perceiver_vl.utils.console import err
 from perceiver_vl.utils.files import write_json, write_text
 from perceiver_vl.utils.html import render
+from perceiver_vl.utils.jsonl import parsed
 from perceiver_vl.utils.launch import beside_others
 from perceiver_vl.utils.plots import curves_svg, recall_against_latency_svg, write_picture
 
@@ -177,8 +177,8 @@ def _write_report(result: DemoResult, output: Path) -> None:
     page = render(
         "bench/demo.html.jinja",
         result=result,
-        losses=Markup(_loss_curves(output / "model" / "log.csv")),
-        validation=Markup(_validation_curves(output / "model" / "log.csv")),
+        losses=Markup(_loss_curves(output / "model" / "log.jsonl")),
+        validation=Markup(_validation_curves(output / "model" / "log.jsonl")),
         recall=Markup(recall_against_latency_svg(points, title)),
         strips=strips,
         machine=machine(),
@@ -209,12 +209,11 @@ def _validation_curves(log: Path) -> str:
 
 
 def _series(log: Path, names: dict[str, str]) -> dict[str, tuple[list[float], list[float]]]:
-    """The named columns of a log, each against the step."""
-    with log.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    """The named figures of a log, each against the step."""
+    lines = parsed(log.read_text(encoding="utf-8"))
     series = {}
-    for column, name in names.items():
-        points = [(float(row["step"]), float(row[column])) for row in rows if row.get(column)]
+    for figure, name in names.items():
+        points = [(float(line["step"]), float(line[figure])) for line in lines if figure in line]
         if points:
             series[name] = ([step for step, _ in points], [value for _, value in points])
     return series

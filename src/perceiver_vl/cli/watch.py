@@ -130,7 +130,7 @@ def _how(state: "RunState") -> str:
 
 
 def _validations(validations: list[dict[str, float]]) -> "RenderableType":
-    """The last ones; of retrieval only R@1 from text, the rest is in `log.csv`."""
+    """The last ones; of retrieval only R@1 from text, the rest is in `log.jsonl`."""
     from rich.table import Table
 
     names = [name for name in validations[-1] if name != "step"]

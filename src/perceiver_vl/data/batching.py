@@ -22,6 +22,8 @@ from perceiver_vl.media.resizing import Frames
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
+DRAW_BITS = 24
+"""Of the draw of a hard negative: as many as a float32 in [0, 1) has."""
 _CAPTION_DRAWS, _MASKING_DRAWS, _FRAME_DRAWS, _AUGMENTATION_DRAWS, _NEGATIVE_DRAWS = 0, 1, 2, 3, 5
 
 
@@ -216,10 +218,21 @@ class TrainingExamples(DrawnExamples[Example]):
 
 
 class PreTrainingCollator:
-    """Examples → the fields of `objectives.PreTrainingBatch`, and what came of reading them, as a dictionary."""
+    """Examples → the fields of `training.losses.base.PreTrainingBatch`, and what came of reading them, as a dictionary.
 
-    def __init__(self, processor: PerceiverVLProcessor, mlm_probability: float) -> None:
+    Only what the objectives need: masked words where `mlm_probability` says how many, other captions, and draws.
+    """
+
+    def __init__(
+        self,
+        processor: PerceiverVLProcessor,
+        *,
+        mlm_probability: float | None = None,
+        other_captions: bool = False,
+        negative_draws: bool = False,
+    ) -> None:
         self.processor, self.mlm_probability = processor, mlm_probability
+        self.other_captions, self.negative_draws = other_captions, negative_draws
 
     def __call__(self, examples: list[Example] | PerceiverVLError) -> dict[str, Any]:
         """`B` examples → tensors as `PreTrainingBatch` says, and `read_statistics`; an error → `error` alone."""
@@ -233,21 +246,20 @@ class PreTrainingCollator:
                 return_tensors="pt",
             )
         )
-        others = self.processor(text=[example.other_text for example in examples], return_tensors="pt")
-        masked = [
-            mask_words(ids, self.processor.tokenizer, self.mlm_probability, example.key)
-            for ids, example in zip(batch["input_ids"], examples, strict=True)
-        ]
-        draws = [np.random.default_rng([*e.key, _NEGATIVE_DRAWS]).random(dtype=np.float32) for e in examples]
-        return {
-            **batch,
-            "masked_input_ids": torch.stack([ids for ids, _ in masked]),
-            "mlm_labels": torch.stack([labels for _, labels in masked]),
-            "other_input_ids": others["input_ids"],
-            "other_attention_mask": others["attention_mask"],
-            "negative_draws": torch.tensor(draws),
-            **read_statistics(examples),
-        }
+        if self.mlm_probability is not None:
+            masked = [
+                mask_words(ids, self.processor.tokenizer, self.mlm_probability, example.key)
+                for ids, example in zip(batch["input_ids"], examples, strict=True)
+            ]
+            batch["masked_input_ids"] = torch.stack([ids for ids, _ in masked])
+            batch["mlm_labels"] = torch.stack([labels for _, labels in masked])
+        if self.other_captions:
+            others = self.processor(text=[example.other_text for example in examples], return_tensors="pt")
+            batch["other_input_ids"], batch["other_attention_mask"] = others["input_ids"], others["attention_mask"]
+        if self.negative_draws:
+            draws = [np.random.default_rng([*e.key, _NEGATIVE_DRAWS]).random(dtype=np.float32) for e in examples]
+            batch["negative_draws"] = torch.tensor([int(draw * 2**DRAW_BITS) for draw in draws])
+        return {**batch, **read_statistics(examples)}
 
 
 def mask_words(ids: Tensor, tokenizer: Any, probability: float, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

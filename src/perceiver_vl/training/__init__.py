@@ -1,8 +1,9 @@
 """Training: a recipe in, a `from_pretrained` folder out.
 
-`setup` is what a run begins with, `run` is the run; `trainers` has a Trainer of Hugging Face for each thing that can be
-learned, on top of `monitored_trainer` (what each step is watched for) and `checkpoint_trainer` (checkpoints that are
-whole or not there).
+`setup` is what a run begins with, `run` is the run. `losses` has the objectives, `objectives` their weighted sum.
+`trainers` has a Trainer of Hugging Face for each thing that can be learned, on top of `recipe_trainer` (what they
+share), `monitored_trainer` (what each step is watched for) and `checkpoint_trainer` (checkpoints that are whole or not
+there).
 """
 
 from typing import TYPE_CHECKING

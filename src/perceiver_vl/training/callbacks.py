@@ -1,7 +1,5 @@
 """What happens beside the steps of a training run: seeds, the log as a file, a progress bar."""
 
-import csv
-import io
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,10 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from perceiver_vl.utils.console import ProgressBars
-from perceiver_vl.utils.files import write_text
 from perceiver_vl.utils.jsonl import append_line, keep_until
-
-_FIRST_COLUMNS = "step", "epoch", "loss", "learning_rate", "grad_norm"
 
 
 class StepSeed(TrainerCallback):
@@ -86,42 +81,22 @@ class EarlyStopping(TrainerCallback):
     on_train_begin = on_evaluate = _check
 
 
-class LiveLog(TrainerCallback):
+class LogFile(TrainerCallback):
     """The log as it comes, a line of JSON for each entry, with the time; what a resume will do again is dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            keep_until(self.path, state.global_step)
+        if not state.is_world_process_zero or keep_until(self.path, state.global_step, without="train_runtime"):
+            return
+        for line in state.log_history:  # which a checkpoint brings along to another folder
+            append_line(self.path, line)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero and "train_runtime" not in kwargs["logs"]:  # which would come again at a resume
+        if state.is_world_process_zero:
             when = {"step": state.global_step, "steps": state.max_steps, "time": round(time.time(), 3)}
             append_line(self.path, when | kwargs["logs"])
-
-
-class LogFile(TrainerCallback):
-    """The whole log as CSV, written anew at each evaluation, save and at the end (a resume brings the old lines
-    along). Its columns are in an order that a resume does not change.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def _write(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        columns = list(dict.fromkeys(key for line in state.log_history for key in line))
-        columns.sort(key=_place_in_log)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(state.log_history)
-        write_text(self.path, text.getvalue())
-
-    on_save = on_evaluate = on_train_end = _write
 
 
 class ProgressBar(TrainerCallback):
@@ -152,12 +127,6 @@ class ProgressBar(TrainerCallback):
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bars.close()
-
-
-def _place_in_log(column: str) -> tuple[int, bool, str]:
-    """By names alone: a checkpoint does not keep the order in which they came."""
-    place = _FIRST_COLUMNS.index(column) if column in _FIRST_COLUMNS else len(_FIRST_COLUMNS)
-    return place, column.startswith("eval_"), column
 
 
 def _listed(figures: dict[str, float]) -> str:

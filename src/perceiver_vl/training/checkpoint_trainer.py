@@ -42,7 +42,7 @@ class CheckpointTrainer(Trainer):
         self._written_in: Path | None = None  # where a checkpoint is being written
         self._began, self._earlier = time.perf_counter(), 0.0
 
-    def go_on_from(self, checkpoint: Path | None) -> None:
+    def restore(self, checkpoint: Path | None) -> None:
         """Take up the sums of the log, the time and the best model where a checkpoint left them."""
         self._began = time.perf_counter()
         if checkpoint is None:
@@ -72,7 +72,7 @@ class CheckpointTrainer(Trainer):
     def _seconds(self) -> float:
         return self._earlier + time.perf_counter() - self._began
 
-    def whole_run(self) -> dict[str, float]:
+    def run_totals(self) -> dict[str, float]:
         """Time, speed and loss of all starts; the Trainer counts this one alone, by a clock that may be set."""
         steps, seconds = max(self.state.global_step, 1), self._seconds()
         examples = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -92,8 +92,8 @@ class CheckpointTrainer(Trainer):
 
     def _find_best(self) -> None:
         """Where the best model is: here, whatever a checkpoint that was moved, or is a stranger's, says."""
-        told = Path(self.state.best_model_checkpoint or "none").name
-        places = self._place_of(self.state.best_global_step), self._place_of(0).with_name(told)
+        name = Path(self.state.best_model_checkpoint or "none").name
+        places = self._place_of(self.state.best_global_step), self._place_of(0).with_name(name)
         self.state.best_model_checkpoint = next((str(place) for place in places if place.is_dir()), None)
 
     def _place_of(self, step: int | None) -> Path:
@@ -125,9 +125,9 @@ class CheckpointTrainer(Trainer):
             raise PerceiverVLError(self._no_room(failed)) from failed
         finally:
             self._written_in = None
-        for told in self._of_all(error):
-            if told is not None:
-                raise PerceiverVLError(told)
+        for reason in self._of_all(error):
+            if reason is not None:
+                raise PerceiverVLError(reason)
 
     def _put_in_place(self, place: Path, sums: dict[str, Any]) -> str | None:
         """What comes after all processes have written; why it could not be done, for all of them."""

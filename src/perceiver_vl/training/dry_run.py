@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,12 +16,14 @@ from transformers import TrainingArguments
 
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.data.sources import VideoDataset
-from perceiver_vl.models.budget import FULL_BUDGET
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.encoder import PerceiverVLEncoder
 from perceiver_vl.tasks.dataset import task_loss
 from perceiver_vl.tasks.example_task import ExampleTask
-from perceiver_vl.training import elastic
-from perceiver_vl.training.losses import PreTrainingBatch, pretraining_losses
+from perceiver_vl.training.elastic import ElasticTaskModule, budgets_of_step
+from perceiver_vl.training.losses.base import PreTrainingBatch
+from perceiver_vl.training.objectives import PreTrainingModule
 from perceiver_vl.training.recipe import DataSource, Recipe
 from perceiver_vl.training.run import checked_arguments, examples_of, sampler_for
 from perceiver_vl.training.setup import prepare_start
@@ -146,7 +148,9 @@ def _name(split: DataSource, part: str) -> str:
     return f"{part}: {named}"
 
 
-def _forward(model: nn.Module, batch: dict[str, Any], recipe: Recipe, arguments: TrainingArguments) -> tuple[int, int]:
+def _forward(
+    model: PerceiverVLPreTrainedModel, batch: dict[str, Any], recipe: Recipe, arguments: TrainingArguments
+) -> tuple[int, int]:
     """Operations of a forward pass, and bytes that it keeps for the backward pass, weights left out."""
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -159,27 +163,25 @@ def _forward(model: nn.Module, batch: dict[str, Any], recipe: Recipe, arguments:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def loss() -> object:
-        if recipe.task is not None:
-            return task_loss(model, tensors)  # type: ignore[arg-type]
-        return pretraining_losses(model, PreTrainingBatch.from_dict(tensors), objectives, FULL_BUDGET)  # type: ignore[arg-type]
+    def run(budgets: list[ComputeBudget]) -> object:
+        distill = recipe.elastic.distill if recipe.elastic else 0.0
+        if recipe.task is None:
+            return PreTrainingModule(model, objectives, distill)(PreTrainingBatch.from_dict(tensors), budgets)  # type: ignore[arg-type]
+        if len(budgets) == 1:
+            return task_loss(model, tensors)
+        return ElasticTaskModule(model, distill)(tensors, budgets)
 
-    def elastic_loss() -> object:
-        assert recipe.elastic is not None
-        _, *smaller = elastic.budgets_of_step(recipe.elastic, model.config, recipe.data.num_frames, arguments.seed, 0)  # type: ignore[arg-type]
-        how: Any = [FULL_BUDGET, *smaller[:-1], FULL_BUDGET], recipe.elastic.distill  # what is drawn may be the whole
-        if recipe.task is not None:
-            return elastic.elastic_task_loss(model, tensors, *how)  # type: ignore[arg-type]
-        return elastic.pretraining_loss(model, PreTrainingBatch.from_dict(tensors), objectives, *how)  # type: ignore[arg-type]
-
-    trained = loss if recipe.elastic is None else elastic_loss
+    budgets = [FULL_BUDGET]
+    if recipe.elastic is not None:
+        budgets = budgets_of_step(recipe.elastic, model.config, recipe.data.num_frames, arguments.seed, 0)
+        budgets[-1] = FULL_BUDGET  # what is drawn may be the whole
     for module in model.modules():
         if isinstance(module, PerceiverVLEncoder):
             module.layer_drop = 0.0  # at all cross-attentions
     with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16 or arguments.fp16):
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            held = trained()  # noqa: F841 (while it lives no storage is given to another tensor)
+            held = run(budgets)  # noqa: F841 (while it lives no storage is given to another tensor)
         model.requires_grad_(False)  # the counter cannot follow a graph that some of its modules are not part of
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            loss()
+            run([FULL_BUDGET])
     return counter.get_total_flops(), sum(kept.values())

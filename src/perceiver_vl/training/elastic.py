@@ -8,7 +8,7 @@ Shapes: B batch, K classes.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, TrainingBudget
-from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.training.losses import ObjectiveOutput, Objectives, PreTrainingBatch, pretraining_answers
-from perceiver_vl.utils.distributed import GlobalBatch
+from perceiver_vl.training.losses.base import ObjectiveOutput
+from perceiver_vl.training.module import TrainingModule
 from perceiver_vl.utils.errors import UsageError
 
 _ELASTIC_DRAWS = 5  # data has 0 to 4, by example
@@ -168,36 +168,28 @@ def _divergence(mine: Tensor, theirs: Tensor, kind: str, rows: float | Tensor | 
     return F.kl_div(mine, theirs, reduction="sum", log_target=True) / rows
 
 
-def pretraining_loss(
-    model: PerceiverVLForPreTraining,
-    batch: PreTrainingBatch,
-    objectives: Objectives,
-    budgets: list[ComputeBudget],
-    distill: float,
-    global_batch: GlobalBatch | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`elastic_loss` of the objectives; all budgets judge the same pairs. whole: as of `pretraining_losses`."""
-    hard: Tensor | None = None
+class ElasticTaskModule(TrainingModule):
+    """A task's model, whose own loss is computed at several budgets in a step."""
 
-    def ask(budget: ComputeBudget) -> dict[str, ObjectiveOutput]:
-        nonlocal hard
-        answers, hard = pretraining_answers(model, batch, objectives, budget, hard, global_batch)
-        return answers
+    def __init__(self, model: PerceiverVLPreTrainedModel, distill: float) -> None:
+        super().__init__(model)
+        self.distill = distill
 
-    weights = {field.name: getattr(objectives, field.name) for field in fields(objectives)}
-    return elastic_loss(ask, budgets, weights, distill)
+    def forward(  # type: ignore[override]
+        self, inputs: Mapping[str, Any], budgets: list[ComputeBudget]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`elastic_loss` of the model, which computes its own from the `labels` among `inputs`."""
+        kind: Any = "yes_or_no" if inputs["labels"].is_floating_point() else "classes"
+        if self.model.config.problem_type == "regression":
+            kind = "numbers"
 
+        def ask(budget: ComputeBudget) -> dict[str, ObjectiveOutput]:
+            output = self.model(**inputs, budget=budget)
+            return {"task": ObjectiveOutput(output.loss, (output.logits,), kind)}
 
-def elastic_task_loss(
-    model: PerceiverVLPreTrainedModel, inputs: Mapping[str, Any], budgets: list[ComputeBudget], distill: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`elastic_loss` of a task's model, which computes its own from the `labels` among `inputs`."""
-    kind: Any = "yes_or_no" if inputs["labels"].is_floating_point() else "classes"
-    if model.config.problem_type == "regression":
-        kind = "numbers"
+        return elastic_loss(ask, budgets, {"task": 1.0}, self.distill)
 
-    def ask(budget: ComputeBudget) -> dict[str, ObjectiveOutput]:
-        output = model(**inputs, budget=budget)
-        return {"task": ObjectiveOutput(output.loss, (output.logits,), kind)}
-
-    return elastic_loss(ask, budgets, {"task": 1.0}, distill)
+    def encode(self, **inputs: Tensor) -> Tensor:
+        """What the model says of `inputs`, its logits."""
+        logits: Tensor = self.model(**inputs).logits
+        return logits

@@ -56,13 +56,13 @@ class MonitoredTrainer(CheckpointTrainer):
         """Operations of the loss of a batch, forward and backward."""
 
     @abstractmethod
-    def run_on(self, few: dict[str, Tensor]) -> object:
-        """Run the model on a few examples as training does, without a loss."""
+    def run_encoder(self, few: dict[str, Tensor]) -> object:
+        """Encode a few examples as training does, without a loss."""
 
-    def go_on_from(self, checkpoint: Path | None) -> None:
+    def restore(self, checkpoint: Path | None) -> None:
         """And the average of the weights, and the steps that were skipped."""
-        super().go_on_from(checkpoint)
-        self.nonfinite.go_on(first_for_all(lambda: self.nonfinite.skipped_until(self.state.global_step)))
+        super().restore(checkpoint)
+        self.nonfinite.restore(first_for_all(lambda: self.nonfinite.skipped_until(self.state.global_step)))
         if self.recipe.ema is not None:
             self.average = WeightAverage(self.model, self.recipe.ema)
             if checkpoint is not None:
@@ -92,10 +92,10 @@ class MonitoredTrainer(CheckpointTrainer):
         finite = torch.stack([*self._losses]).isfinite().all()
         if getattr(self.accelerator, "scaler", None) is None:  # that of float16 skips overflows of its own making
             finite &= total.isfinite()
-        told = torch.stack([~finite, finite.new_tensor(self.stop.asked is not None)]).int()
+        flags = torch.stack([~finite, finite.new_tensor(self.stop.asked is not None)]).int()
         if self.args.world_size > 1:
-            dist.all_reduce(told)
-        bad, self.stop.agreed = (count > 0 for count in told.tolist())
+            dist.all_reduce(flags)
+        bad, self.stop.agreed = (count > 0 for count in flags.tolist())
         if bad:
             self._skip()
         elif self._is_logged(self.state.global_step + 1):
@@ -129,7 +129,7 @@ class MonitoredTrainer(CheckpointTrainer):
         if self._few:
             few, self._few = self._prepare_inputs(self._few), {}
             with self.accelerator.autocast():
-                figures |= encoder_statistics(self.accelerator.unwrap_model(self.model), lambda: self.run_on(few))
+                figures |= encoder_statistics(self.accelerator.unwrap_model(self.model), lambda: self.run_encoder(few))
         if not self._peak:
             kind = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
             self._peak = peak_gflops(self.args.device, kind)
@@ -147,7 +147,7 @@ class MonitoredTrainer(CheckpointTrainer):
         """While this lasts the model has its averaged weights, if there are some."""
         return nullcontext() if self.average is None else self.average.in_place_of(self.model)
 
-    def settle(self) -> None:
+    def use_average(self) -> None:
         """At the end of a run: the averaged weights are the model's, if there are some."""
         if self.average is not None:
             self.average.copy_to(self.model)

@@ -24,7 +24,7 @@ class NonFiniteSteps:
         """How many there were."""
         return len(self._steps)
 
-    def go_on(self, steps: list[int]) -> None:
+    def restore(self, steps: list[int]) -> None:
         """Take over those that a run had before, as `skipped_until` says."""
         self._steps = steps
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -14,7 +14,8 @@ from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.retrieval import STREAMS
 from perceiver_vl.training.elastic import Elastic
-from perceiver_vl.training.losses import Objectives
+from perceiver_vl.training.losses import OBJECTIVES
+from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.utils.errors import UsageError
 
 Parsed = TypeVar("Parsed")
@@ -214,9 +215,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.elastic is not None and self.elastic.text_latents is not None and not self._reads_text_alone():
+            *those, last = (name for name, objective in OBJECTIVES.items() if objective.encodings)
             raise UsageError(
-                f"elastic.text_latents={self.elastic.text_latents}: nothing here reads text alone, as vtc, ttc, "
-                "mixed_vtm and mixed_vtc do; leave it out"
+                f"elastic.text_latents={self.elastic.text_latents}: nothing here reads text alone, as "
+                f"{', '.join(those)} and {last} do; leave it out"
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"ema={self.ema:g}: a decay, above 0 and below 1 (0.999), or leave it out")
@@ -234,8 +236,9 @@ class Recipe:
                 raise UsageError(f"evaluation: task={self.task} has its own metric, set nothing but batch_size")
         if any(set(stage.train) == {"decoder"} for stage in self.stages) and not self._asks_decoder():
             whose = "no objective" if self.task is None else "no head"
+            some = ", ".join([name for name, objective in OBJECTIVES.items() if objective.needs_decoder][:3])
             raise UsageError(
-                f"stages: train=[decoder]: {whose} asks the decoder, add an objective (vtm, mlm, mixed_vtm, …) "
+                f"stages: train=[decoder]: {whose} asks the decoder, add an objective ({some}, …) "
                 "or leave out answers_from=mean_latents"
             )
         for name in ("max_steps", "num_train_epochs"):
@@ -245,15 +248,17 @@ class Recipe:
                 )
 
     def _reads_text_alone(self) -> bool:
-        if self.task is not None:
-            return False
-        asked = any(getattr(self.objectives, name) for name in ("vtc", "ttc", "mixed_vtm", "mixed_vtc"))
-        return asked or self.objectives.hard_negatives
+        return self.task is None and bool(self.objectives.encodings)
 
     def _asks_decoder(self) -> bool:
         if self.task is not None:
             return self.task == "multiple-choice" or self.model.get("answers_from") != "mean_latents"
-        return any(getattr(self.objectives, name) for name in ("vtm", "mlm", "mixed_vtm", "mixed_vtc"))
+        return any(objective.needs_decoder for objective in self.objectives.asked.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As its file has it, in plain values, with all that was left out."""
+        plain: dict[str, Any] = _plain(asdict(self) | {"objectives": self.objectives.to_dict()})
+        return plain
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -286,7 +291,18 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         names = [f"data.train[{number}]" for number in range(len(sources))] if train is sources else ["data.train"]
         parsed = [_parse(DataSource, one, f"{where}: {name}") for one, name in zip(sources, names, strict=True)]
         values["data"] = {**data, "train": parsed}
+    if isinstance(values.get("objectives"), dict):
+        values["objectives"] = _objectives(values["objectives"], where)
     return _parse(Recipe, values, where)
+
+
+def _objectives(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields of `Objectives`, of what a recipe has in their place: the weights beside the rest."""
+    rest: list[Any] = [(one.name, one.type, one.default) for one in fields(Objectives) if one.name != "weights"]
+    weights = [(name, float, weight) for name, weight in Objectives().weights.items()]
+    section: Any = make_dataclass("Section", [("objectives", make_dataclass("Objectives", [*weights, *rest]))])
+    found = asdict(_parse(section, {"objectives": values}, where))["objectives"]
+    return {"weights": {name: found.pop(name) for name in OBJECTIVES}, **found}
 
 
 def _parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
@@ -351,3 +367,12 @@ def _place(values: list[Any], word: str, dotted: str) -> int:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _plain(value: Any) -> Any:
+    """Values as YAML knows them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

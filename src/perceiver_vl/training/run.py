@@ -31,7 +31,6 @@ from perceiver_vl.training.callbacks import (
     AtSaves,
     EarlyStopping,
     EpochOrder,
-    LiveLog,
     LogFile,
     ProgressBar,
     StepSeed,
@@ -45,13 +44,14 @@ from perceiver_vl.training.checkpoints import (
     told_in_one_line,
 )
 from perceiver_vl.training.recipe import Recipe
+from perceiver_vl.training.recipe_trainer import SKIPPED, RecipeTrainer
 from perceiver_vl.training.reporting.model_card import write_model_card
 from perceiver_vl.training.resume import batch_of
 from perceiver_vl.training.setup import Start, prepare_start
 from perceiver_vl.training.sharding import is_sharded, make_shardable, sharding_arguments
 from perceiver_vl.training.signals import Stop, stop_on_signals
 from perceiver_vl.training.stages import StageSwitch, stage_schedule
-from perceiver_vl.training.trainers import SKIPPED, RecipeTrainer, RetrievalTrainer, TaskTrainer, measured_by
+from perceiver_vl.training.trainers import RetrievalTrainer, TaskTrainer, measured_by
 from perceiver_vl.utils.console import err, quiet
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.files import write_json, write_text
@@ -66,9 +66,6 @@ _TRAINING_DEFAULTS: dict[str, Any] = {
     "dataloader_pin_memory": torch.cuda.is_available(),  # torch warns where there is nothing to pin for
 }
 _COMPILING = "torch_compile", "torch_compile_backend", "torch_compile_mode"
-
-
-_COMPARE_PAIRS = {"vtm", "vtc", "ttc", "mixed_vtm", "mixed_vtc", "hard_negatives"}
 
 
 @dataclasses.dataclass
@@ -114,7 +111,7 @@ def train(
     `change` is called with the model before it is trained: for parts that no configuration names.
 
     Writes to `recipe.output`: the model, processor and tokenizer (best by `metric_for_best_model` if the recipe asks
-    for `load_best_model_at_end`), `README.md` (the model card), `recipe.yaml`, `log.csv`,
+    for `load_best_model_at_end`), `README.md` (the model card), `recipe.yaml`, `log.jsonl`,
     `metrics.json`, `skipped.jsonl` (what was left out, and why), and `checkpoints/`.
     Raises `UsageError` for a recipe that cannot work, before anything is written; `MediaError` at a broken file with
     `data.strict`, `PerceiverVLError` when there are more than `data.max_failed_fraction`, and for what ends a run from
@@ -148,7 +145,7 @@ def _train(
 
     first = arguments.process_index == 0
     if first:
-        write_text(output / "recipe.yaml", yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False))
+        write_text(output / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         if start.fresh and progress:
             err.print(f"{recipe.initialise.model} has no {', '.join(start.fresh)}: starts fresh", markup=False)
         if what_changes:
@@ -169,12 +166,12 @@ def _train(
         eval_dataset=start.validation,
         data_collator=collate,
         processing_class=start.processor,
-        callbacks=[StepSeed(), EpochOrder(sampler), LiveLog(output / "log.jsonl"), LogFile(output / "log.csv")],
+        callbacks=[StepSeed(), EpochOrder(sampler), LogFile(output / "log.jsonl")],
         optimizer_cls_and_kwargs=_optimizer(recipe, arguments),
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(AtBegin(lambda: trainer.go_on_from(checkpoint)))
+    trainer.add_callback(AtBegin(lambda: trainer.restore(checkpoint)))
     trainer.add_callback(AtSaves(trainer.write_skipped))
     if recipe.stages:
         trainer.add_callback(StageSwitch(recipe.stages))
@@ -185,7 +182,7 @@ def _train(
             trainer.add_callback(ProgressBar(bars))
         trainer.add_callback(stop)
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trainer.settle()
+        trainer.use_average()
         trainer.save_model(str(output / PART))
         if first:
             move_out(output / PART, output)
@@ -218,7 +215,13 @@ def examples_of(recipe: Recipe, start: Start, seed: int) -> tuple[DrawnExamples[
     drawing = data.num_frames, data.sampling, seed, data.strict
     if start.task is None:
         examples = TrainingExamples(start.source, *drawing, **how, size=(size["height"], size["width"]))
-        return examples, PreTrainingCollator(start.processor, recipe.objectives.mlm_probability)
+        objectives = recipe.objectives
+        return examples, PreTrainingCollator(
+            start.processor,
+            mlm_probability=objectives.mlm_probability if objectives.needs_masked_words else None,
+            other_captions=objectives.needs_other_captions,
+            negative_draws=objectives.hard_negatives,
+        )
     task, config, processor = start.task, start.model.config, start.processor
     second = other_pictures(start.source, decoded) if task.pictures > 1 else None
     return (
@@ -240,8 +243,8 @@ def checked_arguments(recipe: Recipe) -> TrainingArguments:
     Raises `UsageError` for what the Trainer would stumble over later.
     """
     arguments = training_arguments(recipe)
-    asked = {name for name, weight in asdict(recipe.objectives).items() if weight}
-    if recipe.task is None and arguments.train_batch_size * arguments.world_size < 2 and asked & _COMPARE_PAIRS:
+    examples = arguments.train_batch_size * arguments.world_size
+    if recipe.task is None and examples < 2 and recipe.objectives.compare_pairs:
         raise UsageError(
             f"training.per_device_train_batch_size={arguments.per_device_train_batch_size}: "
             "the objectives compare pairs, need at least 2"
@@ -342,12 +345,3 @@ def _optimizer(
         return None
     betas = (arguments.adam_beta1, arguments.adam_beta2)
     return torch.optim.Adam, {"lr": arguments.learning_rate, "betas": betas, "eps": arguments.adam_epsilon}
-
-
-def _plain(value: Any) -> Any:
-    """Dataclass values as YAML knows them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -22,7 +22,8 @@ from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoder import PerceiverVLEncoder
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops, matching_flops
-from perceiver_vl.training.losses import Objectives
+from perceiver_vl.training.losses.base import BatchFlops
+from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.training.stages import part_of
 
 FEW = 4
@@ -136,18 +137,19 @@ def pretraining_flops(
     """Operations of the losses of a batch, forward and backward: its encodings and the matching of pairs, three times
     (what is computed again in the backward pass is not counted again). The heads are left out.
     """
-    clips, frames = batch["pixel_values"].shape[:2]
+    examples, frames = batch["pixel_values"].shape[:2]
     words = batch["input_ids"].shape[1]
-    shown = round(objectives.joint_share * clips)
-    forward = ((objectives.vtm > 0) + (objectives.mlm > 0)) * shown * encoding_flops(config, frames, words, budget)
-    mixed = objectives.mixed_vtm or objectives.mixed_vtc
-    if mixed or objectives.vtc or objectives.ttc or objectives.hard_negatives:
-        texts = 2 if objectives.ttc else 1
-        apart = encoding_flops(config, frames, 0, budget) + texts * encoding_flops(config, 0, words, budget)
-        latents = (budget.latents or config.num_latents) + (budget.text_latents or config.num_text_latents or 0)
-        pairs = 2 * (objectives.mixed_vtm > 0) + (objectives.mixed_vtc > 0)
-        forward += clips * (apart + pairs * matching_flops(config, latents))
-    return 3 * forward
+    latents = (budget.latents or config.num_latents) + (budget.text_latents or config.num_text_latents or 0)
+    of_batch = BatchFlops(
+        examples=examples,
+        joint_examples=round(objectives.joint_share * examples),
+        vision=encoding_flops(config, frames, 0, budget),
+        text=encoding_flops(config, 0, words, budget),
+        joint=encoding_flops(config, frames, words, budget),
+        match=matching_flops(config, latents),
+    )
+    shared = examples * (of_batch.vision + of_batch.text) if objectives.encodings else 0.0
+    return 3 * (shared + sum(objective.flops(of_batch) for objective in objectives.asked.values()))
 
 
 def task_flops(config: PerceiverVLConfig, batch: Mapping[str, Tensor], budget: ComputeBudget = FULL_BUDGET) -> float:

@@ -39,11 +39,14 @@ def parsed(text: str) -> list[dict[str, Any]]:
     return [entry for entry in _entries(text) if isinstance(entry.get("step"), int)]
 
 
-def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the entries of later steps than `step`, which a run that goes on from there will write again; → the rest."""
+def keep_until(path: Path, step: int, without: str | None = None) -> list[dict[str, Any]]:
+    """Drop what a run that goes on from `step` will write again: entries of later steps, and those that have the key
+    `without`; → the rest.
+    """
     if not path.is_file():
         return []
-    kept = [entry for entry in parsed(path.read_text(encoding="utf-8", errors="replace")) if entry["step"] <= step]
+    found = parsed(path.read_text(encoding="utf-8", errors="replace"))
+    kept = [entry for entry in found if entry["step"] <= step and without not in entry]
     write_lines(path, kept)
     return kept
 

@@ -129,8 +129,7 @@ def cut(folder: Path, name: str, to: int) -> None:
 
 
 def without_log_and_list(folder: Path) -> None:
-    for name in ("log.jsonl", "log.csv"):
-        (folder / name).unlink()
+    (folder / "log.jsonl").unlink()
     (folder / "skipped.jsonl").write_text("{nothing\n")
 
 

@@ -16,7 +16,8 @@ from perceiver_vl.bench.tables import Section
 from perceiver_vl.models.budget import FULL_BUDGET
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.tasks.dataset import task_loss
-from perceiver_vl.training.losses import PreTrainingBatch, pretraining_losses
+from perceiver_vl.training.losses.base import PreTrainingBatch
+from perceiver_vl.training.objectives import PreTrainingModule
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.run import examples_of
 from perceiver_vl.training.setup import prepare_start
@@ -113,8 +114,9 @@ def _calls(run: Run) -> tuple[Callable[[], object], Callable[[], object]]:
 def _loss(model: PerceiverVLPreTrainedModel, recipe: Recipe, batch: dict[str, Any]) -> Tensor:
     if recipe.task is not None:
         return task_loss(model, batch)
-    losses = pretraining_losses(model, PreTrainingBatch.from_dict(batch), recipe.objectives, FULL_BUDGET)  # type: ignore[arg-type]
-    return torch.stack([getattr(recipe.objectives, name) * loss for name, loss in losses.items()]).sum()
+    module = PreTrainingModule(model, recipe.objectives)  # type: ignore[arg-type]
+    loss: Tensor = module(PreTrainingBatch.from_dict(batch), [FULL_BUDGET])[0]
+    return loss
 
 
 def _answer(model: Any, recipe: Recipe, one: dict[str, Any]) -> object:

@@ -26,7 +26,7 @@ from perceiver_vl.bench.tables import Section
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Need, Record
 from perceiver_vl.data.transforms import Augmentation
-from perceiver_vl.training.losses import Objectives
+from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.training.recipe import Data, DataSource, Evaluation, Recipe, TokenizerConfig
 from perceiver_vl.utils.errors import UsageError
 
@@ -43,7 +43,7 @@ _TRAINING = TRAINING | {
     "load_best_model_at_end": True,
     "seed": 0,
 }
-OBJECTIVES = Objectives(vtm=0, mlm=0, vtc=1, ttc=0.3, mixed_vtc=0.7)
+OBJECTIVES = Objectives({"vtm": 0, "mlm": 0, "vtc": 1, "ttc": 0.3, "mixed_vtc": 0.7})
 STREAMS = ("multi", "mixed")
 AUGMENTATION = Augmentation(crop=0.7, flip=True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perceiver_vl.bench.learning.runs import OURS, Architecture, Run, Test
-from perceiver_vl.training.losses import Objectives
+from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.training.recipe import Data, DataSource, Evaluation, Recipe, WorldSplit
 
 MODEL: dict[str, Any] = {
@@ -40,7 +40,7 @@ TRAINING: dict[str, Any] = {
 }
 """Of every run; those on the world and on real data have more."""
 _WORLD_TRAINING = {"weight_decay": 0.05, "eval_strategy": "no", "save_steps": 250}
-OBJECTIVES = Objectives(vtc=1, ttc=0.3, mixed_vtc=0.7, vtm=0.1, mlm=0, joint_share=0.125)
+OBJECTIVES = Objectives({"vtc": 1, "ttc": 0.3, "mixed_vtc": 0.7, "vtm": 0.1, "mlm": 0}, joint_share=0.125)
 FRAMES, MANY_FRAMES = 4, 8
 OPEN_TASKS = ("frame", "yesno", "image")
 CHOICE_TASKS = ("action", "transition")

@@ -19,7 +19,7 @@ from perceiver_vl.bench.learning.recipes import (
 )
 from perceiver_vl.bench.learning.runs import ARCHITECTURES, Run, Test
 from perceiver_vl.data.synthetic.grid import GENERALISATION
-from perceiver_vl.training.losses import Objectives
+from perceiver_vl.training.objectives import Objectives
 
 HELD_OUT = 256
 QUESTIONS = 1000
@@ -155,7 +155,8 @@ def latents_and_streams(scale: Scale) -> Part:
 
 def ablations(scale: Scale) -> Part:
     """Aggregation of modalities, positions of latents, contrast, hard negatives, latents of words."""
-    more_vtm = replace(OBJECTIVES, vtm=1.0, joint_share=0.5)
+    more_vtm = replace(OBJECTIVES, weights={**OBJECTIVES.weights, "vtm": 1.0}, joint_share=0.5)
+    uncontrasted = {**OBJECTIVES.weights, "vtc": 0.0, "ttc": 0.0}
     self_attentions = {"self_attentions_per_block": 2}
     tables = {
         "modality aggregation, 2 self-attentions a block (section 3.2)": {
@@ -170,7 +171,7 @@ def ablations(scale: Scale) -> Part:
             "as everywhere here": retrieval_run(scale),
             "more VTM": retrieval_run(scale, objectives=more_vtm),
             "more VTM, hard negatives": retrieval_run(scale, objectives=replace(more_vtm, hard_negatives=True)),
-            "no VTC, no TTC": retrieval_run(scale, objectives=replace(OBJECTIVES, vtc=0.0, ttc=0.0)),
+            "no VTC, no TTC": retrieval_run(scale, objectives=replace(OBJECTIVES, weights=uncontrasted)),
             "VTM and MLM alone, as published": retrieval_run(scale, objectives=Objectives()),
         },
         "latents of the text stream, of 32": {

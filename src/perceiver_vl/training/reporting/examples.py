@@ -20,7 +20,7 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.example_task import ExampleTask
 from perceiver_vl.tasks.task_result import Prediction
-from perceiver_vl.training.losses import Objectives
+from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
 ASKED = 64
@@ -71,7 +71,7 @@ def retrieval_examples(
     and `PerceiverVLError` if fewer than two of the clips can be read.
     """
     model, processor = load_retriever(folder, device)
-    multi = bool(objectives.vtc or objectives.ttc)
+    multi = any("features" in objective.encodings for objective in objectives.asked.values())
     few = Subset(source, ASKED)
     places, scores = _scores(model, processor, few, num_frames, multi)
     own = scores.diagonal()[:, None]

@@ -1,6 +1,6 @@
 """The README of a model folder: what the model is, how to load it, what it was trained on and how well it does."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -150,7 +150,7 @@ def write_model_card(
         recipe=recipe,
         steps=steps,
         start=_start(recipe.initialise) if recipe else "",
-        objectives={name: value for name, value in asdict(recipe.objectives).items() if value}
+        objectives={name: value for name, value in recipe.objectives.to_dict().items() if value}
         if recipe and not recipe.task
         else {},
         describe=_describe,

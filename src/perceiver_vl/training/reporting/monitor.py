@@ -1,10 +1,5 @@
-"""What a training run has written so far, read from outside while it goes on.
+"""What a training run has written so far, read from outside while it goes on."""
 
-`log.jsonl` grows with every line of the log; a run of an earlier version has only `log.csv`, which is written at
-evaluations and saves.
-"""
-
-import csv
 import json
 import os
 import time
@@ -103,20 +98,20 @@ class RunReader:
     def read(self) -> RunState:
         """The run as it is now."""
         self._read_log(self.folder / "log.jsonl")
-        lines = self._lines or _lines_of_csv(self.folder / "log.csv")
-        log = [line for _, line in sorted(lines.items()) if "loss" in line]
+        lines = sorted(self._lines.items())
+        log = [line for _, line in lines if "loss" in line]
         last = _last_checkpoint(self.folder)
         begun = _written(self.folder / "recipe.yaml")
-        traces = [self.folder / name for name in ("recipe.yaml", "log.jsonl", "log.csv", "metrics.json")]
+        traces = [self.folder / name for name in ("recipe.yaml", "log.jsonl", "metrics.json")]
         traces += [last / "trainer_state.json"] if last else []
-        told = [int(line["steps"]) for line in log[-1:] if "steps" in line]
+        totals = [int(line["steps"]) for line in log[-1:] if "steps" in line]
         return RunState(
             folder=self.folder,
             ended=_written(self.folder / "metrics.json") >= begun,  # a resume writes the recipe again
-            step=max(lines, default=0),
-            steps=told[0] if told else _steps(_training_of(self.folder / "recipe.yaml"), last),
+            step=max(self._lines, default=0),
+            steps=totals[0] if totals else _steps(_training_of(self.folder / "recipe.yaml"), last),
             log=[{name: value for name, value in line.items() if not _is_aside(name)} for line in log],
-            validations=[found for step, line in sorted(lines.items()) if len(found := _metrics(step, line)) > 1],
+            validations=[found for step, line in lines if len(found := _metrics(step, line)) > 1],
             steps_per_second=_pace([(line["step"], line["time"]) for line in log if line.get("time", 0) >= begun]),
             examples_per_second=log[-1].get("clips_per_second") if log else None,
             skipped=_count_lines(self.folder / "skipped.jsonl"),
@@ -147,7 +142,7 @@ class RunReader:
 
 def _is_aside(name: str) -> bool:
     """Whether a number of a line is no figure of training."""
-    return name in ("time", "steps", "total_flos") or name.startswith("eval_")
+    return name in ("time", "steps", "total_flos") or name.startswith(("eval_", "train_"))
 
 
 def _pace(times: list[tuple[float, float]]) -> float | None:
@@ -156,17 +151,6 @@ def _pace(times: list[tuple[float, float]]) -> float | None:
     if len(recent) < 2 or recent[-1][1] <= recent[0][1]:
         return None
     return (recent[-1][0] - recent[0][0]) / (recent[-1][1] - recent[0][1])
-
-
-def _lines_of_csv(path: Path) -> dict[int, dict[str, float]]:
-    lines: dict[int, dict[str, float]] = {}
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                step = int(row["step"])
-                found = {name: float(value) for name, value in row.items() if value and not name.startswith("train_")}
-                lines.setdefault(step, {}).update(found)
-    return lines
 
 
 def _metrics(step: int, line: dict[str, float]) -> dict[str, float]:

@@ -18,10 +18,10 @@ from markupsafe import Markup
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.data.skipped import read_skipped
 from perceiver_vl.training.recipe import DataSource, Recipe, read_recipe
+from perceiver_vl.training.recipe_trainer import SKIPPED
 from perceiver_vl.training.reporting.examples import Examples, retrieval_examples, task_examples
 from perceiver_vl.training.reporting.monitor import RunReader, RunState
 from perceiver_vl.training.setup import Start, prepare_start
-from perceiver_vl.training.trainers import SKIPPED
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, first_line
 from perceiver_vl.utils.files import write_text
@@ -162,7 +162,7 @@ def _read_files(report: Report) -> None:
     """What the run has left beside its log."""
     run = report.run
     if report.state is None or not report.state.log:
-        report.missing.append("curves: no line of training in log.jsonl or log.csv")
+        report.missing.append("curves: no line of training in log.jsonl")
     with report.saying("recipe.yaml"):
         report.recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
     with report.saying(SKIPPED):
@@ -185,10 +185,10 @@ def _look_at_data(report: Report, device: str | None) -> None:
         recipe = read_recipe(run / "recipe.yaml")
         start = prepare_start(recipe, run, 1, 0)
         sources = start.source.sources
-        report.data = [(_told(split), len(one)) for split, one in zip(recipe.data.train, sources, strict=True)]
-        report.data = [(f"train: {told}", clips) for told, clips in report.data]
+        train = zip(recipe.data.train, sources, strict=True)
+        report.data = [(f"train: {_source_name(split)}", len(source)) for split, source in train]
         if start.validation is not None and recipe.data.validation is not None:
-            report.data.append((f"validation: {_told(recipe.data.validation)}", len(start.validation)))
+            report.data.append((f"validation: {_source_name(recipe.data.validation)}", len(start.validation)))
     if start is None:
         return
     with report.saying("examples"):
@@ -205,7 +205,7 @@ def _examples(run: Path, recipe: Recipe, start: Start, device: str | None) -> Ex
     return task_examples(run, start.validation, start.task, recipe.data.num_frames, device)
 
 
-def _told(split: DataSource) -> str:
+def _source_name(split: DataSource) -> str:
     """Where clips are from."""
     where = f"the generated world ({split.world.task})" if split.world is not None else split.folder or split.shards
     return ", ".join(str(part) for part in (split.benchmark, where, split.split) if part)
@@ -219,14 +219,14 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         steps = f"{state.step:,} of {state.steps:,}" if state.steps else f"{state.step:,}"
         facts += [("state", f"{how} at step {steps}")]
         latest = state.health
-        told = {
+        shown = {
             "clips_per_second": ("clips a second", "{:.3g}"),
             "share_of_peak": ("share of the hardware's peak", "{:.1%}"),
             "data_wait": ("waiting for data", "{:.1%} of the time"),
             "memory_mib": ("memory, most of a process", "{:,.0f} MiB"),
             "gpu_memory_mib": ("memory of the GPU, most", "{:,.0f} MiB"),
         }
-        facts += [(words, form.format(latest[name])) for name, (words, form) in told.items() if name in latest]
+        facts += [(words, form.format(latest[name])) for name, (words, form) in shown.items() if name in latest]
         if state.nonfinite:
             facts.append(("steps skipped, not finite", str(state.nonfinite)))
     if isinstance(seconds := report.metrics.get("seconds"), int | float):

@@ -1,0 +1,176 @@
+"""An objective of pre-training and retrieval, and what the objectives share.
+
+In several processes the batch is that of all of them: each has its part of every loss, and the mean of the parts is the
+loss of the whole batch, with its gradients.
+Shapes: B batch, ΣB that of all processes, R rows of it that are encoded jointly, L text tokens, D width, H heads,
+E retrieval vector.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining
+from perceiver_vl.utils.distributed import GlobalBatch
+
+Encoding = Literal["features", "partial_match"]
+Computed = TypeVar("Computed", Tensor, tuple[Tensor, ...])
+
+
+@dataclass
+class PreTrainingBatch:
+    """One batch of matched pairs, with what some objectives need beside them (made by the collator, from the seed).
+
+    `input_ids (B,L)`, `attention_mask (B,L)`, `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)`;
+    `masked_input_ids (B,L)` and `mlm_labels (B,L)` (-100 where nothing is predicted);
+    `other_input_ids (B,L)` and `other_attention_mask (B,L)`: another caption of each clip (the same if it has one);
+    `negative_draws (B,)` of `DRAW_BITS`: which of the others each text takes for its hard negative. Whole
+    numbers, as mixed precision may round others (FSDP).
+    The order is random: VTM shows every second text the vision of its neighbour.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    pixel_values: Tensor
+    frame_mask: Tensor
+    masked_input_ids: Tensor | None = None
+    mlm_labels: Tensor | None = None
+    other_input_ids: Tensor | None = None
+    other_attention_mask: Tensor | None = None
+    negative_draws: Tensor | None = None
+
+    @classmethod
+    def from_dict(cls, batch: dict[str, Tensor]) -> "PreTrainingBatch":
+        """From the collator's dictionary."""
+        return cls(**{field.name: batch[field.name] for field in fields(cls) if field.name in batch})
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """A batch of matched pairs with all that several objectives need of it, computed once.
+
+    `vision`, `text`: of each side encoded alone what the objectives' `encodings` ask for, `features (B,E)`, unit
+    vectors of the multi-stream, and `partial_match (B,D+H)`, all that the mixed stream needs of it.
+    `negatives (B,)`: of each text the place, among the vision of all processes, of one that is not its own.
+    `joint_rows (R,)`: those of its pairs that are encoded jointly, in all processes `joint_batch`, and `donors (B,)`
+    the places of the vision that texts are shown there: of every second one its own, else a negative.
+    `chunk`: how many examples to compute at a time, as `objectives.chunk`.
+    """
+
+    model: PerceiverVLForPreTraining
+    inputs: PreTrainingBatch
+    budget: ComputeBudget
+    global_batch: GlobalBatch
+    chunk: int | None
+    vision: dict[Encoding, Tensor]
+    text: dict[Encoding, Tensor]
+    negatives: Tensor
+    joint_rows: Tensor
+    joint_batch: GlobalBatch
+    donors: Tensor
+
+    @cached_property
+    def all_vision_matches(self) -> Tensor:
+        """`vision["partial_match"]` of all processes `(ΣB,D+H)`."""
+        return self.global_batch.rows(self.vision["partial_match"])
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """A loss, and the logits that it is made of.
+
+    `kind` of each of the logits: of classes `(…,K)`; of yes or no, each by itself, `(B,)` or `(B,K)`; numbers `(B,1)`.
+    `rows`: what a sum over this process's rows is divided by, so that the mean over the processes is that of all rows;
+    None: as many as there are.
+    """
+
+    loss: Tensor
+    logits: tuple[Tensor, ...]
+    kind: Literal["classes", "yes_or_no", "numbers"] = "classes"
+    rows: float | Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BatchFlops:
+    """Operations of a forward pass, for one example: its encodings, and the match of one pair in the mixed stream.
+
+    `examples`: B; `joint_examples`: how many of them are encoded jointly.
+    """
+
+    examples: int
+    joint_examples: int
+    vision: float
+    text: float
+    joint: float
+    match: float
+
+
+class Objective(ABC):
+    """A loss of pre-training: one class, which says what it needs, and has a line in `losses.OBJECTIVES`.
+
+    `encodings`: what it needs of vision and text, each encoded alone (see `EncodedBatch`); `features` are those of the
+    multi-stream, which an objective that needs them trains.
+    `needs_masked_words`, `needs_other_captions`: what the collator is to add to the batch (see `PreTrainingBatch`).
+    `needs_decoder`: the decoder answers, and is trained. `compares_pairs`: a pair alone teaches it nothing.
+    """
+
+    encodings: ClassVar[tuple[Encoding, ...]] = ()
+    needs_masked_words: ClassVar[bool] = False
+    needs_other_captions: ClassVar[bool] = False
+    needs_decoder: ClassVar[bool] = False
+    compares_pairs: ClassVar[bool] = True
+
+    @abstractmethod
+    def forward(self, batch: EncodedBatch) -> ObjectiveOutput:
+        """The loss of this process's part of the batch."""
+
+    @abstractmethod
+    def flops(self, batch: BatchFlops) -> float:
+        """Operations of `forward`, without the encodings that `encodings` asks for and without the heads."""
+
+
+def in_pieces(compute: Callable[..., Computed], pieces: int, *tensors: Tensor) -> Computed:
+    """`compute(*tensors)` over the examples (dimension 0), in so many pieces.
+
+    Pieces keep their inputs and outputs alone, and are computed again, one after the other, in the backward pass.
+    """
+    if pieces == 1:
+        return compute(*tensors)
+    parts = zip(*(tensor.tensor_split(pieces) for tensor in tensors), strict=True)
+    found: list[Any] = [checkpoint(compute, *part, use_reentrant=False) for part in parts]
+    if isinstance(found[0], tuple):
+        return tuple(torch.cat(outputs) for outputs in zip(*found, strict=True))  # type: ignore[return-value]
+    return torch.cat(found)  # type: ignore[return-value]
+
+
+def contrast(logits: Tensor, global_batch: GlobalBatch) -> ObjectiveOutput:
+    """Symmetric cross-entropy: each text belongs to the vision at its own place, among all, and the reverse.
+
+    `logits (B,ΣB)`: of this process's texts with the vision of all processes. No logit is computed twice: what the
+    other texts say of a vision is in the log-sum-exp that each process has of its texts.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    own = global_batch.places.to(logits.device)
+    right = logits.gather(1, own[:, None]).squeeze(1)
+    of_vision = global_batch.one_each.rows(logits.logsumexp(0)[None]).logsumexp(0)[own]
+    rows = global_batch.mean_of(global_batch.total)
+    return ObjectiveOutput(((logits.logsumexp(1) + of_vision) / 2 - right).sum() / rows, (logits,), "classes", rows)
+
+
+def matching(logits: Tensor, matches: Tensor, count: int, global_batch: GlobalBatch) -> ObjectiveOutput:
+    """Binary cross-entropy of logits `(R,)`, `count` of them in all processes; `matches (R,)` bool."""
+    rows = global_batch.mean_of(count)
+    surprise = F.binary_cross_entropy_with_logits(logits, matches.to(logits.dtype), reduction="sum")
+    return ObjectiveOutput(surprise / rows, (logits,), "yes_or_no", rows)
