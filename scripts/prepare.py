@@ -19,16 +19,16 @@ import av
 import numpy as np
 
 from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.transcode.one_file import TranscodeSettings
 from perceiver_vl.data.transcode.prepare import prepare
-from perceiver_vl.data.transcode.reencode import Settings
 from perceiver_vl.media.decode import decoder_version, load_clip
 
 SETTINGS = {
-    "jpeg 256": Settings(),
-    "jpeg 224x224": Settings(size=(224, 224)),
-    "h264 256": Settings(format="h264"),
-    "h264 256, all keyframes": Settings(format="h264", keyframes=1),
-    "h264 224x224": Settings(size=(224, 224), format="h264"),
+    "jpeg 256": TranscodeSettings(),
+    "jpeg 224x224": TranscodeSettings(size=(224, 224)),
+    "h264 256": TranscodeSettings(format="h264"),
+    "h264 256, all keyframes": TranscodeSettings(format="h264", keyframes=1),
+    "h264 224x224": TranscodeSettings(size=(224, 224), format="h264"),
 }
 SIZE = (224, 224)
 

@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from perceiver_vl import MediaError, UsageError
 from perceiver_vl.data.batching import EpochSampler, TrainingExamples
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.mixture import Mixture, MixtureSampler, pools_of, sampler_of
+from perceiver_vl.data.mixture import Mixture, MixtureSampler, make_pools, make_sampler
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.shards.reading import ShardedDataset
 from perceiver_vl.data.shards.writing import write_shards
@@ -63,7 +63,7 @@ def sampler(
     sources: list[Any], batch: int = 4, weights: list[float | None] | None = None, seed: int = 0, bucket: int = 0
 ) -> MixtureSampler:
     mixture = Mixture(sources)
-    pools, _ = pools_of(mixture, weights or [None] * len(sources), batch)
+    pools, _ = make_pools(mixture, weights or [None] * len(sources), batch)
     return MixtureSampler(mixture, pools, batch, seed, bucket, num_frames=4)
 
 
@@ -79,7 +79,7 @@ def batches(drawn: MixtureSampler, epoch: int) -> list[list[int]]:
 
 
 def kind(drawn: MixtureSampler, index: int) -> tuple[int, str]:
-    number, _ = drawn.mixture.whose(index)
+    number, _ = drawn.mixture.locate(index)
     return number, Path(drawn.mixture.record(index).file_name).suffix
 
 
@@ -148,17 +148,17 @@ def test_a_large_source_is_gone_through_over_several_epochs_and_a_small_one_seve
 
 
 def test_what_is_too_little_for_a_batch_is_left_out_and_named() -> None:
-    pools, left = pools_of(Mixture([Numbered(9, 3)]), [None], 4)
+    pools, left = make_pools(Mixture([Numbered(9, 3)]), [None], 4)
     assert [(pool.kind, len(pool.clips)) for pool in pools] == [("videos", 9)]
     assert [problem.file_name for problem in left] == ["9.jpg", "10.jpg", "11.jpg"]
     assert {problem.reason for problem in left} == {"one of 3 images, too few for a batch of 4"}
     with pytest.raises(UsageError, match=r"batch of 4 clips[^\n]+data\.train\[1\] has 3 videos and 2 images"):
-        pools_of(Mixture([Numbered(9), Numbered(3, 2)]), [None, None], 4)
+        make_pools(Mixture([Numbered(9), Numbered(3, 2)]), [None, None], 4)
 
 
 def test_clips_without_captions_are_left_out_and_named(tmp_path: Path) -> None:
     records = [Record(f"{i}.mp4", tmp_path / f"{i}.mp4", ("a dog",) if i else ()) for i in range(5)]
-    pools, left = pools_of(Mixture([FolderDataset(records, (8, 8))]), [None], 2)
+    pools, left = make_pools(Mixture([FolderDataset(records, (8, 8))]), [None], 2)
     assert [pool.clips.tolist() for pool in pools] == [[1, 2, 3, 4]]
     assert [(problem.file_name, problem.reason) for problem in left] == [("0.mp4", "no caption")]
 
@@ -168,8 +168,8 @@ def test_clips_without_captions_are_left_out_and_named(tmp_path: Path) -> None:
 
 def test_one_source_of_videos_keeps_the_order_it_always_had() -> None:
     mixture = Mixture([World(clips=50, size=16)])
-    pools, left = pools_of(mixture, [None], 8)
-    plain = sampler_of(mixture, pools, 8, 3, 0, 4)
+    pools, left = make_pools(mixture, [None], 8)
+    plain = make_sampler(mixture, pools, 8, 3, 0, 4)
     assert isinstance(plain, EpochSampler)
     assert not left
     drawn = MixtureSampler(mixture, pools, 8, 3)
@@ -182,8 +182,8 @@ def test_one_source_of_videos_keeps_the_order_it_always_had() -> None:
 
 def test_shards_are_read_few_at_a_time() -> None:
     mixture = Mixture([Sharded(200)])
-    pools, _ = pools_of(mixture, [None], 4)
-    drawn = sampler_of(mixture, pools, 4, 0, 0, 4)
+    pools, _ = make_pools(mixture, [None], 4)
+    drawn = make_sampler(mixture, pools, 4, 0, 0, 4)
     assert isinstance(drawn, MixtureSampler)
     order = [index for batch in batches(drawn, 1) for index in batch]
     assert sorted(order) == list(range(200))
@@ -287,7 +287,7 @@ def test_another_seed_gives_other_batches() -> None:
 
 def test_a_broken_clip_is_replaced_by_one_of_its_own_kind() -> None:
     mixture = Mixture([Numbered(3, 3, {2, 5}, "a"), Numbered(3, name="b")])
-    pools, _ = pools_of(mixture, [None, None], 2)
+    pools, _ = make_pools(mixture, [None, None], 2)
     examples = TrainingExamples(mixture, 2, "uniform", 0, pools=[pool.clips for pool in pools])
     assert [examples[item].tried for item in range(9)] == [(0,), (1,), (2, 0), (3,), (4,), (5, 3), (6,), (7,), (8,)]
     assert [problem.file_name for item in range(9) for problem in examples[item].problems] == ["a2.mp4", "a5.jpg"]

@@ -94,10 +94,10 @@ def prepare(
         raise UsageError("OUT is missing: give the folder to write")
     names = parse_columns(columns)
     from perceiver_vl.data.open import read_records
+    from perceiver_vl.data.transcode.one_file import TranscodeSettings
     from perceiver_vl.data.transcode.prepare import prepare as run
-    from perceiver_vl.data.transcode.reencode import Settings
 
-    settings = Settings(_parse_size(size), fps, min_frames, format, keyframes)  # type: ignore[arg-type]
+    settings = TranscodeSettings(_parse_size(size), fps, min_frames, format, keyframes)  # type: ignore[arg-type]
     folder = read_records(source, benchmark, split=split, metadata=metadata, columns=names, strict=strict)
     about = {"benchmark": benchmark, "split": split}
     report = run(folder, output, settings, workers=workers, strict=strict, progress=True, about=about)
@@ -192,7 +192,7 @@ def shard(
         int | None, typer.Option(help="Bytes of source files in a shard, instead (default: 268435456, 256 MiB).")
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Re-encode as prepare does, to this size (default: the files as they are).")
+        str | None, typer.Option(help="Transcode as prepare does, to this size (default: the files as they are).")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one a core).")] = None,
     verify: Annotated[
@@ -214,10 +214,10 @@ def shard(
     from perceiver_vl.data.folder import has_class_folders
     from perceiver_vl.data.open import read_records
     from perceiver_vl.data.shards.writing import write_shards
-    from perceiver_vl.data.transcode.reencode import Settings
+    from perceiver_vl.data.transcode.one_file import TranscodeSettings
     from perceiver_vl.data.validate import FOLDER
 
-    reencoding = None if size is None else Settings(_parse_size(size))
+    transcoding = None if size is None else TranscodeSettings(_parse_size(size))
     benchmark = None if name == FOLDER else name
     need: Literal["label"] | None = "label" if benchmark is None and has_class_folders(folder, metadata) else None
     source = read_records(folder, benchmark, split=split, metadata=metadata, columns=names, need=need, strict=strict)
@@ -227,7 +227,7 @@ def shard(
         name=name,
         samples_per_shard=samples_per_shard,
         shard_bytes=shard_bytes,
-        reencoding=reencoding,
+        transcoding=transcoding,
         workers=workers,
         strict=strict,
         progress=True,

@@ -35,30 +35,30 @@ class Mixture:
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def whose(self, index: int) -> tuple[int, int]:
+    def locate(self, index: int) -> tuple[int, int]:
         """The number of the source that clip `index` is of, and its index there."""
         number = bisect_right(self.ends, index)
         return number, index - self.ends[number] + len(self.sources[number])
 
     def record(self, index: int) -> Record:
         """As its source says."""
-        number, place = self.whose(index)
+        number, place = self.locate(index)
         return self.sources[number].record(place)
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         """As its source gives them."""
-        number, place = self.whose(index)
+        number, place = self.locate(index)
         return self.sources[number].frames(place, num_frames, rng)
 
     def frame_count(self, index: int) -> int | None:
         """As its source knows; None where it does not."""
-        number, place = self.whose(index)
-        asked = getattr(_bare(self.sources[number]), "frame_count", None)
-        return asked and asked(place)
+        number, place = self.locate(index)
+        frame_count = getattr(_uncached(self.sources[number]), "frame_count", None)
+        return frame_count and frame_count(place)
 
     def is_damaged(self, index: int) -> bool:
         """As its source knows."""
-        number, place = self.whose(index)
+        number, place = self.locate(index)
         return is_damaged(self.sources[number], place)
 
 
@@ -75,10 +75,10 @@ class Pool:
     kind: str = "videos"
 
 
-Lacks = Callable[[Record], str | None]
-"""What a record lacks to be trained on, in words, or None."""
-Letters = Callable[[Record, tuple[int, int, int]], int]
-"""How many letters a model reads of a record, drawn for (seed, epoch, index)."""
+SkipReason = Callable[[Record], str | None]
+"""Why a record cannot be trained on, or None."""
+TextLength = Callable[[Record, tuple[int, int, int]], int]
+"""How many characters of text go with a record, drawn for (seed, epoch, index)."""
 
 
 def no_caption(record: Record) -> str | None:
@@ -86,15 +86,15 @@ def no_caption(record: Record) -> str | None:
     return None if record.texts else "no caption"
 
 
-def letters_of_caption(record: Record, key: tuple[int, int, int]) -> int:
+def caption_length(record: Record, key: tuple[int, int, int]) -> int:
     """Those of the caption that is drawn."""
     return len(drawn_captions(record.texts, key)[0])
 
 
-def pools_of(
-    mixture: Mixture, weights: Sequence[float | None], batch: int, lacks: Lacks = no_caption
+def make_pools(
+    mixture: Mixture, weights: Sequence[float | None], batch: int, skip_reason: SkipReason = no_caption
 ) -> tuple[list[Pool], list[SkippedSample]]:
-    """The pools of a mixture, and what is left out: clips that lack something, and those that are too few of their
+    """The pools of a mixture, and what is left out: clips with a `skip_reason`, and those that are too few of their
     modality to fill a batch of `batch`.
 
     weights: of the sources, or None for all of them: as many batches as they have clips.
@@ -103,13 +103,13 @@ def pools_of(
     pools: list[Pool] = []
     left: list[SkippedSample] = []
     for number, source in enumerate(mixture.sources):
-        kinds, lacking = _kinds(source, lacks)
-        left += lacking
+        kinds, skipped = _kinds(source, skip_reason)
+        left += skipped
         enough = {kind: places for kind, places in kinds.items() if len(places) >= batch}
         if not enough:
             counts = " and ".join(f"{len(places)} {kind}" for kind, places in kinds.items()) or "none"
-            if lacking:
-                counts += f" (of {len(source)}; {lacking[0].file_name}: {lacking[0].reason})"
+            if skipped:
+                counts += f" (of {len(source)}; {skipped[0].file_name}: {skipped[0].reason})"
             raise UsageError(
                 f"training: a batch of {batch} clips, of one modality, but "
                 f"{f'data.train[{number}] has' if len(mixture.sources) > 1 else 'there are'} {counts} to train on; "
@@ -126,39 +126,41 @@ def pools_of(
     return pools, left
 
 
-def _bare(source: VideoDataset) -> VideoDataset:
+def _uncached(source: VideoDataset) -> VideoDataset:
     return source.source if isinstance(source, CachedDataset) else source
 
 
-def _kinds(source: VideoDataset, lacks: Lacks) -> tuple[dict[str, Sequence[int]], list[SkippedSample]]:
-    """The places of "videos" and of "images" in a source, as far as it has such, and what the other clips lack."""
-    if lacks is no_caption and isinstance(_bare(source), World):  # asking all clips for their records would draw them
+def _kinds(source: VideoDataset, skip_reason: SkipReason) -> tuple[dict[str, Sequence[int]], list[SkippedSample]]:
+    """The places of "videos" and of "images" in a source, as far as it has such, and why other clips are skipped."""
+    if skip_reason is no_caption and isinstance(_uncached(source), World):  # to go through the records would draw all
         return {"videos": range(len(source))}, []
     kinds: dict[str, list[int]] = {}
-    lacking: list[SkippedSample] = []
+    skipped: list[SkippedSample] = []
     for index in range(len(source)):
         record = source.record(index)
-        if reason := lacks(record):
-            lacking.append(SkippedSample(record.file_name, reason))
+        if reason := skip_reason(record):
+            skipped.append(SkippedSample(record.file_name, reason))
         else:
             kinds.setdefault("images" if is_image(record) else "videos", []).append(index)
-    return {**kinds}, lacking
+    return {**kinds}, skipped
 
 
-def sampler_of(
+def make_sampler(
     mixture: Mixture,
     pools: Sequence[Pool],
     batch: int,
     seed: int,
     bucket: int,
     num_frames: int,
-    letters: Letters = letters_of_caption,
+    text_length: TextLength = caption_length,
 ) -> "EpochSampler | MixtureSampler":
     """`EpochSampler` for the clips of one pool in any order; else `MixtureSampler`."""
-    plain = len(pools) == 1 and len(pools[0].clips) == len(mixture) and not hasattr(_bare(mixture.sources[0]), "groups")
+    plain = (
+        len(pools) == 1 and len(pools[0].clips) == len(mixture) and not hasattr(_uncached(mixture.sources[0]), "groups")
+    )
     if plain and not bucket:
         return EpochSampler(len(mixture), seed)
-    return MixtureSampler(mixture, pools, batch, seed, bucket, num_frames, letters)
+    return MixtureSampler(mixture, pools, batch, seed, bucket, num_frames, text_length)
 
 
 class MixtureSampler(Sampler[int]):
@@ -168,7 +170,7 @@ class MixtureSampler(Sampler[int]):
     its weight's share of them, and the next epoch goes on where it stopped: no clip of a large source is left out, and
     a small one is gone through several times. Of each such pass what does not fill a batch stays out, another rest each
     time. `bucket`: of so many batches at a time the clips are sorted by how many frames they have (`num_frames` are
-    enough) and how many `letters` are read with them, so that little is padded; 0: in any order. All is drawn from the
+    enough) and the `text_length` that goes with them, so that little is padded; 0: in any order. All is drawn from the
     seed, the epoch and the pass.
     """
 
@@ -180,10 +182,10 @@ class MixtureSampler(Sampler[int]):
         seed: int,
         bucket: int = 0,
         num_frames: int = 1,
-        letters: Letters = letters_of_caption,
+        text_length: TextLength = caption_length,
     ) -> None:
         self.mixture, self.pools, self.batch, self.seed, self.bucket = mixture, pools, batch, seed, bucket
-        self.num_frames, self.letters, self.epoch = num_frames, letters, 0
+        self.num_frames, self.text_length, self.epoch = num_frames, text_length, 0
         self._frames: dict[int, int] = {}
         self.counts = _shares([pool.weight for pool in pools], sum(len(pool.clips) // batch for pool in pools))
 
@@ -203,8 +205,8 @@ class MixtureSampler(Sampler[int]):
         """Which pool each batch of the epoch is of: the batches of each at equal distances."""
         begin = np.random.default_rng([self.seed, self.epoch]).random(len(self.pools))
         times = [(np.arange(count) + begin[pool]) / count for pool, count in enumerate(self.counts)]
-        whose = np.repeat(np.arange(len(self.pools)), self.counts)
-        return whose[np.argsort(np.concatenate(times), kind="stable")].tolist()
+        pools = np.repeat(np.arange(len(self.pools)), self.counts)
+        return pools[np.argsort(np.concatenate(times), kind="stable")].tolist()
 
     def _batches(self, number: int) -> Iterator[list[int]]:
         """The batches of a pool from this epoch's first on, pass after pass."""
@@ -232,17 +234,17 @@ class MixtureSampler(Sampler[int]):
                 yield rng.permutation(batch)  # the objectives take neighbours, and the first of a batch, as drawn
 
     def _length(self, pool: Pool, passing: int, index: int) -> tuple[int, int]:
-        """Letters that are read with a clip, and its frames, which count first."""
+        """TextLength that are read with a clip, and its frames, which count first."""
         if index not in self._frames:
             frames = 1 if pool.kind == "images" else self.mixture.frame_count(index) or self.num_frames
             self._frames[index] = min(frames, self.num_frames)
-        letters = self.letters(self.mixture.record(index), (self.seed, passing, index))
-        return letters, self._frames[index]
+        characters = self.text_length(self.mixture.record(index), (self.seed, passing, index))
+        return characters, self._frames[index]
 
     def _order(self, number: int, passing: int, rng: np.random.Generator) -> Places:
         """The clips of a pool in any order; those of shards in one that reads a shard at a time."""
         pool = self.pools[number]
-        source: Any = _bare(self.mixture.sources[pool.source])
+        source: Any = _uncached(self.mixture.sources[pool.source])
         if not hasattr(source, "groups"):
             return rng.permutation(pool.clips)
         from perceiver_vl.data.shards.reading import shuffled_in_groups

@@ -14,7 +14,7 @@ _IMAGES = IMAGE_EXTENSIONS - {".gif"}  # most of those move
 
 
 class VideoDataset(Protocol):
-    """Clips and what is said of them, by index."""
+    """Clips and their records, by index."""
 
     def __len__(self) -> int: ...
 
@@ -35,8 +35,8 @@ def is_image(record: Record) -> bool:
 
 def is_damaged(source: VideoDataset, index: int) -> bool:
     """Whether clip `index` lacked frames when the source decoded it; of some sources nobody knows."""
-    asked = getattr(source, "is_damaged", None)  # of sources that hold others
-    return bool(asked(index)) if asked else index in getattr(source, "damaged", ())
+    inner = getattr(source, "is_damaged", None)  # of sources that hold others
+    return bool(inner(index)) if inner else index in getattr(source, "damaged", ())
 
 
 class FolderDataset:

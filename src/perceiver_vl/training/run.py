@@ -15,7 +15,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from perceiver_vl.data.batching import DrawnExamples, EpochSampler, PreTrainingCollator, TrainingExamples
-from perceiver_vl.data.mixture import MixtureSampler, letters_of_caption, sampler_of
+from perceiver_vl.data.mixture import MixtureSampler, caption_length, make_sampler
 from perceiver_vl.data.prefetch import other_pictures
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.data.skipped import read_skipped
@@ -232,9 +232,9 @@ def examples_of(recipe: Recipe, start: Start, seed: int) -> tuple[DrawnExamples[
 
 def sampler_for(recipe: Recipe, start: Start, batch: int, seed: int) -> EpochSampler | MixtureSampler:
     """The order of the training examples."""
-    letters = letters_of_caption if start.task is None else letters_of_task
+    letters = caption_length if start.task is None else letters_of_task
     data = recipe.data
-    return sampler_of(start.source, start.pools, batch, seed, data.bucket, data.num_frames, letters)
+    return make_sampler(start.source, start.pools, batch, seed, data.bucket, data.num_frames, letters)
 
 
 def checked_arguments(recipe: Recipe) -> TrainingArguments:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from perceiver_vl.data.mixture import Lacks, Mixture, Pool, no_caption, pools_of
+from perceiver_vl.data.mixture import Mixture, Pool, SkipReason, make_pools, no_caption
 from perceiver_vl.data.open import open_dataset
 from perceiver_vl.data.records import Need, Record, SkippedSample
 from perceiver_vl.data.sources import CachedDataset, VideoDataset
@@ -66,7 +66,7 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
     size = processor.image_processor.size["height"], processor.image_processor.size["width"]
     known = _class_names(config, task) if checkpoint else ()
     source, problems = open_training(data, size, task, known)
-    pools, few = pools_of(source, [split.weight for split in data.train], batch, lacks_of(task))
+    pools, few = make_pools(source, [split.weight for split in data.train], batch, lacks_of(task))
     problems += few
     if task is not None and checkpoint is None:
         config = _with_head(config, task, source, pools)
@@ -135,7 +135,7 @@ def open_training(
     return Mixture(sources), problems
 
 
-def lacks_of(task: ExampleTask | None) -> Lacks:
+def lacks_of(task: ExampleTask | None) -> SkipReason:
     """What a record lacks to be trained on."""
     if task is None:
         return no_caption

@@ -32,7 +32,7 @@ from perceiver_vl.data.shards.reading import ShardedDataset, shuffled_in_groups
 from perceiver_vl.data.shards.writing import write_shards
 from perceiver_vl.data.sources import FolderDataset, VideoDataset
 from perceiver_vl.data.synthetic.writing import write_world
-from perceiver_vl.data.transcode.reencode import Settings
+from perceiver_vl.data.transcode.one_file import TranscodeSettings
 from perceiver_vl.utils.files import sha256
 
 SHARED = (Path(__file__).resolve().parents[3] / ".." / "shared" / "data").resolve()
@@ -325,7 +325,7 @@ def test_the_same_data_give_the_same_bytes_anywhere(world: Path, written: Path, 
 
 def test_originals_are_only_read(world: Path, tmp_path: Path) -> None:
     before = {path: (path.stat().st_mtime_ns, sha256(path)) for path in world.rglob("*") if path.is_file()}
-    write_shards(read_folder(world), tmp_path / "out", reencoding=Settings(size=16))
+    write_shards(read_folder(world), tmp_path / "out", transcoding=TranscodeSettings(size=16))
     assert {path: (path.stat().st_mtime_ns, sha256(path)) for path in world.rglob("*") if path.is_file()} == before
 
 
@@ -345,8 +345,8 @@ def test_a_shard_has_no_more_bytes_than_asked_unless_one_file_has(world: Path, m
 def test_media_can_be_written_small(tmp_path: Path) -> None:
     write_world(tmp_path / "world", clips=3, num_frames=6, size=64)
     folder = read_folder(tmp_path / "world")
-    write_shards(folder, tmp_path / "out", reencoding=Settings(size=16))
-    write_shards(folder, tmp_path / "again", reencoding=Settings(size=16))
+    write_shards(folder, tmp_path / "out", transcoding=TranscodeSettings(size=16))
+    write_shards(folder, tmp_path / "again", transcoding=TranscodeSettings(size=16))
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
     small, full = ShardedDataset(tmp_path / "out", (16, 16)), FolderDataset(folder.records, (16, 16))
     for index in range(3):
@@ -393,7 +393,7 @@ def test_a_broken_file_takes_all_its_records_along(pictures: Path, tmp_path: Pat
 
 
 @pytest.fixture
-def deadly(world: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def crashing(world: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The fifth training clip kills each process that reads it; names of the shards on which one died."""
     died: list[str] = []
     fifth = read_folder(world, split="train").records[4].path
@@ -401,7 +401,7 @@ def deadly(world: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def run_in_processes(write: Any, plans: list[Any], workers: int) -> Iterator[tuple[Any, None]]:
         for plan in plans:
             sample = next((sample for sample in plan.samples if fifth in sample.paths), None)
-            if sample is None or sample.key in plan.deadly:
+            if sample is None or sample.key in plan.crashing:
                 write(plan)
             else:
                 (write.out / ".parts" / f"{plan.name}.at").write_text(sample.key)
@@ -412,9 +412,9 @@ def deadly(world: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return died
 
 
-def test_a_file_that_kills_the_process_is_left_out_too(world: Path, deadly: list[str], tmp_path: Path) -> None:
+def test_a_file_that_kills_the_process_is_left_out_too(world: Path, crashing: list[str], tmp_path: Path) -> None:
     report = write_shards(read_folder(world, split="train"), tmp_path / "out", samples_per_shard=3, workers=2)
-    assert deadly == ["train-000001.tar"]
+    assert crashing == ["train-000001.tar"]
     assert (report.written, report.shards, report.samples) == (4, 4, 9)
     (problem,) = report.skipped
     assert problem == SkippedSample(
@@ -438,7 +438,7 @@ def test_a_file_too_large_for_memory_is_left_out(world: Path, tmp_path: Path) ->
     good = read_folder(world, split="test").records[0]
     report = write_shards(Folder(tmp_path, [Record("huge.mp4", huge, ("much",)), good]), tmp_path / "out")
     assert [problem.file_name for problem in report.skipped] == ["huge.mp4"]
-    assert "re-encode it small" in report.skipped[0].reason
+    assert "transcode it first" in report.skipped[0].reason
 
 
 def test_strict_stops_and_once_mended_the_run_goes_on(world: Path, written: Path, broken: Path, tmp_path: Path) -> None:
@@ -516,7 +516,11 @@ def test_a_folder_of_something_else_or_of_other_settings_is_refused(world: Path,
         (tmp_path / "mine", {}, "holds files that are no shards"),
         (tmp_path / "file", {}, "is a file"),
         (shards, {"samples_per_shard": 4}, "made with samples_per_shard=3, not 4"),
-        (shards, {"samples_per_shard": 3, "reencoding": Settings(size=16)}, "made with reencoding=None, not"),
+        (
+            shards,
+            {"samples_per_shard": 3, "transcoding": TranscodeSettings(size=16)},
+            "made with transcoding=None, not",
+        ),
         (shards, {"samples_per_shard": 3, "name": "msrvtt"}, "made with name=folder, not msrvtt"),
     ):
         before = out.read_bytes() if out.is_file() else contents(out)

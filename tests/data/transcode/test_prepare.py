@@ -22,14 +22,14 @@ from PIL import Image
 from perceiver_vl import MediaError, PerceiverVLError, UsageError
 from perceiver_vl.cli import main
 from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.transcode.one_file import TranscodeSettings, target_size
 from perceiver_vl.data.transcode.prepare import PrepareReport, prepare
 from perceiver_vl.data.transcode.prepared import describe_prepared, verify_prepared
-from perceiver_vl.data.transcode.reencode import Settings, target_size
 from perceiver_vl.media.decode import load_clip
 
 ODD = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "odd_media"
 RATE = 30
-FORMATS = [Settings(), Settings(format="h264"), Settings(size=(32, 48))]
+FORMATS = [TranscodeSettings(), TranscodeSettings(format="h264"), TranscodeSettings(size=(32, 48))]
 THIN = {"fps": 4.0, "min_frames": 1}
 
 
@@ -66,7 +66,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def run(source: Path, out: Path, settings: Settings | None = None, **options: Any) -> PrepareReport:
+def run(source: Path, out: Path, settings: TranscodeSettings | None = None, **options: Any) -> PrepareReport:
     return prepare(read_folder(source, need=None), out, settings, **options)
 
 
@@ -86,9 +86,9 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("settings", FORMATS, ids=str)
-def test_sampled_frames_are_those_of_the_original_at_that_time(tmp_path: Path, settings: Settings) -> None:
+def test_sampled_frames_are_those_of_the_original_at_that_time(tmp_path: Path, settings: TranscodeSettings) -> None:
     original = write_numbered(tmp_path / "source" / "a.mp4", 200)
-    settings = Settings(settings.size, **THIN, format=settings.format)
+    settings = TranscodeSettings(settings.size, **THIN, format=settings.format)
     report = run(original.parent, tmp_path / "out", settings)
     assert report.frames == 27  # ceil(4 * 200 / 30)
     for count in (1, 5, 8, 27):
@@ -119,7 +119,7 @@ def test_times_of_a_variable_rate_stay(
             frame.pts, frame.time_base = round(seconds * 20), Fraction(1, 20)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    run(folder / "source", folder / "out", Settings(fps=fps, min_frames=1, format=format))
+    run(folder / "source", folder / "out", TranscodeSettings(fps=fps, min_frames=1, format=format))
     clip = load_clip(folder / "out/a.mkv.mp4", 1000)
     seen = [round((float(frame.mean()) - 20) / 5) for frame in clip.frames]
     assert clip.timestamps == pytest.approx(shown[seen], abs=2e-3)
@@ -130,11 +130,15 @@ def test_times_of_a_variable_rate_stay(
 
 @pytest.mark.parametrize(
     ("settings", "codec", "every"),
-    [(Settings(), "mjpeg", 1), (Settings(format="h264"), "h264", 4), (Settings(format="h264", keyframes=7), "h264", 7)],
+    [
+        (TranscodeSettings(), "mjpeg", 1),
+        (TranscodeSettings(format="h264"), "h264", 4),
+        (TranscodeSettings(format="h264", keyframes=7), "h264", 7),
+    ],
     ids=str,
 )
 def test_keyframes_are_dense_and_nothing_is_reordered(
-    source: Path, tmp_path: Path, settings: Settings, codec: str, every: int
+    source: Path, tmp_path: Path, settings: TranscodeSettings, codec: str, every: int
 ) -> None:
     run(source, tmp_path / "out", settings)
     with av.open(str(tmp_path / "out/clips/a.mp4")) as container:
@@ -145,7 +149,7 @@ def test_keyframes_are_dense_and_nothing_is_reordered(
 
 
 def test_a_short_clip_keeps_more_frames(source: Path, tmp_path: Path) -> None:
-    run(source, tmp_path / "out", Settings(min_frames=20))
+    run(source, tmp_path / "out", TranscodeSettings(min_frames=20))
     for name, kept in (("a", 20), ("b", 20)):
         assert len(load_clip(tmp_path / f"out/clips/{name}.mp4", 1000).frames) == kept
 
@@ -177,7 +181,7 @@ def test_pictures_become_upright_jpegs(tmp_path: Path) -> None:
     picture.save(folder / "b.png")
     frames = [Image.new("RGB", (80, 40), colour) for colour in ("red", "blue")]
     frames[0].save(folder / "c.gif", save_all=True, append_images=frames[1:], duration=500)
-    report = run(folder, tmp_path / "out", Settings(size=20))
+    report = run(folder, tmp_path / "out", TranscodeSettings(size=20))
     assert report.files == 3
     assert sorted(path.name for path in (tmp_path / "out").glob("[a-c]*")) == ["a.jpg", "b.png.jpg", "c.gif.mp4"]
     for name, size in (("a.jpg", (20, 40)), ("b.png.jpg", (40, 20))):
@@ -200,7 +204,7 @@ def test_parts_are_cut_out_once_for_all_their_records(source: Path, tmp_path: Pa
         {"file_name": "clips/a.mp4", "end": "0:02", "text": "two"},
         {"file_name": "clips/b.mp4", "start": 9, "text": "nothing is there"},
     )
-    report = run(source, tmp_path / "out", Settings(fps=10, min_frames=1))
+    report = run(source, tmp_path / "out", TranscodeSettings(fps=10, min_frames=1))
     first, second, third = read_folder(tmp_path / "out", need=None).records
     assert first.file_name == second.file_name == "clips/a@1-2.5.mp4"
     assert (second.question, second.answers, second.second_file_name) == ("why?", ("so",), "c.png.jpg")
@@ -284,7 +288,7 @@ def test_unusual_media_are_written_or_named(tmp_path: Path) -> None:
         (source / entry["file"]).parent.mkdir(parents=True, exist_ok=True)
         (source / entry["file"]).symlink_to((ODD / entry["file"]).resolve())
     write_rows(source, *({"file_name": entry["file"], "text": entry["what"]} for entry in entries))
-    report = run(source, tmp_path / "out", Settings(size=32, fps=1, min_frames=2))
+    report = run(source, tmp_path / "out", TranscodeSettings(size=32, fps=1, min_frames=2))
     skipped = {problem.file_name for problem in report.skipped}
     assert skipped == {entry["file"] for entry in entries if not entry["readable"]}
     for record in read_folder(tmp_path / "out").records:
@@ -384,7 +388,7 @@ def test_killed_in_the_middle_nothing_is_half_written_and_a_rerun_completes(tmp_
     with pytest.raises(UsageError, match="did not end"):
         verify_prepared(out)
 
-    report = run(source, out, Settings(format="h264"), about={"benchmark": None, "split": None})
+    report = run(source, out, TranscodeSettings(format="h264"), about={"benchmark": None, "split": None})
     assert (report.files, report.skipped) == (40, [])
     assert report.written < 40
     assert verify_prepared(out).problems == []
@@ -430,12 +434,12 @@ def test_what_cannot_be_written_to_is_refused(source: Path, tmp_path: Path) -> N
 
 
 def test_other_settings_need_another_folder(source: Path, tmp_path: Path) -> None:
-    run(source, tmp_path / "out", Settings(size=(32, 32)))
+    run(source, tmp_path / "out", TranscodeSettings(size=(32, 32)))
     before = contents(tmp_path / "out")
     with pytest.raises(UsageError, match=r"made with size=\[32, 32\], not 64; ask for that or give another folder"):
-        run(source, tmp_path / "out", Settings(size=64))
+        run(source, tmp_path / "out", TranscodeSettings(size=64))
     with pytest.raises(UsageError, match="made with split=None, not train"):
-        run(source, tmp_path / "out", Settings(size=(32, 32)), about={"split": "train"})
+        run(source, tmp_path / "out", TranscodeSettings(size=(32, 32)), about={"split": "train"})
     assert contents(tmp_path / "out") == before
 
 
@@ -458,7 +462,7 @@ def test_other_settings_need_another_folder(source: Path, tmp_path: Path) -> Non
 )
 def test_settings_that_cannot_work_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=rf"^{list(wrong)[-1]}=[^\n]+$"):
-        Settings(**wrong)
+        TranscodeSettings(**wrong)
 
 
 # --- The command ----------------------------------------------------------------------------------------------------
@@ -562,7 +566,7 @@ def test_verifying_finds_what_has_changed(source: Path, tmp_path: Path) -> None:
 
 def test_an_evaluation_record_can_say_how_media_were_prepared(source: Path, tmp_path: Path) -> None:
     assert describe_prepared(source) is None
-    report = run(source, tmp_path / "out", Settings(format="h264"))
+    report = run(source, tmp_path / "out", TranscodeSettings(format="h264"))
     expected = f"size=256 fps=4.0 min_frames=64 format=h264 keyframes=4; sha256 {report.hash}"
     assert describe_prepared(tmp_path / "out") == expected
     (tmp_path / "out/prepare.json").write_text("{")

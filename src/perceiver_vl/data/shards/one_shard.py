@@ -12,7 +12,7 @@ from typing import Any, get_args
 from perceiver_vl.data.records import Need, SkippedSample
 from perceiver_vl.data.shards.manifest import Shard, record_values
 from perceiver_vl.data.shards.planning import Plan, Sample
-from perceiver_vl.data.transcode.reencode import Settings, ended, reencode
+from perceiver_vl.data.transcode.one_file import TranscodeSettings, ended, transcode
 from perceiver_vl.media.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, load_clip
 from perceiver_vl.utils.errors import MediaError
 from perceiver_vl.utils.files import sha256, write_json, write_with
@@ -36,7 +36,7 @@ class ShardWriter:
     """Writes shards to `out`, in whatever process it is called."""
 
     out: Path
-    reencoding: Settings | None
+    transcoding: TranscodeSettings | None
     strict: bool
 
     def __call__(self, plan: Plan) -> None:
@@ -59,7 +59,7 @@ class ShardWriter:
             for sample in plan.samples:
                 note_path(self.out, plan).write_text(sample.key)
                 try:
-                    if sample.key in plan.deadly:
+                    if sample.key in plan.crashing:
                         raise MediaError(sample.paths[0], "damaged: reading it kills the process that does")
                     media = [self._media(path, f"{plan.name}-{sample.key}") for path in sample.paths]
                 except MediaError as error:
@@ -71,10 +71,10 @@ class ShardWriter:
 
     def _media(self, path: Path, name: str) -> tuple[str, bytes]:
         """The suffix and bytes that go into a shard; `MediaError` for a file of which no frame can be decoded."""
-        if self.reencoding is None:
+        if self.transcoding is None:
             return _as_it_is(path)
         target = self.out / PARTS / f"media-{name}"
-        written = ended(target, reencode(path, target, None, None, self.reencoding).suffix)
+        written = ended(target, transcode(path, target, None, None, self.transcoding).suffix)
         try:
             return written.suffix, written.read_bytes()
         finally:
@@ -116,7 +116,7 @@ def _as_it_is(path: Path) -> tuple[str, bytes]:
             raise MediaError(path, "not a regular file")
         if status.st_size > MAX_MEDIA_BYTES:
             raise MediaError(
-                path, f"{status.st_size} bytes, a sample has at most {MAX_MEDIA_BYTES}; re-encode it small"
+                path, f"{status.st_size} bytes, a sample has at most {MAX_MEDIA_BYTES}; transcode it first"
             )
         content = path.read_bytes()
     except OSError as error:

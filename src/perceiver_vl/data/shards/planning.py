@@ -30,14 +30,14 @@ class Sample:
 class Plan:
     """A shard that is to be: its name, and what goes in, with a fingerprint of that.
 
-    deadly: keys of samples that have killed the process that read them.
+    crashing: keys of samples that have killed the process that read them.
     """
 
     name: str
     split: str | None
     samples: tuple[Sample, ...]
     sha256: str
-    deadly: frozenset[str] = frozenset()
+    crashing: frozenset[str] = frozenset()
 
 
 def media_sizes(records: Iterable[Record]) -> dict[Path, int]:

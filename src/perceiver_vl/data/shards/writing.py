@@ -28,7 +28,7 @@ from perceiver_vl.data.shards.manifest import (
 )
 from perceiver_vl.data.shards.one_shard import PARTS, ShardWriter, note_path, part_path
 from perceiver_vl.data.shards.planning import Plan, media_sizes, plan_shards, records_fingerprint
-from perceiver_vl.data.transcode.reencode import Settings
+from perceiver_vl.data.transcode.one_file import TranscodeSettings
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
@@ -64,7 +64,7 @@ def write_shards(
     name: str = "folder",
     samples_per_shard: int | None = None,
     shard_bytes: int | None = None,
-    reencoding: Settings | None = None,
+    transcoding: TranscodeSettings | None = None,
     workers: int = 1,
     strict: bool = False,
     progress: bool = False,
@@ -72,7 +72,7 @@ def write_shards(
     """Write the records of `source` and their media to shards in `out`; called again, write what is missing.
 
     A file that several records of a split speak of is stored once. A shard is full at `samples_per_shard` media or
-    `shard_bytes` of source files (default: 256 MiB; give one of them). `reencoding`: write the media again small, as
+    `shard_bytes` of source files (default: 256 MiB; give one of them). `transcoding`: write the media again small, as
     `perceiver-vl prepare` does; without it they go in as they are.
     `name`: of the data set, for the manifest. `workers`: processes, each of which writes a shard at a time.
     Media of which no frame can be decoded are left out and named in `skipped`, as are (with several workers) those
@@ -90,14 +90,14 @@ def write_shards(
             raise UsageError(f"{what}={value}: need at least 1")
     media_bytes = media_sizes(source.records)
     how = {"name": name, "samples_per_shard": samples_per_shard, "shard_bytes": shard_bytes}
-    how["reencoding"] = None if reencoding is None else json.loads(json.dumps(asdict(reencoding)))
+    how["transcoding"] = None if transcoding is None else json.loads(json.dumps(asdict(transcoding)))
     settings = how | {"records": len(source.records), "sha256": records_fingerprint(source.records, media_bytes)}
     written = 0
     if not _is_finished(out, settings):
         try:
             with _claimed(out, how | {"folder": str(source.path.resolve())}):
                 plans = list(plan_shards(source.records, media_bytes, samples_per_shard, shard_bytes))
-                written = _write_all(plans, ShardWriter(out, reencoding, strict), workers, progress)
+                written = _write_all(plans, ShardWriter(out, transcoding, strict), workers, progress)
                 _finish(out, plans, settings, source)
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -234,22 +234,23 @@ def _write_all(plans: list[Plan], write: ShardWriter, workers: int, progress: bo
                     if _is_written(out, plan):
                         advance(len(plan.samples))
                     else:
-                        died.append(_without_deadly(plan, write))
+                        died.append(_without_crashing(plan, write))
             missing = died
     return count
 
 
-def _without_deadly(plan: Plan, write: ShardWriter) -> Plan:
+def _without_crashing(plan: Plan, write: ShardWriter) -> Plan:
     """A shard whose process died, without the sample that it was at."""
-    deadly = note_path(write.out, plan).read_text() if note_path(write.out, plan).is_file() else None
-    sample = next((sample for sample in plan.samples if sample.key == deadly and deadly not in plan.deadly), None)
+    note = note_path(write.out, plan)
+    key = note.read_text() if note.is_file() else None
+    sample = next((sample for sample in plan.samples if sample.key == key and key not in plan.crashing), None)
     if sample is None or write.strict:
         what = f" at {sample.paths[0]}" if sample else ""
         raise PerceiverVLError(
             f"{write.out}: the process that wrote {plan.name} died{what}, of a decoder or for want of memory; "
             "run it again with fewer workers"
         )
-    return replace(plan, deadly=plan.deadly | {sample.key})
+    return replace(plan, crashing=plan.crashing | {sample.key})
 
 
 def _remove_others(out: Path, plans: list[Plan]) -> None:

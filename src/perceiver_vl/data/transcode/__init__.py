@@ -1,1 +1,1 @@
-"""Media re-encoded once, for quick training and search."""
+"""Media transcoded once, for quick training and search."""

@@ -17,6 +17,7 @@ from perceiver_vl._version import __version__
 from perceiver_vl.data.fields import safe_name
 from perceiver_vl.data.metadata import write_metadata
 from perceiver_vl.data.records import Folder, Record, SkippedSample
+from perceiver_vl.data.transcode.one_file import TranscodeSettings, ended, ended_name, transcode
 from perceiver_vl.data.transcode.prepared import (
     FILES,
     MANIFEST,
@@ -27,7 +28,6 @@ from perceiver_vl.data.transcode.prepared import (
     read_files,
     read_manifest,
 )
-from perceiver_vl.data.transcode.reencode import Settings, ended, ended_name, reencode
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError
@@ -78,7 +78,7 @@ class _Job:
     end: float | None
     out: Path
     target: str
-    settings: Settings
+    settings: TranscodeSettings
 
     @property
     def key(self) -> Key:
@@ -88,7 +88,7 @@ class _Job:
 def prepare(
     folder: Folder,
     out: str | Path,
-    settings: Settings | None = None,
+    settings: TranscodeSettings | None = None,
     *,
     workers: int = 1,
     strict: bool = False,
@@ -110,7 +110,7 @@ def prepare(
     begun = time.perf_counter()
     if workers < 1:
         raise UsageError(f"workers={workers}: need at least 1")
-    settings, out = settings or Settings(), Path(out)
+    settings, out = settings or TranscodeSettings(), Path(out)
     _check_apart(folder.path, out)
     report = PrepareReport(str(out), skipped=list(folder.skipped), notes=list(folder.notes))
     jobs = _plan(folder.records, out, settings)
@@ -158,7 +158,7 @@ def _check_apart(source: Path, out: Path) -> None:
         raise UsageError(f"{out}: is a file, give a folder to write")
 
 
-def _plan(records: Sequence[Record], out: Path, settings: Settings) -> list[_Job]:
+def _plan(records: Sequence[Record], out: Path, settings: TranscodeSettings) -> list[_Job]:
     """A job for each part of a file that records are about, in the order of their names."""
     sources: dict[Key, Path] = {}
     for record in records:
@@ -224,7 +224,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _claim(
-    out: Path, source: Path, jobs: Sequence[_Job], settings: Settings, about: dict[str, Any]
+    out: Path, source: Path, jobs: Sequence[_Job], settings: TranscodeSettings, about: dict[str, Any]
 ) -> dict[Key, PreparedFile]:
     """Make `out` a folder for these settings, or make sure that it is one; the files it has."""
     made = {"settings": asdict(settings), **about}
@@ -321,7 +321,7 @@ def _do(job: _Job) -> PreparedFile | MediaError:
     except OSError as error:
         return MediaError(job.source, error.strerror or "cannot be read")
     try:
-        written = reencode(job.source, job.out / job.target, job.start, job.end, job.settings)
+        written = transcode(job.source, job.out / job.target, job.start, job.end, job.settings)
     except MediaError as error:
         return error
     path = ended(job.out / job.target, written.suffix)

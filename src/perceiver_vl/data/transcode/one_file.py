@@ -25,7 +25,7 @@ _TICKS = 90_000  # of a second: the clock of MPEG
 
 
 @dataclass(frozen=True)
-class Settings:
+class TranscodeSettings:
     """How media are written again.
 
     size: pixels of the short side, never enlarged; or (height, width), to which every frame is squashed as the
@@ -61,7 +61,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Written:
+class Transcoded:
     """A file that was written: its ending, and what it holds.
 
     duration: seconds; None: a picture. lost: the source breaks off or parts of it are damaged.
@@ -82,7 +82,9 @@ def target_size(height: int, width: int, size: int | tuple[int, int]) -> tuple[i
     return even[0], even[1]
 
 
-def reencode(source: Path, target: Path, start: float | None, end: float | None, settings: Settings) -> Written:
+def transcode(
+    source: Path, target: Path, start: float | None, end: float | None, settings: TranscodeSettings
+) -> Transcoded:
     """Write the seconds `start` to `end` of `source`, or its one picture, to `target` with the right ending added
     (which it may have already), atomically.
 
@@ -96,11 +98,11 @@ def reencode(source: Path, target: Path, start: float | None, end: float | None,
     if first.duration is None:
         small = Image.fromarray(resize_frame(picture, size))
         write_with(ended(target, ".jpg"), lambda path: small.save(path, "JPEG", quality=JPEG_QUALITY))
-        return Written(".jpg", 1, None, first.lost)
+        return Transcoded(".jpg", 1, None, first.lost)
     length = (first.duration if end is None else min(end, first.duration)) - begin
     fps = max(settings.fps, settings.min_frames / length)
     clips = stream_clip(source, fps=fps, start=start, end=end, size=size, chunk=_CHUNK)
-    result = Written(".mp4", 0, length, False)
+    result = Transcoded(".mp4", 0, length, False)
 
     def write(path: Path) -> None:
         nonlocal result
@@ -121,8 +123,8 @@ def ended_name(name: str, suffix: str) -> str:
 
 
 def _write_video(
-    path: Path, source: Path, clips: Iterable[Clip], begin: float, length: float, settings: Settings
-) -> Written:
+    path: Path, source: Path, clips: Iterable[Clip], begin: float, length: float, settings: TranscodeSettings
+) -> Transcoded:
     """Encode the frames of `clips`, each once, `length` seconds from `begin` on."""
     ticks: list[int] = []
     stream: Any = None
@@ -142,7 +144,7 @@ def _write_video(
         for packet in _encode(source, stream, None):
             waiting = _mux(container, waiting, packet.pts, packet)
         _mux(container, waiting, max(round(length * _TICKS), ticks[-1] + 1), None)
-    return Written(".mp4", len(ticks), length, lost)
+    return Transcoded(".mp4", len(ticks), length, lost)
 
 
 def _frame(pixels: Frames, tick: int) -> Any:
@@ -159,7 +161,7 @@ def _mux(container: Any, packet: Any, until: int, following: Any) -> Any:
     return following
 
 
-def _add_stream(container: Any, height: int, width: int, settings: Settings) -> Any:
+def _add_stream(container: Any, height: int, width: int, settings: TranscodeSettings) -> Any:
     h264 = settings.format == "h264"
     options = {"threads": "1"}  # other processes have the other cores
     if h264:
