@@ -156,7 +156,7 @@ def print_skipped(skipped: "list[SkippedSample]", most: int = 20) -> None:
         return
     err.print(f"skipped {len(skipped)} files:", markup=False)
     for sample in skipped[:most]:
-        err.print(f"  {sample.file_name}: {sample.reason}", markup=False)
+        err.print(f"  {sample}", markup=False)
     if len(skipped) > most:
         err.print(f"  … and {len(skipped) - most} more (all of them with --json)", markup=False)
 

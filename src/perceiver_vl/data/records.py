@@ -59,6 +59,9 @@ class SkippedSample:
     file_name: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.file_name}: {self.reason}"
+
     @classmethod
     def of_file(cls, error: MediaError, records: Sequence[Record]) -> "SkippedSample":
         """A file that cannot be read, by the name that its data set gives it; `records`: all that are lost with it."""
