@@ -70,7 +70,7 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def read_budget(text: str, model: Path, device: str | None, dtype: str | None) -> ComputeBudget:
-    """Typed dials as they are; for a limit on the cost, the model's best setting within it, which is told."""
+    """Typed dials as they are; for a limit on the cost, the model's best setting within it, which is printed."""
     if not is_limit(text):
         return ComputeBudget.parse(text)
     limit = CostLimit.parse(text)

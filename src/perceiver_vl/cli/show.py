@@ -31,7 +31,7 @@ def print_dry_run(run: "DryRun") -> None:
     table.add_column(overflow="fold")
     total, memory = sum(run.parameters.values()), run.memory
     parts = ", ".join(f"{part} {count:,}" for part, count in sorted(run.parameters.items()))
-    for name, said in (
+    for name, text in (
         ("model", run.model + (f" for {run.task}" if run.task else "")),
         ("parameters", f"{total:,}: {parts}"),
         ("starts fresh", ", ".join(run.fresh)),
@@ -45,8 +45,8 @@ def print_dry_run(run: "DryRun") -> None:
         ),
         *((found.split, f"{found.usable} of {found.clips} clips or examples usable") for found in run.data),
     ):
-        if said:
-            table.add_row(name, said)
+        if text:
+            table.add_row(name, text)
     out.print(table, soft_wrap=False)
     print_skipped(run.skipped)
 
@@ -86,20 +86,20 @@ def print_conversion(conversion: "Conversion") -> None:
 
 
 def _part(name: str) -> str:
-    """The part that a tensor belongs to: its name's first words, and whether a block reads or thinks."""
+    """The part that a tensor belongs to: its name's first words, with the kind of attention."""
     words = [word for word in name.removeprefix("perceiver_vl.").split(".") if not word.isdigit()]
     return ".".join(words[: 3 if "cross_attention" in words or "self_attentions" in words else 2])
 
 
-def print_skipped(problems: "list[SkippedSample]", most: int = 20) -> None:
+def print_skipped(skipped: "list[SkippedSample]", most: int = 20) -> None:
     """Files that were left out, in a list at the end."""
-    if not problems:
+    if not skipped:
         return
-    err.print(f"skipped {len(problems)} files:", markup=False)
-    for problem in problems[:most]:
-        err.print(f"  {problem.file_name}: {problem.reason}", markup=False)
-    if len(problems) > most:
-        err.print(f"  … and {len(problems) - most} more (all of them with --json)", markup=False)
+    err.print(f"skipped {len(skipped)} files:", markup=False)
+    for sample in skipped[:most]:
+        err.print(f"  {sample}", markup=False)
+    if len(skipped) > most:
+        err.print(f"  … and {len(skipped) - most} more (all of them with --json)", markup=False)
 
 
 def print_damaged(names: list[str]) -> None:

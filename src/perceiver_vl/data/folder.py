@@ -65,9 +65,8 @@ def read_folder(
         if strict and result.skipped:
             break
     if strict and result.skipped:
-        first = result.skipped[0]
         where = f"; mend {table.name}, or leave out strict to skip such files" if table else ""
-        raise PerceiverVLError(f"{folder / first.file_name}: {first.reason}{where}")
+        raise PerceiverVLError(f"{folder}/{result.skipped[0]}{where}")
     if not result.records:
         raise PerceiverVLError(f"{table or folder}: no usable record{_why(result)}")
     return result
@@ -75,8 +74,7 @@ def read_folder(
 
 def _why(result: Folder) -> str:
     if result.skipped:
-        first = result.skipped[0]
-        return f" of {len(result.skipped)}, the first: {first.file_name}: {first.reason}"
+        return f" of {len(result.skipped)}, the first: {result.skipped[0]}"
     return f": {result.notes[-1]}" if result.notes else ": it has no rows"
 
 

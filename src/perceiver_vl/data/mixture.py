@@ -109,7 +109,7 @@ def make_pools(
         if not enough:
             counts = " and ".join(f"{len(places)} {kind}" for kind, places in kinds.items()) or "none"
             if skipped:
-                counts += f" (of {len(source)}; {skipped[0].file_name}: {skipped[0].reason})"
+                counts += f" (of {len(source)}; {skipped[0]})"
             raise UsageError(
                 f"training: a batch of {batch} clips, of one modality, but "
                 f"{f'data.train[{number}] has' if len(mixture.sources) > 1 else 'there are'} {counts} to train on; "

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ from perceiver_vl.data.synthetic.tasks import PairWorld
 from perceiver_vl.media.decode import load_frames
 from perceiver_vl.media.resizing import Frames
 from perceiver_vl.utils.distributed import ProcessGroup
-from perceiver_vl.utils.errors import MediaError, PerceiverVLError
+from perceiver_vl.utils.errors import MediaError
 
 DECODING_THREADS = min(8, os.cpu_count() or 1)
 
@@ -76,10 +76,7 @@ class SecondPictures:
 
     def record(self, index: int) -> Record:
         """The record of the pair, with its other picture in the place of the first."""
-        record = self.source.record(index)
-        if record.second_file_name is None or record.second_path is None:
-            raise PerceiverVLError(f"{record.file_name}: has no second picture, a pair names two files")
-        return replace(record, file_name=record.second_file_name, path=record.second_path)
+        return self.source.record(index).second_picture()
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         """Decode."""

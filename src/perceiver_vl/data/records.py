@@ -1,11 +1,11 @@
 """What an example says: one type for folders, the benchmarks' own files, shards and the generated world."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from perceiver_vl.utils.errors import MediaError
+from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
 Need = Literal["text", "question", "label"]
 """What a record is for."""
@@ -39,6 +39,12 @@ class Record:
     example_id: str | None = None
     kind: str | None = None
 
+    def second_picture(self) -> "Record":
+        """The record of a pair with its other picture in the place of the first; `PerceiverVLError` if it has none."""
+        if self.second_file_name is None or self.second_path is None:
+            raise PerceiverVLError(f"{self.file_name}: has no second picture, a pair names two files")
+        return replace(self, file_name=self.second_file_name, path=self.second_path)
+
     def has(self, need: Need) -> bool:
         """Whether it has a text, a question or a label."""
         if need == "label":
@@ -52,6 +58,9 @@ class SkippedSample:
 
     file_name: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file_name}: {self.reason}"
 
     @classmethod
     def of_file(cls, error: MediaError, records: Sequence[Record]) -> "SkippedSample":

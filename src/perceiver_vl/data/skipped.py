@@ -34,7 +34,7 @@ def check_failures(broken: int, tried: int, total: int, most: float, first: Skip
         return
     raise PerceiverVLError(
         f"{broken} of {tried} clips cannot be read, more than max_failed_fraction={most:g}: mend them or allow more; "
-        f"one of them: {first.file_name}: {first.reason}"
+        f"one of them: {first}"
     )
 
 

@@ -120,19 +120,11 @@ def _files(records: Iterable[Record]) -> Iterator[tuple[str, Path]]:
 
 def _faults(paths: Iterable[str], decode: bool) -> Iterator[tuple[str, str | None]]:
     """Each path with what is wrong with it, or None."""
-    waiting = iter(paths)
+    look, waiting = _decoding_fault if decode else _size_fault, iter(paths)
     bundles = iter(lambda: list(itertools.islice(waiting, 1 if decode else _BUNDLE)), [])
-    look, cores = _decoding_faults if decode else _size_faults, os.cpu_count() or 1  # nothing else is at work
-    for bundle, faults in decode_ahead(bundles, look, _WAITING, cores):
+    cores = os.cpu_count() or 1  # nothing else is at work
+    for bundle, faults in decode_ahead(bundles, lambda some: [look(path) for path in some], _WAITING, cores):
         yield from zip(bundle, faults, strict=True)
-
-
-def _size_faults(paths: list[str]) -> list[str | None]:
-    return [_size_fault(path) for path in paths]
-
-
-def _decoding_faults(paths: list[str]) -> list[str | None]:
-    return [_decoding_fault(path) for path in paths]
 
 
 def _size_fault(path: str) -> str | None:

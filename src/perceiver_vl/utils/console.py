@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,35 +10,24 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class ProgressBars:
+class ProgressBars(Progress):
     """A progress bar with a line for each stage of a long job; silent where `shown` is false, or nobody watches."""
 
     def __init__(self, shown: bool) -> None:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         extra = TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
-        self._progress = Progress(
-            *columns, *extra, console=err, transient=True, disable=not (shown and err.is_terminal)
-        )
-
-    def __enter__(self) -> "ProgressBars":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+        super().__init__(*columns, *extra, console=err, transient=True, disable=not (shown and err.is_terminal))
 
     def stage(self, description: str, total: int, done: int = 0) -> Callable[..., None]:
         """Add a line; calling the result moves it on by so many, with a note to show beside it."""
-        task = self._progress.add_task(description, total=total, completed=done, note="")
+        task = self.add_task(description, total=total, completed=done, note="")
 
-        def advance(by: int = 1, note: str | None = None) -> None:
-            self._progress.advance(task, by)
+        def move_on(by: int = 1, note: str | None = None) -> None:
+            self.update(task, advance=by)
             if note is not None:
-                self._progress.update(task, note=note)
+                self.update(task, note=note)
 
-        return advance
+        return move_on
 
 
 @contextmanager

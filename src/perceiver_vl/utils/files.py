@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,3 +66,10 @@ def locked(folder: Path, leftovers: Sequence[str] = (".*.part",), lock: str = ".
                 clear()
     except Timeout as error:
         raise UsageError(f"{folder}: another run is writing it, wait for it to end") from error
+
+
+def check_made_with(folder: Path, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where a folder was made with other settings, those in the JSON of its manifest, than these."""
+    for name, value in json.loads(json.dumps(settings)).items():
+        if (was := earlier.get(name)) != value:
+            raise UsageError(f"{folder}: made with {name}={was}, not {value}; ask for that or give another folder")

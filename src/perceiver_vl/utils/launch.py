@@ -46,15 +46,15 @@ def beside_others(processes: int, command: Sequence[str]) -> Iterator[None]:
     with ExitStack() as stack:
         others = []
         for rank in range(1, processes):
-            said = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
+            stderr = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
             other = subprocess.Popen(
                 [sys.executable, "-m", "perceiver_vl", *command],
                 env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=subprocess.DEVNULL,
-                stderr=said,
+                stderr=stderr,
             )
             stack.callback(_end, other)
-            others.append((other, said))
+            others.append((other, stderr))
         before = {name: os.environ.get(name) for name in environment}
         stack.callback(_restore, before)
         os.environ.update(environment)
@@ -70,12 +70,12 @@ def beside_others(processes: int, command: Sequence[str]) -> Iterator[None]:
                     raise PerceiverVLError(
                         f"process {rank} of {processes} was ended by {signal.Signals(-code).name}{advice}"
                     ) from error
-            for rank, (other, said) in enumerate(others, start=1):
+            for rank, (other, stderr) in enumerate(others, start=1):
                 if code := _code_of(other):
-                    said.seek(0)
-                    last = " ".join(said.read().strip().splitlines()[-1:]) or f"exit code {code}"
-                    told = last.removeprefix("error: ")
-                    raise PerceiverVLError(f"process {rank} of {processes} failed: {told}") from error
+                    stderr.seek(0)
+                    last = " ".join(stderr.read().strip().splitlines()[-1:]) or f"exit code {code}"
+                    message = last.removeprefix("error: ")
+                    raise PerceiverVLError(f"process {rank} of {processes} failed: {message}") from error
             raise
 
 

@@ -3,7 +3,8 @@
 import io
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,19 @@ _STYLE = {
 }
 
 
-def curves_svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str) -> str:
-    """Lines by name, each (xs, ys) → SVG text."""
-    return _lines_svg(series, x=x, y=y, title=title)
-
-
-def points_svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str) -> str:
-    """Measured points by name, each (xs, ys), joined; both axes logarithmic → SVG text."""
-    return _lines_svg(series, x=x, y=y, title=title, measured=True)
-
-
-def _lines_svg(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str, measured: bool = False
-) -> str:
+@contextmanager
+def _figure() -> Iterator[tuple[Figure, Any]]:
+    """A figure of one plot, with its axes."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-        axes = figure.add_subplot()
+        yield figure, figure.add_subplot()
+
+
+def curves_svg(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str, measured: bool = False
+) -> str:
+    """Lines by name, each (xs, ys) → SVG text; `measured`: with a mark at each point, both axes logarithmic."""
+    with _figure() as (figure, axes):
         for name, (xs, ys) in series.items():
             axes.plot(xs, ys, label=name, linewidth=1.4, marker="o" if measured else "", markersize=3)
         axes.set(xlabel=x, ylabel=y, title=title)
@@ -51,6 +49,11 @@ def _lines_svg(
         if series:
             axes.legend(frameon=False)
         return _svg(figure)
+
+
+def points_svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str) -> str:
+    """The same of measured points."""
+    return curves_svg(series, x=x, y=y, title=title, measured=True)
 
 
 def _logarithmic(axes: Any, xs: Sequence[float]) -> None:
@@ -66,9 +69,7 @@ def front_svg(
     points: Sequence[tuple[float, float]], front: Sequence[tuple[float, float]], *, x: str, y: str, title: str
 ) -> str:
     """(cost, score) of every setting, and a line through those worth choosing → SVG text, cost logarithmic."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-        axes = figure.add_subplot()
+    with _figure() as (figure, axes):
         axes.plot(*zip(*points, strict=True), ".", color="0.6", label="every setting")
         axes.plot(*zip(*sorted(front), strict=True), "o-", markersize=4, linewidth=1.4, label="the front")
         axes.set(xscale="log", xlabel=x, ylabel=y, title=title)
@@ -78,9 +79,8 @@ def front_svg(
 
 def recall_against_latency_svg(points: Sequence[tuple[str, float, float]], title: str) -> str:
     """(name, milliseconds a query, R@1 in per cent) → SVG text, time on a logarithmic axis."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-        _recall_against_latency(figure.add_subplot(), points, title)
+    with _figure() as (figure, axes):
+        _recall_against_latency(axes, points, title)
         return _svg(figure)
 
 

@@ -23,7 +23,6 @@ from perceiver_vl.data.shards.manifest import manifest_shards, read_manifest
 from perceiver_vl.data.shards.reading import ShardedDataset
 from perceiver_vl.data.shards.writing import write_shards
 from perceiver_vl.data.sources import FolderDataset
-from perceiver_vl.data.synthetic.writing import write_world
 
 SIZE = (32, 32)
 CACHE = "perceiver_vl.data.shards.cache"
@@ -46,13 +45,6 @@ class Remote(MemoryFileSystem):
 
 
 fsspec.register_implementation("remote", Remote, clobber=True)
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("remote") / "world"
-    write_world(folder, clips=12, held_out=1, captions_per_clip=2, num_frames=6, size=32)
-    return folder
 
 
 @pytest.fixture(scope="session")

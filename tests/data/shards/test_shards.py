@@ -42,14 +42,6 @@ ONE_LINE = r"^[^\n]+$"
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten clips of training, one of validation, one of test."""
-    folder = tmp_path_factory.mktemp("shards") / "world"
-    write_world(folder, clips=12, held_out=1, captions_per_clip=2, num_frames=6, size=32)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def written(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards of the world, three clips in each; not to be changed."""
     out = tmp_path_factory.mktemp("shards") / "out"

@@ -43,13 +43,11 @@ def read_benchmark(name: str, folder: str | Path, *, split: str | None = None, s
     result.classes = next((part.classes for part in splits.values()), ())
     result.skipped += dict.fromkeys(sample for part in splits.values() for sample in part.skipped)
     if result.skipped and strict:
-        first = result.skipped[0]
-        raise PerceiverVLError(f"{folder}: {first.file_name}: {first.reason}; leave out strict to skip such files")
+        raise PerceiverVLError(f"{folder}: {result.skipped[0]}; leave out strict to skip such files")
     if not result.records:
         first = result.skipped[0] if result.skipped else SkippedSample(", ".join(splits), "no rows")
         raise PerceiverVLError(
-            f"{folder}: no usable record of {name}, the first: {first.file_name}: {first.reason}; "
-            f"see perceiver-vl data list {name}"
+            f"{folder}: no usable record of {name}, the first: {first}; see perceiver-vl data list {name}"
         )
     return result
 

@@ -4,7 +4,6 @@ import copy
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -128,11 +127,7 @@ class ShardedDataset:
             )
         except (ValueError, TypeError, AttributeError) as error:
             raise PerceiverVLError(f"{self._at(INDEX)}: record {index} cannot be read: {first_line(error)}") from error
-        if not self._which:
-            return record
-        if record.second_file_name is None or record.second_path is None:
-            raise PerceiverVLError(f"{record.file_name}: has no second picture, a pair names two files")
-        return replace(record, file_name=record.second_file_name, path=record.second_path)
+        return record.second_picture() if self._which else record
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         """Read and decode.

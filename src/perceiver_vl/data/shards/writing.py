@@ -32,7 +32,7 @@ from perceiver_vl.data.transcode.one_file import TranscodeSettings
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
-from perceiver_vl.utils.files import locked, sha256, write_json, write_with
+from perceiver_vl.utils.files import check_made_with, locked, sha256, write_json, write_with
 from perceiver_vl.utils.process_pool import run_in_processes
 
 DEFAULT_SHARD_BYTES = 256 << 20
@@ -89,8 +89,8 @@ def write_shards(
         if value is not None and value < 1:
             raise UsageError(f"{what}={value}: need at least 1")
     media_bytes = media_sizes(source.records)
-    how = {"name": name, "samples_per_shard": samples_per_shard, "shard_bytes": shard_bytes}
-    how["transcoding"] = None if transcoding is None else json.loads(json.dumps(asdict(transcoding)))
+    how: dict[str, Any] = {"name": name, "samples_per_shard": samples_per_shard, "shard_bytes": shard_bytes}
+    how["transcoding"] = asdict(transcoding) if transcoding else None
     settings = how | {"records": len(source.records), "sha256": records_fingerprint(source.records, media_bytes)}
     written = 0
     if not _is_finished(out, settings):
@@ -108,8 +108,7 @@ def write_shards(
         shutil.rmtree(out / PARTS, ignore_errors=True)
     report = _report(out, written)
     if strict and report.skipped:
-        first = report.skipped[0]
-        raise PerceiverVLError(f"{first.file_name}: {first.reason}; mend it, or leave out strict to skip such files")
+        raise PerceiverVLError(f"{report.skipped[0]}; mend it, or leave out strict to skip such files")
     return report
 
 
@@ -142,14 +141,11 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
 
 
 def _compare(out: Path, earlier: Any, settings: dict[str, Any]) -> None:
-    if earlier == settings:
-        return
     earlier = earlier if isinstance(earlier, dict) else {}
-    different = next((key for key in settings if earlier.get(key) != settings[key]), "")
-    if different in ("records", "sha256"):
+    source = {name: settings[name] for name in ("records", "sha256") if name in settings}
+    check_made_with(out, earlier | source, settings)
+    if any(earlier.get(name) != value for name, value in source.items()):
         raise UsageError(f"{out}: holds shards of other records or media than these; name another folder")
-    was, now = earlier.get(different), settings.get(different)
-    raise UsageError(f"{out}: holds shards made with {different}={was}, not {now}; name another folder")
 
 
 def _read_json(path: Path) -> Any:

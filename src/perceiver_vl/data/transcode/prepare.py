@@ -31,7 +31,7 @@ from perceiver_vl.data.transcode.prepared import (
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError
-from perceiver_vl.utils.files import locked, sha256, write_json
+from perceiver_vl.utils.files import check_made_with, locked, sha256, write_json
 from perceiver_vl.utils.jsonl import append_line, write_lines
 from perceiver_vl.utils.process_pool import run_in_processes
 
@@ -227,27 +227,17 @@ def _claim(
     out: Path, source: Path, jobs: Sequence[_Job], settings: TranscodeSettings, about: dict[str, Any]
 ) -> dict[Key, PreparedFile]:
     """Make `out` a folder for these settings, or make sure that it is one; the files it has."""
-    made = {"settings": asdict(settings), **about}
     manifest = read_manifest(out)
     before = read_files(out)
     if manifest is not None:
-        for name, asked in _flat(made).items():
-            was = _flat(manifest).get(name)
-            if was != asked:
-                raise UsageError(f"{out}: made with {name}={was}, not {asked}; ask for that or give another folder")
+        check_made_with(out, manifest | manifest["settings"], about | asdict(settings))
         moved = manifest["source"] != str(source.resolve())
         if moved and before and not any(_is_done(job, before.get(job.key)) for job in jobs):
             raise UsageError(f"{out}: made of {manifest['source']}, give another folder for {source}")
-    write_json(out / MANIFEST, {**made, "source": str(source.resolve()), "complete": False})
+    write_json(
+        out / MANIFEST, {"settings": asdict(settings), **about, "source": str(source.resolve()), "complete": False}
+    )
     return before
-
-
-def _flat(made: dict[str, Any]) -> dict[str, Any]:
-    """Settings and what else must be the same, as JSON has them."""
-    flat = {**made, **made["settings"]}
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in flat.items() if name != "settings"
-    }
 
 
 def _finish(
@@ -256,10 +246,8 @@ def _finish(
     """Write the metadata and the manifest, then remove what they no longer name."""
     records = [record for one in folder.records if (record := _prepared_record(one, out, done)) is not None]
     if not records:
-        first = report.skipped[0]
         raise PerceiverVLError(
-            f"{out}: nothing could be prepared of {len(folder.records)} records, "
-            f"the first: {first.file_name}: {first.reason}"
+            f"{out}: nothing could be prepared of {len(folder.records)} records, the first: {report.skipped[0]}"
         )
     files = sorted(done.values(), key=lambda one: one.file_name)
     metadata = out / METADATA
