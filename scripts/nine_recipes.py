@@ -31,7 +31,7 @@ from perceiver_vl.data.datasets.read import read_splits
 from perceiver_vl.data.datasets.table import BENCHMARKS
 from perceiver_vl.data.synthetic.collection import World
 from perceiver_vl.data.synthetic.writing import write_frames
-from perceiver_vl.media.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from perceiver_vl.media.files import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from perceiver_vl.utils.console import ProgressBars, out
 from perceiver_vl.utils.files import write_text
 

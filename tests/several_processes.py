@@ -24,7 +24,7 @@ from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, PerceiverV
 from perceiver_vl.data.batching import SharedBatches
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.synthetic.collection import World
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training.losses import OBJECTIVES

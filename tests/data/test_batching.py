@@ -20,7 +20,7 @@ from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.sources import CachedDataset, FolderDataset
 from perceiver_vl.data.synthetic.collection import World
 from perceiver_vl.data.synthetic.writing import write_world
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from tiny import tiny_processor
 
 WORDS = ["red square moves left", "blue circle grows", "two green triangles meet", "yellow star blinks"] * 2

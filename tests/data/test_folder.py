@@ -1,6 +1,8 @@
 """Folders of one's own: what metadata can say, and what is wrong with it in one line."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -491,3 +493,10 @@ def test_manifests_of_real_data_sets(name: str, counts: dict[str, int]) -> None:
     lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").split("\n") if line]
     wanted = {line["file"]: tuple(line["captions"]) for line in lines if line["split"] == "test"}
     assert texts(read_folder(folder, split="test", metadata="captions.jsonl", columns=columns)) == wanted
+
+
+def test_reading_names_loads_neither_torch_nor_a_decoder() -> None:
+    modules = "data.folder", "data.datasets.read", "data.synthetic.tasks", "cli"
+    imports = "; ".join(f"import perceiver_vl.{module}" for module in modules)
+    code = f"import sys; {imports}; print(*{{'torch', 'av', 'PIL', 'transformers'}} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

@@ -23,7 +23,7 @@ from perceiver_vl.data.shards.writing import write_shards
 from perceiver_vl.data.sources import CachedDataset, FolderDataset, is_damaged
 from perceiver_vl.data.synthetic.collection import World
 from perceiver_vl.data.synthetic.writing import write_world
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 
 
 class Numbered:

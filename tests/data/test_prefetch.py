@@ -14,7 +14,7 @@ from PIL import Image
 from perceiver_vl import MediaError, PerceiverVLError
 from perceiver_vl.data.prefetch import ClipReader, ReadBatch, SecondPictures, decode_ahead, or_media_error, read_ahead
 from perceiver_vl.data.records import Record, SkippedSample
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.utils.distributed import ProcessGroup
 
 SOON = 60  # seconds after which a thread that has not come is given up

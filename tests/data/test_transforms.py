@@ -22,7 +22,7 @@ from perceiver_vl.data.transforms import (
     rand_augment,
     random_crop,
 )
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 
 
 def noise(frames: int = 3, height: int = 24, width: int = 32, seed: int = 0) -> Frames:

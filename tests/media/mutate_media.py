@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perceiver_vl.media.decode import find_media, load_clip
+from perceiver_vl.media.decode import load_clip
+from perceiver_vl.media.files import find_media
 from perceiver_vl.utils.errors import MediaError
 
 

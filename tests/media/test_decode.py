@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from perceiver_vl.media.decode import decoder_version, find_media, is_media, load_clip, load_frames
+from perceiver_vl.media.decode import decoder_version, load_clip, load_frames
+from perceiver_vl.media.files import find_media, is_media
 from perceiver_vl.media.pictures import to_rgb
 from perceiver_vl.media.resizing import resize_frame
 from perceiver_vl.media.sampling import sample_indices

@@ -8,7 +8,7 @@ import numpy as np
 
 from perceiver_vl import MediaError, PerceiverVLProcessor
 from perceiver_vl.data.records import Record
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.tasks import example_task_of
 from tiny import tiny_model, tiny_processor

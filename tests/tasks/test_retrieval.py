@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, PerceiverVLForRetrieval, UsageError
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.synthetic.collection import World
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops, partial_match_flops, pooling_flops
 from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
 from perceiver_vl.tasks.retrieval import STREAMS, evaluate_retrieval

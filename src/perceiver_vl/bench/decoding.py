@@ -20,8 +20,7 @@ from PIL import Image
 
 from perceiver_vl.bench.tables import BenchReport, Section
 from perceiver_vl.media.decode import decoder_version, load_frames
-from perceiver_vl.media.resizing import Frames
-from perceiver_vl.media.sampling import sample_indices
+from perceiver_vl.media.sampling import Frames, sample_indices
 from perceiver_vl.tasks.provenance import versions
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import first_line

@@ -75,7 +75,7 @@ def export(
 
     result = run(model, output, format=format, budget=dials, progress=True)  # type: ignore[arg-type]
     if as_json:
-        print_json({"out": str(result.folder), "format": result.format, "parts": [vars(part) for part in result.parts]})
+        print_json({"out": str(result.folder), "format": result.format, "parts": result.parts})
         return
     for part in result.parts:
         given, found = ", ".join(part.inputs), ", ".join(part.outputs)

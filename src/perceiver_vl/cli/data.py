@@ -102,7 +102,7 @@ def prepare(
     about = {"benchmark": benchmark, "split": split}
     report = run(folder, output, settings, workers=workers, strict=strict, progress=True, about=about)
     if as_json:
-        print_json(report.to_dict())
+        print_json(report)
         return
     for note in report.notes:
         out.print(note, markup=False)
@@ -119,7 +119,7 @@ def _parse_size(text: str) -> int | tuple[int, int]:
 
 def _print_verification(result: "Verification", as_json: bool) -> None:
     if as_json:
-        print_json(result.to_dict())
+        print_json(result)
     elif not result.problems:
         out.print(f"{result.folder}: {result.files} files are as they were written", markup=False)
     for problem in result.problems:
@@ -233,7 +233,7 @@ def shard(
         progress=True,
     )
     if as_json:
-        print_json(report.to_dict())
+        print_json(report)
         return
     parts = ", ".join(f"{count} for {part}" if part else f"{count}" for part, count in report.splits.items())
     out.print(

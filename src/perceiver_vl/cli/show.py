@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 
 def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Print plain values, dataclasses (reports), and all else as strings."""
+
+    def plain(other: Any) -> Any:
+        return asdict(other) if is_dataclass(other) and not isinstance(other, type) else str(other)
+
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=plain) + "\n")
 
 
 def print_dry_run(run: "DryRun") -> None:

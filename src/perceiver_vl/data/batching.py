@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.sources import VideoDataset, is_damaged
 from perceiver_vl.data.transforms import Augmentation, augment
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 

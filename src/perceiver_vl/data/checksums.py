@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.utils.console import ProgressBars
@@ -18,10 +17,6 @@ class Verification:
     folder: Path
     files: int
     problems: list[SkippedSample]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self) | {"folder": str(self.folder)}
 
 
 def size_fault(path: Path, size: int | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from perceiver_vl.data.fields import SPLITS, Columns, RowError, class_names, find_columns, row_to_record, split_name
 from perceiver_vl.data.metadata import METADATA_NAMES, find_metadata, metadata_elsewhere, read_rows
 from perceiver_vl.data.records import Folder, Need, Record, SkippedSample
-from perceiver_vl.media.decode import find_media, is_media
+from perceiver_vl.media.files import find_media, is_media
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 _WORDS = {"text": "caption", "question": "question", "label": "label"}

@@ -19,7 +19,7 @@ from perceiver_vl.data.batching import EpochSampler, drawn_captions
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.sources import CachedDataset, VideoDataset, is_damaged, is_image
 from perceiver_vl.data.synthetic.collection import World
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.utils.errors import UsageError
 
 Places = npt.NDArray[np.int64]

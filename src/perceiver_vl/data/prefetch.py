@@ -21,7 +21,7 @@ from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_failures
 from perceiver_vl.data.sources import CachedDataset, VideoDataset, is_damaged
 from perceiver_vl.data.synthetic.tasks import PairWorld
 from perceiver_vl.media.decode import load_frames
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.utils.distributed import ProcessGroup
 from perceiver_vl.utils.errors import MediaError
 

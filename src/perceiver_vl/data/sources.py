@@ -7,8 +7,9 @@ import av
 import numpy as np
 
 from perceiver_vl.data.records import Record
-from perceiver_vl.media.decode import IMAGE_EXTENSIONS, load_clip
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.decode import load_clip
+from perceiver_vl.media.files import IMAGE_EXTENSIONS
+from perceiver_vl.media.sampling import Frames
 
 _IMAGES = IMAGE_EXTENSIONS - {".gif"}  # most of those move
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from perceiver_vl.media.resizing import Frames, resize_frame
+from perceiver_vl.media.resizing import resize_frame
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.utils.errors import UsageError
 
 SIDES = frozenset(

@@ -18,16 +18,10 @@ import PIL
 from PIL import UnidentifiedImageError
 
 from perceiver_vl.media.pictures import Picture, is_picture
-from perceiver_vl.media.resizing import Frames
-from perceiver_vl.media.sampling import DecodedFrame, Indices, Request
+from perceiver_vl.media.sampling import DecodedFrame, Frames, Indices, Request
 from perceiver_vl.media.source import MAX_CLIP_BYTES, Source, open_source
 from perceiver_vl.media.video import VideoFile
 from perceiver_vl.utils.errors import MediaError, UsageError
-
-VIDEO_EXTENSIONS = frozenset(
-    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
-)
-IMAGE_EXTENSIONS = frozenset(".avif .bmp .gif .jpeg .jpg .png .tif .tiff .webp".split())  # noqa: SIM905
 
 
 @dataclass(frozen=True)
@@ -47,20 +41,6 @@ class Clip:
     duration: float | None
     lost: bool
     missing: int = 0
-
-
-def is_media(path: str | os.PathLike[str]) -> bool:
-    """Whether the extension is one of a video or an image."""
-    return Path(path).suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
-
-
-def find_media(folder: str | os.PathLike[str]) -> list[Path]:
-    """All media files below `folder`, sorted; hidden files and folders are skipped."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if not name.startswith(".") and is_media(name)]
-    return sorted(found)
 
 
 def decoder_version() -> str:

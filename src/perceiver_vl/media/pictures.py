@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from perceiver_vl.media.resizing import Frames, resize_frame
-from perceiver_vl.media.sampling import DecodedFrame, Seconds
+from perceiver_vl.media.resizing import resize_frame
+from perceiver_vl.media.sampling import DecodedFrame, Frames, Seconds
 from perceiver_vl.media.source import MAX_FRAMES, MAX_PICTURE_PIXELS, PixelCount, Source, check_pixels
 from perceiver_vl.utils.errors import MediaError
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from perceiver_vl.media.colour import needs_conversion, to_sdr
-from perceiver_vl.media.resizing import Frames, resize_frame
+from perceiver_vl.media.resizing import resize_frame
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.media.source import MAX_VIDEO_PIXELS, Source, check_pixels
 
 

@@ -1,12 +1,10 @@
 """The one filter with which every picture and every frame is resized."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-Frames = npt.NDArray[np.uint8]
-"""A frame (H, W, 3) or several (T, H, W, 3), RGB."""
+from perceiver_vl.media.sampling import Frames
 
 
 def resize_frame(frame: Frames, size: tuple[int, int]) -> Frames:

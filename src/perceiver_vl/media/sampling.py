@@ -13,6 +13,8 @@ import numpy.typing as npt
 from perceiver_vl.media.source import MAX_FRAMES, MAX_PICTURE_PIXELS
 from perceiver_vl.utils.errors import MediaError, UsageError
 
+Frames = npt.NDArray[np.uint8]
+"""A frame (H, W, 3) or several (T, H, W, 3), RGB."""
 Indices = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
 
@@ -22,7 +24,7 @@ class DecodedFrame(NamedTuple):
 
     wanted: int
     seconds: float
-    frame: npt.NDArray[np.uint8]
+    frame: Frames
     exact: bool = True
 
 

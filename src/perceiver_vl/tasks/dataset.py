@@ -15,7 +15,7 @@ from perceiver_vl.data.batching import DrawnExamples, ReadStatistics, read_stati
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.data.transforms import Augmentation
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig

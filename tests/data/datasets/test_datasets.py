@@ -15,7 +15,7 @@ from perceiver_vl.data.datasets.read import read_benchmark, read_splits
 from perceiver_vl.data.datasets.table import BENCHMARKS
 from perceiver_vl.data.datasets.vqav2 import majority_answers
 from perceiver_vl.data.records import Record
-from perceiver_vl.media.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from perceiver_vl.media.files import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 SHARED = (Path(__file__).resolve().parents[3] / ".." / "shared").resolve()
 OFFICIAL = SHARED / "data" / "official_formats"

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from perceiver_vl.data.datasets.rows import Row
 from perceiver_vl.data.fields import safe_name
 from perceiver_vl.data.records import Record, SkippedSample
-from perceiver_vl.media.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from perceiver_vl.media.files import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from perceiver_vl.utils.errors import UsageError
 
 MISSING = "named in the annotations but not there"

@@ -32,11 +32,11 @@ class Benchmark:
 
     name: str
     task: str
-    kind: MediaKind
     splits: Mapping[str, Split]
     download: str
     layout: str
     read: Callable[[FileIndex], Iterator[RowResult]]
+    kind: MediaKind = "video"
     classes: Callable[[FileIndex], tuple[str, ...]] | None = None
 
 
@@ -45,7 +45,6 @@ def _tgif(part: str, train: int, test: int, task: str, read: Callable[[FileIndex
     return Benchmark(
         f"tgif-qa-{part}",
         task,
-        "video",
         {"train": Split(train), "test": Split(test)},  # Jang et al. 2017 (the released version), table 1
         "the repository YunseokJANG/tgif-qa, folder dataset; GIFs as its README says",
         f"Train_{file_name}_question.csv, Test_…; tumblr_….gif (or .mp4)",
@@ -57,17 +56,16 @@ _ALL = (
     Benchmark(
         "conceptual-captions",
         "captions",
-        "image",
         {"train": Split(3_318_333, 3_318_333), "validation": Split(15_840, 15_840)},  # the data set's page, version 1.1
         "ai.google.com/research/ConceptualCaptions; the pictures from the addresses, as with img2dataset",
         "Train_GCC-training.tsv, Validation_GCC-1.1.0-Validation.tsv; pictures named by their row from 0: "
         "train/000000012.jpg, validation/…",
         web.conceptual_captions,
+        kind="image",
     ),
     Benchmark(
         "webvid",
         "captions",
-        "video",
         {"train": Split(), "validation": Split()},  # "2.5M" and "10.7M" (m-bain/webvid): no exact counts
         "m-bain/webvid (taken down; the tables are mirrored)",
         "results_2M_train.csv, results_2M_val.csv (or results_10M_…); VIDEOID.mp4, in folders or flat",
@@ -76,54 +74,53 @@ _ALL = (
     Benchmark(
         "sbu",
         "captions",
-        "image",
         {"train": Split(1_000_000, 1_000_000)},  # Ordonez et al. 2011
         "www.cs.virginia.edu/~vicente/sbucaptions",
         "SBU_captioned_photo_dataset_urls.txt and …_captions.txt; pictures named as in their address, or by their line "
         "from 0: 000000012.jpg",
         web.sbu,
+        kind="image",
     ),
     Benchmark(
         "visual-genome",
         "captions",
-        "image",
         {"train": Split(108_077, 108_077)},  # Krishna et al. 2017; 5.4 M phrases
         "homes.cs.washington.edu/~ranjay/visualgenome: region descriptions 1.2, images part 1 and 2",
         "region_descriptions.json; VG_100K/1.jpg, VG_100K_2/…",
         pictures.visual_genome,
+        kind="image",
     ),
     Benchmark(
         "coco-captions",
         "captions",
-        "image",
         {"train": Split(82_783, 82_783), "validation": Split(40_504, 40_504)},  # cocodataset.org; 5 captions each
         "cocodataset.org: 2014 train and val images, 2014 train/val annotations",
         "captions_train2014.json, captions_val2014.json; COCO_train2014_….jpg",
         pictures.coco_captions,
+        kind="image",
     ),
     Benchmark(
         "coco-captions-2017",
         "captions",
-        "image",
         {"train": Split(118_287, 118_287), "validation": Split(5_000, 5_000)},  # cocodataset.org
         "cocodataset.org: 2017 train and val images, 2017 train/val annotations",
         "captions_train2017.json, captions_val2017.json; 000000000139.jpg",
         pictures.coco_captions_2017,
+        kind="image",
     ),
     Benchmark(
         "coco-karpathy",
         "retrieval",
-        "image",
         # Karpathy and Fei-Fei 2015; train with restval, as is usual
         {"train": Split(113_287, 113_287), "validation": Split(5_000, 5_000), "test": Split(5_000, 5_000)},
         "cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip; images of COCO 2014",
         "dataset_coco.json; COCO_train2014_….jpg, COCO_val2014_….jpg",
         pictures.coco_karpathy,
+        kind="image",
     ),
     Benchmark(
         "flickr30k",
         "retrieval",
-        "image",
         {  # Karpathy's file; 31,783 in all by Young et al. 2014
             "train": Split(29_000, 29_000),
             "validation": Split(1_014, 1_014),
@@ -133,11 +130,11 @@ _ALL = (
         "caption_datasets.zip as for coco-karpathy; images by the form at shannon.cs.illinois.edu/DenotationGraph",
         "dataset_flickr30k.json (results_20130124.token for the split all); 1000092795.jpg",
         pictures.flickr30k,
+        kind="image",
     ),
     Benchmark(
         "flickr8k",
         "retrieval",
-        "image",
         {  # Hodosh et al. 2013; the token file has 8,092 pictures
             "train": Split(6_000, 6_000),
             "validation": Split(1_000, 1_000),
@@ -148,11 +145,11 @@ _ALL = (
         "dataset_flickr8k.json, or Flickr8k.token.txt (or captions.txt) with Flickr_8k.trainImages.txt, …devImages, "
         "…testImages; without lists the split all; 1000268201_693b08cb0e.jpg",
         pictures.flickr8k,
+        kind="image",
     ),
     Benchmark(
         "msrvtt",
         "retrieval",
-        "video",
         # Xu et al. 2016: 10,000 clips, 20 captions each
         {"train": Split(6_513, 6_513), "validation": Split(497, 497), "test": Split(2_990, 2_990)},
         "MSRVTT.zip (robots.ox.ac.uk/~maxbain/frozen-in-time/data/MSRVTT.zip), or the challenge's two archives",
@@ -162,7 +159,6 @@ _ALL = (
     Benchmark(
         "msrvtt-1ka",
         "retrieval",
-        "video",
         {  # Yu et al. 2018 (JSFusion) for the test; 9k Gabeur et al. 2020, 7k Miech et al. 2019
             "train": Split(9_000, 9_000),
             "train_7k": Split(7_010, 7_010, on_request=True),
@@ -176,7 +172,6 @@ _ALL = (
     Benchmark(
         "msrvtt-qa",
         "question answering",
-        "video",
         # Xu et al. 2017
         {"train": Split(158_581, 6_513), "validation": Split(12_278, 497), "test": Split(72_821, 2_990)},
         "the repository xudejing/video-question-answering; clips as msrvtt",
@@ -186,7 +181,6 @@ _ALL = (
     Benchmark(
         "msrvtt-mc",
         "multiple choice",
-        "video",
         {"test": Split(2_990, 2_990)},  # Yu et al. 2018 (JSFusion)
         "MSR_MC_test.csv of yj-yu/lsmdc, or msrvtt_mc_test.jsonl of jayleicn/ClipBERT; clips as msrvtt",
         "MSR_MC_test.csv or msrvtt_mc_test.jsonl; video0.mp4",
@@ -195,7 +189,6 @@ _ALL = (
     Benchmark(
         "msvd",
         "retrieval",
-        "video",
         # Chen and Dolan 2011, divided by Venugopalan et al. 2015
         {"train": Split(1_200, 1_200), "validation": Split(100, 100), "test": Split(670, 670)},
         "www.cs.utexas.edu/users/ml/clamp/videoDescription; lists from ArrowLuo/CLIP4Clip (msvd_data.zip)",
@@ -206,7 +199,6 @@ _ALL = (
     Benchmark(
         "msvd-qa",
         "question answering",
-        "video",
         # Xu et al. 2017
         {"train": Split(30_933, 1_200), "validation": Split(6_415, 250), "test": Split(13_157, 520)},
         "the repository xudejing/video-question-answering; clips as msvd",
@@ -216,7 +208,6 @@ _ALL = (
     Benchmark(
         "didemo",
         "paragraph retrieval",
-        "video",
         # Hendricks et al. 2017
         {"train": Split(8_395, 8_395), "validation": Split(1_065, 1_065), "test": Split(1_004, 1_004)},
         "the repository LisaAnne/LocalizingMoments (data, and its scripts for the videos)",
@@ -226,7 +217,6 @@ _ALL = (
     Benchmark(
         "didemo-sentences",
         "moments",
-        "video",
         # Hendricks et al. 2017
         {"train": Split(33_005, 8_395), "validation": Split(4_180, 1_065), "test": Split(4_021, 1_004)},
         "as didemo",
@@ -236,7 +226,6 @@ _ALL = (
     Benchmark(
         "activitynet-captions",
         "paragraph retrieval",
-        "video",
         {  # Krishna et al. 2017; retrieval is scored on val_1 (Zhang et al. 2018)
             "train": Split(10_009, 10_009),
             "validation": Split(4_917, 4_917),
@@ -249,7 +238,6 @@ _ALL = (
     Benchmark(
         "activitynet-captions-sentences",
         "moments",
-        "video",
         {  # Krishna et al. 2017
             "train": Split(37_421, 10_009),
             "validation": Split(17_505, 4_917),
@@ -262,7 +250,6 @@ _ALL = (
     Benchmark(
         "activitynet-qa",
         "question answering",
-        "video",
         # Yu et al. 2019
         {"train": Split(32_000, 3_200), "validation": Split(18_000, 1_800), "test": Split(8_000, 800)},
         "the repository MILVLG/activitynet-qa, folder dataset; videos from activity-net.org",
@@ -272,7 +259,6 @@ _ALL = (
     Benchmark(
         "lsmdc",
         "retrieval",
-        "video",
         # Rohrbach et al. 2017 (33 training clips come twice); the 1,000 test clips are those of the retrieval task
         {"train": Split(101_046, 101_046), "validation": Split(7_408, 7_408), "test": Split(1_000, 1_000)},
         "sites.google.com/site/describingmovies (by agreement)",
@@ -287,7 +273,6 @@ _ALL = (
     Benchmark(
         "nextqa",
         "multiple choice",
-        "video",
         # Xiao et al. 2021
         {"train": Split(34_132, 3_870), "validation": Split(4_996, 570), "test": Split(8_564, 1_000)},
         "the repository doc-doc/NExT-QA, folder dataset/nextqa; videos as its README says",
@@ -297,7 +282,6 @@ _ALL = (
     Benchmark(
         "vqav2",
         "question answering",
-        "image",
         {  # Goyal et al. 2017, visualqa.org; test-dev is a part of test
             "train": Split(443_757, 82_783),
             "validation": Split(214_354, 40_504),
@@ -308,11 +292,11 @@ _ALL = (
         "v2_OpenEnded_mscoco_train2014_questions.json, v2_mscoco_train2014_annotations.json, …val2014…, "
         "v2_OpenEnded_mscoco_test2015_questions.json, …test-dev2015…; COCO_train2014_000000458752.jpg",
         vqav2.vqav2,
+        kind="image",
     ),
     Benchmark(
         "nlvr2",
         "statements",
-        "image",
         {  # Suhr et al. 2019: test is Test-P (test1.json), test_unseen Test-U (test2.json)
             "train": Split(86_373),
             "validation": Split(6_982),
@@ -322,26 +306,27 @@ _ALL = (
         "the repository lil-lab/nlvr, folder nlvr2/data; pictures by the form in its README",
         "train.json, dev.json, test1.json, test2.json; dev-850-0-img0.png and …-img1.png, in folders or flat",
         nlvr.nlvr2,
+        kind="image",
     ),
     Benchmark(
         "nlvr",
         "statements",
-        "image",
         # Suhr et al. 2017, one for each of six orders of the boxes
         {"train": Split(74_460, 74_460), "validation": Split(5_940, 5_940), "test": Split(5_934, 5_934)},
         "the repository lil-lab/nlvr, folder nlvr",
         "train/train.json, dev/dev.json, test/test.json; dev/images/2/dev-1572-0-0.png to …-5.png",
         nlvr.nlvr,
+        kind="image",
     ),
     Benchmark(
         "imagenet",
         "classification",
-        "image",
         {"train": Split(1_281_167, 1_281_167), "validation": Split(50_000, 50_000)},  # Russakovsky et al. 2015
         "image-net.org: ILSVRC2012, the validation pictures moved into folders by class",
         "train/n01440764/….JPEG, val/n01440764/….JPEG; any other folder of that form is read too",
         imagenet.imagenet,
-        imagenet.class_names,
+        kind="image",
+        classes=imagenet.class_names,
     ),
 )
 

@@ -13,7 +13,8 @@ from perceiver_vl.data.records import Need, SkippedSample
 from perceiver_vl.data.shards.manifest import Shard, record_values
 from perceiver_vl.data.shards.planning import Plan, Sample
 from perceiver_vl.data.transcode.one_file import TranscodeSettings, ended, transcode
-from perceiver_vl.media.decode import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, load_clip
+from perceiver_vl.media.decode import load_clip
+from perceiver_vl.media.files import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from perceiver_vl.utils.errors import MediaError
 from perceiver_vl.utils.files import sha256, write_json, write_with
 

@@ -24,7 +24,7 @@ from perceiver_vl.data.shards.manifest import (
     read_manifest,
 )
 from perceiver_vl.media.decode import load_clip
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError, first_line
 
 OPEN_SHARDS = 16

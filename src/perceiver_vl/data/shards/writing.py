@@ -41,7 +41,7 @@ _SETTINGS = "settings.json"
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What a folder of shards holds. `written`: shards written by this call; the others were there."""
+    """What a folder of shards holds. written: shards written by this call. splits: how many records each has."""
 
     folder: Path
     shards: int
@@ -51,10 +51,6 @@ class ShardReport:
     bytes: int
     splits: dict[str, int]
     skipped: list[SkippedSample]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values; `splits`: records of each."""
-        return asdict(self) | {"folder": str(self.folder)}
 
 
 def write_shards(

@@ -12,7 +12,7 @@ from perceiver_vl.data.records import Record
 from perceiver_vl.data.synthetic.captions import MOST_CAPTIONS, captions
 from perceiver_vl.data.synthetic.render import frame_times, render
 from perceiver_vl.data.synthetic.scene import SPLITS, Description, Scene, draw_scene, generator
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.utils.errors import UsageError
 
 GENERATOR_VERSION = 1

@@ -18,7 +18,7 @@ from perceiver_vl.data.synthetic.scene import (
     draw_background,
     hash_split,
 )
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 
 GENERALISATION = ("test-distractor", "test-systematic", "test-productive")
 """Splits that differ from training in one respect each, as gCOG's do: more things about; combinations of colour and

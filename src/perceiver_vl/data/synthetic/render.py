@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perceiver_vl.data.synthetic.scene import COLOURS, Background, Floats, Pose, Scene
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.utils.errors import UsageError
 
 Array = npt.NDArray[np.float32]

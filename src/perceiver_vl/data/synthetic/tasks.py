@@ -21,7 +21,7 @@ from perceiver_vl.data.synthetic.references import difficulty_of
 from perceiver_vl.data.synthetic.render import frame_times
 from perceiver_vl.data.synthetic.scene import SPLITS
 from perceiver_vl.data.synthetic.statements import PAIRS_PER_STATEMENT, Pair, draw_pair, draw_statements
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.utils.errors import UsageError
 
 LONG_SPLITS = (*SPLITS, "test-distractor", "test-systematic")

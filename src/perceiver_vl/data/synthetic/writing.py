@@ -27,7 +27,7 @@ from perceiver_vl.data.synthetic.tasks import (
     open_world,
     splits_of,
 )
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.files import write_json, write_text, write_with

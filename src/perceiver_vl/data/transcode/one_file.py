@@ -10,7 +10,8 @@ import av
 from PIL import Image
 
 from perceiver_vl.media.decode import Clip, stream_clip
-from perceiver_vl.media.resizing import Frames, resize_frame
+from perceiver_vl.media.resizing import resize_frame
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.utils.errors import MediaError, UsageError
 from perceiver_vl.utils.files import write_with
 

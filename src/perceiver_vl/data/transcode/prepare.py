@@ -53,10 +53,6 @@ class PrepareReport:
     skipped: list[SkippedSample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
     def summary(self) -> str:
         """One line."""
         before, after = self.source_bytes / 1e6, self.bytes / 1e6
@@ -266,12 +262,7 @@ def _finish(
         {
             **manifest,
             "complete": True,
-            "records": report.records,
-            "files": report.files,
-            "frames": report.frames,
-            "source_bytes": report.source_bytes,
-            "bytes": report.bytes,
-            "hash": report.hash,
+            **{name: getattr(report, name) for name in ("records", "files", "frames", "source_bytes", "bytes", "hash")},
             "metadata_sha256": sha256(metadata) if metadata.is_file() else None,
             "versions": {"perceiver-vl": __version__, "decoder": decoder_version()},
             "skipped": [asdict(sample) for sample in report.skipped],

@@ -14,7 +14,7 @@ from perceiver_vl.data.answers import normalise_answer
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.sources import Subset, VideoDataset
 from perceiver_vl.media.filmstrip import STRIP_FRAMES, Filmstrip, filmstrip, filmstrip_of
-from perceiver_vl.media.resizing import Frames
+from perceiver_vl.media.sampling import Frames
 from perceiver_vl.models.loading import load_folder, load_retriever
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
