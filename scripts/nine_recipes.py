@@ -198,7 +198,7 @@ def assemble(case: Case, data: Path, folder: Path) -> tuple[int, int]:
         case.invents(folder)
     kind = BENCHMARKS[case.benchmark].kind
     for part in read_splits(case.benchmark, folder).values():
-        for problem in part.problems:
+        for problem in part.skipped:
             if problem.reason == MISSING:
                 _stand_in(folder / STAND_INS, problem.file_name, kind)
     records = [record for part in read_splits(case.benchmark, folder).values() for record in part.records]

@@ -14,7 +14,7 @@ def test_convert(tmp_path: Path) -> None:
     options = ("--tokenizer", words, "--num-attention-heads", 4)
     told = run_program("convert", path, tmp_path / "out", *options, "--num-frames", 2)
     assert told.code == 0, told.err
-    assert "encoder.blocks.self-attentions" in told.out
+    assert "encoder.blocks.self_attentions" in told.out
     assert "a head that this model does not have" in told.out
     assert PerceiverVLConfig.from_pretrained(tmp_path / "out").cross_attention_residual == "normed_queries"
 

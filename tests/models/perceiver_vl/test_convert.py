@@ -163,7 +163,7 @@ def bad(folder: Path, kind: str) -> tuple[Path, str, type[PerceiverVLError]]:
             state["transformer.crossatt_blocks_audio.0.norm1.weight"] = torch.ones(16)
             return save(path, state), "crossatt_blocks_audio.0.norm1.weight: has no place", PerceiverVLError
         case "uneven":
-            return save(path, released_state(depth=5)), "3 reads and 5 self-attentions", PerceiverVLError
+            return save(path, released_state(depth=5)), "3 cross-attentions and 5 self-attentions", PerceiverVLError
         case "other words":
             return save(path, released_state(words=41)), "40 tokens, but the word table has 41 rows", UsageError
     raise AssertionError(kind)
