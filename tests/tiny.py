@@ -1,12 +1,22 @@
 """The smallest models and inputs that still have every part."""
 
+import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from perceiver_vl import PerceiverVLConfig, PerceiverVLForPreTraining, PerceiverVLImageProcessor, PerceiverVLProcessor
+import perceiver_vl
+from perceiver_vl import (
+    PerceiverVLConfig,
+    PerceiverVLForImageClassification,
+    PerceiverVLForImagesAndTextClassification,
+    PerceiverVLForMultipleChoice,
+    PerceiverVLForPreTraining,
+    PerceiverVLImageProcessor,
+    PerceiverVLProcessor,
+)
 from perceiver_vl.data.batching import DRAW_BITS
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.processing import train_tokenizer
@@ -16,6 +26,13 @@ AGGREGATIONS = ("joint", "separate", "separate_plus")
 MASK_TOKEN = 4
 
 Model = TypeVar("Model", bound=PerceiverVLPreTrainedModel)
+Kind = type[PerceiverVLPreTrainedModel]
+
+
+def public_models() -> list[Kind]:
+    """Every class of models that the package offers."""
+    offered = [getattr(perceiver_vl, name) for name in perceiver_vl.__all__]
+    return [one for one in offered if isinstance(one, type) and issubclass(one, PerceiverVLPreTrainedModel)]
 
 
 def tiny_config(**changes: Any) -> PerceiverVLConfig:
@@ -57,6 +74,51 @@ def tiny_inputs(batch: int = 2, frames: int = 3, words: int = 6, seed: int = 0, 
         "pixel_values": torch.randn(batch, frames, 3, size, size, generator=draw, dtype=torch.float64),
         "frame_mask": torch.ones(batch, frames, dtype=torch.long),
     }
+
+
+def inputs_of(kind: Kind, padded: bool = False, **shape: int) -> dict[str, Tensor]:
+    """What the model takes; with `padded` words and frames."""
+    inputs = tiny_inputs(**shape)
+    if padded:
+        inputs["attention_mask"][0, -2:] = 0
+        inputs["frame_mask"][1, -1:] = 0
+    if kind is PerceiverVLForImageClassification:
+        return {name: inputs[name] for name in ("pixel_values", "frame_mask")}
+    if kind is PerceiverVLForMultipleChoice:
+        words = {name: torch.stack([inputs[name], inputs[name].flip(1)], 1) for name in ("input_ids", "attention_mask")}
+        return inputs | words
+    if kind is PerceiverVLForImagesAndTextClassification:
+        pairs = {name: torch.stack([inputs[name], inputs[name].flip(0)], 1) for name in ("pixel_values", "frame_mask")}
+        return inputs | pairs
+    return inputs
+
+
+def outputs_of(model: PerceiverVLPreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    outputs: tuple[Tensor, ...] = model(**inputs).to_tuple()
+    assert outputs
+    return outputs
+
+
+def squares(outputs: tuple[Tensor, ...]) -> Tensor:
+    """A loss in which every output counts."""
+    return torch.stack([output.square().mean() for output in outputs]).sum()
+
+
+def gradients(model: PerceiverVLPreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `squares` gives every parameter that takes part."""
+    model.zero_grad()
+    squares(outputs_of(model, inputs)).backward()
+    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+
+
+def checkpoint(model: PerceiverVLPreTrainedModel, enable: bool, **how: Any) -> None:
+    """Turn gradient checkpointing on or off."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the name that transformers 6 will drop
+        if enable:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how or None)
+        else:
+            model.gradient_checkpointing_disable()
 
 
 def tiny_batch(pairs: int = 4) -> PreTrainingBatch:

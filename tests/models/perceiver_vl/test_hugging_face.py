@@ -1,6 +1,5 @@
 """The models as Hugging Face models: Auto classes, shards, attention implementations, checkpointing, half precision."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from torch import Tensor
 
 import perceiver_vl
 import perceiver_vl.models.perceiver_vl
@@ -28,18 +26,24 @@ from perceiver_vl import (
 )
 from perceiver_vl.layers.attention import Attention
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
-from tiny import AGGREGATIONS, assert_same, differs, tiny_config, tiny_inputs, tiny_model, tiny_processor
+from tiny import (
+    AGGREGATIONS,
+    Kind,
+    assert_same,
+    checkpoint,
+    differs,
+    gradients,
+    inputs_of,
+    outputs_of,
+    public_models,
+    tiny_config,
+    tiny_inputs,
+    tiny_model,
+    tiny_processor,
+)
 
 LABELS = {"id2label": {0: "red", 1: "blue", 2: "green"}, "label2id": {"red": 0, "blue": 1, "green": 2}}
-KINDS = [
-    PerceiverVLModel,
-    PerceiverVLForRetrieval,
-    PerceiverVLForPreTraining,
-    PerceiverVLForQuestionAnswering,
-    PerceiverVLForMultipleChoice,
-    PerceiverVLForImagesAndTextClassification,
-    PerceiverVLForImageClassification,
-]
+KINDS = public_models()
 AUTO_CLASSES = {
     "AutoModel": PerceiverVLModel,
     "AutoModelForPreTraining": PerceiverVLForPreTraining,
@@ -47,43 +51,6 @@ AUTO_CLASSES = {
     "AutoModelForImageClassification": PerceiverVLForImageClassification,
     "AutoModelForMultipleChoice": PerceiverVLForMultipleChoice,
 }
-
-Kind = type[PerceiverVLPreTrainedModel]
-
-
-def inputs_of(kind: Kind, padded: bool = False, **shape: int) -> dict[str, Tensor]:
-    """What the model takes; with `padded` words and frames."""
-    inputs = tiny_inputs(**shape)
-    if padded:
-        inputs["attention_mask"][0, -2:] = 0
-        inputs["frame_mask"][1, -1:] = 0
-    if kind is PerceiverVLForImageClassification:
-        return {name: inputs[name] for name in ("pixel_values", "frame_mask")}
-    if kind is PerceiverVLForMultipleChoice:
-        words = {name: torch.stack([inputs[name], inputs[name].flip(1)], 1) for name in ("input_ids", "attention_mask")}
-        return inputs | words
-    if kind is PerceiverVLForImagesAndTextClassification:
-        pairs = {name: torch.stack([inputs[name], inputs[name].flip(0)], 1) for name in ("pixel_values", "frame_mask")}
-        return inputs | pairs
-    return inputs
-
-
-def outputs_of(model: PerceiverVLPreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    outputs = model(**inputs).to_tuple()
-    assert outputs
-    return outputs
-
-
-def squares(model: PerceiverVLPreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """A loss in which every output counts."""
-    return torch.stack([output.square().mean() for output in outputs_of(model, inputs)]).sum()
-
-
-def gradients(model: PerceiverVLPreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    model.zero_grad()
-    squares(model, inputs).backward()
-    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
-
 
 # Auto classes, saving and loading
 
@@ -267,12 +234,6 @@ def test_checkpointing_computes_the_blocks_again() -> None:
         gradients(model, inputs)
         counts.append([calls.count(module) for module in watched])
     assert counts == [[1, 1, 1], [2, 2, 2]]
-
-
-def checkpoint(model: PerceiverVLPreTrainedModel, enable: bool) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the name that transformers 6 will drop
-        model.gradient_checkpointing_enable() if enable else model.gradient_checkpointing_disable()
 
 
 # Half precision
