@@ -106,7 +106,7 @@ def test_an_exit_is_the_normed_state_after_its_block(inputs: tuple[Tensor, Tenso
 def test_the_weights_of_all_attentions_can_be_noted(inputs: tuple[Tensor, Tensor]) -> None:
     encoder, record = encoder_of(), EncoderRecord(cross_attentions=[], attentions=[])
     plain = encoder(*inputs)
-    assert torch.equal(encoder(*inputs, record=record), plain)
+    assert_same(encoder(*inputs, record=record), plain)
     assert record.cross_attentions is not None
     assert record.attentions is not None
     assert [weights.shape for weights in record.cross_attentions] == [(2, 3, 5, 7)] * 3

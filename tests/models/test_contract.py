@@ -15,7 +15,6 @@ from perceiver_vl import (
     ComputeBudget,
     PerceiverVLForImageClassification,
     PerceiverVLForPreTraining,
-    PerceiverVLForQuestionAnswering,
     PerceiverVLForRetrieval,
     PerceiverVLModel,
 )
@@ -254,24 +253,7 @@ def test_a_tuple_on_request(kind: Kind) -> None:
             assert all(torch.equal(*pair) for pair in zip(*same, strict=True))
 
 
-IN_TUPLES = (
-    "the model inside gives a tuple too, of which the one around it wants last_hidden_state: return_dict=True there"
-)
-FAILING = (
-    PerceiverVLForImageClassification,
-    PerceiverVLForPreTraining,
-    PerceiverVLForQuestionAnswering,
-    PerceiverVLForRetrieval,
-)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, marks=pytest.mark.xfail(strict=True, reason=IN_TUPLES) if kind in FAILING else ())
-        for kind in KINDS
-    ],
-)
+@every_kind
 def test_a_tuple_where_the_configuration_asks_for_it(kind: Kind) -> None:
     model, inputs = tiny_model(kind), inputs_of(kind)
     wanted = outputs_of(model, inputs)
@@ -282,7 +264,6 @@ def test_a_tuple_where_the_configuration_asks_for_it(kind: Kind) -> None:
     assert_all_same(outputs_of(model, inputs | {"return_dict": True}), wanted)
 
 
-@pytest.mark.xfail(strict=True, reason=IN_TUPLES)
 def test_the_streams_of_retrieval_do_not_mind_what_the_configuration_asks_for() -> None:
     model, inputs = tiny_model(PerceiverVLForRetrieval), inputs_of(PerceiverVLForRetrieval)
     text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -400,9 +381,6 @@ def test_gradients_reach_the_hidden_states(kind: Kind) -> None:
     assert_gradients_reach(kind, "hidden_states")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="attentions are computed once more to be shown, and not what the output is made of"
-)
 @every_kind
 def test_gradients_reach_the_attentions(kind: Kind) -> None:
     """So that attribution methods work, which weigh each attention with its gradient."""

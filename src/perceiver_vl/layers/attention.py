@@ -104,6 +104,16 @@ class Attention(nn.Module):
         q, k = self._queries_and_keys(queries, inputs, query_positions, input_positions)
         return attention_weights(q, k, self._full_mask(mask, q, k))
 
+    def forward_with_weights(
+        self, queries: Tensor, inputs: Tensor, mask: Tensor | None = None, **positions: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` by written-out weights, whatever the implementation, and these weights, which are part of its
+        graph → `(B,N,D)`, `(B,H,N,M)`.
+        """
+        weights = self.weights(queries, inputs, mask, **positions)
+        attended = weights @ self._split_heads(self.v_proj(inputs))
+        return self.out_proj(attended.transpose(1, 2).flatten(2)), weights
+
     # --- In parts: what is found in some of the inputs, to be merged with what is found in others ------------------
 
     def partial_attention(
@@ -284,6 +294,15 @@ class AttentionBlock(GradientCheckpointingLayer):
             return self._add(latents, self.attention(normed, normed, mask, **attention))
         attended = self.attention(normed, self.input_norm(inputs), mask, **attention)
         return self._add(self._kept(latents, normed), attended)
+
+    def forward_with_weights(
+        self, latents: Tensor, inputs: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`forward`, and the weights of the attention (`Attention.forward_with_weights`) → `(B,N,D)`, `(B,H,N,M)`."""
+        normed = self.norm1(latents)
+        given = normed if inputs is None else self.input_norm(inputs)
+        attended, weights = self.attention.forward_with_weights(normed, given, mask)
+        return self._add(latents if inputs is None else self._kept(latents, normed), attended), weights
 
     def weights(self, latents: Tensor, inputs: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """How the block attends, arguments as of `forward` → `(B,H,N,M)`."""

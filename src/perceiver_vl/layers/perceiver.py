@@ -15,6 +15,7 @@ from perceiver_vl.layers.partial_attention import PartialAttention
 from perceiver_vl.layers.token_selection import most_diverse
 
 Sharing = Literal["none", "all", "all_but_first"]
+_NOT_KEPT = "inputs that were met before do not say how they were attended to: give their tokens, too"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class EncoderRecord:
     """What an encoder did on the way; a list is filled, None is not.
 
     hidden_states: the latents `(B,N,D)` before the first block and after each, the last ones normed. cross_attentions,
-    attentions: the weights of the cross-attentions that ran, `(B,H,N,M)`, and of the self-attentions, `(B,H,N,N)`.
+    attentions: the weights of the cross-attentions that ran, `(B,H,N,M)`, and of the self-attentions, `(B,H,N,N)`,
+    which are written out for it and part of the graph.
     """
 
     hidden_states: list[Tensor] | None = None
@@ -64,25 +66,30 @@ class LatentBlock(nn.Module):
         """
         if inputs is not None:
             before = latents
-            if inputs.parts is not None:
+            if record is not None and record.cross_attentions is not None:
+                if inputs.tokens is None:
+                    raise ValueError(_NOT_KEPT)
+                latents, weights = self.cross_attention.forward_with_weights(before, inputs.tokens, inputs.mask)
+                record.cross_attentions.append(weights)
+            elif inputs.parts is not None:
                 latents = self.cross_attention.forward_parts(before, inputs.parts)
             else:
                 latents = self.cross_attention(before, inputs.tokens, inputs.mask, absorb=absorb)
-            if record is not None and record.cross_attentions is not None:
-                record.cross_attentions.append(self._weights(before, inputs))
             if keep_latents is not None:
                 chosen = most_diverse(self._weights(before, inputs).mean(1), keep_latents)  # of all heads together
                 latents = latents.gather(1, chosen[..., None].expand(-1, -1, latents.shape[-1]))
         for self_attention in self.self_attentions:
             assert isinstance(self_attention, AttentionBlock)
             if record is not None and record.attentions is not None:
-                record.attentions.append(self_attention.weights(latents))
-            latents = self_attention(latents)
+                latents, weights = self_attention.forward_with_weights(latents)
+                record.attentions.append(weights)
+            else:
+                latents = self_attention(latents)
         return latents
 
     def _weights(self, latents: Tensor, inputs: Inputs) -> Tensor:
         if inputs.tokens is None:
-            raise ValueError("inputs that were met before do not say how they were attended to: give their tokens, too")
+            raise ValueError(_NOT_KEPT)
         return self.cross_attention.weights(latents.expand(len(inputs.tokens), -1, -1), inputs.tokens, inputs.mask)
 
 

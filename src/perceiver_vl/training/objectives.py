@@ -133,7 +133,7 @@ class PreTrainingModule(TrainingModule):
 
     def encode(self, **inputs: Tensor) -> Tensor:
         """Latents `(B,N,D)`."""
-        latents: Tensor = self.model.perceiver_vl(**inputs).last_hidden_state
+        latents: Tensor = self.model.perceiver_vl(**inputs, return_dict=True).last_hidden_state
         return latents
 
 

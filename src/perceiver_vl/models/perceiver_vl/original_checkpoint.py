@@ -81,7 +81,8 @@ def released_config(state: dict[str, Tensor], task: str, **given: Any) -> Percei
     depth, reads = _count(state, "transformer.blocks"), _count(state, "transformer.crossatt_blocks_visual")
     if not reads or depth % reads:
         raise PerceiverVLError(
-            f"{reads} cross-attentions and {depth} self-attentions: cannot be spread evenly, not a checkpoint that can be held"
+            f"{reads} cross-attentions and {depth} self-attentions: cannot be spread evenly, not a checkpoint that "
+            "can be held"
         )
     if hidden_size % _WIDTH_OF_A_HEAD and "num_attention_heads" not in given:
         raise UsageError(f"width {hidden_size}: not a multiple of {_WIDTH_OF_A_HEAD}, say --num-attention-heads")

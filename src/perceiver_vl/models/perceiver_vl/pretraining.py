@@ -83,7 +83,9 @@ class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
         do).
         """
         is_masked = input_ids == self.config.mask_token_id if mlm_labels is None else mlm_labels != -100
-        encoded = self.perceiver_vl(input_ids, attention_mask, pixel_values, frame_mask, budget, **asked)
+        encoded = self.perceiver_vl(
+            input_ids, attention_mask, pixel_values, frame_mask, budget, return_dict=True, **asked
+        )
         latents = encoded.last_hidden_state
         queries = torch.cat([self.vtm_query(len(latents)), self.mlm_queries(is_masked)], dim=1)
         answers = self.decode(queries, latents)  # (B,1+L,D)

@@ -122,7 +122,14 @@ class PerceiverVLForQuestionAnswering(_AnsweringModel):
         `pixel_values`, as of `PerceiverVLModel.forward`.
         """
         encoded = self.perceiver_vl(
-            input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache=vision_cache, **asked
+            input_ids,
+            attention_mask,
+            pixel_values,
+            frame_mask,
+            budget,
+            vision_cache=vision_cache,
+            return_dict=True,
+            **asked,
         )
         return self._output(encoded, labels)
 
@@ -142,7 +149,9 @@ class PerceiverVLForImageClassification(_AnsweringModel):
         **asked: Unpack[AskedOutputs],
     ) -> PerceiverVLAnswerOutput:
         """`pixel_values (B,T,3,H,W)` → `logits (B,num_labels)`; `labels` as for question answering."""
-        encoded = self.perceiver_vl(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget, **asked)
+        encoded = self.perceiver_vl(
+            pixel_values=pixel_values, frame_mask=frame_mask, budget=budget, return_dict=True, **asked
+        )
         return self._output(encoded, labels)
 
 

@@ -63,13 +63,15 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, budget: ComputeBudget | None = None
     ) -> Tensor:
         """`input_ids (B,L)`, `attention_mask (B,L)` → text latents `(B,N,D)`, N = the text stream's own number."""
-        return self.perceiver_vl(input_ids, attention_mask, budget=budget).last_hidden_state
+        return self.perceiver_vl(input_ids, attention_mask, budget=budget, return_dict=True).last_hidden_state
 
     def encode_vision(
         self, pixel_values: Tensor, frame_mask: Tensor | None = None, budget: ComputeBudget | None = None
     ) -> Tensor:
         """`pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` → vision latents `(B,N,D)`."""
-        return self.perceiver_vl(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget).last_hidden_state
+        return self.perceiver_vl(
+            pixel_values=pixel_values, frame_mask=frame_mask, budget=budget, return_dict=True
+        ).last_hidden_state
 
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, budget: ComputeBudget | None = None
@@ -142,7 +144,7 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         `PerceiverVLModel.forward`.
         """
         encoded = self.perceiver_vl(
-            input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache=vision_cache
+            input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache=vision_cache, return_dict=True
         )
         return self._matching_logits(encoded.last_hidden_state)
 
@@ -165,7 +167,9 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         **asked: Unpack[AskedOutputs],
     ) -> PerceiverVLForRetrievalOutput:
         """Single-stream matching; `vtm_labels (B,)` are 1 where the pair belongs together, else 0."""
-        encoded = self.perceiver_vl(input_ids, attention_mask, pixel_values, frame_mask, budget, **asked)
+        encoded = self.perceiver_vl(
+            input_ids, attention_mask, pixel_values, frame_mask, budget, return_dict=True, **asked
+        )
         logits = self._matching_logits(encoded.last_hidden_state)
         loss = None if vtm_labels is None else matching_loss(logits, vtm_labels)
         return PerceiverVLForRetrievalOutput(loss=loss, vtm_logits=logits, **states_of(encoded))
