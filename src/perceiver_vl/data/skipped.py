@@ -1,5 +1,6 @@
 """Files that cannot be read: how many are too many for a job to go on, and the list of them beside its results."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
-from perceiver_vl.utils.jsonl import read_lines, write_lines
+from perceiver_vl.utils.jsonl import write_lines
 
 FEWEST_TRIED = 20
 """Of fewer clips than these a share says nothing, and nothing is stopped."""
@@ -70,5 +71,6 @@ def write_skipped(path: Path, samples: Iterable[SkippedSample]) -> None:
 
 
 def read_skipped(path: Path) -> list[SkippedSample]:
-    """What `write_skipped` wrote; nothing where there is no file."""
-    return [SkippedSample(**line) for line in read_lines(path)]
+    """What `write_skipped` wrote; nothing where there is no file. Raises `ValueError` for a damaged one."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    return [SkippedSample(**json.loads(line)) for line in lines if line]
