@@ -18,6 +18,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, PerceiverVLForPreTraining, PerceiverVLForRetrieval
@@ -74,9 +75,13 @@ def part_of(batch: PreTrainingBatch) -> PreTrainingBatch:
 def trained(
     objectives: Objectives, pairs: int, steps: int, dtype: torch.dtype, wrap: Callable[[Any], nn.Module], **config: Any
 ) -> Iterator[tuple[str, Tensor]]:
-    """The loss and gradients of the first step, and the weights after `steps` of gradient descent, whole."""
+    """The loss and gradients of the first step, and the weights after `steps` of gradient descent, whole, and what the
+    encoder then makes of all clips.
+    """
     model = tiny_model(PerceiverVLForPreTraining, layer_drop=0.5, **config).to(dtype).train()
-    wrapped = wrap(PreTrainingModule(model, objectives))
+    module = PreTrainingModule(model, objectives)
+    wrapped = wrap(module)
+    register_fsdp_forward_method(module, "encode")
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.01)
     batch = part_of(some_batch(pairs))
     for step in range(steps):
@@ -90,6 +95,9 @@ def trained(
                     yield f"gradient {name}", whole_tensor(parameter.grad).reshape(-1).clone()
         optimizer.step()
         optimizer.zero_grad()
+    everything = some_batch(pairs)
+    with torch.no_grad():
+        yield "weight of what is encoded", module.eval().encode(pixel_values=everything.pixel_values.to(dtype))
     for name, value in whole_model(model).state_dict().items():
         yield f"weight {name}", value.reshape(-1).clone()
 
@@ -117,7 +125,9 @@ def sharded(model: nn.Module) -> nn.Module:
     if rank_and_world_size()[1] == 1:
         return model
     make_shardable(model)
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, transformer_cls_names_to_wrap=UNITS)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=UNITS
+    )
     stand_in: Any = SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin), device=torch.device("cpu"), mixed_precision="no"
     )

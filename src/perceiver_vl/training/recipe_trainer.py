@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 
@@ -252,6 +252,14 @@ class RecipeTrainer(MonitoredTrainer, Generic[Result]):
         for name, part in parts.items():
             self.recent.setdefault(name, []).append(part.detach().float())
         return loss  # type: ignore[no-any-return]
+
+    def encode(self, **inputs: Tensor) -> Tensor:
+        """`TrainingModule.encode`, which leaves sharded weights as it found them."""
+        module = self.accelerator.unwrap_model(self.model_wrapped)
+        found: Tensor = module.encode(**inputs)
+        if isinstance(module, FSDPModule):
+            module.reshard()
+        return found
 
     def budgets(self) -> list[ComputeBudget]:
         """Those at which the losses of this step are computed."""

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
@@ -67,7 +67,7 @@ def as_saved(model: PerceiverVLPreTrainedModel, state: Mapping[str, Tensor]) -> 
 
 def whole_model(model: PerceiverVLPreTrainedModel) -> PerceiverVLPreTrainedModel:
     """The model itself, or of one that is sharded a copy in one piece, in every process; all of them must call this."""
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if not any(isinstance(module, FSDPModule) for module in model.modules()):  # of them, the `UNITS` always are
         return model
     state = cast(dict[str, Tensor], get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
     parameter = next(iter(state.values()))

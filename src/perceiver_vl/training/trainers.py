@@ -62,7 +62,7 @@ class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
         names = ["pixel_values", "frame_mask"]
         if not all(objective.encodings for objective in self.recipe.objectives.asked.values()):
             names += ["input_ids", "attention_mask"]
-        return self.accelerator.unwrap_model(self.model_wrapped).encode(**{name: few[name] for name in names})
+        return self.encode(**{name: few[name] for name in names})
 
     def figures(self, result: RetrievalResult) -> dict[str, float]:
         """R@1, R@5 and R@10 of every stream, as `multi_r1` (text to video) and `multi_v2t_r1`."""
@@ -114,7 +114,7 @@ class TaskTrainer(RecipeTrainer[TaskResult]):
         """As the loss does."""
         if self.recipe.elastic is None:
             return self.model_wrapped(**few).logits
-        return self.accelerator.unwrap_model(self.model_wrapped).encode(**few)
+        return self.encode(**few)
 
     def figures(self, result: TaskResult) -> dict[str, float]:
         """The metrics; raises `UsageError` where the one that the best model goes by is not among them."""
