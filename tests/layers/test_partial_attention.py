@@ -158,6 +158,16 @@ def test_pairs_are_matched_from_one_row_a_side(released: bool, clips: int, laten
     assert_same(everything.diagonal(), model.match(vision, text))
 
 
+def test_queries_of_another_precision_are_met_under_autocast() -> None:
+    q, inputs = drawn(seed=0, inputs=7, masking=0.3)
+    single = KeysValues(inputs.keys.float(), inputs.values.float(), inputs.mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(q.bfloat16(), single)
+    wanted = attend(q, inputs)
+    torch.testing.assert_close(found.output.double(), wanted.output, atol=0.1, rtol=0)
+    torch.testing.assert_close(found.logsumexp.double(), wanted.logsumexp, atol=0.1, rtol=0)
+
+
 # --- On a GPU -------------------------------------------------------------------------------------------------------
 
 

@@ -131,6 +131,8 @@ def has_kernel(q: Tensor, inputs: KeysValues) -> bool:
     """
     if q.device.type not in ("cpu", "cuda") or q.shape[-1] != inputs.values.shape[-1] or torch.compiler.is_compiling():
         return False
+    if not q.dtype == inputs.keys.dtype == inputs.values.dtype:  # under autocast, which no kernel called by name heeds
+        return False
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, inputs.keys, inputs.values)):
         return False
     if q.device.type == "cuda":
