@@ -205,6 +205,35 @@ def test_positions_are_counted_from_the_start_unless_they_are_given() -> None:
     assert differs(attention(q, x, query_positions=torch.arange(3)), attention(q, x))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"causal": True}, "give a mask"),
+        ({"rotary": RotaryPositions(4)}, "positions=None"),
+        ({"key_positions": 9}, "positions=None"),
+    ],
+)
+def test_a_part_that_does_not_know_where_it_stands_is_refused(options: dict[str, Any], said: str) -> None:
+    attention = made(options)
+    q, x = torch.randn(2, 3, 12).double(), torch.randn(2, 6, 12).double()
+    with pytest.raises(ValueError, match=said):
+        attention.partial_attention(q, x, torch.ones(2, 6, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_parts_that_know_where_they_stand_merge_to_the_whole(options: dict[str, Any]) -> None:
+    attention = made(options)
+    q, x = torch.randn(2, 3, 12).double(), torch.randn(2, 6, attention.k_proj.in_features).double()
+    places = torch.arange(6)
+    seen = torch.ones(2, 3, 6, dtype=torch.bool).tril(3) if attention.causal else torch.ones(2, 3, 6, dtype=torch.bool)
+    queries = attention.project_queries(q, places[3:])
+    parts = [
+        attention.attend(queries, attention.keys_values(x[:, some], seen[..., some], places[some]))
+        for some in (slice(0, 4), slice(4, 6))
+    ]
+    assert_same(attention.output_projection(merge(*parts), q.dtype), attention(q, x))
+
+
 def test_a_block_may_have_no_mlp() -> None:
     block = AttentionBlock(12, 3, 0).double()
     latents, inputs = torch.randn(2, 4, 12).double(), torch.randn(2, 7, 12).double()

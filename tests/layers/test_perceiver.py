@@ -81,6 +81,19 @@ def test_blocks_may_be_of_different_depths(inputs: tuple[Tensor, Tensor]) -> Non
     assert encoder(*inputs).shape == (2, 5, 12)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"self_attentions_per_block": [1, 2]},
+        {"self_attentions_per_block": [1, 2, 2], "share_self_attentions": "all"},
+        {"self_attentions_per_block": [1, 2, 3], "share_self_attentions": "all_but_first"},
+    ],
+)
+def test_depths_that_do_not_fit_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="need one number for each of 3 blocks"):
+        encoder_of(**options)
+
+
 def test_cross_attentions_may_differ_from_self_attentions(inputs: tuple[Tensor, Tensor]) -> None:
     encoder = encoder_of(cross_attention={"num_heads": 1, "qk_size": 8, "norm_inputs": True, "intermediate_size": 12})
     block = encoder.blocks[0]

@@ -249,7 +249,7 @@ def test_what_is_drawn_for_a_step_is_not_cached() -> None:
         tiny_model(PerceiverVLModel).cache_vision(tiny_inputs(1)["pixel_values"], budget=TrainingBudget(latents=2))
 
 
-def test_a_first_read_that_was_summarised_is_not_chosen_from() -> None:
+def test_a_stored_partial_attention_is_not_chosen_from() -> None:
     model = tiny_model(PerceiverVLModel)
     clip = tiny_inputs(1)["pixel_values"]
     budget = ComputeBudget(latents=2, cross_attentions=1, latent_choice="diverse")

@@ -268,7 +268,7 @@ def test_a_clip_in_two_parts_counts_once_and_the_later_part_wins(
     assert (stored.partial_attentions([0]) != 0).any()
 
 
-def test_summaries_of_any_clips_are_read_across_parts(tmp_path: Path) -> None:
+def test_partial_attentions_of_any_clips_are_read_across_parts(tmp_path: Path) -> None:
     settings = IndexSettings("model", "fingerprint", "media", "full", 4, 8, 32, 4, ("decoder",))
     write_settings(tmp_path, settings)
     draw = np.random.default_rng(0)

@@ -103,7 +103,7 @@ def test_the_stage_of_a_step() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam"])
-def test_only_the_reads_move_in_their_stage_and_everything_after_it(
+def test_only_the_cross_attentions_move_in_their_stage_and_everything_after_it(
     start: dict[str, Tensor], tmp_path: Path, optimizer: str
 ) -> None:
     end = run(tmp_path / "run", READS_THEN_ALL, training={"weight_decay": 0.5}, optimizer=optimizer)

@@ -85,7 +85,7 @@ def test_likeness_is_the_mean_cosine_of_two() -> None:
     assert mean_cosine_similarity(vectors[:, :1].expand(-1, 4, -1)).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
 
 
-def test_a_look_names_every_read_and_draws_and_changes_nothing() -> None:
+def test_statistics_name_every_cross_attention_and_draw_and_change_nothing() -> None:
     model: PerceiverVLForPreTraining = tiny_model(layer_drop=0.5, hidden_dropout_prob=0.5).train()
     inputs = tiny_inputs()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -102,7 +102,7 @@ def test_a_look_names_every_read_and_draws_and_changes_nothing() -> None:
     assert {"cross_attention_1_vision_entropy", "cross_attention_3_text_update"} <= apart.keys()
 
 
-def test_a_read_that_looks_at_everything_alike_or_is_not_used_is_seen() -> None:
+def test_a_cross_attention_that_is_uniform_or_not_used_is_seen() -> None:
     model: PerceiverVLForPreTraining = tiny_model()
     inputs = tiny_inputs(words=6)
     inputs["attention_mask"][:, 3:] = 0  # what is padded is not looked at, however uniform the rest
@@ -235,6 +235,6 @@ def test_a_model_of_one_task_is_looked_into_as_well(tmp_path: Path) -> None:
     assert 0 < line["share_of_peak"] < 1
 
 
-def test_a_retrieval_model_has_the_same_reads() -> None:
+def test_a_retrieval_model_has_the_same_cross_attentions() -> None:
     model = tiny_model(PerceiverVLForRetrieval)
     assert "cross_attention_3_update" in looked_into(model, **{n: v for n, v in tiny_inputs().items() if "pixel" in n})

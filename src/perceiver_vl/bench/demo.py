@@ -60,7 +60,7 @@ class DemoResult:
     report: Path = Path()
 
     def rows(self) -> list[tuple[int, StreamResult]]:
-        """(reads, stream's result), most cross-attentions first."""
+        """(cross-attentions, stream's result), most cross-attentions first."""
         return [
             (cross_attentions, result)
             for cross_attentions in sorted(self.evaluations, reverse=True)

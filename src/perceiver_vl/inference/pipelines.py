@@ -254,7 +254,8 @@ class MultipleChoicePipeline:
         words = {name: value.to(self.model.device) for name, value in choice_words([asked], self.processor).items()}
         rows = torch.zeros(1, dtype=torch.long, device=self.model.device)
         with cached_clip(self.model, self.processor, clip, **how) as cache:
-            logits = self.model.choose(InputArray(vision_cache=cache), rows, **words, budget=cache.budget)[0]
+            given = words["input_ids"], words["attention_mask"], words["choice_mask"]
+            logits = self.model.choose(InputArray(vision_cache=cache), rows, *given, budget=cache.budget)[0]
         scores, places = logits.float().softmax(-1).sort(descending=True, stable=True)
         pairs = zip(places.tolist(), scores.tolist(), strict=True)
         return [{"answer": choices[place], "score": score} for place, score in pairs]

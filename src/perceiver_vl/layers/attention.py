@@ -119,7 +119,9 @@ class Attention(nn.Module):
     def partial_attention(
         self, queries: Tensor, inputs: Tensor, mask: Tensor | None = None, *, absorb: bool = False
     ) -> PartialAttention:
-        """What `queries (B or 1,N,D)` find in `inputs (B,M,C)`; `mask`, `absorb` as of `forward`. Not causal."""
+        """What `queries (B or 1,N,D)` find in `inputs (B,M,C)`; `mask`, `absorb` as of `forward`. Raises as
+        `keys_values`.
+        """
         q = self.project_queries(queries)
         if absorb and self._absorbs(queries.shape[1], inputs.shape[1]):
             return self._absorbed_partial_attention(q, inputs, mask)
@@ -130,13 +132,21 @@ class Attention(nn.Module):
         return self.out_proj(partial.output.to(dtype).transpose(-3, -2).flatten(-2))
 
     def project_queries(self, queries: Tensor, positions: Tensor | None = None) -> Tensor:
-        """`queries (B,N,D)` → `(B,H,N,d)`; `positions` are needed where there is a `rotary`."""
+        """`queries (B,N,D)` → `(B,H,N,d)`. Raises `ValueError` for a `rotary` attention without `positions`."""
+        self._check_positions(positions, self.rotary is not None)
         q = self._split_heads(self.q_proj(queries))
         q = q if self.q_norm is None else self.q_norm(q)
         return q if self.rotary is None or positions is None else self.rotary(q, positions)
 
     def keys_values(self, inputs: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> KeysValues:
-        """`inputs (B,M,C)`, `mask (B,M)` or `(B,N,M)` → what this attention will ever need of them."""
+        """`inputs (B,M,C)`, `mask (B,M)` or `(B,N,M)` → what this attention will ever need of them.
+
+        Raises `ValueError` where it depends on their `positions` (`rotary`, `key_positions`) and these are not given,
+        and for a causal attention without a mask `(B,N,M)` that says what each query sees of this part.
+        """
+        self._check_positions(positions, self.rotary is not None or self.key_positions is not None)
+        if self.causal and (mask is None or mask.ndim != 3):
+            raise ValueError("causal attention in parts: give a mask (B,N,M), a part does not know what came before")
         return KeysValues(self._keys(inputs, positions), self._split_heads(self.v_proj(inputs)), mask)
 
     def attend(self, q: Tensor, inputs: KeysValues) -> PartialAttention:
@@ -158,10 +168,14 @@ class Attention(nn.Module):
     def _keys(self, inputs: Tensor, positions: Tensor | None) -> Tensor:
         k = self.k_proj(inputs)
         if self.key_positions is not None:
-            k = k + self.key_positions[: inputs.shape[1]]
+            k = k + (self.key_positions[: inputs.shape[1]] if positions is None else self.key_positions[positions])
         k = self._split_heads(k)
         k = k if self.k_norm is None else self.k_norm(k)
         return k if self.rotary is None or positions is None else self.rotary(k, positions)
+
+    def _check_positions(self, positions: Tensor | None, needed: bool) -> None:
+        if needed and positions is None:
+            raise ValueError("positions=None: this attention depends on them, say where in the whole these stand")
 
     def _full_mask(self, mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
         """The mask with its dimensions of heads and queries `(B,1,1 or N,M)`, and what is causal about it."""

@@ -105,8 +105,8 @@ class LatentEncoder(nn.Module):
     all but the first the same (the Perceiver of Jaegle et al. 2021 shares all self-attentions, and all cross-attentions
     but the first). `layer_drop`: the probability that a cross-attention is left out in training, the first `undropped`
     excepted; it is drawn anew at each forward, from `layer_drop_seed` where that is set (LayerDrop, Fan et al. 2020, on
-    the reads alone). `final_norm`: norm the latents at the end. `cross_attention`: arguments of `AttentionBlock` in
-    which the cross-attentions differ from the self-attentions; `block`: arguments of both.
+    cross-attentions alone). `final_norm`: norm the latents at the end. `cross_attention`: arguments of `AttentionBlock`
+    in which the cross-attentions differ from the self-attentions; `block`: arguments of both.
     """
 
     def __init__(
@@ -133,6 +133,12 @@ class LatentEncoder(nn.Module):
         self.latents = None if num_latents is None else nn.Parameter(0.02 * torch.randn(num_latents, hidden_size))
         depths = self_attentions_per_block
         depths = [depths] * num_blocks if isinstance(depths, int) else list(depths)
+        alone = {"none": num_blocks, "all": 0, "all_but_first": 1}[share_self_attentions]  # blocks that share nothing
+        if len(depths) != num_blocks or len(set(depths[alone:])) > 1:
+            raise ValueError(
+                f"self_attentions_per_block={depths}: need one number for each of {num_blocks} blocks, the same where "
+                "they share weights"
+            )
         alike = {"hidden_size": hidden_size, "num_heads": num_heads, "eps": eps, **block}
         differing = {**alike, "input_size": input_size, **(cross_attention or {})}
         blocks: list[LatentBlock] = []

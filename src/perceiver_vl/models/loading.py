@@ -42,8 +42,8 @@ def load_folder(
 ) -> tuple[_Model, PerceiverVLProcessor]:
     """The model of a folder, in evaluation mode on `device` (None: a GPU if there is one), and its processor.
 
-    `dtype`: float32, bfloat16 or int8 (`runtime.set_dtype`); None: as it was saved. `compiled`: its encoder is
-    (`runtime.compile_encoder`).
+    `dtype`: float32, bfloat16 or int8 (`quantization.set_dtype`); None: as it was saved. `compiled`: its encoder is
+    (`quantization.compile_encoder`).
     Raises `UsageError` naming what the folder lacks (weights that a model trained for `purpose` would have), another
     dtype or a device that is not here, `PerceiverVLError` if its files are damaged.
     """

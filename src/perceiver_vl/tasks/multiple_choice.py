@@ -57,7 +57,7 @@ class MultipleChoice(ExampleTask):
     ) -> Tensor:
         embed = model.perceiver_vl.embed_inputs
         clips = embed(pixel_values=vision.pixel_values, frame_mask=vision.frame_mask, budget=budget)
-        return model.choose(clips, vision.rows, **text, budget=budget)
+        return model.choose(clips, vision.rows, text["input_ids"], text["attention_mask"], text["choice_mask"], budget)
 
     def predict(self, record: Record, logits: Tensor, config: PerceiverVLConfig) -> tuple[str, int, float]:
         score, place = probabilities(logits).max(-1)

@@ -261,7 +261,8 @@ class _Scorer:
     def flops(self, stream: str, num_frames: int) -> float:
         """Operations for one more text query against all clips, which are there as the stream meets them.
 
-        multi and mixed: encoded, pooled and summarised; single: with what they contribute to any text (`cache_vision`).
+        multi and mixed: encoded, pooled and attended to by the matching query; single: with what they contribute to any
+        text (`cache_vision`).
         """
         config, budget = self.model.config, self.budget
         clips, tokens = len(self.encoded.vision_features), self.encoded.attention_mask.shape[1]

@@ -125,7 +125,7 @@ def _note_cross_attention(
 def encoding_flops(
     config: PerceiverVLConfig, frames: int = 0, words: int = 0, budget: ComputeBudget = FULL_BUDGET
 ) -> float:
-    """Operations of encoding one example in training: `model.flops.encoder_flops`, less what LayerDrop takes of it."""
+    """Operations of encoding one example in training: `flops.encoder_flops`, less what LayerDrop takes of it."""
     everything = encoder_flops(config, frames, words, budget)
     first = encoder_flops(config, frames, words, replace(budget, cross_attentions=1))
     return first + (1 - config.layer_drop) * (everything - first)

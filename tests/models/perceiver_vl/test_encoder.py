@@ -82,7 +82,7 @@ def test_both_modalities_reach_the_latents(aggregation: str, part: str) -> None:
 
 
 @pytest.mark.parametrize(("aggregation", "cross_attentions"), [("joint", 1), ("separate", 2), ("separate_plus", 2)])
-def test_every_aggregation_thinks_as_deep(aggregation: str, cross_attentions: int) -> None:
+def test_every_aggregation_is_as_deep(aggregation: str, cross_attentions: int) -> None:
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation, self_attentions_per_block=3)
     assert blocks_in(model) == 3 * (cross_attentions + 3)
     with counted(model) as ran:
@@ -125,7 +125,7 @@ def test_latents_are_told_apart_by_their_positions(position: str) -> None:
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("cross_attentions", [1, 2, 3])
-def test_fewer_cross_attentions_leave_out_the_later_reads_and_no_thought(
+def test_fewer_cross_attentions_leave_out_the_later_ones_and_no_self_attention(
     aggregation: str, cross_attentions: int
 ) -> None:
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation)
@@ -137,7 +137,7 @@ def test_fewer_cross_attentions_leave_out_the_later_reads_and_no_thought(
 
 
 @pytest.mark.parametrize("cross_attentions", [1, 2, 3])
-def test_a_budget_of_reads_is_the_model_without_the_others(cross_attentions: int) -> None:
+def test_a_budget_of_cross_attentions_is_the_model_without_the_others(cross_attentions: int) -> None:
     model = tiny_model(PerceiverVLModel)
     array = model.embed_inputs(**tiny_inputs())
     latents = (model.encoder.latents + model.encoder.latent_positions).expand(2, -1, -1)
@@ -188,7 +188,7 @@ def test_layer_drop_drops_as_often_as_it_says_and_never_the_first(aggregation: s
     assert all(kept[number, "self-attention"] == trials for number in range(3))
 
 
-def test_reads_are_dropped_independently_of_each_other() -> None:
+def test_cross_attentions_are_dropped_independently_of_each_other() -> None:
     trials = 300
     model = tiny_model(PerceiverVLModel, modality_aggregation="separate", self_attentions_per_block=1).train()
     both = Counter[tuple[bool, ...]]()

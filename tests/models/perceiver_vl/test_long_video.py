@@ -185,7 +185,7 @@ def test_a_stream_that_fails_says_so_itself() -> None:
     refused("^clip.mp4: ends in the middle$", broken, PerceiverVLError)
 
 
-def test_one_read_needs_the_stream_once_and_no_spill() -> None:
+def test_one_cross_attention_needs_the_stream_once_and_no_spill() -> None:
     model, inputs = tiny_model(PerceiverVLModel), tiny_inputs(frames=4)
     budget = ComputeBudget(cross_attentions=1)
     found = model.encode_long(iter(cut(inputs, [1, 3])), **texts(inputs), budget=budget)

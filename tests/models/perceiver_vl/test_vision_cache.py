@@ -84,7 +84,7 @@ def test_a_cached_clip_is_asked_again_and_again() -> None:
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_with_one_read_a_question_costs_the_same_however_long_the_clip(aggregation: str) -> None:
+def test_with_one_cross_attention_a_question_costs_the_same_however_long_the_clip(aggregation: str) -> None:
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation)
     budget, costs = ComputeBudget(cross_attentions=1), []
     for frames in (1, 5):
@@ -107,7 +107,7 @@ def test_a_question_projects_no_vision() -> None:
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_a_first_read_is_stored_and_asked_later(aggregation: str) -> None:
+def test_a_first_cross_attention_is_stored_and_asked_later(aggregation: str) -> None:
     model = tiny_model(PerceiverVLForRetrieval, modality_aggregation=aggregation)
     inputs, budget = tiny_inputs(), ComputeBudget(latents=5, cross_attentions=1)
     stored = model.cache_vision(inputs["pixel_values"], inputs["frame_mask"], budget).first.pack()

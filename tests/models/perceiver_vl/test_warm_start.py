@@ -152,7 +152,7 @@ def test_every_self_attention_is_a_block_of_the_source(
 
 
 @pytest.mark.parametrize("aggregation", ["joint", "separate", "separate_plus"])
-def test_without_reads_the_encoder_is_the_source_s(tmp_path: Path, aggregation: str) -> None:
+def test_without_cross_attentions_the_encoder_is_the_source_s(tmp_path: Path, aggregation: str) -> None:
     source = saved(vit(), tmp_path)
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation)
     initialise_from(model, vision=tmp_path)

@@ -1,8 +1,8 @@
 """Clips that are too long to be in memory: embedded, read and forgotten a chunk of frames at a time.
 
 A chunk's partial attention is all that the latents will ever take from it, so a read of any length needs the memory of
-a chunk. Later reads meet other latents and need the chunks again: embedded once more, or from a file beside (a spill).
-Shapes: B clips, T frames of a chunk, P patches a frame, D width.
+a chunk. Later cross-attentions meet other latents and need the chunks again: embedded once more, or from a file beside
+(a spill). Shapes: B clips, T frames of a chunk, P patches a frame, D width.
 """
 
 import tempfile

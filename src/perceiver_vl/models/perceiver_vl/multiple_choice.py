@@ -51,22 +51,11 @@ class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):
         attention_mask: Tensor | None = None,
         choice_mask: Tensor | None = None,
         budget: ComputeBudget = FULL_BUDGET,
+        record: EncoderRecord | None = None,
     ) -> Tensor:
         """Choices `input_ids (B,C,L)` about clips that are embedded already (`PerceiverVLModel.embed_inputs`): example
         b is about row `rows[b]` of `vision (V,M_v,D)` → `logits (B,C)`.
         """
-        return self._choose(vision, rows, input_ids, attention_mask, choice_mask, budget, None)
-
-    def _choose(
-        self,
-        vision: InputArray,
-        rows: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        choice_mask: Tensor | None,
-        budget: ComputeBudget,
-        record: EncoderRecord | None,
-    ) -> Tensor:
         real = torch.ones_like(input_ids[..., 0], dtype=torch.bool) if choice_mask is None else choice_mask.bool()
         words = None if attention_mask is None else attention_mask[real]
         text = self.perceiver_vl.embed_inputs(input_ids[real], words)  # (R,L,D)
@@ -99,6 +88,6 @@ class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):
         vision = self.perceiver_vl.embed_inputs(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget)
         rows = torch.arange(len(input_ids), device=input_ids.device)
         record = self.record(**asked)
-        logits = self._choose(vision, rows, input_ids, attention_mask, choice_mask, budget, record)
+        logits = self.choose(vision, rows, input_ids, attention_mask, choice_mask, budget, record)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return PerceiverVLAnswerOutput(loss=loss, logits=logits, **states_of(record))

@@ -36,7 +36,7 @@ WORDS = "text_embeddings.word_embeddings.weight"
 _ANSWER_HEADS = {"question-answering": "vqa_classifier", "image-classification": "img_classifier"}
 _WIDTH_OF_A_HEAD = 64
 _LEFT = {
-    r"token_type_embeddings\.weight": "the released code never reads it",
+    r"token_type_embeddings\.weight": "the released code never cross_attentions it",
     r"text_embeddings\.position_ids": "a constant",
     r"(matching_score|mlm_score|vqa_classifier|img_classifier)\..*": "a head that this model does not have",
     r"transformer\.(mlm_pos|mlm_type|decoder_block_text|decoder_norm|cls_token_decoder)\b.*": (
@@ -78,11 +78,11 @@ def released_config(state: dict[str, Tensor], task: str, **given: Any) -> Percei
     num_latents, hidden_size = shape("transformer.latents")[-2:]
     _, channels, patch_size, _ = shape("transformer.patch_embed.proj.weight")
     grid = math.isqrt(shape("transformer.pos_embed")[1] - 1)
-    depth, reads = _count(state, "transformer.blocks"), _count(state, "transformer.crossatt_blocks_visual")
-    if not reads or depth % reads:
+    depth, cross_attentions = _count(state, "transformer.blocks"), _count(state, "transformer.crossatt_blocks_visual")
+    if not cross_attentions or depth % cross_attentions:
         raise PerceiverVLError(
-            f"{reads} cross-attentions and {depth} self-attentions: cannot be spread evenly, not a checkpoint that "
-            "can be held"
+            f"{cross_attentions} cross-attentions and {depth} self-attentions: cannot be spread evenly, not a "
+            "checkpoint that can be held"
         )
     if hidden_size % _WIDTH_OF_A_HEAD and "num_attention_heads" not in given:
         raise UsageError(f"width {hidden_size}: not a multiple of {_WIDTH_OF_A_HEAD}, say --num-attention-heads")
@@ -90,8 +90,8 @@ def released_config(state: dict[str, Tensor], task: str, **given: Any) -> Percei
         "hidden_size": hidden_size,
         "num_attention_heads": hidden_size // _WIDTH_OF_A_HEAD,
         "intermediate_ratio": shape("transformer.blocks.0.mlp.fc1.weight")[0] // hidden_size,
-        "num_blocks": reads,
-        "self_attentions_per_block": depth // reads,
+        "num_blocks": cross_attentions,
+        "self_attentions_per_block": depth // cross_attentions,
         "num_latents": num_latents,
         "image_size": grid * patch_size,
         "patch_size": patch_size,

@@ -267,6 +267,6 @@ def _chooses(base: _Base, budget: ComputeBudget) -> bool:
 
 
 def _refuse_choice(base: _Base, budget: ComputeBudget) -> None:
-    """A first cross-attention that was summarised does not say what each latent attended to."""
+    """A partial attention does not say what each latent attended to."""
     if _chooses(base, budget):
         raise UsageError(f"budget {budget}: the first cross-attention is not kept whole here, leave out latent_choice")

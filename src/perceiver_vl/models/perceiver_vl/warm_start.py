@@ -125,7 +125,7 @@ def initialise_from(
     positions are resized bilinearly, for another patch size the projection by the pseudo-inverse of the bilinear resize
     (FlexiViT: Beyer et al., 2023, section 3.4); where a source's pixels are normalised otherwise than ours, as CLIP's,
     that is folded into the projection. `text`: a BERT or a CLIP. Its tables of words and positions become ours, and
-    BERT's segments and norm. Latents, reads, decoder, heads and temporal table stay as they are.
+    BERT's segments and norm. Latents, cross-attentions, decoder, heads and temporal table stay as they are.
 
     Each source is a local folder or a hub name; nothing of it is run. `left` also tells where it computes otherwise
     than this model does with its weights, under `hidden_act`, `layer_norm_eps` and `text_layer_norm_eps`. Raises
