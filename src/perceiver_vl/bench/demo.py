@@ -80,10 +80,9 @@ class DemoResult:
     def table(self) -> Table:
         """For the terminal."""
         some = next(iter(self.evaluations.values()))
-        table = Table(
-            title=f"{some.captions} unseen captions, {some.clips} held-out clips (chance R@1 {100 / some.clips:.1f})"
-        )
-        for column in ("stream", "cross_attentions", "R@1", "R@5", "R@10", "median rank", "ms/query", "MFLOPs/query"):
+        title = f"{some.captions} unseen captions, {some.clips} held-out clips (chance R@1 {100 / some.clips:.1f})"
+        table = Table(title=title, collapse_padding=True, pad_edge=False)  # as narrow as a terminal of 80 columns
+        for column in ("stream", "cross-\nattentions", "R@1", "R@5", "R@10", "median rank", "ms/query", "MFLOPs/query"):
             table.add_column(column, justify="left" if column == "stream" else "right")
         for cross_attentions, stream in self.rows():
             recall = stream.text_to_video
