@@ -329,7 +329,8 @@ def test_a_folder_that_takes_no_more_is_one_line_with_the_checkpoint_that_is_saf
 
 
 def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
-    for error in (FileNotFoundError(2, "no", "elsewhere"), OSError(28, "no", "/elsewhere"), RuntimeError("a bug")):
+    elsewhere = (FileNotFoundError(2, "no", "elsewhere"), OSError(28, "no", "/elsewhere"), ConnectionResetError("no"))
+    for error in (*elsewhere, EOFError("no"), RuntimeError("a bug")):
         with pytest.raises(type(error)) as told, told_in_one_line(tmp_path):
             raise error
         assert told.value is error
@@ -351,6 +352,22 @@ def test_a_data_worker_that_is_killed_is_one_line_and_the_run_goes_on(
     assert damage(tmp_path / "run" / "checkpoints" / "checkpoint-2") is None
     run(tmp_path / "run", resume=True, **workers)
     assert_same_weights(tmp_path / "run", whole)
+
+
+def put_and_die(queue: Any) -> None:
+    queue.put(torch.ones(3))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a tensor needs no word of who made it")
+def test_a_data_worker_that_is_gone_when_a_tensor_is_taken_from_it_is_one_line(tmp_path: Path) -> None:
+    processes = torch.multiprocessing.get_context("spawn")
+    queue = processes.SimpleQueue()
+    worker = processes.Process(target=put_and_die, args=(queue,))
+    worker.start()
+    worker.join()
+    with pytest.raises(PerceiverVLError, match=r"^a data worker was killed[^\n]+$"), told_in_one_line(tmp_path):
+        queue.get()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the other process in /proc")

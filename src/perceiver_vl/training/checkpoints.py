@@ -7,10 +7,13 @@ since is noticed before anything is read from it.
 
 import errno
 import json
+import multiprocessing
 import os
 import pickle
 import re
 import shutil
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +23,7 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from torch.multiprocessing import reductions
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -193,7 +197,8 @@ def told_in_one_line(output: Path) -> Iterator[None]:
     code; `LostProcessError` for another process that is gone. Other errors pass as they are.
     """
     try:
-        yield
+        with _lost_data_worker_as_runtime_error():
+            yield
     except pickle.UnpicklingError as error:
         raise PerceiverVLError(_which_brings_code(output) or f"{output}: {first_line(error)}") from error
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -207,6 +212,25 @@ def told_in_one_line(output: Path) -> Iterator[None]:
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
             raise LostProcessError(_what_is_kept(output)) from error
         raise
+
+
+@contextmanager
+def _lost_data_worker_as_runtime_error() -> Iterator[None]:
+    """A killed worker of a `DataLoader`, met where a tensor is taken from it, as torch tells of it at other times.
+
+    What torch says, a `RuntimeError`, comes with SIGCHLD: wherever this process is then. A worker that is killed while
+    it hands a tensor over is missed a moment before.
+    """
+    try:
+        yield
+    except (ConnectionError, EOFError) as error:
+        if all(frame.f_globals is not vars(reductions) for frame, _ in traceback.walk_tb(error.__traceback__)):
+            raise
+        workers = multiprocessing.active_children()
+        patience = time.monotonic() + 1  # for the signal: it is to come in here, not while the error is told
+        while all(worker.is_alive() for worker in workers) and time.monotonic() < patience:
+            time.sleep(0.01)
+        raise RuntimeError("DataLoader worker is gone") from error
 
 
 def could_not_write(error: Exception, output: Path) -> bool:
