@@ -244,7 +244,9 @@ def test_search_that_cannot_work(words: list[object], parts: list[str], index: P
 def test_index_that_is_not_one(model: Path, world: Path, tmp_path: Path) -> None:
     for folder in (tmp_path / "none", tmp_path, model, world / "metadata.jsonl"):
         fails_naming(run_cli("search", "--index", folder, "red"), 2, folder, "not an index", "perceiver-vl index")
-    (tmp_path / "index.json").write_text("{")
+    manifest = tmp_path / "clips.lance" / "_versions" / f"{2**64 - 2}.manifest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{")
     fails_naming(run_cli("search", "--index", tmp_path, "red"), 1, tmp_path, "damaged")
 
 

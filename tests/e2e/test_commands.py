@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 from perceiver_vl import cli
 from perceiver_vl.bench.demo import run_demo
+from perceiver_vl.search.table import open_table
 from perceiver_vl.utils.files import sha256
 
-COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands if command.callback]
+COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands if command.callback] + ["index"]
 STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
 
 
@@ -216,7 +217,7 @@ def test_evaluation_record(model: Path, world: Path, index: Path) -> None:
     assert (record["split"], record["frames"], record["sampling"], record["budget"]) == ("test", 4, "uniform", "full")
     assert record["resize"].startswith("32x32")
     assert "PyAV" in record["decoder"]
-    assert record["model_hash"] == json.loads((index / "index.json").read_text())["fingerprint"]
+    assert record["model_hash"] == open_table(index).settings.fingerprint
     assert set(record["versions"]) >= {"perceiver-vl", "torch", "transformers"}
 
     assert small["record"]["budget"] == small["budget"] == "frames=2,latents=3,text_latents=2,cross_attentions=1"
@@ -258,7 +259,10 @@ def test_index_encodes_only_what_is_new(model: Path, own_world: Path, tmp_path: 
     assert counts() == (0, 24, 0, 24)
     (clips / "test-000000.mp4").unlink()
     shutil.copy(clips / "test-000001.mp4", clips / "a new clip.mp4")
-    assert counts() == (1, 23, 1, 24)
+    assert counts() == (0, 23, 1, 24)  # a copy is known by its content
+    with (clips / "a new clip.mp4").open("ab") as file:
+        file.write(b"more")
+    assert counts() == (1, 23, 0, 24)
     assert "24 clips (0 encoded, 24 unchanged, 0 removed)" in run_cli(*words).out
 
 

@@ -7,27 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, UsageError
 from perceiver_vl.models.loading import load_retriever, model_fingerprint
 from perceiver_vl.search import IndexReport, build_index
-from perceiver_vl.search.store import (
-    EncodedClip,
-    IndexEntry,
-    IndexSettings,
-    StoredIndex,
-    locked,
-    part_paths,
-    read_settings,
-    write_part,
-    write_settings,
-)
+from perceiver_vl.search.table import locked, numbers, open_table, read_skipped
 from small_media import write_clip, write_image
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -37,11 +29,15 @@ def counts(report: IndexReport) -> tuple[int, int, int, int, int]:
     return report.encoded, report.unchanged, report.removed, len(report.skipped), report.total
 
 
+def column(index: Path, name: str) -> dict[str, Any]:
+    """A column by file."""
+    rows = open_table(index).rows()
+    values = numbers(rows[name]) if name in ("vector", "partial_attention") else rows[name].to_pylist()
+    return dict(zip(rows["file"].to_pylist(), values, strict=True))
+
+
 def vectors(index: Path) -> dict[str, np.ndarray]:
-    stored = StoredIndex(index)
-    return dict(
-        zip([clip.file_name for clip in stored.clips], np.concatenate(list(stored.vectors_by_part())), strict=True)
-    )
+    return column(index, "vector")
 
 
 def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
@@ -51,13 +47,16 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
     return message
 
 
-def test_second_run_encodes_nothing_and_writes_no_part(model_folder: Path, media: Path, tmp_path: Path) -> None:
+def test_second_run_encodes_nothing_and_writes_nothing(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*") if path.name != ".lock"}
+
     first = build_index(model_folder, media, tmp_path / "index")
-    before = {path: path.stat().st_mtime_ns for path in part_paths(tmp_path / "index")}
+    before = written()
     second = build_index(model_folder, media, tmp_path / "index")
     assert counts(first) == (8, 0, 0, 0, 8)
     assert counts(second) == (0, 8, 0, 0, 8)
-    assert {path: path.stat().st_mtime_ns for path in part_paths(tmp_path / "index")} == before
+    assert written() == before
 
 
 def test_report_is_a_line_and_plain_values(model_folder: Path, media: Path, tmp_path: Path) -> None:
@@ -69,28 +68,44 @@ def test_report_is_a_line_and_plain_values(model_folder: Path, media: Path, tmp_
 
 
 def test_stored_rows_are_what_the_model_says(model_folder: Path, media: Path, tmp_path: Path) -> None:
-    build_index(model_folder, media, tmp_path / "index", batch_size=3, part_clips=3)
-    stored = StoredIndex(tmp_path / "index")
+    build_index(model_folder, media, tmp_path / "index", batch_size=3, commit_clips=3)
     model, processor = load_retriever(model_folder, "cpu")
-    block = np.concatenate(list(stored.vectors_by_part()))
-    partial_attentions = stored.partial_attentions(range(len(stored.clips)))
-    for clip, vector, summary in zip(stored.clips, block, partial_attentions, strict=True):
-        inputs = processor(videos=[media / clip.file_name])
+    found, partial_attentions = vectors(tmp_path / "index"), column(tmp_path / "index", "partial_attention")
+    assert len(found) == 8
+    for name, vector in found.items():
+        inputs = processor(videos=[media / name])
         with torch.inference_mode():
             expected = model.encode_vision(**inputs)
             np.testing.assert_allclose(vector, model.pool_vision(expected)[0].numpy(), atol=1e-5)
-            np.testing.assert_allclose(summary, model.partial_match(expected)[0].numpy(), rtol=1e-5, atol=1e-5)
-    assert {clip.file_name: clip.duration for clip in stored.clips}["image0.png"] is None
-    assert {clip.file_name: clip.duration for clip in stored.clips}["trip/clip4.mp4"] == pytest.approx(0.8, abs=0.05)
+            matched = model.partial_match(expected)[0].numpy()
+        np.testing.assert_allclose(partial_attentions[name], matched, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_says_what_the_file_is(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif.get_ifd(0x8769)[0x9003] = 6, "2021:07:04 18:30:00"
+    exif.get_ifd(0x8769)[0x9011] = "+02:00"
+    Image.new("RGB", (40, 30)).save(media / "turned.jpg", exif=exif)
+    build_index(model_folder, media, tmp_path / "index")
+    rows = {row["file"]: row for row in open_table(tmp_path / "index").rows().to_pylist()}
+    image, clip = rows["turned.jpg"], rows["trip/clip4.mp4"]
+    assert (image["kind"], image["width"], image["height"], image["duration"]) == ("image", 30, 40, None)
+    assert image["created"] == datetime(2021, 7, 4, 16, 30, tzinfo=UTC)
+    assert clip["kind"] == "video"
+    assert clip["duration"] == pytest.approx(0.8, abs=0.05)
+    assert (clip["start"], clip["end"]) == (None, None)
+    status = (media / "trip" / "clip4.mp4").stat()
+    assert clip["size"] == status.st_size
+    assert clip["created"].timestamp() == pytest.approx(status.st_mtime, abs=1e-3)  # as nothing else tells
 
 
 def test_new_changed_and_removed_clips(model_folder: Path, media: Path, tmp_path: Path) -> None:
-    build_index(model_folder, media, tmp_path / "index", part_clips=3)
+    build_index(model_folder, media, tmp_path / "index", commit_clips=3)
     before = vectors(tmp_path / "index")
     (media / "image0.png").unlink()
     write_clip(media / "clip1.mp4", seed=99)
     write_clip(media / "clip9.mp4", seed=9)
-    report = build_index(model_folder, media, tmp_path / "index", part_clips=3)
+    report = build_index(model_folder, media, tmp_path / "index", commit_clips=3)
     after = vectors(tmp_path / "index")
     assert counts(report) == (2, 6, 1, 0, 8)
     assert set(after) == set(before) - {"image0.png"} | {"clip9.mp4"}
@@ -100,10 +115,10 @@ def test_new_changed_and_removed_clips(model_folder: Path, media: Path, tmp_path
 
 
 def test_updated_index_equals_a_fresh_one(model_folder: Path, media: Path, tmp_path: Path) -> None:
-    build_index(model_folder, media, tmp_path / "index", part_clips=3)
+    build_index(model_folder, media, tmp_path / "index", commit_clips=3)
     (media / "clip0.mp4").unlink()
     write_image(media / "image1.png", seed=77)
-    build_index(model_folder, media, tmp_path / "index", part_clips=3)
+    build_index(model_folder, media, tmp_path / "index", commit_clips=3)
     build_index(model_folder, media, tmp_path / "fresh")
     updated, fresh = vectors(tmp_path / "index"), vectors(tmp_path / "fresh")
     assert set(updated) == set(fresh)
@@ -120,7 +135,7 @@ def test_captions_follow_the_metadata_without_encoding(model_folder: Path, media
     write([{"file_name": "clip0.mp4", "text": "three"}, {"file_name": "clip1.mp4"}])
     report = build_index(model_folder, media, tmp_path / "index")
     assert counts(report) == (0, 2, 0, 0, 2)
-    assert [clip.texts for clip in StoredIndex(tmp_path / "index").clips] == [("three",), ()]
+    assert column(tmp_path / "index", "captions") == {"clip0.mp4": ["three"], "clip1.mp4": []}
     write([{"file_name": "clip0.mp4", "text": "three"}, {"file_name": "gone.mp4"}])
     report = build_index(model_folder, media, tmp_path / "index")
     assert counts(report) == (0, 1, 1, 1, 1)
@@ -133,7 +148,7 @@ def test_a_file_of_two_splits_is_one_clip_with_the_captions_of_both(
     lines = [{"file_name": "clip0.mp4", "text": split, "split": split} for split in ("train", "test")]
     (media / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     build_index(model_folder, media, tmp_path / "index")
-    assert [clip.texts for clip in StoredIndex(tmp_path / "index").clips] == [("train", "test")]
+    assert column(tmp_path / "index", "captions") == {"clip0.mp4": ["train", "test"]}
 
 
 def test_broken_files_are_skipped_reported_and_remembered_until_they_change(
@@ -188,11 +203,9 @@ def test_the_skipped_files_lie_beside_the_index(model_folder: Path, media: Path,
     names = ["clip0.mp4", "gone.mp4", "a_broken.mp4"]
     (media / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": name}) for name in names))
     report = build_index(model_folder, media, tmp_path / "index")
-    lines = [json.loads(line) for line in (tmp_path / "index" / "skipped.jsonl").read_text().splitlines()]
-    assert [(line["file_name"], line["reason"]) for line in lines] == [
-        (problem.file_name, problem.reason) for problem in report.skipped
-    ]
-    assert [line["file_name"] for line in lines] == ["gone.mp4", "a_broken.mp4"]
+    listed = read_skipped(tmp_path / "index")
+    assert [(one.file, one.reason) for one in listed] == [(one.file_name, one.reason) for one in report.skipped]
+    assert [one.file for one in listed] == ["gone.mp4", "a_broken.mp4"]
     assert report.damaged == []
 
 
@@ -223,12 +236,12 @@ def test_a_killed_run_loses_only_the_part_in_progress(model_folder: Path, media:
     index = tmp_path / "index"
     code = (
         "import sys; from perceiver_vl.search import build_index\n"
-        "build_index(*sys.argv[1:], batch_size=1, part_clips=1, device='cpu')"
+        "build_index(*sys.argv[1:], batch_size=1, commit_clips=1, device='cpu')"
     )
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", code, str(model_folder), str(media), str(index)], env=environment)
     try:
-        while process.poll() is None and len(part_paths(index)) < 3:
+        while process.poll() is None and len(list(index.glob("clips.lance/data/*"))) < 4:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
     finally:
@@ -236,10 +249,8 @@ def test_a_killed_run_loses_only_the_part_in_progress(model_folder: Path, media:
         process.wait()
     survived = len(vectors(index))
     assert 3 <= survived < 28
-    (index / "parts" / ".part-000099.parquet.1.part").write_bytes(b"half a part")
     report = build_index(model_folder, media, index)
     assert (report.encoded, report.unchanged) == (28 - survived, survived)
-    assert not list(index.glob("parts/.*"))
     build_index(model_folder, media, tmp_path / "whole")
     resumed, whole = vectors(index), vectors(tmp_path / "whole")
     assert set(resumed) == set(whole)
@@ -253,60 +264,29 @@ def test_two_runs_at_once_are_refused(model_folder: Path, media: Path, tmp_path:
     one_line(error)
 
 
-def test_a_clip_in_two_parts_counts_once_and_the_later_part_wins(
-    tmp_path: Path, model_folder: Path, media: Path
-) -> None:
-    build_index(model_folder, media, tmp_path / "index")
-    stored = StoredIndex(tmp_path / "index")
-    vector = np.zeros(stored.settings.vector_size, dtype=np.float32)
-    summary = np.zeros(stored.settings.partial_attention_size, dtype=np.float32)
-    write_part(tmp_path / "index", [EncodedClip(IndexEntry("clip0.mp4", 1, 1, (), 1.0), vector, summary)])
-    stored = StoredIndex(tmp_path / "index")
-    assert len(stored.clips) == 8
-    assert (vectors(tmp_path / "index")["clip0.mp4"] == 0).all()
-    assert (stored.partial_attentions([7]) == 0).all()
-    assert (stored.partial_attentions([0]) != 0).any()
-
-
-def test_partial_attentions_of_any_clips_are_read_across_parts(tmp_path: Path) -> None:
-    settings = IndexSettings("model", "fingerprint", "media", "full", 4, 8, 32, 4, ("decoder",))
-    write_settings(tmp_path, settings)
-    draw = np.random.default_rng(0)
-    partial_attentions = draw.standard_normal((25, 32 + 4)).astype(np.float32)
-    vectors = draw.standard_normal((25, 8)).astype(np.float32)
-    clips = [IndexEntry(f"{number}.mp4", 1, 1, (), None) for number in range(25)]
-    encoded = [EncodedClip(*row) for row in zip(clips, vectors, partial_attentions, strict=True)]
-    write_part(tmp_path, encoded[:20])
-    write_part(tmp_path, encoded[20:])
-    for chosen in ([24, 3, 19, 8, 7, 20, 16, 3], []):
-        np.testing.assert_array_equal(StoredIndex(tmp_path).partial_attentions(chosen), partial_attentions[chosen])
-
-
 def test_a_clip_takes_as_many_bytes_whatever_the_latents(model_folder: Path, media: Path, tmp_path: Path) -> None:
-    sizes = []
     for latents in (1, 6):
         index = tmp_path / str(latents)
         build_index(model_folder, media, index, budget=ComputeBudget(latents=latents))
-        sizes.append([path.stat().st_size for path in part_paths(index)])
-    assert sizes[0] == sizes[1]
+        assert numbers(open_table(index).rows()["partial_attention"]).nbytes == 8 * 4 * (32 + 4)
 
 
-@pytest.mark.parametrize(("number", "named"), [(1, "an older version"), (3, "a newer version")])
+@pytest.mark.parametrize(("made", "named"), [(1, "an older version"), (9, "a newer version")])
 def test_an_index_of_another_format_is_refused_and_left_as_it_is(
-    model_folder: Path, media: Path, tmp_path: Path, number: int, named: str
+    model_folder: Path, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: int, named: str
 ) -> None:
     index = tmp_path / "index"
-    build_index(model_folder, media, index)
-    settings = json.loads((index / "index.json").read_text())
-    assert settings["format"] == 2
-    (index / "index.json").write_text(json.dumps(settings | {"format": number}))
+    with monkeypatch.context() as other:
+        other.setattr("perceiver_vl.search.table.FORMAT", made)
+        other.setattr("perceiver_vl.search.table.IndexSettings.__init__.__defaults__", (None, made))
+        build_index(model_folder, media, index)
     before = {path: path.read_bytes() for path in index.rglob("*") if path.is_file()}
     (media / "clip0.mp4").unlink()
-    for attempt in (lambda: build_index(model_folder, media, index), lambda: StoredIndex(index)):
+    for attempt in (lambda: build_index(model_folder, media, index), lambda: open_table(index)):
         with pytest.raises(UsageError, match=named) as error:
             attempt()
         assert str(index) in one_line(error)
-        assert "new folder" in one_line(error)
+        assert "new place" in one_line(error)
     assert {path: path.read_bytes() for path in index.rglob("*") if path.is_file()} == before
 
 
@@ -348,7 +328,7 @@ def test_a_folder_may_move_but_not_be_swapped(model_folder: Path, media: Path, t
     build_index(model_folder, media, tmp_path / "index")
     moved = media.rename(tmp_path / "moved")
     assert counts(build_index(model_folder, moved, tmp_path / "index")) == (0, 8, 0, 0, 8)
-    assert read_settings(tmp_path / "index").media == str(moved)
+    assert open_table(tmp_path / "index").settings.media == str(moved)
     write_clip(tmp_path / "elsewhere" / "other.mp4", seed=1)
     with pytest.raises(UsageError, match="none of them") as error:
         build_index(model_folder, tmp_path / "elsewhere", tmp_path / "index")
@@ -358,12 +338,11 @@ def test_a_folder_may_move_but_not_be_swapped(model_folder: Path, media: Path, t
 
 def test_budget_sets_frames_and_latents(model_folder: Path, media: Path, tmp_path: Path) -> None:
     build_index(model_folder, media, tmp_path / "index", budget=ComputeBudget(frames=2, latents=4, cross_attentions=1))
-    stored = StoredIndex(tmp_path / "index")
-    assert (stored.settings.frames, stored.settings.budget) == (2, "frames=2,latents=4,cross_attentions=1")
+    settings = open_table(tmp_path / "index").settings
+    assert (settings.frames, settings.budget) == (2, "frames=2,latents=4,cross_attentions=1")
     build_index(model_folder, media, tmp_path / "full")
-    assert not np.allclose(
-        stored.partial_attentions(range(8)), StoredIndex(tmp_path / "full").partial_attentions(range(8)), atol=1e-2
-    )
+    small, full = (column(tmp_path / name, "partial_attention") for name in ("index", "full"))
+    assert not np.allclose(small["clip0.mp4"], full["clip0.mp4"], atol=1e-2)
 
 
 def test_only_an_index_or_an_empty_folder_is_written_to(model_folder: Path, media: Path, tmp_path: Path) -> None:
@@ -390,25 +369,3 @@ def test_values_that_cannot_work_are_named(model_folder: Path, media: Path, tmp_
     with pytest.raises(UsageError, match="no such folder"):
         build_index(model_folder, tmp_path / "nowhere", tmp_path / "index")
     assert not (tmp_path / "index").exists()
-
-
-def test_damaged_index_files_are_named(model_folder: Path, media: Path, tmp_path: Path) -> None:
-    build_index(model_folder, media, tmp_path / "index")
-    part = part_paths(tmp_path / "index")[0]
-    stored, whole = StoredIndex(tmp_path / "index"), part.read_bytes()
-    part.write_bytes(whole[:100])
-    with pytest.raises(PerceiverVLError, match=part.name) as error:
-        StoredIndex(tmp_path / "index")
-    one_line(error)
-    with pytest.raises(PerceiverVLError, match=part.name):
-        stored.partial_attentions([0])
-    part.write_bytes(whole)
-    settings = read_settings(tmp_path / "index")
-    write_settings(tmp_path / "index", replace(settings, num_attention_heads=8))
-    with pytest.raises(PerceiverVLError, match=part.name) as error:
-        StoredIndex(tmp_path / "index").partial_attentions([0])
-    one_line(error)
-    (tmp_path / "index" / "index.json").write_text("{")
-    with pytest.raises(PerceiverVLError, match="damaged") as error:
-        StoredIndex(tmp_path / "index")
-    one_line(error)

@@ -4,6 +4,7 @@ Deaths are injected into the cluster's workers: Python runs `sitecustomize.py` i
 which files are opened.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from perceiver_vl import PerceiverVLError, UsageError, cli
 from perceiver_vl.search import build_index
-from perceiver_vl.search.store import StoredIndex, part_paths
+from perceiver_vl.search.table import IndexEntry, numbers, open_table
 from small_media import write_clip
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'perceiver-vl[cluster]'")
@@ -80,14 +81,14 @@ def clips(tmp_path: Path) -> Path:
 
 
 def rows(index: Path) -> dict[str, np.ndarray]:
-    """Each clip's vector and summary."""
-    stored = StoredIndex(index)
-    vectors = [vector for block in stored.vectors_by_part() for vector in block]
-    partial_attentions = stored.partial_attentions(range(len(stored.clips)))
-    return {
-        clip.file_name: np.concatenate([vector, summary])
-        for clip, vector, summary in zip(stored.clips, vectors, partial_attentions, strict=True)
-    }
+    """Each clip's vector and partial attention."""
+    found = open_table(index).rows()
+    values = np.concatenate([numbers(found["vector"]), numbers(found["partial_attention"])], axis=1)
+    return dict(zip(found["file"].to_pylist(), values, strict=True))
+
+
+def clips_in(index: Path) -> int:
+    return len(open_table(index)) if (index / "clips.lance").is_dir() else 0
 
 
 def assert_same_rows(index: Path, wanted: dict[str, np.ndarray]) -> None:
@@ -105,26 +106,28 @@ def test_killed_workers_and_a_killed_run_leave_the_index_of_one_machine(
     assert (alone.encoded, [problem.file_name for problem in alone.skipped]) == (25, ["clip24.mp4"])
 
     index = tmp_path / "index"
-    how = f"{str(model_folder)!r}, {str(clips)!r}, {str(index)!r}, batch_size=2, part_clips=4, device='cpu'"
+    how = f"{str(model_folder)!r}, {str(clips)!r}, {str(index)!r}, batch_size=2, commit_clips=4, device='cpu'"
     asked = f"""from perceiver_vl.search import build_index, ray_encoder
 ray_encoder.RETRIES = 1
 build_index({how}, ray={cluster!r})"""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.Popen([sys.executable, "-c", asked], env=environment, stderr=subprocess.PIPE)
+    patience = time.monotonic() + 180
     try:
-        while not part_paths(index):  # of the first eight clips; the gate is among the next
+        while not clips_in(index):  # of the first eight clips; the gate is among the next
             assert run.poll() is None, run.stderr and run.stderr.read().decode()
+            assert time.monotonic() < patience, "no clip was committed"
             time.sleep(0.1)
     finally:
         run.send_signal(signal.SIGKILL)
         run.communicate()
-    kept = {path: path.read_bytes() for path in part_paths(index)}
-    clips_kept = len(StoredIndex(index).clips)
+    kept = rows(index)
+    clips_kept = len(kept)
     assert 0 < clips_kept <= 8
     (faults / "open").touch()
 
     monkeypatch.setattr("perceiver_vl.search.ray_encoder.RETRIES", 0)
-    report = build_index(model_folder, clips, index, batch_size=2, part_clips=4, device="cpu", ray=cluster)
+    report = build_index(model_folder, clips, index, batch_size=2, commit_clips=4, device="cpu", ray=cluster)
     assert (report.unchanged, report.encoded, report.total) == (clips_kept, 24 - clips_kept, 24)
     reasons = {problem.file_name: problem.reason for problem in report.skipped}
     assert reasons.keys() == {"clip18-deadly.mp4", "clip24.mp4"}
@@ -132,7 +135,8 @@ build_index({how}, ray={cluster!r})"""
     assert reasons["clip24.mp4"] == alone.skipped[0].reason
     assert (faults / "clip13-once.mp4.died").stat().st_size == 1
     assert (faults / "clip18-deadly.mp4.died").stat().st_size >= 2
-    assert {path: path.read_bytes() for path in kept} == kept
+    for name, row in kept.items():
+        np.testing.assert_array_equal(rows(index)[name], row)
     wanted = rows(tmp_path / "alone")
     assert_same_rows(index, {name: row for name, row in wanted.items() if name != "clip18-deadly.mp4"})
 
@@ -144,21 +148,20 @@ build_index({how}, ray={cluster!r})"""
 def test_another_model_on_a_machine_is_refused_by_name(
     model_folder: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from perceiver_vl.search.ray_encoder import _Worker
-    from perceiver_vl.search.store import read_settings
+    from perceiver_vl.search.ray_encoder import _as_task, _Worker
 
     (clips / "clip24.mp4").unlink()
     build_index(model_folder, clips, tmp_path / "index", device="cpu")
-    settings = read_settings(tmp_path / "index")
+    settings = open_table(tmp_path / "index").settings
     monkeypatch.setattr("perceiver_vl.search.ray_encoder.decoder_version", lambda: "PyAV 1")
     import pyarrow as pa
 
     from perceiver_vl import ComputeBudget
 
-    task = pa.table({"number": [3], "file_name": ["clip00.mp4"]})
-    [row] = _Worker(settings, ComputeBudget(), 2, "cpu")(task).to_pylist()
-    assert row["number"] == 3
-    assert "PyAV 1 decodes on this machine" in row["failed"]
+    task = pa.table({"task": [_as_task([3], {3: IndexEntry("clip00.mp4", "video", 1, 1, ())})]})
+    [done] = _Worker(str(tmp_path / "index"), settings, ComputeBudget(), 2, "cpu")(task)["done"].to_pylist()
+    assert json.loads(done)["numbers"] == [3]
+    assert "PyAV 1 decodes on this machine" in json.loads(done)["failed"]
 
 
 def test_no_cluster_at_the_address_is_one_line(model_folder: Path, clips: Path, tmp_path: Path) -> None:

@@ -1,22 +1,22 @@
 """Searching: the same order as a direct computation, through every shortlist, and a page to look at it."""
 
 import json
+import os
 import re
 import shutil
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from perceiver_vl import ComputeBudget, PerceiverVLError, UsageError
+from perceiver_vl import ComputeBudget, UsageError
 from perceiver_vl.models.loading import load_retriever
-from perceiver_vl.search import Searcher, build_index, write_page
-from perceiver_vl.search.shortlist import RECALL_AT
-from perceiver_vl.search.store import EncodedClip, IndexEntry, StoredIndex, part_paths, write_part
-from small_media import write_clip
+from perceiver_vl.search import Filters, Searcher, build_index, write_page
+from perceiver_vl.search.table import APPROXIMATE, RECALL_AT, EncodedClip, IndexEntry, open_table, rows_of
+from small_media import write_clip, write_image
 
 QUERY = "a red square moves left"
 
@@ -30,7 +30,7 @@ def indexed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     lines: list[dict[str, object]] = [{"file_name": f"clip{number:02d}.mp4"} for number in range(12)]
     lines[0]["text"], lines[1]["text"] = "a red <b>square</b>", "a blue circle"
     (media / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    build_index(model_folder, media, index, part_clips=5, batch_size=4)
+    build_index(model_folder, media, index, commit_clips=5, batch_size=4)
     return index, media
 
 
@@ -106,7 +106,7 @@ def test_only_the_shortlist_is_ranked_again(model_folder: Path, indexed: tuple[P
 
 def test_result_says_how_and_how_long(indexed: tuple[Path, Path]) -> None:
     result = Searcher(indexed[0]).search(QUERY, top_k=2)
-    assert (result.method, result.recall, result.searched, len(result.hits)) == ("exact", 1.0, 12, 2)
+    assert (result.method, result.recall, result.searched, len(result.hits)) == ("exact", None, 12, 2)
     assert set(result.seconds) == {"encode", "shortlist", "rerank", "total"}
     plain = json.loads(json.dumps(result.as_dict()))
     assert plain["hits"][0]["path"] == str(indexed[1] / plain["hits"][0]["file_name"])
@@ -122,56 +122,143 @@ def test_index_works_from_another_directory(
     assert all(hit.path.is_file() for hit in hits)
 
 
-def test_lancedb_agrees_with_exact_search_and_follows_the_parts(
+def test_an_approximate_index_agrees_with_exact_search_and_follows_the_clips(
     model_folder: Path, indexed: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    pytest.importorskip("lancedb")
-    index = tmp_path / "index"
-    build_index(model_folder, indexed[1], index, part_clips=5)
+    exactly, index = tmp_path / "exactly", tmp_path / "index"
+    build_index(model_folder, indexed[1], exactly)
+    report = build_index(model_folder, indexed[1], index, commit_clips=5, exact_rows=10)
+    assert report.recall == 1.0  # with so few clips, every partition is probed
     for more in (False, True):
         if more:
-            add_random_clips(index, 300)
-        exact, lance = Searcher(index), Searcher(index, exact_rows=10)
-        expected, found = exact.search(QUERY, top_k=12), lance.search(QUERY, top_k=12)
-        assert (found.method, expected.method) == ("lancedb", "exact")
+            for folder in (exactly, index):
+                add_random_clips(folder, 300)
+        expected, found = (Searcher(folder).search(QUERY, top_k=12) for folder in (exactly, index))
+        assert (found.method, expected.method) == (APPROXIMATE, "exact")
+        assert (found.recall, expected.recall) == (1.0, None)
         assert names(found) == names(expected)
         assert [hit.score for hit in found.hits] == pytest.approx([hit.score for hit in expected.hits], abs=1e-4)
-        assert found.recall == 1.0  # with so few clips, every partition is probed
         assert found.searched == (312 if more else 12)
-    assert len(list((index / "lance").iterdir())) == 1
     assert RECALL_AT < 12  # so that the recall above could have been less than 1
 
 
-def test_missing_lancedb_is_named_with_its_remedy(indexed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lancedb", None)  # as if it were not installed
-    with pytest.raises(UsageError, match=r"pip install 'perceiver-vl\[lancedb\]'") as error:
-        Searcher(indexed[0], exact_rows=10)
-    assert "\n" not in str(error.value)
-
-
 def add_random_clips(index: Path, count: int) -> None:
-    settings = StoredIndex(index).settings
+    table = open_table(index)
+    settings = table.settings
     draw = np.random.default_rng(3)
     vectors = draw.standard_normal((count, settings.vector_size)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    partial_attentions = draw.standard_normal((count, settings.partial_attention_size)).astype(np.float32)
-    clips = [IndexEntry(f"random{number}.mp4", 1, 1, (), 1.0) for number in range(count)]
+    size = settings.hidden_size + settings.num_attention_heads
+    partial_attentions = draw.standard_normal((count, size)).astype(np.float32)
+    clips = [IndexEntry(f"random{number}.mp4", "video", 1, 1, ()) for number in range(count)]
     rows = zip(clips, vectors, partial_attentions, strict=True)
-    write_part(index, [EncodedClip(*row) for row in rows])
+    table.commit(rows_of([EncodedClip(*row) for row in rows], settings))
 
 
-def test_changes_under_an_open_index_are_noticed(
-    model_folder: Path, indexed: tuple[Path, Path], tmp_path: Path
+def test_who_has_opened_an_index_goes_on_with_it_until_the_newest_is_asked_for(
+    model_folder: Path, tmp_path: Path
 ) -> None:
-    media = tmp_path / "media"
+    media, index = tmp_path / "media", tmp_path / "index"
     for number in range(4):
         write_clip(media / f"clip{number}.mp4", seed=number)
-    build_index(model_folder, media, tmp_path / "index")
-    searcher = Searcher(tmp_path / "index")
+    build_index(model_folder, media, index)
+    searcher = Searcher(index)
+    before = searcher.search(QUERY)
     (media / "clip0.mp4").unlink()
-    build_index(model_folder, media, tmp_path / "index")
-    with pytest.raises(PerceiverVLError, match="search again"):
-        searcher.search(QUERY)
+    (media / "clip1.mp4").rename(media / "renamed.mp4")
+    write_clip(media / "clip2.mp4", seed=22)
+    write_clip(media / "clip9.mp4", seed=9)
+    build_index(model_folder, media, index)
+    again = searcher.search(QUERY)
+    assert [(hit.file_name, hit.score) for hit in again.hits] == [(hit.file_name, hit.score) for hit in before.hits]
+    assert again.searched == 4
+    searcher.refresh()
+    fresh = Searcher(index).search(QUERY)
+    assert set(names(fresh)) == {"renamed.mp4", "clip2.mp4", "clip3.mp4", "clip9.mp4"}
+    assert searcher.search(QUERY).hits == fresh.hits
+
+
+@pytest.fixture(scope="module")
+def trips(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of two folders of clips and images, of several lengths and years, with captions."""
+    media, index = tmp_path_factory.mktemp("trips"), tmp_path_factory.mktemp("index")
+    for number, place in enumerate(["Rome", "Rome", "it's 100%", "it's 100%"]):
+        write_clip(media / place / f"clip{number}.mp4", seed=number, frames=8 * (number + 1))
+        write_image(media / place / f"image{number}.png", seed=10 + number)
+        for name in (f"clip{number}.mp4", f"image{number}.png"):
+            os.utime(media / place / name, (86400 * (365 * number + 18000),) * 2)
+    captions = {"Rome/clip0.mp4": "the Trevi fountain", "it's 100%/image3.png": ["a dog", "Fountain pen"]}
+    rows = [
+        {"file_name": name, "text": captions.get(name, [])}
+        for name in (path.relative_to(media).as_posix() for path in sorted(media.glob("*/*")))
+    ]
+    (media / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    build_index(model_folder, media, index)
+    return index
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(folder="Rome"), "clip0 clip1 image0 image1"),
+        (Filters(folder="Ro"), ""),
+        (Filters(folder="./it's 100%/"), "clip2 clip3 image2 image3"),
+        (Filters(type="image"), "image0 image1 image2 image3"),
+        (Filters(longer=1.6, type="video"), "clip1 clip2 clip3"),
+        (Filters(shorter=1.6), "clip0 clip1"),
+        (Filters(after="2020-04-13", before="2021-04-13"), "clip1 image1"),
+        (Filters(after="2020-04-13T02:00+02:00", shorter=2), "clip1"),
+        (Filters(where="kind = 'image' OR file LIKE '%3.mp4'", folder="it's 100%"), "clip3 image2 image3"),
+        (Filters(where="array_length(captions) > 0"), "clip0 image3"),
+        (Filters(), "clip0 clip1 clip2 clip3 image0 image1 image2 image3"),
+    ],
+)
+def test_filters_are_applied_before_the_search(trips: Path, filters: Filters, expected: str) -> None:
+    searcher = Searcher(trips)
+    everything = searcher.search(QUERY, rerank="none").hits
+    for top_k in (1, 10):
+        result = searcher.search(QUERY, top_k=top_k, filters=filters, rerank="none")
+        wanted = [hit.file_name for hit in everything if Path(hit.file_name).stem in expected.split()]
+        assert names(result) == wanted[:top_k]
+        assert result.searched == len(expected.split())
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"where": "duration >"}, r"where=\(duration >\): .*Expected"),
+        ({"where": "colour = 'red'"}, "where=.*colour"),
+        ({"where": "duration > 'long'"}, "where=.*long"),
+        ({"where": "file LIKE 'open"}, "where="),
+        ({"where": " "}, "where="),
+        ({"after": "yesterday"}, "after=yesterday: not a day"),
+        ({"before": "2024-13-01"}, "before=2024-13-01"),
+        ({"longer": -1.0}, "longer=-1"),
+        ({"shorter": float("nan")}, "shorter=nan"),
+        ({"type": "sound"}, "type=sound: choose video or image"),
+    ],
+)
+def test_filters_that_cannot_be(trips: Path, filters: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        Searcher(trips).search(QUERY, filters=Filters(**filters))
+    assert "\n" not in str(error.value)
+    assert ".rs:" not in str(error.value)
+
+
+def test_hybrid_search_joins_the_ranking_by_words(trips: Path) -> None:
+    searcher = Searcher(trips)
+    by_model = searcher.search("fountain", top_k=8)
+    ranks = {hit.file_name: hit.rank for hit in by_model.hits}
+    result = searcher.search("fountain", top_k=8, hybrid=True)
+    assert {"Rome/clip0.mp4", "it's 100%/image3.png"} == set(names(result)[:2]), "both captions have the word"
+    for hit in result.hits[2:]:
+        assert hit.score == pytest.approx(1 / (60 + ranks[hit.file_name]))
+    assert result.hits[1].score > result.hits[2].score
+    by_file = searcher.search("clip3", hybrid=True, filters=Filters(type="video")).hits
+    assert by_file[0].file_name == "it's 100%/clip3.mp4"
+    assert {Path(hit.file_name).suffix for hit in by_file} == {".mp4"}
+    unknown = searcher.search("zzzz", top_k=8, hybrid=True)
+    assert names(unknown) == names(searcher.search("zzzz", top_k=8))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +282,7 @@ def test_folders_that_cannot_be_searched(
     index = tmp_path / "index"
     write_clip(tmp_path / "media" / "clip.mp4", seed=0)
     build_index(model_folder, tmp_path / "media", index)
-    part_paths(index)[0].unlink()
+    open_table(index).commit(gone=["clip.mp4"])
     for folder, model, message in [
         (tmp_path, None, "not an index"),
         (index, None, "without clips"),

@@ -14,7 +14,7 @@ from perceiver_vl.cli.convert import convert, export
 from perceiver_vl.cli.demo import demo
 from perceiver_vl.cli.evaluate import evaluate
 from perceiver_vl.cli.report import report
-from perceiver_vl.cli.search import index, search
+from perceiver_vl.cli.search import index_app, search
 from perceiver_vl.cli.train import train
 from perceiver_vl.cli.watch import watch
 from perceiver_vl.utils.console import err
@@ -31,7 +31,6 @@ app = typer.Typer(
 for _command in (
     train,
     evaluate,
-    index,
     search,
     ask,
     watch,
@@ -43,6 +42,7 @@ for _command in (
     demo,
 ):
     app.command()(_command)
+app.add_typer(index_app, name="index")
 app.add_typer(data_commands.data_app, name="data")
 app.add_typer(bench_app, name="bench")
 

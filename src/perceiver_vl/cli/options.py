@@ -54,6 +54,14 @@ def read_numbers(name: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def read_seconds(name: str, text: str) -> float:
+    """`90`, `1:30` or `0:01:30` → seconds."""
+    try:
+        return float(sum(60**place * float(part) for place, part in enumerate(reversed(text.split(":")))))
+    except ValueError:
+        raise UsageError(f"{name}={text}: need seconds or mm:ss") from None
+
+
 def require_extra(module: str, extra: str) -> None:
     if find_spec(module) is None:
         raise UsageError(f"{module} is not installed: pip install 'perceiver-vl[{extra}]'")

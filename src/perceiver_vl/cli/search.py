@@ -1,4 +1,4 @@
-"""`perceiver-vl index` and `search`."""
+"""`perceiver-vl index`, `index export` and `search`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,23 +14,33 @@ from perceiver_vl.cli.options import (
     JsonOption,
     MaxFailedFractionOption,
     MetadataOption,
-    ModelOption,
     SplitOption,
     StrictOption,
     ThreadsOption,
     parse_columns,
     read_budget,
+    read_seconds,
     require_extra,
 )
 from perceiver_vl.cli.show import print_damaged, print_hits, print_json, print_skipped
+from perceiver_vl.models.budget import is_limit
 from perceiver_vl.utils.console import out
+from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.threads import use_threads
 
+index_app = typer.Typer(invoke_without_command=True)
 
+
+@index_app.callback()
 def index(
-    model: ModelOption,
-    media: Annotated[Path, typer.Option(help="Folder of clips and images.")],
-    output: Annotated[Path, typer.Option("--out", help="Index folder, made or brought up to date.")],
+    context: typer.Context,
+    output: Annotated[
+        str | None, typer.Option("--out", help="Index, made or brought up to date: a folder, or s3://bucket/index.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Model folder (default: the one that made the index).")] = None,
+    media: Annotated[
+        Path | None, typer.Option(help="Folder of clips and images (default: the one that the index is of).")
+    ] = None,
     metadata: MetadataOption = None,
     columns: ColumnsOption = "",
     split: SplitOption = None,
@@ -39,6 +49,9 @@ def index(
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     strict: StrictOption = False,
     max_failed_fraction: MaxFailedFractionOption = 0.1,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every row, and encode again what is damaged.")
+    ] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     compiled: CompileOption = False,
@@ -50,12 +63,19 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Encode every clip and image of a folder once; again: only what is new, changed or gone."""
+    if context.invoked_subcommand is not None:
+        return
+    if output is None:
+        raise UsageError("--out is missing: say where the index is, or is to be made")
     names = parse_columns(columns)
     if ray is not None:
         require_extra("ray", "cluster")
-    dials = read_budget(budget, model, device, dtype)
     use_threads(threads)
     from perceiver_vl.search import build_index
+
+    if is_limit(budget) and model is None:
+        raise UsageError(f"--budget {budget}: say of which model, with --model")
+    dials = read_budget(budget, model or Path(), device, dtype) if budget else None
 
     report = build_index(
         model,
@@ -69,6 +89,7 @@ def index(
         batch_size=batch_size,
         strict=strict,
         max_failed_fraction=max_failed_fraction,
+        verify=verify,
         progress=True,
         device=device,
         dtype=dtype,
@@ -83,12 +104,40 @@ def index(
     print_damaged(report.damaged)
 
 
+@index_app.command()
+def export(
+    index: Annotated[str, typer.Argument(help="Index: a folder, or s3://bucket/index.")],
+    parquet: Annotated[Path, typer.Option(help="File to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write all rows of an index to one Parquet file, for Milvus, Qdrant, pgvector and others."""
+    from perceiver_vl.search import export_parquet
+
+    clips = export_parquet(index, parquet)
+    if as_json:
+        print_json({"index": index, "parquet": parquet, "clips": clips})
+    else:
+        out.print(f"{clips} clips: {parquet}", markup=False)
+
+
 def search(
-    index: Annotated[Path, typer.Option(help="Index folder.")],
+    index: Annotated[str, typer.Option(help="Index: a folder, or s3://bucket/index.")],
     queries: Annotated[list[str], typer.Argument(metavar="WORDS...", help="One or more queries, each in quotes.")],
     top_k: Annotated[int, typer.Option("--top-k", "--top", help="Clips to show.")] = 10,
     shortlist: Annotated[int, typer.Option(help="Candidates that the mixed stream re-ranks.")] = 100,
     rerank: Annotated[str, typer.Option(help="combined, mixed or none.")] = "combined",
+    folder: Annotated[str | None, typer.Option(help="Only clips in this folder of the media folder.")] = None,
+    after: Annotated[str | None, typer.Option(metavar="DAY", help="Only clips from this day or time on.")] = None,
+    before: Annotated[str | None, typer.Option(metavar="DAY", help="Only clips from before this day or time.")] = None,
+    longer: Annotated[str | None, typer.Option(metavar="TIME", help="Only clips of at least so long (1:30).")] = None,
+    shorter: Annotated[str | None, typer.Option(metavar="TIME", help="Only clips of at most so long.")] = None,
+    kind: Annotated[str | None, typer.Option("--type", help="Only video, or only image.")] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="SQL", help="Only clips for which this holds, as in width >= 1920.")
+    ] = None,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="Also look for the words in captions and file names, and join both.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a page of filmstrips here.")] = None,
     model: Annotated[Path | None, typer.Option(help="Where the index's model is now, if it has moved.")] = None,
     device: DeviceOption = None,
@@ -97,10 +146,21 @@ def search(
 ) -> None:
     """Find clips by words: shortlist by the multi-stream, re-rank by the mixed stream."""
     use_threads(threads)
-    from perceiver_vl.search import Searcher, write_page
+    from perceiver_vl.search import Filters, Searcher, write_page
 
+    filters = Filters(
+        folder=folder,
+        after=after,
+        before=before,
+        longer=None if longer is None else read_seconds("longer", longer),
+        shorter=None if shorter is None else read_seconds("shorter", shorter),
+        type=kind,  # type: ignore[arg-type]
+        where=where,
+    )
+    filters.sql()  # refuses what cannot be before the model is loaded
     searcher = Searcher(index, model, device)
-    results = [searcher.search(words, top_k=top_k, shortlist=shortlist, rerank=rerank) for words in queries]  # type: ignore[arg-type]
+    how = {"top_k": top_k, "shortlist": shortlist, "rerank": rerank, "filters": filters, "hybrid": hybrid}
+    results = [searcher.search(words, **how) for words in queries]  # type: ignore[arg-type]
     if html:
         write_page(html, results)
     if as_json:

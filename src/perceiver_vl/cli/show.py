@@ -71,8 +71,8 @@ def print_hits(result: "SearchResult") -> None:
         )
     out.print(table, soft_wrap=False)
     total = 1e3 * result.seconds["total"]
-    recall = f"recall of the shortlist against exact search {result.recall:.3f}"
-    out.print(f"{result.searched} clips searched in {total:.1f} ms ({result.method}, {recall})")
+    recall = "" if result.recall is None else f", recall of the shortlist against exact search {result.recall:.3f}"
+    out.print(f"{result.searched} clips searched in {total:.1f} ms ({result.method}{recall})")
 
 
 def print_conversion(conversion: "Conversion") -> None:

@@ -8,7 +8,8 @@ through Pillow. The first bytes of the file decide which of the two, its name do
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import av
@@ -34,6 +35,7 @@ class Clip:
     lost: the file breaks off or was found damaged, whether or not frames that were asked for lie there.
     missing: how many of those could not be decoded; for each the next that could stands in, with its own time, or if
     there is none before the next one asked for, T is smaller.
+    shape: (H, W) as stored, upright and with square pixels. created: when it was recorded, if the file says.
     """
 
     frames: Frames
@@ -41,6 +43,8 @@ class Clip:
     duration: float | None
     lost: bool
     missing: int = 0
+    shape: tuple[int, int] | None = None
+    created: datetime | None = None
 
 
 def decoder_version() -> str:
@@ -129,7 +133,7 @@ def load_clip(
     if order is None or len(clip.frames) < len(order):
         return clip
     back = np.argsort(order, kind="stable")
-    return Clip(clip.frames[back], clip.timestamps[back], clip.duration, clip.lost, clip.missing)
+    return replace(clip, frames=clip.frames[back], timestamps=clip.timestamps[back])
 
 
 def stream_clip(
@@ -215,10 +219,15 @@ def _read_clips(medium: VideoFile | Picture, request: Request, chunk: int | None
     frames: Frames | None = None
     seconds: list[float] = []
     missing, lost = 0, False
+
+    def clip(frames: Frames) -> Clip:
+        about = medium.duration, lost or medium.damaged, missing, medium.shape, medium.created
+        return Clip(frames, np.array(seconds), *about)
+
     for place, decoded in enumerate(_decode(medium, wanted, request.size)):
         if decoded is not None:
             if frames is not None and len(seconds) == chunk:
-                yield Clip(frames, np.array(seconds), medium.duration, lost or medium.damaged, missing)
+                yield clip(frames)
                 frames, seconds, missing = None, [], 0
             if frames is None:
                 frames = _allocate(medium.name, min(chunk, len(wanted) - place), decoded.frame)
@@ -228,7 +237,7 @@ def _read_clips(medium: VideoFile | Picture, request: Request, chunk: int | None
             missing, lost = missing + 1, True
     if frames is None:
         raise MediaError(medium.name, "no frame can be decoded: truncated or damaged")
-    yield Clip(frames[: len(seconds)], np.array(seconds), medium.duration, lost or medium.damaged, missing)
+    yield clip(frames[: len(seconds)])
 
 
 def _decode(

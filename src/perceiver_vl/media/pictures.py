@@ -3,14 +3,15 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from perceiver_vl.media.resizing import resize_frame
-from perceiver_vl.media.sampling import DecodedFrame, Frames, Seconds
+from perceiver_vl.media.sampling import DecodedFrame, Frames, Seconds, told_time
 from perceiver_vl.media.source import MAX_FRAMES, MAX_PICTURE_PIXELS, PixelCount, Source, check_pixels
 from perceiver_vl.utils.errors import MediaError
 
@@ -48,6 +49,7 @@ class Picture:
             self.close()
             raise
         self._animated = frames > 1
+        self.shape, self.created = _shape(self._image), _created(self._image)  # before it is decoded at a fraction
         # The first picture of some files is only for viewers that cannot animate
         self._first = int(self._animated and getattr(self._image, "default_image", False))
         self.count = frames - self._first
@@ -146,6 +148,35 @@ class Picture:
             yield index, begins[-1] / 1000
             begins.append(begins[-1] + (self._image.info.get("duration") or _UNTIMED))
         self._begins = np.array(begins) / 1000
+
+
+def _shape(image: Any) -> tuple[int, int]:
+    """(H, W), upright."""
+    width, height = image.size
+    with contextlib.suppress(Exception):  # Pillow raises whatever damaged EXIF leads it to
+        if _exif(image).get(ExifTags.Base.Orientation, 1) >= 5:
+            return width, height
+    return height, width
+
+
+def _exif(image: Any) -> Image.Exif:
+    """What stands before the pixels: a PNG's own `getexif` decodes them to look behind."""
+    if image.format == "TIFF":
+        tags: Image.Exif = image.getexif()
+        return tags
+    exif = Image.Exif()
+    exif.load(image.info.get("exif"))
+    return exif
+
+
+def _created(image: Any) -> datetime | None:
+    """When it was taken, as its EXIF says."""
+    with contextlib.suppress(Exception):  # Pillow raises whatever damaged EXIF leads it to
+        exif = _exif(image)
+        camera = exif.get_ifd(ExifTags.IFD.Exif)
+        told = camera.get(ExifTags.Base.DateTimeOriginal) or exif[ExifTags.Base.DateTime]
+        return told_time(told.replace(":", "-", 2) + camera.get(ExifTags.Base.OffsetTimeOriginal, ""))
+    return None
 
 
 def _shrink(image: Any, size: tuple[int, int] | None) -> None:

@@ -28,12 +28,15 @@ class Renderer:
         self._source, self._pixel_aspect, self._size = source, pixel_aspect, size
         self._reformatter = VideoReformatter()  # one for all frames: making its tables costs more than using them
         self._take_field = FieldTaker()
+        self.shape: tuple[int, int] | None = None  # (H, W) of the first frame, upright, with square pixels
 
     def __call__(self, frame: Any) -> Frames:
         check_pixels(self._source.name, frame.width, frame.height, MAX_VIDEO_PIXELS)
         turns = round(frame.rotation / 90) % 4
+        self.shape = self.shape or self._square_size(frame, turns)
         if self._size is None:
-            self._size = self._square_size(frame, turns)
+            check_pixels(self._source.name, *self.shape[::-1])
+            self._size = self.shape
         wide = needs_conversion(frame.color_trc, frame.color_primaries)
         transfer = frame.color_trc
         if frame.interlaced_frame:
@@ -59,7 +62,6 @@ class Renderer:
         """The upright size with square pixels: the stretched side grows, so that nothing is lost."""
         height, width, aspect = frame.height, frame.width, self._pixel_aspect
         size = (height, round(width * aspect)) if aspect >= 1 else (round(height / aspect), width)
-        check_pixels(self._source.name, size[1], size[0])
         return size if turns % 2 == 0 else size[::-1]
 
 

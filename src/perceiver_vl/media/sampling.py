@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -26,6 +27,17 @@ class DecodedFrame(NamedTuple):
     seconds: float
     frame: Frames
     exact: bool = True
+
+
+def told_time(text: str) -> datetime:
+    """The ISO 8601 time that a file says of itself, in UTC; one without a zone counts as UTC.
+
+    Raises `ValueError` for what is no time, or one before there were such files: how some write that they do not know.
+    """
+    time = datetime.fromisoformat(text.strip())
+    if time.year <= 1970:
+        raise ValueError(f"{text}: not a time of recording")
+    return time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC)
 
 
 class Timeline(Protocol):

@@ -9,6 +9,7 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import av
@@ -16,7 +17,7 @@ import numpy as np
 from av.video.frame import PictureType
 
 from perceiver_vl.media.rendering import Renderer
-from perceiver_vl.media.sampling import DecodedFrame, Seconds
+from perceiver_vl.media.sampling import DecodedFrame, Seconds, told_time
 from perceiver_vl.media.source import MAX_FRAMES, MAX_VIDEO_PIXELS, PixelCount, Source, check_pixels
 from perceiver_vl.utils.errors import MediaError
 
@@ -61,6 +62,20 @@ class VideoFile:
     def close(self) -> None:
         """Let go of the file."""
         self._container.close()
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """(H, W) of the first frame that was read, upright and with square pixels."""
+        return self._render.shape
+
+    @property
+    def created(self) -> datetime | None:
+        """When it was filmed, as the file says."""
+        told = {**self._stream.metadata, **self._container.metadata}
+        for name in ("com.apple.quicktime.creationdate", "creation_time", "date"):
+            with contextlib.suppress(ValueError, KeyError):
+                return told_time(told[name])
+        return None
 
     def _open(self) -> None:
         # "file:" and the whitelists keep FFmpeg in this one file, whatever its name or its content looks like
@@ -182,7 +197,7 @@ class VideoFile:
         The next frame before the following wanted one stands in for one that is lost, with its own time; if none can
         be had at all, the last that was decoded.
         """
-        render = Renderer(self._source, float(self._stream.sample_aspect_ratio or 1) or 1.0, size)
+        self._render = render = Renderer(self._source, float(self._stream.sample_aspect_ratio or 1) or 1.0, size)
         origin, found = int(self._times[0]), False
         self._last: tuple[int, Any] | None = None
         for index, time, frame in self._decode(wanted):

@@ -6,19 +6,23 @@ from perceiver_vl.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from perceiver_vl.search.build import IndexReport, build_index
+    from perceiver_vl.search.filters import Filters
     from perceiver_vl.search.html import write_page
     from perceiver_vl.search.searcher import Hit, Searcher, SearchResult
+    from perceiver_vl.search.table import export_parquet
 
-__all__ = ["Hit", "IndexReport", "SearchResult", "Searcher", "build_index", "write_page"]
+__all__ = ["Filters", "Hit", "IndexReport", "SearchResult", "Searcher", "build_index", "export_parquet", "write_page"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "Filters": "perceiver_vl.search.filters",
         "Hit": "perceiver_vl.search.searcher",
         "IndexReport": "perceiver_vl.search.build",
         "SearchResult": "perceiver_vl.search.searcher",
         "Searcher": "perceiver_vl.search.searcher",
         "build_index": "perceiver_vl.search.build",
+        "export_parquet": "perceiver_vl.search.table",
         "write_page": "perceiver_vl.search.html",
     },
 )

@@ -1,7 +1,10 @@
 """Encode a folder of clips and images once; every later run encodes only what is new or changed."""
 
+import hashlib
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,34 +16,43 @@ from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_failures, check_listed
 from perceiver_vl.media.decode import decoder_version
+from perceiver_vl.media.files import VIDEO_EXTENSIONS
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.loading import load_retriever, model_fingerprint
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
-from perceiver_vl.search import store
+from perceiver_vl.search import table as tables
 from perceiver_vl.search.encode import encode_files
-from perceiver_vl.search.store import EncodedClip, IndexEntry, IndexSettings, SkippedFile, StoredIndex
+from perceiver_vl.search.table import ClipTable, EncodedClip, IndexEntry, IndexSettings, SkippedFile, WrittenClips
 from perceiver_vl.utils.console import ProgressBars
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
-PART_CLIPS = 256
-PART_SECONDS = 30.0
+COMMIT_CLIPS = 256
+COMMIT_SECONDS = 30.0
+RECALL_QUERIES = 64
+_READ_AT_ONCE = 10_000  # rows that are written anew without being encoded
+_ID_BLOCKS, _ID_BLOCK = 16, 1 << 16
 
 
 @dataclass
 class IndexReport:
-    """What a run did: clips `encoded` (new or changed), `removed` (gone from the folder), `total` (can be searched).
+    """What a run did: clips `encoded` (new or changed), `moved` (known by their content under another name, or touched
+    without a change), `removed` (gone from the folder), `total` (can be searched).
 
-    skipped: what could not be read; damaged: of those encoded, files that lacked frames.
+    skipped: what could not be read; damaged: of those encoded, files that lacked frames; mended: rows of the index that
+    were damaged, and belong to the encoded ones now. recall: of the approximate index; None: the search is exact.
     """
 
     index: str
     encoded: int = 0
     unchanged: int = 0
+    moved: int = 0
     removed: int = 0
+    mended: int = 0
     skipped: list[SkippedSample] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     total: int = 0
+    recall: float | None = None
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,36 +62,43 @@ class IndexReport:
     def summary(self) -> str:
         """One line for a person."""
         parts = [f"{self.encoded} encoded", f"{self.unchanged} unchanged", f"{self.removed} removed"]
+        parts += [f"{count} {name}" for name in ("moved", "mended") if (count := getattr(self, name))]
         parts += [f"{len(self.skipped)} skipped"] if self.skipped else []
         return f"{self.index}: {self.total} clips ({', '.join(parts)}) in {self.seconds:.1f} s"
 
 
 def build_index(
-    model_folder: str | Path,
-    media: str | Path,
+    model_folder: str | Path | None,
+    media: str | Path | None,
     out: str | Path,
     *,
-    budget: ComputeBudget = FULL_BUDGET,
+    budget: ComputeBudget | None = None,
     metadata: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     split: str | None = None,
     num_frames: int | None = None,
     batch_size: int = 16,
-    part_clips: int = PART_CLIPS,
+    commit_clips: int = COMMIT_CLIPS,
+    exact_rows: int = tables.EXACT_ROWS,
     strict: bool = False,
     max_failed_fraction: float = MAX_FAILED_FRACTION,
+    verify: bool = False,
     progress: bool = False,
     device: str | torch.device | None = None,
     dtype: str | None = None,
     compiled: bool = False,
     ray: str | None = None,
 ) -> IndexReport:
-    """Bring the index `out` up to date with the folder `media`, making it if it is not there.
+    """Bring the index `out`, a folder or an address such as `s3://bucket/index`, up to date with the folder `media`.
 
-    A file is encoded if its size or time of change is not the one in the index; files that are gone are forgotten, and
-    captions follow the metadata. `num_frames`: frames decoded of a clip; None: those of the budget, or the processor's.
+    It is made if it is not there. An index that is knows its model, media, budget, frames and dtype: what is None here
+    is as it was. A file is encoded if its size or time of change is not the one in the index, and no clip there has the
+    same content; until it is encoded, what the index has of it serves. Files that are gone are forgotten, and captions
+    follow the metadata. `num_frames`: frames decoded of a clip; None: those of the budget, or the processor's.
     Files that cannot be decoded are skipped and reported, and not tried again before they change; with `strict` the
-    first one raises. Whatever ends a run, at most the last `part_clips` clips (or 30 s of work) must be encoded again.
+    first one raises. Whatever ends a run, no more than `commit_clips` clips (or 30 s of work) must be encoded again.
+    More than `exact_rows` clips are searched through an approximate index. `verify`: check every row, encode again what
+    is damaged, and make all indexes anew; a small index is checked in any case.
     `dtype`, `compiled`: as of `load_folder`; queries are encoded in the same dtype.
     `ray`: encode on the machines of the Ray cluster at this address (`auto`, `HOST:PORT`), or on all cores of this one
     (`local`), into the same index; `search.ray_encoder` says how.
@@ -88,54 +107,73 @@ def build_index(
     `PerceiverVLError` when more than the share `max_failed_fraction` of the files cannot be read.
     """
     started = time.perf_counter()
-    if batch_size < 1 or part_clips < 1:
-        raise UsageError(f"batch_size={batch_size}, part_clips={part_clips}: need at least 1 of each")
+    if batch_size < 1 or commit_clips < 1:
+        raise UsageError(f"batch_size={batch_size}, commit_clips={commit_clips}: need at least 1 of each")
     if compiled and ray is not None:
         raise UsageError(f"compile, ray={ray}: the workers of a cluster do not compile, leave one out")
+    before = tables.settings_of(out)
+    if before is None and (model_folder is None or media is None):
+        raise UsageError(f"{out}: not an index, say with --model and --media what to make one of")
+    if before is not None:
+        model_folder, media = model_folder or before.model, media or before.media
+        budget = ComputeBudget.parse("" if before.budget == "full" else before.budget) if budget is None else budget
+        if num_frames is None and budget.frames is None:
+            num_frames = before.frames
+        dtype = dtype or before.dtype
+    budget = budget or FULL_BUDGET
+    assert model_folder is not None
+    assert media is not None
     model, processor = load_retriever(model_folder, device if ray is None else "cpu", dtype, compiled)
     model.config.check_budget(budget)
     folder = read_folder(media, split=split, metadata=metadata, columns=columns, need=None, strict=strict)
     check_listed(folder.skipped, len(folder.records), max_failed_fraction)
-    index = Path(out).resolve()
     report = IndexReport(str(out), skipped=list(folder.skipped))
     settings = _settings(model, processor, Path(model_folder), folder.path, budget, num_frames, dtype)
-    found = _look_at_files(folder.records, report)
-    with store.locked(index):
-        stored = _open_or_create(index, settings, found)
-        unchanged = {name: clip for name, clip in stored.items() if name in found and _same_file(clip, found[name])}
-        store.keep_only(index, {name: found[name] for name in unchanged})
-        broken = {} if strict else _still_broken(store.read_skipped(index), found)
-        report.unchanged = len(unchanged)
-        report.removed = sum(name not in found for name in stored)
-        todo = [clip for name, clip in found.items() if name not in unchanged and name not in broken]
+    found, unseen = _look_at_files(folder.records, report)
+    with tables.locked(out), ProgressBars(progress) as bar:
+        table, report.mended = _open_or_create(out, settings, verify)
+        stored = _unique(table)
+        _check_media(out, table.settings, settings, stored, found)
+        decoders = tuple(dict.fromkeys(table.settings.decoders + settings.decoders))
+        table.describe(replace(settings, decoders=decoders))
+        broken = {} if strict else _still_broken(tables.read_skipped(out), found)
+        todo = _update_known(table, stored, found, unseen, broken, report, bar)
+        encoded: Generator[EncodedClip | WrittenClips | SkippedFile, None, None]
         if ray is None:
             encoded = encode_files(model, processor, settings, budget, batch_size, todo, strict)
         else:
             from perceiver_vl.search.ray_encoder import RayEncoder
 
             place = None if device is None else str(device)
-            encoded = RayEncoder(ray, settings, budget, batch_size, place).encode(todo, strict)
-        known = len(found) - len(todo)
-        parts = _Parts(index, part_clips)
+            encoded = RayEncoder(ray, out, settings, budget, batch_size, place).encode(todo, strict)
+        known_broken = set(broken)
+        commits = _Commits(table, commit_clips)
         try:
-            with closing(encoded), ProgressBars(progress) as bar:
+            with closing(encoded):
                 advance = bar.stage("Encoding clips", len(todo))
-                _check_broken(broken, known, len(found), max_failed_fraction)
-                for tried, one in enumerate(encoded, start=known + 1):
+                _check_broken(broken, len(found) - len(todo), len(found), max_failed_fraction)
+                for one in encoded:
                     if isinstance(one, SkippedFile):
-                        broken[one.file_name] = one
+                        broken[one.file] = one
+                        advance()
                     else:
-                        parts.add(one)
-                        report.encoded += 1
-                        report.damaged += [one.clip.file_name] if one.damaged else []
+                        commits.add(one)
+                        of_one = [one.clip.file] if isinstance(one, EncodedClip) else one.files
+                        report.encoded += len(of_one)
+                        report.damaged += (
+                            (of_one if one.damaged else []) if isinstance(one, EncodedClip) else one.damaged
+                        )
+                        advance(len(of_one))
+                    tried = len(found) - len(todo) + report.encoded + len(broken.keys() - known_broken)
                     _check_broken(broken, tried, len(found), max_failed_fraction)
-                    advance()
         finally:
-            parts.write()
+            commits.write()
             listed = (SkippedFile(problem.file_name, 0, 0, problem.reason) for problem in report.skipped)
-            store.write_skipped(index, [*listed, *broken.values()])
-    report.skipped += [SkippedSample(one.file_name, one.reason) for one in broken.values()]
-    report.total = report.unchanged + report.encoded
+            tables.write_skipped(out, [*listed, *broken.values()])
+        table.commit(gone=[name for name in broken if name in stored])
+        table.finish(lambda: _sample_queries(model, processor, budget, table), exact_rows)
+    report.skipped += [SkippedSample(one.file, one.reason) for one in broken.values()]
+    report.total, report.recall = len(table), table.seal.recall
     report.seconds = time.perf_counter() - started
     return report
 
@@ -168,87 +206,190 @@ def _settings(
     )
 
 
-def _look_at_files(records: Sequence[Record], report: IndexReport) -> dict[str, IndexEntry]:
-    """File name → the file as it is now; the captions of several records of one file are joined."""
+def _look_at_files(records: Sequence[Record], report: IndexReport) -> tuple[dict[str, IndexEntry], set[str]]:
+    """File name → the file as it is now, with the captions of all its records; names that could not be looked at."""
     found: dict[str, IndexEntry] = {}
+    unseen: set[str] = set()
     for record in records:
-        if (earlier := found.get(record.file_name)) is not None:
-            texts = tuple(dict.fromkeys(earlier.texts + record.texts))
-            found[record.file_name] = replace(earlier, texts=texts)
+        name = record.file_name
+        if (earlier := found.get(name)) is not None:
+            found[name] = replace(earlier, captions=tuple(dict.fromkeys(earlier.captions + record.texts)))
             continue
         try:
-            record.file_name.encode()
+            name.encode()
             status = record.path.stat()
         except UnicodeEncodeError:
-            report.skipped.append(SkippedSample(ascii(record.file_name), "its name is not Unicode, rename it"))
+            report.skipped.append(SkippedSample(ascii(name), "its name is not Unicode, rename it"))
         except OSError as error:
-            report.skipped.append(SkippedSample(record.file_name, error.strerror or "cannot be read"))
+            unseen.add(name)
+            report.skipped.append(SkippedSample(name, error.strerror or "cannot be read"))
         else:
-            found[record.file_name] = IndexEntry(
-                record.file_name, status.st_size, status.st_mtime_ns, record.texts, None
+            kind = "video" if record.path.suffix.lower() in VIDEO_EXTENSIONS else "image"
+            found[name] = IndexEntry(name, kind, status.st_size, status.st_mtime_ns, record.texts)
+    return found, unseen
+
+
+def content_id(path: str | Path) -> str:
+    """What tells contents apart, 32 hexadecimal digits: SHA-256 of the size and the bytes of a file, of one of more
+    than 1 MiB only of sixteen stretches of 64 KiB from its beginning to its end.
+    """
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest.update(str(size).encode())
+        stretches = min(_ID_BLOCKS, -(-size // _ID_BLOCK))
+        for stretch in range(stretches):
+            file.seek(
+                stretch * _ID_BLOCK
+                if size <= _ID_BLOCKS * _ID_BLOCK
+                else stretch * (size - _ID_BLOCK) // (stretches - 1)
             )
-    return found
+            digest.update(file.read(_ID_BLOCK))
+    return digest.hexdigest()[:32]
+
+
+def _update_known(
+    table: ClipTable,
+    stored: Mapping[str, IndexEntry],
+    found: Mapping[str, IndexEntry],
+    unseen: Collection[str],
+    broken: Mapping[str, SkippedFile],
+    report: IndexReport,
+    bar: ProgressBars,
+) -> list[IndexEntry]:
+    """Commit what needs no encoding (files that moved, were touched or are gone, other captions); what is left to
+    encode, with the ids of its contents.
+    """
+    same = {name for name, file in found.items() if name in stored and _same_file(stored[name], file)}
+    others = [file for name, file in found.items() if name not in same and name not in broken]
+    of_content = {entry.id: name for name, entry in stored.items()}
+    recaptioned = {name for name in same if stored[name].captions != found[name].captions}
+    again: list[tuple[str, IndexEntry]] = [(name, replace(found[name], id=stored[name].id)) for name in recaptioned]
+    todo = []
+    advance = bar.stage("Looking at new files", len(others))
+    for file in others:
+        try:
+            file = replace(file, id=content_id(Path(table.settings.media, file.file)))
+        except OSError:
+            todo.append(file)  # which the decoder says in its own words
+        else:
+            if (origin := of_content.get(file.id)) is not None:
+                again.append((origin, file))
+            else:
+                todo.append(file)
+        advance()
+    gone = stored.keys() - found.keys() - set(unseen)
+    report.unchanged, report.moved, report.removed = len(same), len(again) - len(recaptioned), len(gone)
+    report.removed -= sum(origin in gone for origin, _ in again)
+    for start in range(0, len(again), _READ_AT_ONCE):
+        some = again[start : start + _READ_AT_ONCE]
+        last = start + _READ_AT_ONCE >= len(again)
+        table.commit(table.renamed(some), gone if last else ())
+    if not again:
+        table.commit(gone=gone)
+    return todo
 
 
 def _same_file(one: IndexEntry | SkippedFile, other: IndexEntry) -> bool:
-    return (one.size, one.mtime_ns) == (other.size, other.mtime_ns)
+    return (one.size, one.mtime) == (other.size, other.mtime)
 
 
 def _still_broken(skipped: Sequence[SkippedFile], found: Mapping[str, IndexEntry]) -> dict[str, SkippedFile]:
-    return {one.file_name: one for one in skipped if one.file_name in found and _same_file(one, found[one.file_name])}
+    return {one.file: one for one in skipped if one.file in found and _same_file(one, found[one.file])}
 
 
-def _open_or_create(index: Path, settings: IndexSettings, found: Mapping[str, IndexEntry]) -> dict[str, IndexEntry]:
-    """The clips in the index, after checking that it was made with the same settings."""
-    if not (index / "index.json").exists():
-        if any(path.name != ".lock" for path in index.iterdir()):
-            raise UsageError(f"{index}: a folder with other things in it, give a new or empty one")
-        store.write_settings(index, settings)
-        return {}
-    opened = StoredIndex(index)
-    before = opened.settings
+def _open_or_create(out: str | Path, settings: IndexSettings, verify: bool) -> tuple[ClipTable, int]:
+    """The table, after checking that it was made with the same settings, and how many damaged rows it has lost."""
+    if tables.settings_of(out) is None:
+        if "://" not in str(out) and any(path.name != ".lock" for path in Path(out).iterdir()):
+            raise UsageError(f"{out}: a folder with other things in it, give a new or empty one")
+        return tables.create_table(out, settings), 0
+    table = tables.open_table(out, recover=True)
+    before = table.settings
     if before.fingerprint != settings.fingerprint:
-        raise UsageError(
-            f"{index}: made by another model ({before.model}), use --model {before.model} or another --out"
-        )
+        raise UsageError(f"{out}: made by another model ({before.model}), use --model {before.model} or another --out")
     for dial in ("budget", "frames", "dtype"):
         was, asked = (getattr(made, dial) or "as saved" for made in (before, settings))
         if was != asked:
-            raise UsageError(f"{index}: made with {dial} {was}, not {asked}; ask for {was} or give another --out")
-    stored = {clip.file_name: clip for clip in opened.clips}
-    # A folder that moved keeps its index; another folder would silently replace all that is in it.
+            raise UsageError(f"{out}: made with {dial} {was}, not {asked}; ask for {was} or give another --out")
+    mended = 0
+    if verify or table.exact:
+        try:
+            table.check()
+        except PerceiverVLError:
+            verify = True
+        mended = table.mend() if verify else 0
+    return table, mended
+
+
+def _unique(table: ClipTable) -> dict[str, IndexEntry]:
+    """File name → what the index has of it; of a file with several rows, as damage leaves them, nothing is kept."""
+    entries = table.entries()
+    rows = Counter(entry.file for entry in entries)
+    table.commit(gone=[file for file, count in rows.items() if count > 1])
+    return {entry.file: entry for entry in entries if rows[entry.file] == 1}
+
+
+def _check_media(
+    out: str | Path,
+    before: IndexSettings,
+    settings: IndexSettings,
+    stored: Mapping[str, IndexEntry],
+    found: Mapping[str, IndexEntry],
+) -> None:
+    """A folder that moved keeps its index; another folder would silently replace all that is in it."""
     moved = before.media != settings.media
     if moved and stored and not any(name in found and _same_file(clip, found[name]) for name, clip in stored.items()):
         raise UsageError(
-            f"{index}: holds clips of {before.media}, none of them is in {settings.media}; give another --out"
+            f"{out}: holds clips of {before.media}, none of them is in {settings.media}; give another --out"
         )
-    decoders = tuple(dict.fromkeys(before.decoders + settings.decoders))
-    if (now := replace(settings, decoders=decoders)) != before:
-        store.write_settings(index, now)
-    return stored
 
 
 def _check_broken(broken: Mapping[str, SkippedFile], tried: int, total: int, most: float) -> None:
     """Raise where too many of the files are broken."""
-    first = next((SkippedSample(file.file_name, file.reason) for file in broken.values()), None)
+    first = next((SkippedSample(file.file, file.reason) for file in broken.values()), None)
     check_failures(len(broken), tried, total, most, first)
 
 
-class _Parts:
-    """Clips, gathered and written in parts of at most `most`, or of what half a minute of work gave."""
+@torch.inference_mode()
+def _sample_queries(
+    model: PerceiverVLForRetrieval, processor: PerceiverVLProcessor, budget: ComputeBudget, table: ClipTable
+) -> tables.Vectors:
+    """Unit vectors of captions spread over the index; of clips, where it has no captions."""
+    captioned = [captions[0] for captions in table.spread(16 * RECALL_QUERIES, "captions").to_pylist() if captions]
+    if not captioned:
+        return tables.numbers(table.spread(RECALL_QUERIES, "vector"))
+    inputs = processor(text=captioned[:: -(-len(captioned) // RECALL_QUERIES)]).to(model.device)
+    latents = model.encode_text(inputs["input_ids"], inputs["attention_mask"], budget)
+    vectors: tables.Vectors = model.pool_text(latents).float().cpu().numpy()
+    return vectors
 
-    def __init__(self, index: Path, most: int) -> None:
-        self._index, self._most = index, most
+
+class _Commits:
+    """Clips, gathered and committed by at most `most`, or by what half a minute of work gave."""
+
+    def __init__(self, table: ClipTable, most: int) -> None:
+        self._table, self._most = table, most
         self._clips: list[EncodedClip] = []
+        self._written: list[WrittenClips] = []
         self._begun = time.monotonic()
 
-    def add(self, clip: EncodedClip) -> None:
-        self._clips.append(clip)
-        if len(self._clips) == self._most or time.monotonic() - self._begun > PART_SECONDS:
+    def add(self, clips: EncodedClip | WrittenClips) -> None:
+        """Commit it sooner or later."""
+        if isinstance(clips, EncodedClip):
+            self._clips.append(clips)
+        else:
+            self._written.append(clips)
+        waiting = len(self._clips) + sum(len(one.files) for one in self._written)
+        if waiting >= self._most or time.monotonic() - self._begun > COMMIT_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Write what there is; what could not be written is not tried again."""
-        clips, self._clips, self._begun = self._clips, [], time.monotonic()
+        """Commit what there is; what could not be committed is not tried again."""
+        clips, written, self._clips, self._written = self._clips, self._written, [], []
+        self._begun = time.monotonic()
         if clips:
-            store.write_part(self._index, clips)
+            self._table.commit(tables.rows_of(clips, self._table.settings))
+        if written:
+            fragments = [fragment for one in written for fragment in one.fragments]
+            self._table.commit_fragments(fragments, [file for one in written for file in one.files])

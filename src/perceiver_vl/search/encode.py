@@ -6,6 +6,7 @@ Shapes: B batch, D width, H heads, E retrieval vector.
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from perceiver_vl.media.decode import Clip, load_clip
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import ClipLike, PerceiverVLProcessor
-from perceiver_vl.search.store import EncodedClip, IndexEntry, IndexSettings, SkippedFile
+from perceiver_vl.search.table import EncodedClip, IndexEntry, IndexSettings, SkippedFile
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
 
@@ -52,7 +53,7 @@ def encode_files(
     size = processor.image_processor.size
 
     def decode(file: IndexEntry) -> Clip:
-        return load_clip(Path(settings.media, file.file_name), settings.frames, size=(size.height, size.width))
+        return load_clip(Path(settings.media, file.file), settings.frames, size=(size.height, size.width))
 
     batch: list[tuple[IndexEntry, Clip]] = []
     with closing(decode_ahead(files, or_media_error(decode), 2 * batch_size)) as decoding:
@@ -60,7 +61,7 @@ def encode_files(
             if not isinstance(clip, MediaError):
                 batch.append((file, clip))
             elif not strict:
-                yield SkippedFile(file.file_name, file.size, file.mtime_ns, clip.reason)
+                yield SkippedFile(file.file, file.size, file.mtime, clip.reason)
             stopped = clip if strict and isinstance(clip, MediaError) else None
             if batch and (len(batch) == batch_size or number == len(files) or stopped):
                 clips = [decoded.frames for _, decoded in batch]
@@ -77,6 +78,9 @@ def _rows(
     for (file, clip), vector, partial_attention in found:
         if not (np.isfinite(vector).all() and np.isfinite(partial_attention).all()):
             raise PerceiverVLError(
-                f"{file.file_name}: its encoding is not numbers, the weights in {settings.model} are damaged"
+                f"{file.file}: its encoding is not numbers, the weights in {settings.model} are damaged"
             )
-        yield EncodedClip(replace(file, duration=clip.duration), vector, partial_attention, clip.lost)
+        height, width = clip.shape or (None, None)
+        created = clip.created or datetime.fromtimestamp(file.mtime / 1e9, UTC)
+        known = replace(file, width=width, height=height, duration=clip.duration, created=created)
+        yield EncodedClip(known, vector, partial_attention, clip.lost)

@@ -1,14 +1,16 @@
-"""Media files → unit vectors and partial attentions on many machines, with Ray Data; what comes back is written by this
-process.
+"""Media files → rows of an index on many machines, with Ray Data: each worker writes those of its clips as fragments of
+the table, and this process commits them.
 
-The machines read the media and the model where this one does (a shared file system) and have the same versions of this
-package and its decoder. The index is the one that a single machine makes: the same clips, in the same order, in the
-same batches, except that a file that cannot be read leaves its batch short instead of being replaced by the next.
+The machines read the media and the model, and write the index, where this one does (a shared file system, or object
+storage), and have the same versions of this package and its decoder. The index is the one that a single machine makes:
+the same clips in the same batches, except that a file that cannot be read leaves its batch short instead of being
+replaced by the next.
 
 Ray starts a worker that died anew and gives it its clips again. Clips whose worker dies each time are tried once more
 one by one, so that a file that brings its reader down costs itself alone.
 """
 
+import json
 import logging
 import os
 import secrets
@@ -18,11 +20,10 @@ import tempfile
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -34,7 +35,15 @@ from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.loading import load_retriever, model_fingerprint
 from perceiver_vl.search.encode import encode_files
-from perceiver_vl.search.store import EncodedClip, IndexEntry, IndexSettings, SkippedFile
+from perceiver_vl.search.table import (
+    EncodedClip,
+    IndexEntry,
+    IndexSettings,
+    SkippedFile,
+    WrittenClips,
+    location,
+    write_rows,
+)
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError, first_line
 
 LOCAL = "local"
@@ -45,18 +54,6 @@ RETRIES = 2
 _STARTS = 3  # Ray gives itself 30 seconds to start here, which a busy machine may exceed
 _DEADLY = "every process that read it died"
 
-_RESULT = pa.schema(
-    [
-        ("number", pa.int64()),
-        ("duration", pa.float64()),
-        ("vector", pa.binary()),
-        ("partial_attention", pa.binary()),
-        ("damaged", pa.bool_()),
-        ("broken", pa.string()),
-        ("failed", pa.string()),  # what no other clip would survive either
-    ]
-)
-
 
 class RayEncoder:
     """Encodes clips on the Ray cluster at `address` (`auto`, `HOST:PORT`, `ray://HOST:PORT`), or `local`.
@@ -66,12 +63,19 @@ class RayEncoder:
     """
 
     def __init__(
-        self, address: str, settings: IndexSettings, budget: ComputeBudget, batch_size: int, device: str | None
+        self,
+        address: str,
+        index: str | Path,
+        settings: IndexSettings,
+        budget: ComputeBudget,
+        batch_size: int,
+        device: str | None,
     ) -> None:
-        self._address, self._settings, self._budget = address, settings, budget
-        self._batch_size, self._device = batch_size, device
+        self._address, self._settings, self._device = address, settings, device
+        self._how = location(index), settings, budget, batch_size
+        self._clips_a_task = BATCHES_A_TASK * batch_size
 
-    def encode(self, clips: Sequence[IndexEntry], strict: bool) -> Generator[EncodedClip | SkippedFile, None, None]:
+    def encode(self, clips: Sequence[IndexEntry], strict: bool) -> Generator[WrittenClips | SkippedFile, None, None]:
         """As `encode_files`. Clips that bring their worker down come last, and are tried again by the next run.
 
         Raises `UsageError` if there is no cluster at the address, `PerceiverVLError` if it is lost, or if a machine of
@@ -81,14 +85,22 @@ class RayEncoder:
             return
         with _cluster(self._address):
             left = list(range(len(clips)))
-            for clips_a_task in (BATCHES_A_TASK * self._batch_size, 1):
+            for clips_a_task in (self._clips_a_task, 1):
                 returned: set[int] = set()
-                for row in self._run(clips, left, clips_a_task, alone=clips_a_task == 1):
-                    returned.add(row["number"])
-                    yield self._result(clips[row["number"]], row, strict)
+                for done in self._run(clips, left, clips_a_task, alone=clips_a_task == 1):
+                    if done["failed"] is not None:
+                        raise PerceiverVLError(done["failed"])
+                    returned.update(done["numbers"])
+                    for name, reason in done["broken"].items():
+                        clip = next(clips[number] for number in done["numbers"] if clips[number].file == name)
+                        if strict:
+                            raise MediaError(Path(self._settings.media, name), reason)
+                        yield SkippedFile(name, clip.size, clip.mtime, reason)
+                    if done["files"]:
+                        yield WrittenClips(done["fragments"], done["files"], done["damaged"])
                 left = [number for number in left if number not in returned]
             for number in left:
-                name = clips[number].file_name
+                name = clips[number].file
                 if strict:
                     raise MediaError(Path(self._settings.media, name), _DEADLY)
                 yield SkippedFile(name, 0, 0, _DEADLY)
@@ -103,8 +115,8 @@ class RayEncoder:
         if not numbers:
             return
         tasks = [
-            pa.table({"number": some, "file_name": [clips[number].file_name for number in some]})
-            for some in (numbers[start : start + clips_a_task] for start in range(0, len(numbers), clips_a_task))
+            pa.table({"task": [_as_task(numbers[start : start + clips_a_task], clips)]})
+            for start in range(0, len(numbers), clips_a_task)
         ]
         places = ray.cluster_resources()
         gpu = not str(self._device).startswith("cpu") and places.get("GPU", 0) >= 1
@@ -115,7 +127,7 @@ class RayEncoder:
                 warnings.simplefilter("ignore", RayDeprecationWarning)  # max_task_retries has no other place yet
                 encoded = ray.data.from_arrow(tasks).map_batches(
                     _Worker,
-                    fn_constructor_args=(self._settings, self._budget, self._batch_size, "cuda" if gpu else "cpu"),
+                    fn_constructor_args=(*self._how, "cuda" if gpu else "cpu"),
                     batch_size=None,
                     batch_format="pyarrow",
                     compute=ActorPoolStrategy(
@@ -125,27 +137,18 @@ class RayEncoder:
                     **how,
                 )
                 for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                    yield from batch.to_pylist()
+                    yield from map(json.loads, batch["done"].to_pylist())
         except (RayError, ConnectionError) as error:
             raise PerceiverVLError(f"ray: {first_line(error)}; what is encoded is kept, run it again") from error
 
-    def _result(self, clip: IndexEntry, row: dict[str, Any], strict: bool) -> EncodedClip | SkippedFile:
-        if row["failed"] is not None:
-            raise PerceiverVLError(row["failed"])
-        if row["broken"] is not None:
-            if strict:
-                raise MediaError(Path(self._settings.media, clip.file_name), row["broken"])
-            return SkippedFile(clip.file_name, clip.size, clip.mtime_ns, row["broken"])
-        vector, partial_attention = (
-            np.frombuffer(row[name], dtype=np.float32) for name in ("vector", "partial_attention")
-        )
-        return EncodedClip(replace(clip, duration=row["duration"]), vector, partial_attention, row["damaged"])
-
 
 class _Worker:
-    """One process of the cluster. What is wrong with all it could do is said in each row, for Ray retries errors."""
+    """One process of the cluster. What is wrong with all it could do is said in its results, for Ray retries errors."""
 
-    def __init__(self, settings: IndexSettings, budget: ComputeBudget, batch_size: int, device: str) -> None:
+    def __init__(
+        self, index: str, settings: IndexSettings, budget: ComputeBudget, batch_size: int, device: str
+    ) -> None:
+        self._index, self._settings = index, settings
         self._failed: str | None = None
         try:
             _check_machine(settings)
@@ -154,31 +157,37 @@ class _Worker:
             self._failed = f"{socket.gethostname()}: {error}"
 
     def __call__(self, task: pa.Table) -> pa.Table:
-        """Columns `number`, `file_name` → a row of `_RESULT` for each."""
-        asked = task.to_pylist()
+        """Column `task`, one of `_as_task` → column `done`, what came of it as JSON."""
+        numbers, clips = _of_task(task["task"][0].as_py())
+        done: dict[str, Any] = {"numbers": numbers, "failed": self._failed, "broken": {}, "files": []}
         if self._failed is None:
             try:
-                return pa.Table.from_pylist(self._rows(asked), schema=_RESULT)
+                done |= self._write(clips)
             except PerceiverVLError as error:
-                self._failed = str(error)
+                done["failed"] = self._failed = str(error)
             except Exception as error:  # Ray would try the same again; a GPU without memory, say, ends the run
-                self._failed = f"{socket.gethostname()}: {type(error).__name__}: {first_line(error)}"
-        return pa.Table.from_pylist([{"number": asked[0]["number"], "failed": self._failed}], schema=_RESULT)
+                done["failed"] = self._failed = f"{socket.gethostname()}: {type(error).__name__}: {first_line(error)}"
+        return pa.table({"done": [json.dumps(done)]})
 
-    def _rows(self, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        clips = [IndexEntry(one["file_name"], 0, 0, (), None) for one in asked]
-        found: dict[str, dict[str, Any]] = {}
-        for one in encode_files(*self._how, clips, strict=False):
-            if isinstance(one, SkippedFile):
-                found[one.file_name] = {"broken": one.reason}
-            else:
-                found[one.clip.file_name] = {
-                    "duration": one.clip.duration,
-                    "vector": one.vector.tobytes(),
-                    "partial_attention": one.partial_attention.tobytes(),
-                    "damaged": one.damaged,
-                }
-        return [found[one["file_name"]] | {"number": one["number"]} for one in asked]
+    def _write(self, clips: Sequence[IndexEntry]) -> dict[str, Any]:
+        results = list(encode_files(*self._how, clips, strict=False))
+        encoded = [one for one in results if isinstance(one, EncodedClip)]
+        return {
+            "broken": {one.file: one.reason for one in results if isinstance(one, SkippedFile)},
+            "files": [one.clip.file for one in encoded],
+            "damaged": [one.clip.file for one in encoded if one.damaged],
+            "fragments": write_rows(self._index, encoded, self._settings),
+        }
+
+
+def _as_task(numbers: Sequence[int], clips: Sequence[IndexEntry]) -> str:
+    return json.dumps([(number, asdict(clips[number])) for number in numbers])
+
+
+def _of_task(task: str) -> tuple[list[int], list[IndexEntry]]:
+    listed = json.loads(task)
+    entries = [IndexEntry(**{**entry, "captions": tuple(entry["captions"])}) for _, entry in listed]
+    return [number for number, _ in listed], entries
 
 
 def _check_machine(settings: IndexSettings) -> None:
@@ -222,6 +231,8 @@ def _cluster(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "lance is not fork-safe")  # a child that does not go on as this process
         here: dict[str, Any] = {}
         if address == LOCAL:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.loading import load_retriever, model_fingerprint
 from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
-from perceiver_vl.search.shortlist import EXACT_ROWS, Numbers, open_shortlist
-from perceiver_vl.search.store import StoredIndex, Vectors
+from perceiver_vl.search.filters import Filters
+from perceiver_vl.search.table import APPROXIMATE, Vectors, numbers, open_table
 from perceiver_vl.utils.errors import UsageError
 
 Rerank = Literal["combined", "mixed", "none"]
 RERANK_BATCH = 4096  # bounds the memory of a shortlist of any length
-RECALL_QUERIES = 64
+FUSION_CONSTANT = 60
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,14 @@ class Hit:
 class SearchResult:
     """The answer to a query: hits, best first; seconds by stage (encode, shortlist, rerank, total); how it was found.
 
-    `method` is that of the shortlist, `recall` the share of the true nearest that it finds on a sample (1 if exact),
-    `searched` the number of clips in the index.
+    `method` is that of the shortlist, exact or approximate, then with its `recall` (the share of the true nearest that
+    it finds, on a sample); `searched` is the number of clips in the index that the filters keep.
     """
 
     query: str
     hits: list[Hit]
     method: str
-    recall: float
+    recall: float | None
     searched: int
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -61,80 +63,103 @@ class SearchResult:
 
 
 class Searcher:
-    """An index opened once, to answer many queries. The model and the vectors are in memory, the partial attentions on
-    disk.
+    """An index opened once, to answer many queries, all from the version that was the newest then: see `refresh`. The
+    model is in memory, the clips are where the index is.
     """
 
     def __init__(
         self,
-        index_folder: str | Path,
+        index: str | Path,
         model_folder: str | Path | None = None,
         device: str | torch.device | None = None,
-        exact_rows: int = EXACT_ROWS,
     ) -> None:
         """Open an index with the model that made it; `model_folder` says where it is now, should it have moved.
 
-        More than `exact_rows` clips are searched through LanceDB, whose tables are made here if the index has changed.
-        Raises `UsageError` for a folder that is not an index, an index without clips, and another model.
+        Raises `UsageError` for a place without an index, an index without clips, and another model; `PerceiverVLError`
+        for a damaged index, as far as it is noticed before it is searched: a small one is checked whole.
         """
-        self.index = StoredIndex(index_folder)
-        settings = self.index.settings
-        if not self.index.clips:
-            raise UsageError(
-                f"{index_folder}: an index without clips, run perceiver-vl index on a folder that has some"
-            )
+        self.table = open_table(index)
+        settings = self.table.settings
+        if not len(self.table):
+            raise UsageError(f"{index}: an index without clips, run perceiver-vl index on a folder that has some")
+        if self.table.exact:
+            self.table.check()
         folder = Path(model_folder or settings.model)
         if model_folder is None and not folder.is_dir():
-            raise UsageError(f"{index_folder}: its model {folder} is not there any more, say where with --model")
+            raise UsageError(f"{index}: its model {folder} is not there any more, say where with --model")
         if model_fingerprint(folder) != settings.fingerprint:
             raise UsageError(
-                f"{index_folder}: made by another model than {folder} now holds; "
+                f"{index}: made by another model than {folder} now holds; "
                 "give the one that made it with --model, or index again into a new folder"
             )
         self.model, self.processor = load_retriever(folder, device, settings.dtype)
         self.budget = ComputeBudget.parse("" if settings.budget == "full" else settings.budget)
-        self._shortlist = open_shortlist(self.index, self._sample_queries, exact_rows)
+
+    def refresh(self) -> None:
+        """Go on with the newest version of the index. Raises `UsageError` if another model has made that."""
+        fingerprint = self.table.settings.fingerprint
+        self.table.refresh()
+        if self.table.settings.fingerprint != fingerprint:
+            raise UsageError("the index was made anew by another model, open it again")
 
     @torch.inference_mode()
-    def search(self, words: str, top_k: int = 10, shortlist: int = 100, rerank: Rerank = "combined") -> SearchResult:
-        """The `top_k` clips for `words`.
+    def search(
+        self,
+        words: str,
+        top_k: int = 10,
+        shortlist: int = 100,
+        rerank: Rerank = "combined",
+        filters: Filters | None = None,
+        hybrid: bool = False,
+    ) -> SearchResult:
+        """The `top_k` clips for `words`, of those that the `filters` keep.
 
         The `shortlist` clips with the largest cosine are scored again by the mixed stream and ordered by
         `combined_scores`, by the matching logit alone (`rerank="mixed"`), or left as they are (`"none"`).
-        Raises `UsageError` for an empty query or numbers below 1.
+        hybrid: as many clips are looked for by the words in captions and file names (BM25), and both rankings are
+        joined: `score` is the sum of 1 / (60 + rank) (reciprocal rank fusion, Cormack et al. 2009).
+        Raises `UsageError` for an empty query, numbers below 1 and a condition that is no SQL.
         """
         _check_query(words, top_k, shortlist, rerank)
+        where = None if filters is None else filters.sql()
+        count = top_k if rerank == "none" and not hybrid else max(shortlist, top_k)
         seconds: dict[str, float] = {}
         with _timed(seconds, "total"):
             with _timed(seconds, "encode"):
-                text_latents = self._encode([words])
-                vector = self._vectors(text_latents)[0]
+                inputs = self.processor(text=[words]).to(self.model.device)
+                text_latents = self.model.encode_text(inputs["input_ids"], inputs["attention_mask"], self.budget)
+                vector: Vectors = self.model.pool_text(text_latents)[0].float().cpu().numpy()
             with _timed(seconds, "shortlist"):
-                numbers, cosines = self._shortlist.nearest(vector, top_k if rerank == "none" else max(shortlist, top_k))
+                rows, exact = self.table.nearest(vector, count, where)
+                by_words = self.table.matching(words, count, where) if hybrid else None
             with _timed(seconds, "rerank"):
-                mixed = None if rerank == "none" else self._match(numbers, text_latents)
+                rows, text_ranks = _joined(rows, by_words)
+                cosines: Vectors = numbers(rows["vector"]) @ vector
+                mixed = None if rerank == "none" else self._match(numbers(rows["partial_attention"]), text_latents)
                 scores = self._scores(cosines, mixed, rerank)
+                if by_words is not None:
+                    scores = _fused(np.argsort(np.argsort(-scores, kind="stable"), kind="stable"), text_ranks)
                 order = np.argsort(-scores, kind="stable")[:top_k]
+        found = rows.select(["file", "kind", "duration", "captions"]).take(order).to_pylist()
         hits = [
-            self._hit(
-                rank, int(numbers[i]), float(scores[i]), float(cosines[i]), None if mixed is None else float(mixed[i])
+            Hit(
+                rank,
+                row["file"],
+                Path(self.table.settings.media, row["file"]),
+                float(scores[place]),
+                float(cosines[place]),
+                None if mixed is None else float(mixed[place]),
+                row["duration"],
+                tuple(row["captions"]),
             )
-            for rank, i in enumerate(order, start=1)
+            for rank, (place, row) in enumerate(zip(order, found, strict=True), start=1)
         ]
-        return SearchResult(words, hits, self._shortlist.method, self._shortlist.recall, len(self.index.clips), seconds)
+        method, recall = ("exact", None) if exact else (APPROXIMATE, self.table.seal.recall)
+        return SearchResult(words, hits, method, recall, self.table.count(where), seconds)
 
-    def _encode(self, texts: list[str]) -> Tensor:
-        """Texts → latents `(B,N,D)`."""
-        inputs = self.processor(text=texts).to(self.model.device)
-        return self.model.encode_text(inputs["input_ids"], inputs["attention_mask"], self.budget)
-
-    def _vectors(self, text_latents: Tensor) -> Vectors:
-        vectors: Vectors = self.model.pool_text(text_latents).float().cpu().numpy()
-        return vectors
-
-    def _match(self, numbers: Numbers, text_latents: Tensor) -> Vectors:
-        """Matching logits `(K,)` of clips with one text `(1,N,D)`, from the stored partial attentions."""
-        stored = torch.from_numpy(self.index.partial_attentions(numbers.tolist())).to(self.model.device)
+    def _match(self, partial_attentions: Vectors, text_latents: Tensor) -> Vectors:
+        """Matching logits `(K,)` of clips with one text `(1,N,D)`, from the stored partial attentions `(K,D+H)`."""
+        stored = torch.from_numpy(partial_attentions).to(self.model.device)
         text = self.model.partial_match(text_latents)
         logits = [self.model.merge_matches(clips, text) for clips in stored.split(RERANK_BATCH)]
         matched: Vectors = torch.cat(logits).float().cpu().numpy()
@@ -149,19 +174,23 @@ class Searcher:
         combined: Vectors = combined_scores(multi, torch.from_numpy(mixed)).numpy()
         return combined
 
-    def _hit(self, rank: int, number: int, score: float, cosine: float, mixed: float | None) -> Hit:
-        clip = self.index.clips[number]
-        path = Path(self.index.settings.media, clip.file_name)
-        return Hit(rank, clip.file_name, path, score, cosine, mixed, clip.duration, clip.texts)
 
-    @torch.inference_mode()
-    def _sample_queries(self) -> Vectors:
-        """Unit vectors of captions spread over the index; of clips, where it has no captions."""
-        captioned = list(dict.fromkeys(clip.texts[0] for clip in self.index.clips if clip.texts))
-        if captioned:
-            return self._vectors(self._encode(captioned[:: -(-len(captioned) // RECALL_QUERIES)]))
-        block = next(self.index.vectors_by_part())
-        return block[:: -(-len(block) // RECALL_QUERIES)]
+def _joined(rows: pa.Table, by_words: pa.Table | None) -> tuple[pa.Table, Vectors]:
+    """The clips of one ranking, then those that are only in the other; the ranks of all in the other, from 0."""
+    rows = rows.drop_columns(["_distance"])
+    if by_words is None:
+        return rows, np.empty(0, np.float32)
+    ranks = {name: rank for rank, name in enumerate(by_words["file"].to_pylist())}
+    known = set(rows["file"].to_pylist())
+    others = by_words.select(rows.schema.names).filter(pa.array([name not in known for name in ranks], pa.bool_()))
+    joined = pa.concat_tables([rows, others])
+    return joined, np.array([ranks.get(name, np.inf) for name in joined["file"].to_pylist()], np.float32)
+
+
+def _fused(*rankings: npt.NDArray[Any]) -> Vectors:
+    """Reciprocal rank fusion of the ranks that each ranking gives `(K,)`, from 0; infinite: not in it."""
+    fused: Vectors = np.sum([1 / (1 + FUSION_CONSTANT + ranks.astype(np.float32)) for ranks in rankings], axis=0)
+    return fused
 
 
 def _check_query(words: str, top_k: int, shortlist: int, rerank: str) -> None:

@@ -1,0 +1,646 @@
+"""The index: one LanceDB table, `INDEX/clips.lance`, in a folder or in object storage, with a row for each clip.
+
+Every commit is a version: a killed run leaves the last one whole, and who has opened one goes on with it. The engine
+neither notices a flipped bit nor that its newest version is lost, so a row has a checksum, and the last commit of a run
+seals the table with their sum. A table without an approximate index is checked whole whenever it is opened, a larger
+one row by row as rows are read, or whole by `check`.
+
+Shapes: E retrieval vector, D width, H heads, K rows.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as parquet
+from lance.fragment import FragmentMetadata, write_fragments
+from lance.query import MultiMatchQuery
+
+from perceiver_vl.utils import files
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
+
+FORMAT = 3
+EXACT_ROWS = 20_000
+"""Up to so many rows, of a table or of those that a filter keeps, every vector is compared."""
+APPROXIMATE = "IVF_SQ"
+"""Clusters of vectors in 8 bits; the nearest by these are ordered by the vectors themselves."""
+_PROBED, _REFINED = 0.1, 3  # the share of clusters that are looked into; vectors read for each that is wanted
+_KEPT_VERSIONS = timedelta(days=1)
+_COMMITS_BEFORE_COMPACTION = 100
+_FRAGMENT_ROWS = 262_144
+RECALL_AT = 10
+
+Vectors = npt.NDArray[np.float32]
+
+
+class NoIndexError(UsageError):
+    """There is no index where one was looked for."""
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """What every clip of an index shares.
+
+    `model` and `media` are absolute folders, `fingerprint` is the model's; E is `vector_size`, D `hidden_size`, H
+    `num_attention_heads`. `decoders`: every decoder version that took part, as their pixels differ. `dtype`: what the
+    model encoded in; None: as it was saved.
+    """
+
+    model: str
+    fingerprint: str
+    media: str
+    budget: str
+    frames: int
+    vector_size: int
+    hidden_size: int
+    num_attention_heads: int
+    decoders: tuple[str, ...]
+    dtype: str | None = None
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """A file of the media folder: `mtime` in nanoseconds, and what is known once it was read: `id` of its content,
+    `duration` in seconds (None for an image), `created` as it says itself, or else its time of change.
+    """
+
+    file: str
+    kind: str
+    size: int
+    mtime: int
+    captions: tuple[str, ...]
+    id: str = ""
+    width: int | None = None
+    height: int | None = None
+    duration: float | None = None
+    created: datetime | None = None
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """A clip with its unit vector `(E,)` and its partial attention `(D+H,)`, as `partial_match` gives it.
+
+    damaged: its file lacked frames.
+    """
+
+    clip: IndexEntry
+    vector: Vectors
+    partial_attention: Vectors
+    damaged: bool = False
+
+
+@dataclass(frozen=True)
+class WrittenClips:
+    """Clips of which the rows are written, but not yet committed: the fragments as `write_rows` gives them."""
+
+    fragments: list[str]
+    files: list[str]
+    damaged: list[str]
+
+
+@dataclass(frozen=True)
+class SkippedFile:
+    """A file that cannot be decoded, remembered so that it is tried again only once it has changed."""
+
+    file: str
+    size: int
+    mtime: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What the last commit of a run says of the table: that it makes this `version`, of so many `rows` whose checksums
+    come to `total`. Of the approximate index, if there is one: its recall (the share of the `RECALL_AT` nearest that it
+    finds, over a sample of queries), and how many rows there were when it was made.
+    """
+
+    version: int = 0
+    rows: int = 0
+    total: int = 0
+    recall: float | None = None
+    trained_rows: int = 0
+
+
+# Rows
+
+
+def schema(settings: IndexSettings) -> pa.Schema:
+    """The columns of a table, and in its metadata what all clips share."""
+    return pa.schema(
+        {
+            "id": pa.string(),
+            "file": pa.string(),
+            "kind": pa.string(),
+            "size": pa.int64(),
+            "mtime": pa.timestamp("ns", "UTC"),
+            "width": pa.int32(),
+            "height": pa.int32(),
+            "duration": pa.float64(),
+            "created": pa.timestamp("us", "UTC"),
+            "captions": pa.list_(pa.string()),
+            "start": pa.float64(),
+            "end": pa.float64(),
+            "vector": pa.list_(pa.float32(), settings.vector_size),
+            "partial_attention": pa.list_(pa.float32(), settings.hidden_size + settings.num_attention_heads),
+            "checksum": pa.uint32(),
+        },
+        metadata=_metadata(settings, Seal()),
+    )
+
+
+def rows_of(encoded: Sequence[EncodedClip], settings: IndexSettings) -> pa.Table:
+    """Clips as rows, with their checksums."""
+    wanted = schema(settings)
+    columns = {name: [getattr(one.clip, name) for one in encoded] for name in wanted.names[:-3]}
+    columns |= {name: [getattr(one, name) for one in encoded] for name in ("vector", "partial_attention")}
+    columns["checksum"] = [0] * len(encoded)
+    return with_checksums(pa.table(columns, wanted))
+
+
+def write_rows(index: str, encoded: Sequence[EncodedClip], settings: IndexSettings) -> list[str]:
+    """Write clips as fragments of the table, for somebody to commit; what tells of them, as JSON."""
+    if not encoded:
+        return []
+    with engine_errors(index):
+        fragments = write_fragments(rows_of(encoded, settings), f"{index}/clips.lance")
+    return [json.dumps(fragment.to_json()) for fragment in fragments]
+
+
+def _fragment(written: FragmentMetadata | str) -> FragmentMetadata:
+    return FragmentMetadata.from_json(written) if isinstance(written, str) else written
+
+
+def with_checksums(rows: pa.Table) -> pa.Table:
+    """The rows with the checksums that they should have."""
+    return rows.set_column(rows.schema.get_field_index("checksum"), "checksum", pa.array(_checksums(rows), pa.uint32()))
+
+
+def _checksums(rows: pa.Table) -> list[int]:
+    """CRC-32 of each row: of its plain values as JSON, then of its vectors' bytes."""
+    plain = rows.drop_columns(["vector", "partial_attention", "checksum"])
+    for name in ("mtime", "created"):
+        plain = plain.set_column(plain.schema.get_field_index(name), name, plain[name].cast(pa.int64()))
+    vectors = [numbers(rows[name]) for name in ("vector", "partial_attention")]
+    return [
+        crc32(partial.tobytes(), crc32(vector.tobytes(), crc32(json.dumps(row).encode())))
+        for row, vector, partial in zip(plain.to_pylist(), *vectors, strict=True)
+    ]
+
+
+def numbers(column: pa.ChunkedArray) -> Vectors:
+    """A column of K vectors of n numbers: `(K,n)`; NaN where there is none."""
+    result = np.full((len(column), column.type.list_size), np.nan, np.float32)
+    present = pa.chunked_array(column.drop_null().chunks, column.type).combine_chunks()
+    result[column.is_valid().to_numpy()] = present.flatten().to_numpy(zero_copy_only=False).reshape(-1, result.shape[1])
+    return result
+
+
+def _partitions(rows: int) -> int:
+    return max(1, round(rows**0.5))
+
+
+def _in(column: str, values: Iterable[str]) -> str:
+    return f"{column} IN ({', '.join(quoted(value) for value in values)})"
+
+
+def quoted(text: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+# The table
+
+
+class ClipTable:
+    """A version of an index's table, and all that is done to it; who commits goes on with the version that it made.
+
+    `settings`: what all clips share; `seal`: what was last said of it as a whole.
+    """
+
+    def __init__(self, index: str, dataset: Any) -> None:
+        """For a dataset that was opened or made; see `open_table` and `create_table`."""
+        self._index, self._dataset, self._commits = index, dataset, 0
+        self.settings, self.seal = _read_metadata(index, dataset.schema.metadata or {})
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def count(self, where: str | None = None) -> int:
+        """How many clips there are, or those for which the SQL condition `where` holds."""
+        with engine_errors(self._index, where):
+            return int(self._dataset.count_rows(filter=where))
+
+    @property
+    def version(self) -> int:
+        """The number of the version that is open."""
+        return int(self._dataset.version)
+
+    @property
+    def exact(self) -> bool:
+        """Whether there is no approximate index."""
+        return self.seal.recall is None
+
+    def refresh(self) -> None:
+        """Go on with the newest version, if that is another."""
+        with engine_errors(self._index):
+            self._dataset.checkout_latest()
+        self.settings, self.seal = _read_metadata(self._index, self._dataset.schema.metadata or {})
+
+    # Reading
+
+    def entries(self) -> list[IndexEntry]:
+        """All clips, as far as an update of the index asks: `id`, `file`, `kind`, `size`, `mtime`, `captions`."""
+        names = ["id", "file", "kind", "size", "mtime", "captions"]
+        rows = self._scan(names)
+        rows = rows.set_column(names.index("mtime"), "mtime", rows["mtime"].cast(pa.int64()))
+        return [IndexEntry(**{**row, "captions": tuple(row["captions"] or ())}) for row in rows.to_pylist()]
+
+    def rows(self, where: str | None = None, limit: int | None = None) -> pa.Table:
+        """Whole rows, checked."""
+        return self.checked(self._scan(None, where, limit=limit))
+
+    def renamed(self, files: Sequence[tuple[str, IndexEntry]]) -> pa.Table:
+        """The rows of files, as rows of other files with the same content, or of the same with other captions."""
+        stored = self.rows(_in("file", {origin for origin, _ in files}))
+        places = {name: place for place, name in enumerate(stored["file"].to_pylist())}
+        rows = stored.take([places[origin] for origin, _ in files])
+        for name in ("id", "file", "kind", "size", "mtime", "captions"):
+            column = pa.array([getattr(file, name) for _, file in files], rows.schema.field(name).type)
+            rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+        return with_checksums(rows)
+
+    def spread(self, count: int, column: str) -> pa.ChunkedArray:
+        """A column of about so many rows, as far apart as can be, or of all."""
+        rows = len(self)
+        with engine_errors(self._index):
+            return self._dataset.take(range(0, rows, -(-rows // count) or 1), columns=[column])[column]
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows, some thousand at a time, unchecked."""
+        with engine_errors(self._index):
+            yield from self._dataset.to_batches(columns=columns, batch_size=8192)
+
+    def nearest(
+        self, vector: Vectors, count: int, where: str | None = None, exact: bool = False
+    ) -> tuple[pa.Table, bool]:
+        """The rows whose vectors have the largest dot product with `(E,)`, largest first, and whether these are certain
+        to be the nearest: by the approximate index, unless there is none, or `exact`, or the condition keeps few rows.
+        """
+        exact = exact or self.exact or (where is not None and self.count(where) <= EXACT_ROWS)
+        query = {"column": "vector", "q": vector, "k": count, "metric": "dot", "use_index": not exact}
+        if not exact:
+            query |= {
+                "nprobes": max(20, round(_PROBED * _partitions(self.seal.trained_rows))),
+                "refine_factor": _REFINED,
+            }
+        found = self.checked(
+            self._scan([*self._dataset.schema.names, "_distance"], where, nearest=query, prefilter=True)
+        )
+        if not np.allclose(1 - found["_distance"].to_numpy(), numbers(found["vector"]) @ vector, atol=1e-3):
+            raise self.damaged("its approximate index disagrees with its vectors")
+        return found, exact
+
+    def matching(self, words: str, count: int, where: str | None = None) -> pa.Table:
+        """The rows whose captions or file names have some of the words, best first (BM25)."""
+        query = MultiMatchQuery(words, ["captions", "file"])
+        return self.checked(self._scan(None, where, full_text_query=query, limit=count, prefilter=True))
+
+    def _scan(self, columns: Sequence[str] | None, where: str | None = None, **how: Any) -> pa.Table:
+        with engine_errors(self._index, where):
+            return self._dataset.scanner(columns=columns, filter=where, **how).to_table()
+
+    def checked(self, rows: pa.Table) -> pa.Table:
+        stored = rows.select(self._dataset.schema.names)
+        if (wrong := _wrong(stored)).any():
+            raise self.damaged(f"the row of {stored['file'].filter(wrong)[0]} is not what was written")
+        return rows
+
+    def damaged(self, what: str) -> PerceiverVLError:
+        """An error that says so, and what mends it."""
+        return PerceiverVLError(f"{self._index}: damaged ({what}), mend it with {_mend(self._index)}")
+
+    # Writing
+
+    def commit(self, rows: pa.Table | None = None, gone: Collection[str] = ()) -> None:
+        """Put rows in the place of those of their files and drop the rows of the files `gone`: all of it, or nothing.
+
+        Raises `UsageError` where somebody else has committed since.
+        """
+        if rows is not None:
+            with engine_errors(self._index):
+                fragments = write_fragments(rows, self._dataset)
+            self.commit_fragments(fragments, {*gone, *rows["file"].to_pylist()})
+        elif gone:
+            self.commit_fragments([], gone)
+
+    def commit_fragments(self, fragments: Sequence[FragmentMetadata | str], files: Collection[str]) -> None:
+        """The same with rows that were written before, in the place of all rows of the `files`."""
+        before, where = self.version, _in("file", files)
+        update = lance.LanceOperation.Update(new_fragments=[_fragment(one) for one in fragments])
+        with engine_errors(self._index):
+            addresses = self._scan([], where, with_row_address=True)["_rowaddr"].to_numpy()
+            for number in np.unique(addresses >> 32).tolist():
+                rest = self._dataset.get_fragment(number).delete(where)
+                if rest is None:
+                    update.removed_fragment_ids.append(number)
+                else:
+                    update.updated_fragments.append(rest)
+            if self._dataset.latest_version == before:
+                self._dataset = lance.LanceDataset.commit(self._dataset, update, read_version=before)
+        if self.version != before + 1:
+            raise UsageError(f"{self._index}: another run is writing it, wait for it to end")
+        self._commits += 1
+        if self._commits % _COMMITS_BEFORE_COMPACTION == 0:
+            self.compact()
+
+    def describe(self, settings: IndexSettings) -> None:
+        """Say anew what all clips share."""
+        if settings != self.settings:
+            self._describe(settings, self.seal)
+
+    def _describe(self, settings: IndexSettings, seal: Seal) -> None:
+        with engine_errors(self._index):
+            self._dataset.update_schema_metadata(_metadata(settings, seal))
+        self.settings, self.seal = settings, seal
+
+    def finish(self, sample_queries: Callable[[], Vectors], exact_rows: int = EXACT_ROWS) -> None:
+        """What comes after the commits of a run, if there were any: fragments made whole, indexes, cleaning up, a seal.
+
+        More than `exact_rows` rows have an approximate index, made anew whenever they have doubled; what came since is
+        added to it. Its recall is measured with the unit vectors `(n,E)` that `sample_queries` gives. Versions of
+        yesterday and before are deleted.
+        """
+        if self.seal.version == self.version:
+            return
+        self.compact()
+        rows, indexes = len(self), {one.name for one in self._dataset.describe_indices()}
+        trained, recall = self.seal.trained_rows, None
+        with engine_errors(self._index):
+            for column in ("captions", "file"):
+                if rows <= exact_rows or f"{column}_words" not in indexes:
+                    self._dataset.create_scalar_index(column, "INVERTED", name=f"{column}_words", with_position=False)
+            if rows <= exact_rows:
+                for name in indexes & {"vectors", "files"}:
+                    self._dataset.drop_index(name)
+            else:
+                if "vectors" not in indexes or rows > 2 * trained:
+                    how = {"name": "vectors", "metric": "dot", "replace": True, "num_partitions": _partitions(rows)}
+                    self._dataset = self._dataset.create_index("vector", APPROXIMATE, **how)
+                    trained = rows
+                if "files" not in indexes:
+                    self._dataset.create_scalar_index("file", "BTREE", name="files")
+                self._dataset.optimize.optimize_indices()
+                recall = self._recall(sample_queries())
+            total = sum(pc.sum(batch["checksum"].cast(pa.int64())).as_py() or 0 for batch in self.batches(["checksum"]))
+            self._dataset.cleanup_old_versions(_KEPT_VERSIONS)
+        self._describe(self.settings, Seal(self.version + 1, rows, total, recall, trained))
+
+    def compact(self) -> None:
+        """Join small fragments, and leave out deleted rows: all of them while the table is small."""
+        share = 0.0 if len(self) <= EXACT_ROWS else 0.1
+        how = {"target_rows_per_fragment": _FRAGMENT_ROWS, "materialize_deletions_threshold": share}
+        with engine_errors(self._index):
+            self._dataset.optimize.compact_files(**how)
+
+    def _recall(self, queries: Vectors) -> float:
+        best = np.full((len(queries), RECALL_AT), -np.inf, np.float32)
+        for batch in self.batches(["vector"]):
+            cosines = queries @ numbers(pa.chunked_array([batch["vector"]])).T
+            best = -np.sort(-np.concatenate([best, cosines], axis=1), axis=1)[:, :RECALL_AT]
+        found = [numbers(self.nearest(query, RECALL_AT)[0]["vector"]) @ query for query in queries]
+        pairs = zip(found, best[:, -1] - 1e-5, strict=True)  # 1e-5: two ways to sum E products
+        return float(np.mean([np.count_nonzero(cosines >= least) / RECALL_AT for cosines, least in pairs]))
+
+    # Damage
+
+    def check(self) -> None:
+        """Raise `PerceiverVLError` where any row is not as it was written, or one is missing or should not be there."""
+        rows = total = 0
+        for batch in self.batches():
+            table = self.checked(pa.table(batch))
+            rows, total = rows + len(table), total + (pc.sum(table["checksum"].cast(pa.int64())).as_py() or 0)
+        if self.seal.version == self.version and (self.seal.rows, self.seal.total) != (rows, total):
+            raise self.damaged(f"{rows} rows that are not those of {self.seal.rows} that were written")
+
+    def mend(self) -> int:
+        """Drop the rows that are not as they were written, and all indexes: how many rows were lost."""
+        before = int(self._dataset.stats.dataset_stats()["num_fragments"]) and len(self)
+        for fragment in self._dataset.get_fragments():
+            try:
+                with engine_errors(self._index):
+                    rows = fragment.to_table(with_row_address=True)
+            except PerceiverVLError:
+                drop = lance.LanceOperation.Delete([], [fragment.fragment_id], "damaged")
+                with engine_errors(self._index):
+                    self._dataset = lance.LanceDataset.commit(self._dataset, drop, read_version=self.version)
+                continue
+            wrong = rows["_rowaddr"].filter(_wrong(rows.drop_columns(["_rowaddr"]))).to_pylist()
+            if wrong:
+                with engine_errors(self._index):
+                    self._dataset.delete(f"_rowaddr IN ({', '.join(map(str, wrong))})")
+        for name in [one.name for one in self._dataset.describe_indices()]:
+            self._dataset.drop_index(name)
+        return before - len(self)
+
+
+# Opening
+
+
+def location(index: str | Path) -> str:
+    """The absolute path of a folder; the address of a place in object storage (`s3://bucket/index`) as it is."""
+    place = str(index).rstrip("/") if "://" in str(index) else str(Path(index).resolve())
+    try:
+        place.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{place!a}: a name that is not Unicode, give another") from error
+    return place
+
+
+def open_table(index: str | Path, recover: bool = False) -> ClipTable:
+    """The newest version of an index's table. recover: or the newest that can be read, in a folder that is `locked`;
+    those after it are deleted.
+
+    Raises `NoIndexError` for a place without an index, `UsageError` for one of another format, `PerceiverVLError` for a
+    damaged one and for storage that does not answer.
+    """
+    place = location(index)
+    try:
+        with engine_errors(place):
+            table = ClipTable(place, lance.dataset(f"{place}/clips.lance"))
+    except UsageError:
+        raise
+    except PerceiverVLError:
+        newest_first = sorted(Path(f"{place}/clips.lance/_versions").glob("*.manifest"))  # their names count down
+        if not (recover and newest_first[1:]):
+            raise
+        newest_first[0].unlink()
+        return open_table(index, recover)
+    hint = Path(f"{place}/clips.lance/_versions/latest_version_hint.json")
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if not recover and json.loads(hint.read_text())["version"] > table.version:
+            raise table.damaged("its newest version is lost")
+    return table
+
+
+def settings_of(index: str | Path) -> IndexSettings | None:
+    """What the clips of an index share, also of a damaged one; None where there is none."""
+    try:
+        return open_table(index).settings
+    except NoIndexError:
+        return None
+    except UsageError:
+        raise
+    except PerceiverVLError:
+        with locked(index):
+            return open_table(index, recover=True).settings
+
+
+def create_table(index: str | Path, settings: IndexSettings) -> ClipTable:
+    """A table without rows in a place where there is none."""
+    place = location(index)
+    with engine_errors(place):
+        return ClipTable(place, lance.write_dataset(schema(settings).empty_table(), f"{place}/clips.lance"))
+
+
+@contextmanager
+def locked(index: str | Path) -> Iterator[None]:
+    """Keep other runs from writing the index; in object storage a commit notices them, and nothing is locked."""
+    if "://" in str(index):
+        yield
+        return
+    try:
+        Path(index).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{index}: cannot be made ({error.strerror}), give another folder") from error
+    with files.locked(Path(index), leftovers=()):
+        yield
+
+
+def read_skipped(index: str | Path) -> list[SkippedFile]:
+    """The files that could not be decoded; nothing where the list is damaged, so that they are tried again."""
+    try:
+        with engine_errors(location(index)):
+            rows = lance.dataset(f"{location(index)}/skipped.lance").to_table().to_pylist()
+        return [SkippedFile(**row) for row in rows]
+    except (PerceiverVLError, TypeError):
+        return []
+
+
+def write_skipped(index: str | Path, skipped: Iterable[SkippedFile]) -> None:
+    """Keep the list of files that could not be decoded, if it is another than before."""
+    listed = [asdict(one) for one in skipped]
+    if listed != [asdict(one) for one in read_skipped(index)]:
+        columns = pa.schema({"file": pa.string(), "size": pa.int64(), "mtime": pa.int64(), "reason": pa.string()})
+        with engine_errors(location(index)):
+            place = f"{location(index)}/skipped.lance"
+            lance.write_dataset(pa.Table.from_pylist(listed, columns), place, mode="overwrite")
+
+
+def export_parquet(index: str | Path, path: str | Path) -> int:
+    """Write all rows to one Parquet file, for another engine; how many there were."""
+    table = open_table(index)
+    plain = pa.schema(list(schema(table.settings))[:-1])
+
+    def write(beside: Path) -> None:
+        with parquet.ParquetWriter(beside, plain) as file:
+            for batch in table.batches():
+                file.write_batch(table.checked(pa.table(batch)).select(plain.names).combine_chunks().to_batches()[0])
+
+    files.write_with(Path(path), write)
+    return len(table)
+
+
+# What goes wrong
+
+
+def _metadata(settings: IndexSettings, seal: Seal) -> dict[str, str]:
+    described = json.dumps({"settings": asdict(settings), "seal": asdict(seal)}, ensure_ascii=False)
+    return {"perceiver_vl": described, "checksum": str(crc32(described.encode()))}
+
+
+def _read_metadata(index: str, metadata: Mapping[bytes, bytes]) -> tuple[IndexSettings, Seal]:
+    described = metadata.get(b"perceiver_vl")
+    if described is None:
+        raise UsageError(f"{index}: a table that is none of ours, give another place")
+    if metadata.get(b"checksum") != str(crc32(described)).encode():
+        raise PerceiverVLError(f"{index}: damaged (its settings are not what was written), mend it with {_mend(index)}")
+    stored = json.loads(described)
+    if (made := stored["settings"]["format"]) != FORMAT:
+        maker = f"made by {'an older' if made < FORMAT else 'a newer'} version"
+        raise UsageError(f"{index}: {maker} (format {made}, not {FORMAT}), index again in a new place")
+    settings = IndexSettings(**{**stored["settings"], "decoders": tuple(stored["settings"]["decoders"])})
+    return settings, Seal(**stored["seal"])
+
+
+def _wrong(rows: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which rows are not as they were written."""
+    try:
+        expected = _checksums(rows)
+    except ValueError:  # text that is not Unicode any more; say in which row
+        return (
+            np.concatenate([_wrong(rows.slice(row, 1)) for row in range(len(rows))])
+            if len(rows) > 1
+            else np.ones(1, bool)
+        )
+    stored = rows["checksum"].fill_null(0).to_numpy()
+    return np.asarray(expected, np.uint32) != stored
+
+
+def _mend(index: str) -> str:
+    return f"perceiver-vl index --verify --out {shlex.quote(index)}"
+
+
+_SAYINGS = (
+    (r"NoSuchBucket", "there is no such bucket, make it or give another address"),
+    (
+        r"AccessDenied|Forbidden|InvalidAccessKeyId|SignatureDoesNotMatch|CredentialsNot|credential",
+        "may not be read or written with the credentials of the environment, set AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY",
+    ),
+    (r"error sending request|dns error", "the storage does not answer, see AWS_ENDPOINT_URL and the network"),
+    (r"No object store provider", "no such kind of storage, give a folder or an address like s3://bucket/index"),
+    (r"[Cc]onflict", "another run is writing it, wait for it to end"),
+    (r"No space left", "no space is left there; what was committed before is kept, make room and run it again"),
+    (r"Permission denied|Read-only", "may not be written, change its rights or give another place"),
+    (r"Failed to parse path", "its name has characters that the engine does not take, give another"),
+)
+
+
+@contextmanager
+def engine_errors(index: str, where: str | None = None) -> Iterator[None]:
+    """What the engine raises, panics among them, as one line; of the SQL `where`, if that is what it is about."""
+    try:
+        yield
+    except PerceiverVLError:
+        raise
+    except BaseException as error:
+        known = ValueError | OSError | RuntimeError | NotImplementedError
+        if not isinstance(error, known) and type(error).__name__ != "PanicException":
+            raise
+        said = " ".join(str(error).split())
+        if re.search(r"Dataset at path .* was not found|Not a directory", said):
+            raise NoIndexError(f"{index}: not an index, make one with perceiver-vl index") from error
+        for pattern, meaning in _SAYINGS:
+            if re.search(pattern, said):
+                raise UsageError(f"{index}: {meaning}") from error
+        short = re.sub(r", (/\S+\.rs:\d+:\d+|/rustc/.*).*$", "", said)[:300]
+        if where is not None and re.search(r"Invalid user input|SQL|[Ss]chema error|Arrow error", said):
+            reason = re.sub(r"^(Invalid user input: )?(.*sql parser error: )?", "", short)
+            raise UsageError(f"where={where}: {reason.rstrip(')')}") from error
+        raise PerceiverVLError(f"{index}: damaged ({short}), mend it with {_mend(index)}") from error
