@@ -127,6 +127,21 @@ def rerank(
 
 
 @bench_app.command()
+def index(
+    rows: Annotated[str, typer.Option(help="Sizes of the index, in clips.")] = "10000,100000,1000000",
+    runs: RunsOption = 50,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """An index of made-up clips: opening, queries with and without a filter, memory, bytes, building, updating."""
+    numbers = read_numbers("rows", rows)
+    from perceiver_vl.bench.index import measure_index
+
+    report = measure_index(numbers, runs=runs, seed=seed, progress=True)
+    print_bench(report, as_json, repeats=f"{runs} queries, seed {seed}")
+
+
+@bench_app.command()
 def elastic(
     output: Annotated[Path, typer.Option("--out", help="Folder of the runs; those done are not trained again.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Of the recipe, key=value.")] = None,

@@ -177,7 +177,6 @@ class Searcher:
 
 def _joined(rows: pa.Table, by_words: pa.Table | None) -> tuple[pa.Table, Vectors]:
     """The clips of one ranking, then those that are only in the other; the ranks of all in the other, from 0."""
-    rows = rows.drop_columns(["_distance"])
     if by_words is None:
         return rows, np.empty(0, np.float32)
     ranks = {name: rank for rank, name in enumerate(by_words["file"].to_pylist())}

@@ -9,6 +9,7 @@ Shapes: E retrieval vector, D width, H heads, K rows.
 """
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zlib import crc32
+
+os.environ.setdefault("LANCE_LOG", "error")  # the engine writes its own comings and goings
 
 import lance
 import numpy as np
@@ -33,13 +36,15 @@ from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 FORMAT = 3
 EXACT_ROWS = 20_000
-"""Up to so many rows, of a table or of those that a filter keeps, every vector is compared."""
+"""Up to so many rows every vector is compared, which takes 25 ms."""
+_FEW_ROWS = 1000  # of those that a filter keeps, which are read whole
 APPROXIMATE = "IVF_SQ"
 """Clusters of vectors in 8 bits; the nearest by these are ordered by the vectors themselves."""
-_PROBED, _REFINED = 0.1, 3  # the share of clusters that are looked into; vectors read for each that is wanted
+_PROBED, _REFINED = 0.1, 3  # the share of clusters that are looked into, without a filter; vectors read for each wanted
+_MOST_PARTS = 16
 _KEPT_VERSIONS = timedelta(days=1)
 _COMMITS_BEFORE_COMPACTION = 100
-_FRAGMENT_ROWS = 262_144
+_FRAGMENT_ROWS = 16_384
 RECALL_AT = 10
 
 Vectors = npt.NDArray[np.float32]
@@ -296,25 +301,25 @@ class ClipTable:
         with engine_errors(self._index):
             yield from self._dataset.to_batches(columns=columns, batch_size=8192)
 
-    def nearest(
-        self, vector: Vectors, count: int, where: str | None = None, exact: bool = False
-    ) -> tuple[pa.Table, bool]:
+    def nearest(self, vector: Vectors, count: int, where: str | None = None) -> tuple[pa.Table, bool]:
         """The rows whose vectors have the largest dot product with `(E,)`, largest first, and whether these are certain
-        to be the nearest: by the approximate index, unless there is none, or `exact`, or the condition keeps few rows.
+        to be the nearest: by the approximate index, if there is one and the condition keeps more than a few rows.
         """
-        exact = exact or self.exact or (where is not None and self.count(where) <= EXACT_ROWS)
-        query = {"column": "vector", "q": vector, "k": count, "metric": "dot", "use_index": not exact}
-        if not exact:
-            query |= {
-                "nprobes": max(20, round(_PROBED * _partitions(self.seal.trained_rows))),
-                "refine_factor": _REFINED,
-            }
+        if not self.exact and where is not None and self.count(where) <= _FEW_ROWS:
+            rows = self._scan(None, where)
+            cosines = numbers(rows["vector"]) @ vector
+            return self.checked(rows.take(np.argsort(-cosines, kind="stable")[:count])), True
+        query = {"column": "vector", "q": vector, "k": count, "metric": "dot", "use_index": not self.exact}
+        if not self.exact:
+            clusters = _partitions(self.seal.trained_rows)
+            probed = clusters if where is not None else max(20, round(_PROBED * clusters))
+            query |= {"nprobes": probed, "refine_factor": _REFINED}
         found = self.checked(
             self._scan([*self._dataset.schema.names, "_distance"], where, nearest=query, prefilter=True)
         )
         if not np.allclose(1 - found["_distance"].to_numpy(), numbers(found["vector"]) @ vector, atol=1e-3):
             raise self.damaged("its approximate index disagrees with its vectors")
-        return found, exact
+        return found.drop_columns(["_distance"]), self.exact
 
     def matching(self, words: str, count: int, where: str | None = None) -> pa.Table:
         """The rows whose captions or file names have some of the words, best first (BM25)."""
@@ -382,34 +387,53 @@ class ClipTable:
     def finish(self, sample_queries: Callable[[], Vectors], exact_rows: int = EXACT_ROWS) -> None:
         """What comes after the commits of a run, if there were any: fragments made whole, indexes, cleaning up, a seal.
 
-        More than `exact_rows` rows have an approximate index, made anew whenever they have doubled; what came since is
-        added to it. Its recall is measured with the unit vectors `(n,E)` that `sample_queries` gives. Versions of
-        yesterday and before are deleted.
+        More than `exact_rows` rows have an approximate index, made anew whenever they have doubled or it has many
+        parts, and its recall is then measured with the unit vectors `(n,E)` that `sample_queries` gives; in between,
+        what each run has committed is a part of its own, with the same clusters.
+        Versions that are older than a day are deleted.
         """
         if self.seal.version == self.version:
             return
         self.compact()
-        rows, indexes = len(self), {one.name for one in self._dataset.describe_indices()}
+        rows, indexes = len(self), {one.name: len(one.segments) for one in self._dataset.describe_indices()}
         trained, recall = self.seal.trained_rows, None
         with engine_errors(self._index):
-            for column in ("captions", "file"):
-                if rows <= exact_rows or f"{column}_words" not in indexes:
-                    self._dataset.create_scalar_index(column, "INVERTED", name=f"{column}_words", with_position=False)
+            self._index_words(indexes, anew=rows <= exact_rows)
             if rows <= exact_rows:
-                for name in indexes & {"vectors", "files"}:
+                for name in indexes.keys() & {"vectors", "files"}:
                     self._dataset.drop_index(name)
             else:
-                if "vectors" not in indexes or rows > 2 * trained:
-                    how = {"name": "vectors", "metric": "dot", "replace": True, "num_partitions": _partitions(rows)}
-                    self._dataset = self._dataset.create_index("vector", APPROXIMATE, **how)
-                    trained = rows
                 if "files" not in indexes:
                     self._dataset.create_scalar_index("file", "BTREE", name="files")
-                self._dataset.optimize.optimize_indices()
-                recall = self._recall(sample_queries())
+                if rows > 2 * trained or not 0 < indexes.get("vectors", 0) < _MOST_PARTS:
+                    how = {"name": "vectors", "metric": "dot", "replace": True, "num_partitions": _partitions(rows)}
+                    self._dataset = self._dataset.create_index("vector", APPROXIMATE, **how)
+                    trained, recall = rows, self._recall(sample_queries(), rows)
+                else:
+                    self._dataset.optimize.optimize_indices(index_names=["vectors"], num_indices_to_merge=0)
+                    recall = self.seal.recall
+                self._dataset.optimize.optimize_indices(index_names=["captions_words", "file_words", "files"])
             total = sum(pc.sum(batch["checksum"].cast(pa.int64())).as_py() or 0 for batch in self.batches(["checksum"]))
-            self._dataset.cleanup_old_versions(_KEPT_VERSIONS)
+        self._clean_up()
         self._describe(self.settings, Seal(self.version + 1, rows, total, recall, trained))
+
+    def _index_words(self, indexes: Collection[str], anew: bool) -> None:
+        for column in ("captions", "file"):
+            if anew or f"{column}_words" not in indexes:
+                self._dataset.create_scalar_index(column, "INVERTED", name=f"{column}_words", with_position=False)
+
+    def _clean_up(self) -> None:
+        """Delete old versions; those that are damaged, which the engine stumbles over, at once."""
+        try:
+            with engine_errors(self._index):
+                self._dataset.cleanup_old_versions(_KEPT_VERSIONS)
+        except PerceiverVLError:
+            for manifest in sorted(Path(f"{self._index}/clips.lance/_versions").glob("*.manifest"))[1:]:
+                try:
+                    with engine_errors(self._index):
+                        lance.dataset(f"{self._index}/clips.lance", version=2**64 - 1 - int(manifest.stem))
+                except PerceiverVLError:
+                    manifest.unlink()
 
     def compact(self) -> None:
         """Join small fragments, and leave out deleted rows: all of them while the table is small."""
@@ -418,7 +442,8 @@ class ClipTable:
         with engine_errors(self._index):
             self._dataset.optimize.compact_files(**how)
 
-    def _recall(self, queries: Vectors) -> float:
+    def _recall(self, queries: Vectors, trained_rows: int) -> float:
+        self.seal = Seal(recall=0.0, trained_rows=trained_rows)  # there is an approximate index now
         best = np.full((len(queries), RECALL_AT), -np.inf, np.float32)
         for batch in self.batches(["vector"]):
             cosines = queries @ numbers(pa.chunked_array([batch["vector"]])).T
@@ -437,10 +462,12 @@ class ClipTable:
             rows, total = rows + len(table), total + (pc.sum(table["checksum"].cast(pa.int64())).as_py() or 0)
         if self.seal.version == self.version and (self.seal.rows, self.seal.total) != (rows, total):
             raise self.damaged(f"{rows} rows that are not those of {self.seal.rows} that were written")
+        if self.seal.version:
+            self.matching("words", 1)  # reads its index
 
     def mend(self) -> int:
         """Drop the rows that are not as they were written, and all indexes: how many rows were lost."""
-        before = int(self._dataset.stats.dataset_stats()["num_fragments"]) and len(self)
+        before = len(self)
         for fragment in self._dataset.get_fragments():
             try:
                 with engine_errors(self._index):
@@ -493,8 +520,12 @@ def open_table(index: str | Path, recover: bool = False) -> ClipTable:
         return open_table(index, recover)
     hint = Path(f"{place}/clips.lance/_versions/latest_version_hint.json")
     with suppress(OSError, ValueError, KeyError, TypeError):
-        if not recover and json.loads(hint.read_text())["version"] > table.version:
+        lost = json.loads(hint.read_text())["version"] > table.version
+        if lost and not recover:
             raise table.damaged("its newest version is lost")
+        if lost:
+            hint.unlink()
+            return open_table(index, recover)
     return table
 
 
