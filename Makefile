@@ -25,6 +25,7 @@ faults: $(STAMP)
 	$(BIN)/python tests/faults/kills.py --kills 30
 	$(BIN)/python tests/faults/kills.py --kills 30 --processes 2
 	$(BIN)/python tests/faults/injected.py
+	$(BIN)/python tests/faults/index_kills.py --kills 30
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

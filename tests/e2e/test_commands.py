@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
 import pytest
 import torch
 import yaml
@@ -321,6 +323,58 @@ def test_an_index_whose_model_has_moved(index: Path, model: Path, world: Path, t
     assert "--model" in run_cli("search", "--index", tmp_path / "index", "a red circle").error(2)
     words = "search", "--index", tmp_path / "index", "a red circle", "--model", tmp_path / "after", "--json"
     assert len(run_cli(*words).json()[0]["hits"]) == 10
+
+
+def test_an_index_is_brought_up_to_date_and_verified_without_its_model_and_media_being_named(
+    model: Path, own_world: Path, tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    budget = ("--budget", "latents=4")
+    assert run_cli("index", "--out", index, "--model", model, "--media", own_world / "clips", *budget).code == 0
+    (own_world / "clips" / "test-000000.mp4").unlink()
+    said = run_cli("index", "--out", index, "--json").json()
+    assert (said["unchanged"], said["removed"], said["mended"]) == (23, 1, 0)
+    newest = index / "clips.lance" / "data" / open_table(index).data_files()[0]
+    content = bytearray(newest.read_bytes())
+    content[200] ^= 255
+    newest.write_bytes(content)
+    remedy = re.search(r"mend it with (perceiver-vl .+)$", run_cli("search", "--index", index, "red").error(1))
+    assert remedy is not None
+    words = shlex.split(remedy[1])[1:]
+    assert run_cli(*words, "--json").json()["mended"] > 0
+    assert run_cli("search", "--index", index, "red", "--json").json()[0]["searched"] == 23
+    assert "--model and --media" in run_cli("index", "--out", tmp_path / "none").error(2)
+    assert "--out is missing" in run_cli("index").error(2)
+
+
+def test_search_of_some_clips(index: Path) -> None:
+    def found(*words: object) -> list[str]:
+        [result] = run_cli("search", "--index", index, "a red circle", "--json", *words).json()
+        assert result["searched"] == len(result["hits"])
+        return sorted(hit["file_name"] for hit in result["hits"])
+
+    everything = found()
+    assert len(everything) == 6
+    assert found("--folder", "clips", "--type", "video", "--longer", "0:00.1", "--after", "2020-01-01") == everything
+    assert found("--type", "image") == found("--shorter", 0.1) == found("--before", "2020-01-01") == []
+    assert found("--where", f"file = '{everything[2]}'") == [everything[2]]
+    name = Path(everything[3]).stem
+    [result] = run_cli("search", "--index", index, name, "--hybrid", "--json").json()
+    assert result["hits"][0]["file_name"] == everything[3]
+    for words, part in (
+        (("--where", "file ="), "where=(file =)"),
+        (("--longer", "soon"), "longer=soon"),
+        (("--type", "sound"), "type=sound"),
+        (("--after", "today"), "after=today"),
+    ):
+        assert part in run_cli("search", "--index", index, "red", *words).error(2)
+
+
+def test_an_index_as_parquet(index: Path, tmp_path: Path) -> None:
+    said = run_cli("index", "export", index, "--parquet", tmp_path / "new" / "clips.parquet", "--json").json()
+    assert said["clips"] == parquet.read_metadata(tmp_path / "new" / "clips.parquet").num_rows == 6
+    assert "6 clips" in run_cli("index", "export", index, "--parquet", tmp_path / "clips.parquet").out
+    assert "not an index" in run_cli("index", "export", tmp_path, "--parquet", tmp_path / "x").error(2)
 
 
 # Demo

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import transformers.trainer
 import yaml
+from index_kills import kill_again_and_again
 from kills import differences, kill_runs
 from transformers import TrainerCallback
 
@@ -116,3 +117,11 @@ def test_a_folder_that_takes_nothing_is_one_line(
     assert stop.value.code == 1
     assert told.err.startswith("error: /proc/run: ")
     assert len(told.err.splitlines()) == 1
+
+
+def test_an_index_that_is_killed_at_random_moments_is_whole_and_ends_like_one_that_was_left_alone(
+    tmp_path: Path,
+) -> None:
+    report = kill_again_and_again(tmp_path, kills=3, seed=1, clips=16)
+    assert report.differences == []
+    assert (report.survived, report.kills) == (3, 3)

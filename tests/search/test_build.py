@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from PIL import Image
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, UsageError
 from perceiver_vl.models.loading import load_retriever, model_fingerprint
 from perceiver_vl.search import IndexReport, build_index
+from perceiver_vl.search.build import content_id
 from perceiver_vl.search.table import locked, numbers, open_table, read_skipped
 from small_media import write_clip, write_image
 
@@ -369,3 +371,93 @@ def test_values_that_cannot_work_are_named(model_folder: Path, media: Path, tmp_
     with pytest.raises(UsageError, match="no such folder"):
         build_index(model_folder, tmp_path / "nowhere", tmp_path / "index")
     assert not (tmp_path / "index").exists()
+
+
+def test_a_file_that_moved_was_copied_or_touched_is_not_encoded_again(
+    model_folder: Path, media: Path, tmp_path: Path
+) -> None:
+    build_index(model_folder, media, tmp_path / "index")
+    before = vectors(tmp_path / "index")
+    (media / "clip0.mp4").rename(media / "trip" / "renamed.mp4")
+    shutil.copy(media / "clip1.mp4", media / "copy.mp4")
+    for path in (media / "clip2.mp4", media / "image0.png"):
+        os.utime(path, (1, 1))
+    first, second = (media / f"image{number}.png" for number in (1, 2))  # swapped
+    first.rename(media / "away.png")
+    second.rename(first)
+    (media / "away.png").rename(second)
+    report = build_index(model_folder, media, tmp_path / "index")
+    assert (report.encoded, report.moved, report.removed, report.total) == (0, 6, 0, 9)
+    assert "6 moved" in report.summary()
+    after = vectors(tmp_path / "index")
+    assert set(after) == set(before) - {"clip0.mp4"} | {"trip/renamed.mp4", "copy.mp4"}
+    for name, was in (("trip/renamed.mp4", "clip0.mp4"), ("copy.mp4", "clip1.mp4"), ("clip2.mp4", "clip2.mp4")):
+        np.testing.assert_array_equal(after[name], before[was])
+    np.testing.assert_array_equal(after["image1.png"], before["image2.png"])
+    assert counts(build_index(model_folder, media, tmp_path / "index")) == (0, 9, 0, 0, 9)
+
+
+def test_old_vectors_serve_until_new_ones_are_there(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    """All files change, and the run ends before one of them is encoded."""
+    build_index(model_folder, media, tmp_path / "index")
+    before = vectors(tmp_path / "index")
+    for number in range(4):
+        write_clip(media / f"clip{number}.mp4", seed=50 + number)
+    (media / "clip0.mp4").write_bytes(b"not a video any more")
+    with pytest.raises(MediaError):
+        build_index(model_folder, media, tmp_path / "index", strict=True, batch_size=1)
+    after = vectors(tmp_path / "index")
+    assert after.keys() == before.keys()
+    for name, vector in before.items():
+        np.testing.assert_array_equal(after[name], vector)
+
+
+def test_contents_that_differ_anywhere_have_other_ids_as_far_as_is_promised(tmp_path: Path) -> None:
+    def id_of(content: bytes) -> str:
+        (tmp_path / "file").write_bytes(content)
+        return content_id(tmp_path / "file")
+
+    small = bytes(range(256)) * 4096  # 1 MiB: every byte counts
+    ids = {id_of(small), id_of(small[:-1]), id_of(b""), id_of(b"a")}
+    ids |= {id_of(small[:place] + b"?" + small[place + 1 :]) for place in (1, 70_000, len(small) - 2)}
+    large = small * 3  # 16 stretches of it
+    ids |= {id_of(large), id_of(large[1:]), id_of(b"?" + large[1:]), id_of(large[:-1] + b"?")}
+    assert len(ids) == 11
+
+
+def test_a_file_that_cannot_be_looked_at_keeps_its_clip(
+    model_folder: Path, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(model_folder, media, tmp_path / "index")
+    real = Path.stat
+
+    def stat(path: Path, **how: Any) -> os.stat_result:
+        if path.name == "clip0.mp4":
+            raise PermissionError(13, "Permission denied")
+        return real(path, **how)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    report = build_index(model_folder, media, tmp_path / "index")
+    assert [(one.file_name, one.reason) for one in report.skipped] == [("clip0.mp4", "Permission denied")]
+    assert "clip0.mp4" in vectors(tmp_path / "index")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sets a limit on the size of files")
+def test_a_full_disk_is_one_line_and_nothing_is_lost(model_folder: Path, media: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    build_index(model_folder, media, index)
+    before = vectors(index)
+    write_clip(media / "new.mp4", seed=9)
+    code = """import resource, sys
+from perceiver_vl.utils.errors import PerceiverVLError
+from perceiver_vl.search import build_index
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    build_index(None, None, sys.argv[1])
+except PerceiverVLError as error:
+    print(error)"""
+    done = subprocess.run([sys.executable, "-c", code, str(index)], check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.startswith(f"{index}: no space is left there; what was committed is kept")
+    assert done.stdout.count("\n") == 1
+    assert vectors(index).keys() == before.keys()
+    assert build_index(None, None, index).encoded == 1

@@ -146,7 +146,7 @@ def search(
 ) -> None:
     """Find clips by words: shortlist by the multi-stream, re-rank by the mixed stream."""
     use_threads(threads)
-    from perceiver_vl.search import Filters, Searcher, write_page
+    from perceiver_vl.search import Filters, Searcher
 
     filters = Filters(
         folder=folder,
@@ -162,6 +162,8 @@ def search(
     how = {"top_k": top_k, "shortlist": shortlist, "rerank": rerank, "filters": filters, "hybrid": hybrid}
     results = [searcher.search(words, **how) for words in queries]  # type: ignore[arg-type]
     if html:
+        from perceiver_vl.search import write_page
+
         write_page(html, results)
     if as_json:
         print_json([result.as_dict() for result in results])

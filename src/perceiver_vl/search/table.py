@@ -38,8 +38,8 @@ FORMAT = 3
 EXACT_ROWS = 20_000
 """Up to so many rows every vector is compared, which takes 25 ms."""
 _FEW_ROWS = 1000  # of those that a filter keeps, which are read whole
-APPROXIMATE = "IVF_SQ"
-"""Clusters of vectors in 8 bits; the nearest by these are ordered by the vectors themselves."""
+APPROXIMATE = "IVF_RQ"
+"""Clusters of vectors in 5 bits a number (RaBitQ); the nearest by these are ordered by the vectors themselves."""
 _PROBED, _REFINED = 0.1, 3  # the share of clusters that are looked into, without a filter; vectors read for each wanted
 _MOST_PARTS = 16
 _KEPT_VERSIONS = timedelta(days=1)
@@ -261,6 +261,10 @@ class ClipTable:
         """Whether there is no approximate index."""
         return self.seal.recall is None
 
+    def data_files(self) -> list[str]:
+        """The names of the files that hold the rows of this version."""
+        return [file.path for fragment in self._dataset.get_fragments() for file in fragment.data_files()]
+
     def refresh(self) -> None:
         """Go on with the newest version, if that is another."""
         with engine_errors(self._index):
@@ -406,7 +410,13 @@ class ClipTable:
                 if "files" not in indexes:
                     self._dataset.create_scalar_index("file", "BTREE", name="files")
                 if rows > 2 * trained or not 0 < indexes.get("vectors", 0) < _MOST_PARTS:
-                    how = {"name": "vectors", "metric": "dot", "replace": True, "num_partitions": _partitions(rows)}
+                    how = {
+                        "name": "vectors",
+                        "metric": "dot",
+                        "replace": True,
+                        "num_partitions": _partitions(rows),
+                        "num_bits": 5,
+                    }
                     self._dataset = self._dataset.create_index("vector", APPROXIMATE, **how)
                     trained, recall = rows, self._recall(sample_queries(), rows)
                 else:
@@ -647,7 +657,10 @@ _SAYINGS = (
     (r"error sending request|dns error", "the storage does not answer, see AWS_ENDPOINT_URL and the network"),
     (r"No object store provider", "no such kind of storage, give a folder or an address like s3://bucket/index"),
     (r"[Cc]onflict", "another run is writing it, wait for it to end"),
-    (r"No space left", "no space is left there; what was committed before is kept, make room and run it again"),
+    (
+        r"No space left|File too large|[Qq]uota",
+        "no space is left there; what was committed is kept, make room and run it again",
+    ),
     (r"Permission denied|Read-only", "may not be written, change its rights or give another place"),
     (r"Failed to parse path", "its name has characters that the engine does not take, give another"),
 )
