@@ -89,7 +89,8 @@ def main() -> int:
     arguments = parser.parse_args()
     total: Counter[str] = Counter()
     wrong, slowest = [], (0.0, "")
-    for number, path in enumerate(find_media(arguments.folder)):
+    for number, name in enumerate(find_media(arguments.folder).files):
+        path = Path(arguments.folder, name)
         content = path.read_bytes()
         if not content:
             continue

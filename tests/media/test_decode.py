@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from perceiver_vl.media.decode import decoder_version, load_clip, load_frames
-from perceiver_vl.media.files import find_media, is_media
+from perceiver_vl.media.files import MediaFiles, find_media, is_media
 from perceiver_vl.media.pictures import to_rgb
 from perceiver_vl.media.resizing import resize_frame
 from perceiver_vl.media.sampling import sample_indices
@@ -382,7 +382,7 @@ def test_find_media(tmp_path):
     for name in ("b/z.MP4", "b/a.gif", "c.webp", "notes.txt", ".hidden.mp4", ".cache/x.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert find_media(tmp_path) == [tmp_path / name for name in ("b/a.gif", "b/z.MP4", "c.webp")]
+    assert find_media(tmp_path) == MediaFiles(["b/a.gif", "b/z.MP4", "c.webp"])
     assert is_media("clip.MOV")
     assert not is_media("mp4")
 

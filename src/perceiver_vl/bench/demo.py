@@ -135,7 +135,7 @@ def demo_recipe() -> Path:
 
 @contextmanager
 def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
-    err.print(f"[bold]{name}[/bold] …")
+    err.print(f"{name} …", style="bold")
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start

@@ -130,7 +130,7 @@ def measure_elastic(
         for one in runs.values():
             if not (one.output / "metrics.json").is_file():
                 if progress:
-                    err.print(f"training {one.output}", markup=False)
+                    err.print(f"training {one.output}")
                 train(one, resume=True, progress=False)
             advance()
         advance = bar.stage("Scoring", len(runs) - len(seeds))

@@ -117,4 +117,4 @@ def render_page(report: AllReports) -> str:
 
 def _announce(name: str, progress: bool) -> None:
     if progress:
-        err.print(f"[bold]{name}[/bold] …")
+        err.print(f"{name} …", style="bold")

@@ -3,6 +3,7 @@ quick.
 """
 
 import gc
+import io
 import os
 import sys
 
@@ -64,13 +65,16 @@ def main() -> None:
 def _run() -> None:
     """Errors are one line on standard error; exit code 2 for usage, 1 for failure."""
     gc.set_threshold(500_000, 20, 100)  # of a million objects that imports make, all stay: half a second to look
+    for stream in (sys.stdout, sys.stderr):  # what an encoding lacks is shown by its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while waiting slow a busy machine down
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes its own comings and goings,
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # and its process group that a machine has no name
     try:
         app()
     except PreemptedError as stopped:
-        err.print(str(stopped), markup=False)
+        err.print(str(stopped))
         sys.exit(PREEMPTED)
     except UsageError as error:
         _fail(str(error), 2)
@@ -87,5 +91,5 @@ def _run() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    err.print(f"error: {' '.join(message.split())}", markup=False)
+    err.print(f"error: {' '.join(message.split())}")
     sys.exit(code)

@@ -87,7 +87,7 @@ def _choices(text: str | None) -> list[str] | None:
 
 
 def _print_answers(result: dict[str, Any]) -> None:
-    out.print(result["question"], markup=False)
+    out.print(result["question"])
     table = Table.grid("probability", "answer", padding=(0, 2))
     for answer in result["answers"]:
         table.add_row(f"{answer['score']:6.3f}", answer["answer"])

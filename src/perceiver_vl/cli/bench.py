@@ -251,7 +251,7 @@ def learning(
     for section in report.sections():
         print_section(section)
     for name, reason in report.failed.items():
-        out.print(f"not measured: {name} ({reason})", markup=False)
+        out.print(f"not measured: {name} ({reason})")
     out.print(f"{output / 'learning.html'}, {output / 'learning.json'}")
 
 

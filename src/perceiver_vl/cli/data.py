@@ -105,8 +105,8 @@ def prepare(
         print_json(report)
         return
     for note in report.notes:
-        out.print(note, markup=False)
-    out.print(report.summary(), markup=False)
+        out.print(note)
+    out.print(report.summary())
     print_skipped(report.skipped)
 
 
@@ -121,9 +121,9 @@ def _print_verification(result: "Verification", as_json: bool) -> None:
     if as_json:
         print_json(result)
     elif not result.problems:
-        out.print(f"{result.folder}: {result.files} files are as they were written", markup=False)
+        out.print(f"{result.folder}: {result.files} files are as they were written")
     for problem in result.problems:
-        err.print(f"{result.folder / problem.file_name}: {problem.reason}", markup=False)
+        err.print(f"{result.folder / problem.file_name}: {problem.reason}")
     if result.problems:
         raise typer.Exit(1)
 

@@ -85,5 +85,5 @@ def read_budget(text: str, model: Path, device: str | None, dtype: str | None) -
     from perceiver_vl.inference.budget_selection import choose_budget
 
     choice = choose_budget(model, limit, device, dtype)
-    err.print(str(choice), markup=False)
+    err.print(str(choice))
     return choice.budget

@@ -27,18 +27,18 @@ def report(
         print_json({"report": str(written.path), "missing": written.missing})
         return
     for sentence in written.missing:
-        out.print(f"not on the page: {sentence}", markup=False)
+        out.print(f"not on the page: {sentence}")
     out.print(f"the page: {written.path}")
 
 
 def report_at_end(run: Path) -> None:
     """The page of a run that has just ended; whatever keeps it from being written does not undo the run."""
     if find_spec("matplotlib") is None:
-        err.print("no report.html: matplotlib is not installed: pip install 'perceiver-vl[report]'", markup=False)
+        err.print("no report.html: matplotlib is not installed: pip install 'perceiver-vl[report]'")
         return
     from perceiver_vl.training.reporting.report import write_report
 
     try:
         write_report(run, progress=True)
     except (PerceiverVLError, OSError) as error:
-        err.print(f"no report.html: {error}", markup=False)
+        err.print(f"no report.html: {error}")

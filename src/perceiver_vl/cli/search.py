@@ -24,7 +24,7 @@ from perceiver_vl.cli.options import (
 )
 from perceiver_vl.cli.show import print_damaged, print_hits, print_json, print_skipped
 from perceiver_vl.models.budget import is_limit
-from perceiver_vl.utils.console import out
+from perceiver_vl.utils.console import err, out
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.threads import use_threads
 
@@ -45,6 +45,9 @@ def index(
     columns: ColumnsOption = "",
     split: SplitOption = None,
     num_frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Names to leave out, as in '*.gif' (may be repeated).")
+    ] = None,
     budget: BudgetOption = "",
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     strict: StrictOption = False,
@@ -87,6 +90,7 @@ def index(
         split=split,
         num_frames=num_frames,
         batch_size=batch_size,
+        exclude=exclude or (),
         strict=strict,
         max_failed_fraction=max_failed_fraction,
         verify=verify,
@@ -99,6 +103,8 @@ def index(
     if as_json:
         print_json(report.as_dict())
         return
+    for note in report.notes:
+        err.print(note)
     out.print(report.summary())
     print_skipped(report.skipped)
     print_damaged(report.damaged)
@@ -117,7 +123,7 @@ def export(
     if as_json:
         print_json({"index": index, "parquet": parquet, "clips": clips})
     else:
-        out.print(f"{clips} clips: {parquet}", markup=False)
+        out.print(f"{clips} clips: {parquet}")
 
 
 def search(

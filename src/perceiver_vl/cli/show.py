@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich import box
 from rich.table import Table
 
-from perceiver_vl.utils.console import err, out
+from perceiver_vl.utils.console import err, out, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +27,7 @@ def print_json(value: Any) -> None:
     def plain(other: Any) -> Any:
         return asdict(other) if is_dataclass(other) and not isinstance(other, type) else str(other)
 
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=plain) + "\n")
+    sys.stdout.write(shown(json.dumps(value, indent=2, ensure_ascii=False, default=plain)) + "\n")
 
 
 def print_dry_run(run: "DryRun") -> None:
@@ -69,10 +69,15 @@ def print_hits(result: "SearchResult") -> None:
         table.add_row(
             str(hit.rank), hit.file_name, f"{hit.score:.2f}", f"{hit.multi_score:.3f}", match, duration, caption
         )
-    out.print(table, soft_wrap=False)
+    out.print(table, soft_wrap=False, width=None if out.is_terminal else _measured(table))
     total = 1e3 * result.seconds["total"]
     recall = "" if result.recall is None else f", recall of the shortlist against exact search {result.recall:.3f}"
     out.print(f"{result.searched} clips searched in {total:.1f} ms ({result.method}{recall})")
+
+
+def _measured(table: Table) -> int | None:
+    """The width at which nothing is folded: what goes into a file or another program is to be found there whole."""
+    return max(table.__rich_measure__(out, out.options.update(max_width=100_000)).maximum, out.width)
 
 
 def print_conversion(conversion: "Conversion") -> None:
@@ -101,18 +106,18 @@ def print_skipped(skipped: "list[SkippedSample]", most: int = 20) -> None:
     """Files that were left out, in a list at the end."""
     if not skipped:
         return
-    err.print(f"skipped {len(skipped)} files:", markup=False)
+    err.print(f"skipped {len(skipped)} files:")
     for sample in skipped[:most]:
-        err.print(f"  {sample}", markup=False)
+        err.print(f"  {sample}")
     if len(skipped) > most:
-        err.print(f"  … and {len(skipped) - most} more (all of them with --json)", markup=False)
+        err.print(f"  … and {len(skipped) - most} more (all of them with --json)")
 
 
 def print_damaged(names: list[str]) -> None:
     """How many files lacked frames, and the first of them."""
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        err.print(f"damaged, used as far as they go: {', '.join(names[:3])}{more}", markup=False)
+        err.print(f"damaged, used as far as they go: {', '.join(names[:3])}{more}")
 
 
 def print_bench(report: Any, as_json: bool, sentences: "Iterable[str]" = (), repeats: str = "") -> None:
@@ -125,7 +130,7 @@ def print_bench(report: Any, as_json: bool, sentences: "Iterable[str]" = (), rep
     for section in report.sections():
         print_section(section)
     for sentence in sentences:
-        out.print(sentence, markup=False, soft_wrap=False)
+        out.print(sentence, soft_wrap=False)
     repeats = repeats or f"{report.runs} interleaved runs, seed {report.seed}"
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     out.print(f"{report.command}; {repeats}; {report.machine}; {versions}")
@@ -142,5 +147,5 @@ def print_section(section: "Section") -> None:
         table.add_row(*row)
     out.print(table, soft_wrap=False)
     for note in section.notes:
-        out.print(note, style="dim", markup=False, soft_wrap=False)
+        out.print(note, style="dim", soft_wrap=False)
     out.print()

@@ -24,8 +24,10 @@ def print_check(check: "Check") -> None:
         counts = f"{split.records:,}", published[0], f"{split.media:,}", published[1]
         table.add_row(escape(split.split), *counts, f"{split.missing:,}", f"{split.unusable:,}")
     out.print(table, soft_wrap=False)
+    for note in check.notes:
+        out.print(note)
     if check.absent:
-        out.print(f"without annotations here: {', '.join(check.absent)}", markup=False)
+        out.print(f"without annotations here: {', '.join(check.absent)}")
     if check.decoded:
         out.print("one frame of every file was decoded")
     else:
@@ -47,9 +49,9 @@ def print_benchmarks(benchmarks: "list[Benchmark]") -> None:
 def print_benchmark(benchmark: "Benchmark") -> None:
     """What to download and how it must lie."""
     print_benchmarks([benchmark])
-    out.print(f"download: {benchmark.download}", markup=False)
-    out.print(f"layout:   {benchmark.layout}", markup=False)
-    out.print(f"check:    perceiver-vl data check {benchmark.name} DIR", markup=False)
+    out.print(f"download: {benchmark.download}")
+    out.print(f"layout:   {benchmark.layout}")
+    out.print(f"check:    perceiver-vl data check {benchmark.name} DIR")
 
 
 def benchmark_as_dict(benchmark: "Benchmark") -> dict[str, Any]:

@@ -77,7 +77,8 @@ def find_columns(table: Path, present: Sequence[str], mapped: Mapping[str, str],
         column = mapped.get(name, name)
         if column not in present and not (name == "label" and has_choices):
             nearest = _nearest(name, present) or "NAME"
-            raise UsageError(f"{table}: no column {column!r} but {has}; map it with columns {name}={nearest}")
+            ignore = ", or ignore the file with --metadata none" if need is None else ""
+            raise UsageError(f"{table}: no column {column!r} but {has}; map it with columns {name}={nearest}{ignore}")
     return found
 
 

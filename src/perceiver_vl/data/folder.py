@@ -2,7 +2,10 @@
 videofolder/imagefolder convention of Hugging Face `datasets`).
 """
 
+import contextlib
 import os
+import stat
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -14,6 +17,8 @@ from perceiver_vl.data.records import Folder, Need, Record, SkippedSample
 from perceiver_vl.media.files import find_media, is_media
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
+_MISSING = "named in the metadata but not there"
+_IRREGULAR = "not a regular file"
 _WORDS = {"text": "caption", "question": "question", "label": "label"}
 
 
@@ -26,6 +31,8 @@ def read_folder(
     need: Need | None = "text",
     classes: Sequence[str] = (),
     strict: bool = False,
+    exclude: Sequence[str] = (),
+    unnamed: bool = False,
 ) -> Folder:
     """Read the records of `folder`: one for each row, but rows that only say what a clip shows are merged.
 
@@ -42,7 +49,10 @@ def read_folder(
     Without metadata every media file of the folder is a record, which is an error if text or questions are needed;
     if labels are, the name of the folder that a file lies in is its class, below folders of splits if there are any.
     `classes` gives the names of classes in their order (those of a model); without it they are those found, sorted.
+    A file whose name is written in another Unicode form or case is taken for the one that is there, and noted.
     Files that are missing and values that cannot be are skipped too; `strict` raises at the first.
+    `exclude`: patterns of names that are left out where no metadata name them (`find_media`). `unnamed`: media files
+    that no row names are records without words, if neither a `need` nor a `split` is asked for.
 
     Raises `UsageError` for a folder, metadata file, column or split that is not there, and for names that lead out of
     the folder, `PerceiverVLError` if nothing is left.
@@ -59,11 +69,13 @@ def read_folder(
     elif need == "label":
         found = _from_class_folders(result, split)
     else:
-        found = _all_media(result, split, need)
+        found = _all_media(result, split, need, exclude)
     for record in _usable(found, result, need):
         result.records.append(record)
         if strict and result.skipped:
             break
+    if table is not None and need is None and split is None:
+        _look_for_unnamed(result, table, exclude, unnamed)
     if strict and result.skipped:
         where = f"; mend {table.name}, or leave out strict to skip such files" if table else ""
         raise PerceiverVLError(f"{folder}/{result.skipped[0]}{where}")
@@ -81,6 +93,7 @@ def _why(result: Folder) -> str:
 def _usable(found: Iterable[Record], result: Folder, need: Need | None) -> Iterator[Record]:
     """The records whose files are there, with paths, and which have what is needed; the others are skipped."""
     paths: dict[str, Path | None] = {}  # one look at the disk for each file, however many records it has
+    actual = _ActualNames(result.path)
     elsewhere = 0
     for record in found:
         if need is not None and not record.has(need):
@@ -93,15 +106,71 @@ def _usable(found: Iterable[Record], result: Folder, need: Need | None) -> Itera
         for name in names:
             if name not in paths:
                 path = os.path.join(result.path, name)  # noqa: PTH118 (there may be a million of them)
-                paths[name] = Path(path) if os.path.isfile(path) else None  # noqa: PTH113
-                if paths[name] is None:
-                    hint = "" if result.skipped else _where_it_may_be(result.path, name)
-                    result.skipped.append(SkippedSample(name, f"named in the metadata but not there{hint}"))
+                fault = _fault(path)
+                if fault == _MISSING and (other := actual.of(name)) is not None:
+                    path, fault = os.path.join(result.path, other), None  # noqa: PTH118
+                paths[name] = Path(path) if fault is None else None
+                if fault is not None:
+                    hint = _where_it_may_be(result.path, name) if fault == _MISSING and not result.skipped else ""
+                    result.skipped.append(SkippedSample(name, fault + hint))
+                    result.unseen += [name] if fault not in (_MISSING, _IRREGULAR) else []
         there = [place for name in names if (place := paths[name]) is not None]
         if len(there) == len(names):
-            yield replace(record, path=there[0], second_path=there[1] if there[1:] else None)
+            named = [actual.found.get(name, name) for name in names]
+            usable = replace(record, file_name=named[0], path=there[0])
+            yield replace(usable, second_file_name=named[1], second_path=there[1]) if there[1:] else usable
+    if actual.found:
+        first, other = next(iter(actual.found.items()))
+        result.notes.append(f"{len(actual.found)} names are written otherwise than the files': {first} is {other}")
     if elsewhere:
         result.notes.append(f"{elsewhere} records without a {_WORDS[need or 'text']} are for something else, left out")
+
+
+def _fault(path: str) -> str | None:
+    """Why a path is not that of a file; None if it is."""
+    try:
+        return None if stat.S_ISREG(os.stat(path).st_mode) else _IRREGULAR  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of names that no file can have
+        return _MISSING
+    except OSError as error:
+        return error.strerror or "cannot be looked at"
+
+
+class _ActualNames:
+    """The files that names mean which are written in another Unicode form (composed, decomposed) or case.
+
+    found: those that were, by the name as written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.found: dict[str, str] = {}
+        self._folder = folder
+        self._listings: dict[str, dict[str, list[str]]] = {}
+
+    def of(self, name: str) -> str | None:
+        """The name of the one file within the folder that `name` can mean; None where there is none, or several."""
+        actual = ""
+        for part in name.split("/"):
+            alike = self._listing(actual).get(_canonical(part), [])
+            chosen = part if part in alike else alike[0] if len(alike) == 1 else None
+            if chosen is None:
+                return None
+            actual = f"{actual}/{chosen}" if actual else chosen
+        self.found[name] = actual
+        return actual
+
+    def _listing(self, parent: str) -> dict[str, list[str]]:
+        if parent not in self._listings:
+            names: dict[str, list[str]] = {}
+            with contextlib.suppress(OSError):
+                for name in os.listdir(self._folder / parent):  # noqa: PTH208
+                    names.setdefault(_canonical(name), []).append(name)
+            self._listings[parent] = names
+        return self._listings[parent]
+
+
+def _canonical(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _where_it_may_be(folder: Path, name: str) -> str:
@@ -205,27 +274,49 @@ def has_class_folders(folder: Path, metadata: str | Path | None = None) -> bool:
     return not any(is_media(path) for path in folder.iterdir())
 
 
-def _all_media(result: Folder, split: str | None, need: Need | None) -> list[Record]:
+def _all_media(result: Folder, split: str | None, need: Need | None, exclude: Sequence[str]) -> list[Record]:
     folder = result.path
     if need is not None:
         other = metadata_elsewhere(folder) or f"with {_WORDS[need]}s, write one or name it with metadata="
         raise UsageError(f"{folder}: no {', '.join(METADATA_NAMES)} {other}")
     if split is not None:
         raise UsageError(f"split={split}: {folder} has no metadata that could say so, leave the split out")
-    return [Record(name, Path(name)) for name in _media_names(folder)]
+    return [Record(name, Path(name)) for name in _media_names(result, exclude)]
 
 
-def _media_names(folder: Path) -> list[str]:
-    names = [path.relative_to(folder).as_posix() for path in find_media(folder)]
-    if not names:
-        raise UsageError(f"{folder}: no video or image files in it, give a folder that holds some")
-    return names
+def _media_names(result: Folder, exclude: Sequence[str] = ()) -> list[str]:
+    """The media files of the folder; what could not be listed or was left out is told."""
+    found = find_media(result.path, exclude)
+    result.unseen += found.unlisted
+    result.skipped += [
+        SkippedSample(name, f"a folder that cannot be listed: {why}") for name, why in found.unlisted.items()
+    ]
+    if found.excluded:
+        count, first = len(found.excluded), found.excluded[0]
+        result.notes.append(f"{count} left out by name, as thumbnails and what was thrown away are: {first}")
+    if not found.files:
+        why = f" ({result.skipped[0]})" if result.skipped else ""
+        raise UsageError(f"{result.path}: no video or image files in it{why}, give a folder that holds some")
+    return found.files
+
+
+def _look_for_unnamed(result: Folder, table: Path, exclude: Sequence[str], unnamed: bool) -> None:
+    """Count the media files that no row names, or take them, too."""
+    named = {record.file_name for record in result.records} | {record.second_file_name for record in result.records}
+    named |= {sample.file_name for sample in result.skipped}
+    others = [name for name in _media_names(result, exclude) if name not in named]
+    if not others:
+        return
+    if unnamed:
+        result.records += [Record(name, result.path / name) for name in others]
+    so = "taken without words" if unnamed else "left out"
+    result.notes.append(f"{len(others)} media files have no row in {table.name}, {so}: {others[0]}")
 
 
 def _from_class_folders(result: Folder, split: str | None) -> list[Record]:
     """A record for each media file, labelled by the folder that it lies in: `cat/1.jpg`, or `train/cat/1.jpg`."""
     folder = result.path
-    names = _media_names(folder)
+    names = _media_names(result)
     tops = {name.partition("/")[0] for name in names if "/" in name}
     has_splits = bool(tops) and all(split_name(top) in SPLITS for top in tops)
     if split is not None and not has_splits:

@@ -13,16 +13,21 @@ from perceiver_vl.utils.errors import UsageError, first_line
 from perceiver_vl.utils.jsonl import write_lines
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+IGNORED = "none"
+"""In place of the name of a metadata file: as if there were none."""
 _TABLES = frozenset({".jsonl", ".json", ".csv", ".tsv", ".parquet"})
 
 
 def find_metadata(folder: Path, metadata: str | Path | None) -> Path | None:
-    """The metadata file of `folder`, or the one named `metadata`, within the folder or anywhere; None: there is none.
+    """The metadata file of `folder`, or the one named `metadata`, within the folder or anywhere; None: there is none,
+    or it is to be ignored (`none`).
 
     Raises `UsageError` if `metadata` names nothing.
     """
     if metadata is None:
         return next((folder / name for name in METADATA_NAMES if (folder / name).is_file()), None)
+    if str(metadata) == IGNORED:
+        return None
     for candidate in (folder / metadata, Path(metadata)):
         if candidate.is_file():
             return candidate
@@ -80,7 +85,7 @@ def _decode(table: Path, content: bytes) -> str:
 def _csv_rows(table: Path, text: str) -> list[dict[str, Any]]:
     header = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     rows: list[dict[str, Any]] = []
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
@@ -89,7 +94,9 @@ def _csv_rows(table: Path, text: str) -> list[dict[str, Any]]:
                 raise UsageError(f"{table} row {number}: more values than columns, put texts with commas in quotes")
             rows.append({name: _cell(table, number, name, value) for name, value in row.items()})
     except csv.Error as error:
-        raise UsageError(f"{table}: cannot be read as csv: {error}") from error
+        raise UsageError(
+            f"{table} row {len(rows) + 1}: cannot be read as csv ({error}), close every quote, and double those inside"
+        ) from error
     return rows
 
 

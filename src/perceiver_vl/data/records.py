@@ -75,7 +75,7 @@ class Folder:
     """What a folder holds: the usable records in the order of their file, and what was left out.
 
     classes: the names that the labels are indices of, where the labels are names. notes: what is no mistake, but
-    better known, a line each.
+    better known, a line each. unseen: files and folders that could not be looked at: nobody knows what is there.
     """
 
     path: Path
@@ -83,3 +83,4 @@ class Folder:
     skipped: list[SkippedSample] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)

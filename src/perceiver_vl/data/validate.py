@@ -49,6 +49,7 @@ class Check:
     splits: list[SplitCheck]
     absent: list[str] = field(default_factory=list)
     problems: list[SkippedSample] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -80,8 +81,10 @@ def check_data(
         raise UsageError(f"metadata, columns: for a folder of your own; {name} has files and columns of its own")
     with ProgressBars(progress) as stages:
         published = {} if name == FOLDER else dict(find_benchmark(name).splits)
+        notes: list[str] = []
         if name == FOLDER:
-            parts = _by_split(read_folder(folder, split=split, metadata=metadata, columns=columns, need=None))
+            content = read_folder(folder, split=split, metadata=metadata, columns=columns, need=None)
+            parts, notes = _by_split(content), content.notes
         else:
             read = stages.stage("read the annotations", total=1 if split else len(published))
             parts = read_splits(name, folder, split=split, on_request=True, progress=read)
@@ -96,7 +99,7 @@ def check_data(
     problems = dict.fromkeys(sample for found in parts.values() for sample in found.skipped)
     problems |= dict.fromkeys(SkippedSample(files[path], fault) for path, fault in faults.items())
     absent = [part for part in published if split is None and part not in parts]
-    return Check(name, Path(folder), decode, checks, absent, list(problems))
+    return Check(name, Path(folder), decode, checks, absent, list(problems), notes)
 
 
 def _by_split(content: Folder) -> dict[str, BenchmarkRecords]:

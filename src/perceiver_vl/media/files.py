@@ -1,23 +1,78 @@
-"""Which files are videos and images, by their names."""
+"""Which files are videos and images, by their names, and where they lie."""
 
 import os
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 VIDEO_EXTENSIONS = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
 )
 IMAGE_EXTENSIONS = frozenset(".avif .bmp .gif .jpeg .jpg .png .tif .tiff .webp".split())  # noqa: SIM905
+EXCLUDED = (
+    ".*",  # hidden, and the sidecars of macOS (._name)
+    "@eaDir",  # thumbnails of Synology
+    "@Recycle",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+    "__MACOSX",
+    "*.lrdata",  # previews of Lightroom
+    "*.photoslibrary",  # of Photos, which holds several copies of each
+    "iPod Photo Cache",
+)
+"""Names of folders and files that are no media of anybody: thumbnails, sidecars, what was thrown away."""
+
+
+@dataclass
+class MediaFiles:
+    """The media files below a folder, sorted; `unlisted`: folders that could not be listed, with the reason;
+    `excluded`: folders and media files that a pattern leaves out, but for hidden ones. Names are relative, with `/`.
+    """
+
+    files: list[str] = field(default_factory=list)
+    unlisted: dict[str, str] = field(default_factory=dict)
+    excluded: list[str] = field(default_factory=list)
 
 
 def is_media(path: str | os.PathLike[str]) -> bool:
     """Whether the extension is one of a video or an image."""
-    return Path(path).suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+    return os.path.splitext(path)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS  # noqa: PTH122 (a million of them)
 
 
-def find_media(folder: str | os.PathLike[str]) -> list[Path]:
-    """All media files below `folder`, sorted; hidden files and folders are skipped."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if not name.startswith(".") and is_media(name)]
-    return sorted(found)
+def find_media(folder: str | os.PathLike[str], exclude: Sequence[str] = ()) -> MediaFiles:
+    """All media files below `folder`; linked folders are followed, each once, so that loops end.
+
+    exclude: patterns as a shell has them (`*`, `?`), of names or of whole relative names, beside `EXCLUDED`.
+    """
+    found = MediaFiles()
+    seen: set[tuple[int, int]] = set()
+    waiting = [""]
+    while waiting:
+        parent = waiting.pop()
+        place = os.path.join(folder, parent)  # noqa: PTH118
+        try:
+            status = os.stat(place)  # noqa: PTH116
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            found.unlisted[parent or "."] = error.strerror or "cannot be listed"
+            continue
+        inner = []
+        for entry in entries:
+            name = f"{parent}/{entry.name}" if parent else entry.name
+            is_folder = entry.is_dir()
+            if not is_folder and not is_media(name):
+                continue
+            if any(fnmatchcase(entry.name, pattern) or fnmatchcase(name, pattern) for pattern in (*EXCLUDED, *exclude)):
+                found.excluded += [] if entry.name.startswith(".") else [name]
+            elif is_folder:
+                inner.append(name)
+            else:
+                found.files.append(name)
+        waiting += reversed(inner)
+    found.files.sort()
+    return found

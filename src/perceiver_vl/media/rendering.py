@@ -4,11 +4,12 @@ A frame's pixels depend on that frame alone, never on which others were asked fo
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import Type
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from perceiver_vl.media.colour import needs_conversion, to_sdr
@@ -21,7 +22,7 @@ class Renderer:
     """A decoded frame → (H, W, 3) uint8, with the first frame's size where `size` does not say.
 
     Of an interlaced frame one field is shown, transparency is laid on white, HDR is shown as on a standard screen, what
-    was filmed on its side is turned, and pixels that are not square are stretched.
+    was filmed on its side or in a mirror is turned, and pixels that are not square are stretched.
     """
 
     def __init__(self, source: Source, pixel_aspect: float, size: tuple[int, int] | None):
@@ -32,8 +33,8 @@ class Renderer:
 
     def __call__(self, frame: Any) -> Frames:
         check_pixels(self._source.name, frame.width, frame.height, MAX_VIDEO_PIXELS)
-        turns = round(frame.rotation / 90) % 4
-        self.shape = self.shape or self._square_size(frame, turns)
+        orientation = _orientation(frame)
+        self.shape = self.shape or self._square_size(frame, orientation.transposed)
         if self._size is None:
             check_pixels(self._source.name, *self.shape[::-1])
             self._size = self.shape
@@ -45,10 +46,10 @@ class Renderer:
             frame = _on_white(frame)
         pixels: Any
         if wide:
-            pixels = to_sdr(self._scaled(frame, self._size if turns % 2 == 0 else self._size[::-1]), transfer)
+            pixels = to_sdr(self._scaled(frame, self._size[::-1] if orientation.transposed else self._size), transfer)
         else:
             pixels = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        return resize_frame(np.ascontiguousarray(np.rot90(pixels, turns)), self._size)
+        return resize_frame(np.ascontiguousarray(orientation.applied(pixels)), self._size)
 
     def _scaled(self, frame: Any, size: tuple[int, int]) -> npt.NDArray[np.uint16]:
         """At the size wanted, as tone mapping takes long; by FFmpeg, which has a bicubic for 16 bits."""
@@ -58,11 +59,39 @@ class Renderer:
         pixels: Any = scaled.to_ndarray()
         return pixels
 
-    def _square_size(self, frame: Any, turns: int) -> tuple[int, int]:
+    def _square_size(self, frame: Any, transposed: bool) -> tuple[int, int]:
         """The upright size with square pixels: the stretched side grows, so that nothing is lost."""
         height, width, aspect = frame.height, frame.width, self._pixel_aspect
         size = (height, round(width * aspect)) if aspect >= 1 else (round(height / aspect), width)
-        return size if turns % 2 == 0 else size[::-1]
+        return size[::-1] if transposed else size
+
+
+class _Orientation(NamedTuple):
+    """How stored pixels are to be shown: rows and columns swapped, then either turned about."""
+
+    transposed: bool = False
+    rows_reversed: bool = False
+    columns_reversed: bool = False
+
+    def applied(self, pixels: Any) -> Any:
+        """(H, W, 3) as stored → upright."""
+        if self.transposed:
+            pixels = pixels.swapaxes(0, 1)
+        return pixels[:: -1 if self.rows_reversed else 1, :: -1 if self.columns_reversed else 1]
+
+
+def _orientation(frame: Any) -> _Orientation:
+    """As the display matrix says, which turns what was filmed on its side, and mirrors what a front camera saw.
+
+    Its first two rows take a stored place (x, y) to the place (ax + cy, bx + dy) on the screen.
+    """
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return _Orientation()
+    a, b, _, c, d = np.frombuffer(bytes(matrix), "=i4")[:5].astype(float)
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return _Orientation(True, b < 0, c < 0)
+    return _Orientation(False, d < 0, a < 0)
 
 
 class FieldTaker:

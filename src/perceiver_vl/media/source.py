@@ -49,9 +49,16 @@ def open_source(source: str | os.PathLike[str] | bytes, name: str | None = None)
         return Source(path, source, source[:16], len(source))
     path = Path(source)
     try:
-        info = path.stat()
-    except FileNotFoundError:
+        return _open_file(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of names that no file can have
         raise MediaError(path, "no such file") from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise MediaError(path, reason[0].lower() + reason[1:]) from error
+
+
+def _open_file(path: Path) -> Source:
+    info = path.stat()
     if stat.S_ISDIR(info.st_mode):
         raise MediaError(path, "is a folder, not a media file")
     if not stat.S_ISREG(info.st_mode):  # reading from a pipe or a device could wait for ever

@@ -8,6 +8,7 @@ import os
 import sys
 from array import array
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -26,6 +27,13 @@ SINGLE_THREAD_PIXELS = 640 * 480  # below this, starting decoder threads costs m
 SKIP_GAP = 8  # packets that must lie between two wanted frames for starting anew at a keyframe to pay
 MOST_ROUNDING = 0.0005  # seconds: half the unit of Matroska, whose times are whole milliseconds
 _NO_TIME = -(1 << 63)
+_SEAM_PACKETS = 2  # before a part of its own that may be marked as damaged
+LEAP = 10.0  # seconds without a frame, after which a clock was set anew and nothing stood still
+_LEAPING = (
+    "mpegts",
+    "mpeg",
+    "flv",
+)  # containers of broadcasts and streams: where others leap, a frame is meant to stay
 
 # The containers of video, and of sound so that it can be named. Not those that are text or lists of other files, which
 # FFmpeg would follow (concat, hls, dash), or draw (tty), nor pictures
@@ -34,6 +42,7 @@ _FORMATS = (
     "ivf live_flv lmlm4 m4v matroska mjpeg mov mp3 mpeg mpegts mpegvideo mtv mv mvi mxf nsv nut obu ogg r3d rm roq smk "
     "smush swf thp vc1 vivo vvc wav wtv xmv yuv4mpegpipe"
 ).replace(" ", ",")
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _INTRA = (PictureType.I, PictureType.SI, PictureType.BI, PictureType.NONE)  # none where the codec does not tell
 
 
@@ -90,7 +99,7 @@ class VideoFile:
         except BaseException:
             self._container.close()
             raise
-        codec = self._stream.codec_context
+        self._codec = codec = self._decoder()
         codec.thread_count = 1 if codec.width * codec.height <= SINGLE_THREAD_PIXELS else min(4, os.cpu_count() or 1)
         codec.thread_type = "AUTO"
         codec.options = {"max_pixels": str(MAX_VIDEO_PIXELS)}  # for frames that grow later
@@ -106,6 +115,16 @@ class VideoFile:
             raise MediaError(self.name, "no decoder for its video stream")
         check_pixels(self.name, stream.codec_context.width, stream.codec_context.height, MAX_VIDEO_PIXELS)
         return stream
+
+    def _decoder(self) -> Any:
+        """The stream's own; or the one that also reads the transparency which VP8 and VP9 keep beside the picture."""
+        own = self._stream.codec_context
+        described = {name.lower(): value for name, value in self._stream.metadata.items()}
+        if described.get("alpha_mode") != "1" or own.name not in _WITH_ALPHA:
+            return own
+        decoder: Any = av.CodecContext.create(_WITH_ALPHA[own.name], "r")
+        decoder.extradata, decoder.width, decoder.height = own.extradata, own.width, own.height
+        return decoder
 
     def _scan(self) -> None:
         """Read all packets without decoding them; keep them if together they are small."""
@@ -139,7 +158,8 @@ class VideoFile:
 
     def _set_times(self, times: Any, keyframes: Any, hidden: Any, last_duration: int) -> None:
         rate = float(self._stream.average_rate or 25)
-        self._timed = bool((times != _NO_TIME).all())
+        in_order_of_decoding = self._container.format.name == "avi" and self._stream.codec_context.has_b_frames
+        self._timed = bool((times != _NO_TIME).all()) and not in_order_of_decoding
         if self._timed:
             self._unit = float(self._stream.time_base)
             self._times = np.unique(np.delete(times, hidden))
@@ -160,11 +180,21 @@ class VideoFile:
         self.duration = (end - int(self._times[0])) * self._unit
 
     def _packets(self) -> Iterator[Any]:
-        """The packets of the stream from the current position on; damage ends them."""
+        """The packets of the stream, which is at its beginning, on one clock; damage ends them."""
+        clock = _OneClock(self._stream, self._container.format.name)
+        held = deque[Any]()
         try:
-            yield from (packet for packet in self._container.demux(self._stream) if packet.size)
+            for packet in self._container.demux(self._stream):
+                if packet.size:
+                    held.append(packet)
+                    if clock.set(packet):
+                        for one in held:  # the counters of another recording do not go on, which is no damage
+                            one.is_corrupt = False
+                    if len(held) > _SEAM_PACKETS:
+                        yield held.popleft()
         except av.error.FFmpegError:
             self.damaged = True
+        yield from held
 
     def _packets_from(self, place: int) -> Iterator[Any]:
         """The packets from the one at `place` on, with a decoder that has forgotten what came before.
@@ -177,7 +207,7 @@ class VideoFile:
             self._open()
             self._reading, self._position = self._packets(), 0
             self._begun = False
-        codec = self._stream.codec_context
+        codec = self._codec
         if place > 0 and not self._begun:  # the first packet may tell what all need, as x264's version in H.264 does
             with contextlib.suppress(av.error.FFmpegError):
                 codec.decode(self._first)
@@ -251,7 +281,7 @@ class VideoFile:
 
     def _decode_packets(self, place: int, wanted: set[int]) -> Iterator[tuple[int, Any]]:
         packets = self._packets_from(place)
-        codec = self._stream.codec_context
+        codec = self._codec
         count = itertools.count()
         skips = self._timed and codec.name == "h264"  # where a frame marked so is certainly used by no other
         for packet in itertools.chain(packets, [None]):
@@ -269,3 +299,33 @@ class VideoFile:
                 if time is not None:
                     self._last = time, frame
                     yield time, frame
+
+
+class _OneClock:
+    """Recordings that were joined (`cat a.ts b.ts`) each have a clock of their own: a part whose times begin again, or
+    far from where the last part ended, is set to begin there.
+    """
+
+    def __init__(self, stream: Any, container: str) -> None:
+        self._unit = float(stream.time_base)
+        self._usual = max(1, round(1 / (float(stream.average_rate or 25) * self._unit)))
+        leaps = any(name in _LEAPING for name in container.split(","))
+        self._most = LEAP / self._unit if leaps else math.inf
+        self._shift = 0
+        self._last: int | None = None  # decoding time of the packet before, as it was set, and when it ends
+        self._end = 0
+
+    def set(self, packet: Any) -> bool:
+        """Set the times of the next packet; whether a part begins with it."""
+        decoded, began = packet.dts, False
+        if decoded is not None:
+            if self._last is not None:
+                step = decoded + self._shift - self._last
+                if step < -2 * self._usual or step > self._most:
+                    self._shift, began = self._end - decoded, True
+            self._last = decoded + self._shift
+            self._end = self._last + (packet.duration or self._usual)
+        if self._shift:
+            packet.dts = None if decoded is None else self._last
+            packet.pts = None if packet.pts is None else packet.pts + self._shift
+        return began

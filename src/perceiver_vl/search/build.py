@@ -52,6 +52,7 @@ class IndexReport:
     skipped: list[SkippedSample] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     total: int = 0
+    notes: list[str] = field(default_factory=list)
     recall: float | None = None
     seconds: float = 0.0
 
@@ -80,6 +81,7 @@ def build_index(
     batch_size: int = 16,
     commit_clips: int = COMMIT_CLIPS,
     exact_rows: int = tables.EXACT_ROWS,
+    exclude: Sequence[str] = (),
     strict: bool = False,
     max_failed_fraction: float = MAX_FAILED_FRACTION,
     verify: bool = False,
@@ -92,9 +94,11 @@ def build_index(
     """Bring the index `out`, a folder or an address such as `s3://bucket/index`, up to date with the folder `media`.
 
     It is made if it is not there. An index that is knows its model, media, budget, frames and dtype: what is None here
-    is as it was. A file is encoded if its size or time of change is not the one in the index, and no clip there has the
-    same content; until it is encoded, what the index has of it serves. Files that are gone are forgotten, and captions
-    follow the metadata. `num_frames`: frames decoded of a clip; None: those of the budget, or the processor's.
+    is as it was. `exclude`: patterns of names to leave out, beside those of thumbnails and rubbish. A file is encoded
+    if its size or time of change is not the one in the index, and no clip there has the same content; until then what
+    the index has of it serves. Files that are gone are forgotten, those that could not be looked at are not, and
+    captions follow the metadata; media that no row names have none. `num_frames`: frames decoded of a clip; None: those
+    of the budget, or the processor's.
     Files that cannot be decoded are skipped and reported, and not tried again before they change; with `strict` the
     first one raises. Whatever ends a run, no more than `commit_clips` clips (or 30 s of work) must be encoded again.
     More than `exact_rows` clips are searched through an approximate index. `verify`: check every row, encode again what
@@ -125,11 +129,13 @@ def build_index(
     assert media is not None
     model, processor = load_retriever(model_folder, device if ray is None else "cpu", dtype, compiled)
     model.config.check_budget(budget)
-    folder = read_folder(media, split=split, metadata=metadata, columns=columns, need=None, strict=strict)
+    how = {"split": split, "metadata": metadata, "columns": columns, "exclude": exclude}
+    folder = read_folder(media, need=None, strict=strict, unnamed=True, **how)  # type: ignore[arg-type]
     check_listed(folder.skipped, len(folder.records), max_failed_fraction)
-    report = IndexReport(str(out), skipped=list(folder.skipped))
+    report = IndexReport(str(out), skipped=list(folder.skipped), notes=folder.notes)
     settings = _settings(model, processor, Path(model_folder), folder.path, budget, num_frames, dtype)
     found, unseen = _look_at_files(folder.records, report)
+    unseen |= set(folder.unseen)
     with tables.locked(out), ProgressBars(progress) as bar:
         table, report.mended = _open_or_create(out, settings, verify)
         stored = _unique(table)
@@ -278,7 +284,7 @@ def _update_known(
             else:
                 todo.append(file)
         advance()
-    gone = stored.keys() - found.keys() - set(unseen)
+    gone = {name for name in stored.keys() - found.keys() if not any(_within(name, place) for place in unseen)}
     report.unchanged, report.moved, report.removed = len(same), len(again) - len(recaptioned), len(gone)
     report.removed -= sum(origin in gone for origin, _ in again)
     for start in range(0, len(again), _READ_AT_ONCE):
@@ -288,6 +294,10 @@ def _update_known(
     if not again:
         table.commit(gone=gone)
     return todo
+
+
+def _within(name: str, place: str) -> bool:
+    return place in (".", name) or name.startswith(place + "/")
 
 
 def _same_file(one: IndexEntry | SkippedFile, other: IndexEntry) -> bool:

@@ -110,7 +110,7 @@ class RayEncoder:
     ) -> Iterator[dict[str, Any]]:
         """What workers say of the clips, in order; nothing of those whose worker died each time.
 
-        alone: nothing waits for the worker of a clip that would be lost with it, and each has but one try.
+        Nothing waits for a worker, and would be lost with it. alone: each has but one try.
         """
         if not numbers:
             return
@@ -130,9 +130,7 @@ class RayEncoder:
                     fn_constructor_args=(*self._how, "cuda" if gpu else "cpu"),
                     batch_size=None,
                     batch_format="pyarrow",
-                    compute=ActorPoolStrategy(
-                        min_size=1, initial_size=workers, max_tasks_in_flight_per_actor=1 if alone else None
-                    ),
+                    compute=ActorPoolStrategy(min_size=1, initial_size=workers, max_tasks_in_flight_per_actor=1),
                     max_task_retries=0 if alone else RETRIES,
                     **how,
                 )

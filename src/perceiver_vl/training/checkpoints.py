@@ -186,7 +186,7 @@ def _put_aside(damaged: list[tuple[Path, str]], used: Path) -> None:
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.replace(aside)
-        err.print(f"{checkpoint}: damaged ({reason}), going on from {used.name}; kept as {aside.name}", markup=False)
+        err.print(f"{checkpoint}: damaged ({reason}), going on from {used.name}; kept as {aside.name}")
 
 
 @contextmanager

@@ -147,9 +147,9 @@ def _train(
     if first:
         write_text(output / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         if start.fresh and progress:
-            err.print(f"{recipe.initialise.model} has no {', '.join(start.fresh)}: starts fresh", markup=False)
+            err.print(f"{recipe.initialise.model} has no {', '.join(start.fresh)}: starts fresh")
         if what_changes:
-            err.print(what_changes, markup=False)
+            err.print(what_changes)
     before = read_skipped(output / SKIPPED) if checkpoint else []
     sampler = sampler_for(recipe, start, batch.examples, data_seed)
     kind = RetrievalTrainer if start.task is None else TaskTrainer

@@ -1,13 +1,36 @@
 """What a person sees: progress on standard error, results on standard output. Imports nothing heavy."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What a terminal acts upon instead of showing it, but for line ends and tabs, and orders to change direction."""
+
+
+class PlainConsole(Console):
+    """Prints what users and files say as it is: neither markup nor emoji codes, nor sequences that a terminal obeys."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """As text, without what is unsafe."""
+        return super().render_str(shown(text), **how)
+
+
+def shown(text: str) -> str:
+    """The text with what a terminal would act upon in its escaped form, that of JSON."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 
 
 class ProgressBars(Progress):

@@ -16,7 +16,7 @@ from perceiver_vl.utils.errors import UsageError
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a path beside `path`, flush it to disk, then rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{shortened(path.name, 200)}.{os.getpid()}.part")
     try:
         write(beside)
         with beside.open("rb") as file:
@@ -24,6 +24,16 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def shortened(name: str, most: int) -> str:
+    """A file's name of at most so many bytes: a long one is cut, and has a hash of the whole before its ending."""
+    if len(os.fsencode(name)) <= most:
+        return name
+    stem, ending = os.path.splitext(name)  # noqa: PTH122
+    ending = f"~{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{ending}"
+    kept = os.fsencode(stem)[: max(most - len(os.fsencode(ending)), 0)]
+    return kept.decode(errors="ignore") + ending
 
 
 def write_text(path: Path, text: str) -> None:

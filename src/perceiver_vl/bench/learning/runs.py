@@ -147,7 +147,7 @@ def make_runs(
                     done.result()
                 except Exception as error:  # whatever a run does, the others go on
                     failed[run.name] = first_line(error)
-                    err.print(f"{run.name}: {first_line(error)}", markup=False)
+                    err.print(f"{run.name}: {first_line(error)}")
                 break
     return {run.key: read_run(run, output) for run in wanted if is_done(run, output)}, failed
 

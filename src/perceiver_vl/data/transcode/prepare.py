@@ -31,9 +31,11 @@ from perceiver_vl.data.transcode.prepared import (
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError
-from perceiver_vl.utils.files import check_made_with, locked, sha256, write_json
+from perceiver_vl.utils.files import check_made_with, locked, sha256, shortened, write_json
 from perceiver_vl.utils.jsonl import append_line, write_lines
 from perceiver_vl.utils.process_pool import run_in_processes
+
+_MOST_NAME_BYTES = 250  # of the 255 that file systems take: an ending may be added
 
 
 @dataclass
@@ -166,7 +168,7 @@ def _plan(records: Sequence[Record], out: Path, settings: TranscodeSettings) -> 
     for key, target in targets.items():
         if any(claims[name.casefold()] > 1 for name in _names(target)):  # two would get one name: each gets its own
             stem, ending = os.path.splitext(target)  # noqa: PTH122
-            targets[key] = f"{stem}~{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}{ending}"
+            targets[key] = _fitting(f"{stem}~{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}{ending}")
     jobs = [_Job(path, *key, out, targets[key], settings) for key, path in sources.items()]
     return sorted(jobs, key=lambda job: job.target)
 
@@ -176,9 +178,15 @@ def _target(key: Key) -> str:
     name, start, end = key
     name = safe_name(name)
     if start is None and end is None:
-        return name
+        return _fitting(name)
     stem, ending = os.path.splitext(name)  # noqa: PTH122
-    return f"{stem}@{start or 0:g}-{'' if end is None else f'{end:g}'}{ending}"
+    return _fitting(f"{stem}@{start or 0:g}-{'' if end is None else f'{end:g}'}{ending}")
+
+
+def _fitting(target: str) -> str:
+    """The name, shortened where with the ending that may be added it would be longer than a name can be."""
+    parent, slash, name = target.rpartition("/")
+    return f"{parent}{slash}{shortened(name, _MOST_NAME_BYTES)}"
 
 
 def _names(target: str) -> set[str]:
