@@ -1,8 +1,10 @@
 """Folders of one's own: what metadata can say, and what is wrong with it in one line."""
 
 import json
+import os
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -500,3 +502,75 @@ def test_reading_names_loads_neither_torch_nor_a_decoder() -> None:
     imports = "; ".join(f"import perceiver_vl.{module}" for module in modules)
     code = f"import sys; {imports}; print(*{{'torch', 'av', 'PIL', 'transformers'}} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+@pytest.mark.parametrize("asked", ["café über.mp4", "cafe\u0301 u\u0308ber.mp4", "CAFÉ über.mp4"])
+def test_a_name_in_another_unicode_form_or_case_is_the_file_that_is_there(folder: Path, asked: str) -> None:
+    actual = unicodedata.normalize("NFD", "café über.mp4")
+    (folder / actual).write_bytes(b"media")
+    write_jsonl(folder, {"file_name": asked, "text": "coffee"})
+    found = read_folder(folder)
+    assert [(record.file_name, record.path) for record in found.records] == [(actual, folder / actual)]
+    assert bool(found.notes) == (asked != actual)
+    assert all("written otherwise" in note for note in found.notes)
+
+
+def test_a_name_that_may_mean_two_files_is_neither(folder: Path) -> None:
+    for name in ("Clip.mp4", "CLIP.mp4"):
+        (folder / name).write_bytes(b"media")
+    write_jsonl(folder, {"file_name": "clip.mp4", "text": "?"}, {"file_name": "Clip.mp4", "text": "!"})
+    found = read_folder(folder)
+    assert [record.file_name for record in found.records] == ["Clip.mp4"]
+    assert [sample.file_name for sample in found.skipped] == ["clip.mp4"]
+
+
+def test_what_cannot_be_looked_at_is_not_said_to_be_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.stat
+
+    def stat(path: Any, **how: Any) -> os.stat_result:
+        if str(path).endswith("a.mp4"):
+            raise OSError(116, "Stale file handle")
+        return real(path, **how)
+
+    monkeypatch.setattr(os, "stat", stat)
+    os.mkfifo(folder / "pipe.mp4")
+    names = ["a.mp4", "b.mp4", "pipe.mp4", "gone.mp4"]
+    write_jsonl(folder, *({"file_name": name, "text": "words"} for name in names))
+    found = read_folder(folder)
+    assert [record.file_name for record in found.records] == ["b.mp4"]
+    reasons = {sample.file_name: sample.reason for sample in found.skipped}
+    assert reasons["a.mp4"] == "Stale file handle"
+    assert reasons["pipe.mp4"] == "not a regular file"
+    assert reasons["gone.mp4"].startswith("named in the metadata but not there")
+    assert found.unseen == ["a.mp4"]
+
+
+def test_media_without_a_row_are_counted_and_taken_where_they_are_asked_for(folder: Path) -> None:
+    write_jsonl(folder, {"file_name": "b.mp4", "text": "one"})
+    found = read_folder(folder, need=None)
+    assert [record.file_name for record in found.records] == ["b.mp4"]
+    assert found.notes == ["2 media files have no row in metadata.jsonl, left out: a.mp4"]
+    found = read_folder(folder, need=None, unnamed=True)
+    assert [(record.file_name, record.texts) for record in found.records] == [
+        ("b.mp4", ("one",)),
+        ("a.mp4", ()),
+        ("pictures/c.jpg", ()),
+    ]
+    assert read_folder(folder).notes == []
+
+
+def test_a_foreign_table_can_be_ignored(folder: Path) -> None:
+    (folder / "metadata.csv").write_text("track,bpm\nsong,120\n")
+    with pytest.raises(UsageError, match="or ignore the file with --metadata none"):
+        read_folder(folder, need=None)
+    assert len(read_folder(folder, need=None, metadata="none").records) == 3
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [["a.mp4,one", 'b.mp4,"two', "pictures/c.jpg,three"], ["a.mp4,one", 'b.mp4,"12" ruler, wood', "pictures/c.jpg,3"]],
+)
+def test_a_quote_that_never_closes_loses_no_row_in_silence(folder: Path, rows: list[str]) -> None:
+    (folder / "metadata.csv").write_text("\n".join(["file_name,text", *rows]) + "\n")
+    with pytest.raises(UsageError, match=r"^[^\n]*metadata\.csv row 2: [^\n]+close every quote"):
+        read_folder(folder)

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import pickle
 from fractions import Fraction
 from pathlib import Path
@@ -385,6 +386,50 @@ def test_find_media(tmp_path):
     assert find_media(tmp_path) == MediaFiles(["b/a.gif", "b/z.MP4", "c.webp"])
     assert is_media("clip.MOV")
     assert not is_media("mp4")
+
+
+def test_linked_folders_are_followed_once_and_what_cannot_be_listed_is_told(tmp_path, monkeypatch):
+    for name in ("media/a.mp4", "elsewhere/b.mp4", "media/shut/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in (("2022", "../elsewhere"), ("again", "../elsewhere"), ("loop", "."), ("nowhere", "gone")):
+        (tmp_path / "media" / link).symlink_to(target, target_is_directory=True)
+    (tmp_path / "media" / "linked.mp4").symlink_to("a.mp4")
+    real = os.scandir
+
+    def scandir(place):
+        if Path(place).name == "shut":
+            raise PermissionError(13, "Permission denied")
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = find_media(tmp_path / "media")
+    assert found.files == ["2022/b.mp4", "a.mp4", "linked.mp4"]
+    assert found.unlisted == {"shut": "Permission denied"}
+
+
+def test_thumbnails_and_rubbish_are_left_out_and_told(tmp_path):
+    for name in ("@eaDir/a.mp4/SYNOPHOTO_THUMB_M.jpg", "#recycle/b.mp4", "c.mp4", "._c.mp4", "sub/d.gif", "sub/e.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_media(tmp_path)
+    assert found == MediaFiles(["c.mp4", "sub/d.gif", "sub/e.mp4"], excluded=["#recycle", "@eaDir"])
+    assert find_media(tmp_path, exclude=["*.gif", "sub/e*"]).files == ["c.mp4"]
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", shades(2))
+
+    def refuse(*words, **how):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(MediaError, match=r"clip\.mp4: permission denied$"):
+        load_frames(path, 1)
+    with pytest.raises(MediaError, match="no such file"):
+        load_frames(tmp_path / "a\0b.mp4", 1)
+    with pytest.raises(MediaError, match="file name too long"):
+        load_frames(tmp_path / ("a" * 300), 1)
 
 
 def test_decoder_version_names_both():

@@ -179,3 +179,45 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path) -> Non
             load_frames(tmp_path / "a.jpg", 1, size=(64, 96))[0].astype(int) - resize_frame(whole, (64, 96))
         )
         assert difference.mean() < 1
+
+
+@pytest.mark.parametrize("down", [1, -1])
+@pytest.mark.parametrize("right", [1, -1])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_all_eight_orientations_are_upright(tmp_path: Path, transposed: bool, right: int, down: int) -> None:
+    """Phones turn and mirror by the display matrix: x' = ax + cy, y' = bx + dy."""
+    stored = np.zeros((32, 64, 3), np.uint8)
+    stored[:16, :32], stored[:16, 32:], stored[16:, :32] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    a, b, c, d = (0, down, right, 0) if transposed else (right, 0, 0, down)
+    with av.open(tmp_path / "clip.mp4", "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"qp": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv444p"
+        stream.set_display_matrix([a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30])
+        for packet in [*stream.encode(av.VideoFrame.from_ndarray(stored, format="rgb24")), *stream.encode(None)]:
+            container.mux(packet)
+    expected = np.zeros((64, 32, 3) if transposed else (32, 64, 3), np.uint8)
+    for y, x in np.ndindex(32, 64):
+        column, row = a * x + c * y, b * x + d * y
+        expected[row % len(expected), column % expected.shape[1]] = stored[y, x]  # % as -1 is the last
+    if right < 0 or down < 0:  # -x goes to the last but x, where Python's -0 is the first
+        expected = np.roll(expected, (-1 if down < 0 else 0, -1 if right < 0 else 0), (0, 1))
+    clip = load_clip(tmp_path / "clip.mp4", 1)
+    assert clip.shape == expected.shape[:2]
+    np.testing.assert_allclose(clip.frames[0].astype(int), expected, atol=12)
+
+
+@pytest.mark.parametrize("codec", ["libvpx-vp9", "libvpx"])
+def test_transparency_beside_the_picture_is_laid_on_white(tmp_path: Path, codec: str) -> None:
+    with av.open(tmp_path / "clip.webm", "w") as container:
+        stream = container.add_stream(codec, rate=10, options={"auto-alt-ref": "0"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuva420p"
+        for alpha in (0, 255):
+            frame = av.VideoFrame(64, 64, "yuva420p")
+            for plane, value in zip(frame.planes, (16, 128, 128, alpha), strict=True):  # black
+                plane.update(bytes([value]) * plane.buffer_size)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    clear, solid = load_clip(tmp_path / "clip.webm", 2).frames[:, 32, 32]
+    assert (clear > 250).all()
+    assert (solid < 10).all()

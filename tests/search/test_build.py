@@ -132,15 +132,18 @@ def test_captions_follow_the_metadata_without_encoding(model_folder: Path, media
     def write(lines: list[dict[str, object]]) -> None:
         (media / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
+    def captions() -> dict[str, list[str]]:
+        return {name: texts for name, texts in column(tmp_path / "index", "captions").items() if texts}
+
     write([{"file_name": "clip0.mp4", "text": ["one", "two"]}, {"file_name": "clip1.mp4"}])
-    build_index(model_folder, media, tmp_path / "index")
-    write([{"file_name": "clip0.mp4", "text": "three"}, {"file_name": "clip1.mp4"}])
     report = build_index(model_folder, media, tmp_path / "index")
-    assert counts(report) == (0, 2, 0, 0, 2)
-    assert column(tmp_path / "index", "captions") == {"clip0.mp4": ["three"], "clip1.mp4": []}
+    assert report.notes == ["6 media files have no row in metadata.jsonl, taken without words: clip2.mp4"]
+    assert counts(report) == (8, 0, 0, 0, 8)
+    assert captions() == {"clip0.mp4": ["one", "two"]}
     write([{"file_name": "clip0.mp4", "text": "three"}, {"file_name": "gone.mp4"}])
     report = build_index(model_folder, media, tmp_path / "index")
-    assert counts(report) == (0, 1, 1, 1, 1)
+    assert counts(report) == (0, 8, 0, 1, 8)
+    assert captions() == {"clip0.mp4": ["three"]}
     assert report.skipped[0].file_name == "gone.mp4"
 
 
@@ -150,7 +153,9 @@ def test_a_file_of_two_splits_is_one_clip_with_the_captions_of_both(
     lines = [{"file_name": "clip0.mp4", "text": split, "split": split} for split in ("train", "test")]
     (media / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     build_index(model_folder, media, tmp_path / "index")
-    assert column(tmp_path / "index", "captions") == {"clip0.mp4": ["train", "test"]}
+    assert column(tmp_path / "index", "captions")["clip0.mp4"] == ["train", "test"]
+    build_index(model_folder, media, tmp_path / "one", split="train")
+    assert column(tmp_path / "one", "captions") == {"clip0.mp4": ["train"]}
 
 
 def test_broken_files_are_skipped_reported_and_remembered_until_they_change(
@@ -195,9 +200,9 @@ def test_files_that_are_gone_in_numbers_do_not_empty_the_index(model_folder: Pat
     build_index(model_folder, media, tmp_path / "index")
     for number in range(18):
         (media / f"{number}.mp4").unlink()
-    with pytest.raises(PerceiverVLError, match=r"^18 of 22 clips cannot be read"):
+    with pytest.raises(PerceiverVLError, match=r"^18 of 26 clips cannot be read"):
         build_index(model_folder, media, tmp_path / "index")
-    assert len(vectors(tmp_path / "index")) == 22
+    assert len(vectors(tmp_path / "index")) == 26
 
 
 def test_the_skipped_files_lie_beside_the_index(model_folder: Path, media: Path, tmp_path: Path) -> None:
@@ -461,3 +466,31 @@ except PerceiverVLError as error:
     assert done.stdout.count("\n") == 1
     assert vectors(index).keys() == before.keys()
     assert build_index(None, None, index).encoded == 1
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_folder_that_cannot_be_listed_keeps_its_clips(
+    model_folder: Path, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    if listed:
+        names = [path.relative_to(media).as_posix() for path in media.rglob("*.*")]
+        (media / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": name}) for name in names))
+    build_index(model_folder, media, tmp_path / "index")
+    (media / "image0.png").unlink()
+    real = {name: getattr(os, name) for name in ("scandir", "stat")}
+
+    def refusing(name: str) -> Callable[..., Any]:
+        def call(place: Any, **how: Any) -> Any:
+            if "trip" in str(place):
+                raise PermissionError(13, "Permission denied")
+            return real[name](place, **how)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(os, name, refusing(name))
+    report = build_index(model_folder, media, tmp_path / "index", max_failed_fraction=0.5)
+    assert (report.removed, report.total) == (1, 7)
+    assert any("Permission denied" in str(sample) for sample in report.skipped)
+    monkeypatch.undo()
+    assert "trip/clip4.mp4" in vectors(tmp_path / "index")

@@ -74,7 +74,7 @@ def read_folder(
         result.records.append(record)
         if strict and result.skipped:
             break
-    if table is not None and need is None and split is None:
+    if table is not None and need is None and split is None and (result.records or unnamed):
         _look_for_unnamed(result, table, exclude, unnamed)
     if strict and result.skipped:
         where = f"; mend {table.name}, or leave out strict to skip such files" if table else ""
@@ -177,7 +177,7 @@ def _where_it_may_be(folder: Path, name: str) -> str:
     """What else the name of a missing file may mean, after the mistakes that people make."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     others = ["/".join(parts)] + ["/".join(parts[1:])] * (len(parts) > 1)
-    below = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    below = sorted(path.name for path in folder.iterdir() if os.path.isdir(path))  # noqa: PTH112 (which never raises)
     others += [f"{parent}/{others[0]}" for parent in below[:100]]
     for other in others:
         if os.path.isfile(folder / other):  # noqa: PTH113 (which takes names that no file can have)

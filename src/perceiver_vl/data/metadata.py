@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ def find_metadata(folder: Path, metadata: str | Path | None) -> Path | None:
 
 def metadata_elsewhere(folder: Path) -> str | None:
     """What to do about metadata that lies where it is not looked for; None if there is nothing like it."""
-    below = next((folder / path.name for path in sorted(folder.iterdir()) if path.is_dir() and _has_table(path)), None)
-    beside = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix.lower() in _TABLES)
+    inside = sorted(folder.iterdir())
+    below = next((path for path in inside if _is_folder(path) and _has_table(path)), None)
+    beside = [path.name for path in inside if not _is_folder(path) and path.suffix.lower() in _TABLES]
     if beside:
         return f"but {', '.join(beside[:5])}; name it with metadata={beside[0]}"
     if below is not None:
@@ -46,7 +48,11 @@ def metadata_elsewhere(folder: Path) -> str | None:
 
 
 def _has_table(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in METADATA_NAMES)
+    return any(os.path.isfile(folder / name) for name in METADATA_NAMES)  # noqa: PTH113
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 (which says no where `Path.is_dir` raises)
 
 
 def read_rows(table: Path) -> list[dict[str, Any]]:
