@@ -1,5 +1,6 @@
 """What frames look like: turned, stretched, deinterlaced, tone-mapped, laid on white, scaled."""
 
+import sys
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from perceiver_vl.media.colour import BT2020, HLG, PQ, to_sdr
 from perceiver_vl.media.decode import load_clip, load_frames
 from perceiver_vl.media.resizing import resize_frame
+from perceiver_vl.utils.errors import MediaError
 
 Frames = npt.NDArray[np.uint8]
 
@@ -221,3 +223,27 @@ def test_transparency_beside_the_picture_is_laid_on_white(tmp_path: Path, codec:
     clear, solid = load_clip(tmp_path / "clip.webm", 2).frames[:, 32, 32]
     assert (clear > 250).all()
     assert (solid < 10).all()
+
+
+def test_photographs_of_phones_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="it is not installed: pip install 'perceiver-vl[heic]'")
+    pixels = np.zeros((96, 64, 3), np.uint8)
+    pixels[:48, :32], pixels[:48, 32:], pixels[48:, :32] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "photo.heic", quality=95)
+    clip = load_clip(tmp_path / "photo.heic", 1)
+    assert clip.shape == (96, 64)
+    for y, x in ((20, 10), (20, 50), (70, 10), (70, 50)):
+        np.testing.assert_allclose(clip.frames[0, y, x].astype(int), pixels[y, x], atol=12)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    with pytest.raises(MediaError, match=r"photo\.heic: a HEIC photograph, to read it: pip install"):
+        load_clip(tmp_path / "photo.heic", 1)
+
+
+def test_avif_that_calls_itself_mif1_is_laid_on_white(tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    clear.save(tmp_path / "clear.avif")
+    content = bytearray((tmp_path / "clear.avif").read_bytes())
+    assert content[4:12] == b"ftypavif"
+    content[8:12] = b"mif1"
+    (tmp_path / "clear.avif").write_bytes(content)
+    assert (load_clip(tmp_path / "clear.avif", 1).frames > 250).all()

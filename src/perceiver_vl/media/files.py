@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 VIDEO_EXTENSIONS = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
 )
-IMAGE_EXTENSIONS = frozenset(".avif .bmp .gif .jpeg .jpg .png .tif .tiff .webp".split())  # noqa: SIM905
+IMAGE_EXTENSIONS = frozenset(".avif .bmp .gif .heic .heif .jpeg .jpg .png .tif .tiff .webp".split())  # noqa: SIM905
 EXCLUDED = (
     ".*",  # hidden, and the sidecars of macOS (._name)
     "@eaDir",  # thumbnails of Synology

@@ -4,6 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from perceiver_vl.utils.errors import MediaError
 # Not EPS, for which Pillow would run Ghostscript, nor formats that nobody photographs in
 _FORMATS = "AVIF BMP DIB GIF ICO JPEG JPEG2000 PCX PNG PPM QOI SGI TGA TIFF WEBP".split()  # noqa: SIM905
 _ANIMATED_FORMATS = frozenset({"GIF", "WEBP", "PNG", "AVIF"})  # several pages in others (TIFF, MPO) are not a clip
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _UNTIMED = 100.0  # milliseconds for which browsers show a frame that does not say
 _DRAFT_MARGIN = 2  # a JPEG is decoded at a half, a quarter or an eighth, if that is still so often the size wanted
@@ -28,8 +30,22 @@ def is_picture(head: bytes) -> bool:
     return (
         head.startswith(_STARTS)
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-        or head[4:12] in (b"ftypavif", b"ftypavis")
+        or bool(_brands(head) & {b"avif", b"avis"})
+        or is_heic(head)
     )
+
+
+def is_heic(head: bytes) -> bool:
+    """Whether a file that begins so is a photograph of a phone (HEIC, HEIF), of which FFmpeg shows one tile."""
+    return bool(_brands(head) & _HEIC_BRANDS) and not _brands(head) & {b"avif", b"avis"}
+
+
+def _brands(head: bytes) -> set[bytes]:
+    """What a file of the family of MP4 says that it is: the first, and those that it is compatible with."""
+    if head[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    return {head[8:12], *(head[place : place + 4] for place in range(16, end - 3, 4))}
 
 
 class Picture:
@@ -85,10 +101,11 @@ class Picture:
         return self._open()
 
     def _open(self) -> Any:
+        formats = [*_FORMATS, _open_heic(self.name)] if is_heic(self._source.head) else _FORMATS
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about odd metadata; what matters is raised
-                image = Image.open(self._source.open() if self._source.data else self._source.name, formats=_FORMATS)
+                image = Image.open(self._source.open() if self._source.data else self._source.name, formats=formats)
         except Image.DecompressionBombError as error:
             raise MediaError(self.name, f"more pixels than the {MAX_PICTURE_PIXELS} allowed") from error
         check_pixels(self.name, *image.size)
@@ -148,6 +165,16 @@ class Picture:
             yield index, begins[-1] / 1000
             begins.append(begins[-1] + (self._image.info.get("duration") or _UNTIMED))
         self._begins = np.array(begins) / 1000
+
+
+def _open_heic(name: Path) -> str:
+    """Teach Pillow to read HEIC, and say how it calls the format."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise MediaError(name, "a HEIC photograph, to read it: pip install 'perceiver-vl[heic]'") from None
+    pillow_heif.register_heif_opener()
+    return "HEIF"
 
 
 def _shape(image: Any) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from perceiver_vl.utils.errors import MediaError
 
+HEAD_BYTES = 64  # that tell what a file is
 MAX_PICTURE_PIXELS = 100_000_000  # of a picture, or of a frame that is shown
 MAX_VIDEO_PIXELS = 8192 * 8192  # of a frame of video, of which a decoder may hold twenty
 MAX_FRAMES = 4_000_000  # of a file, and of a request: 18 hours at 60 frames a second
@@ -46,7 +47,7 @@ def open_source(source: str | os.PathLike[str] | bytes, name: str | None = None)
         path = Path(name or "bytes")
         if not source:
             raise MediaError(path, "empty file (0 bytes)")
-        return Source(path, source, source[:16], len(source))
+        return Source(path, source, source[:HEAD_BYTES], len(source))
     path = Path(source)
     try:
         return _open_file(path)
@@ -66,7 +67,7 @@ def _open_file(path: Path) -> Source:
     if info.st_size == 0:
         raise MediaError(path, "empty file (0 bytes)")
     with path.open("rb") as file:
-        return Source(path, None, file.read(16), info.st_size)
+        return Source(path, None, file.read(HEAD_BYTES), info.st_size)
 
 
 def check_pixels(name: Path, width: int, height: int, most: int = MAX_PICTURE_PIXELS) -> None:

@@ -26,6 +26,7 @@ from perceiver_vl.tasks.dataset import TaskCollator, TaskExamples, letters_of_ta
 from perceiver_vl.tasks.example_task import ExampleTask
 from perceiver_vl.tasks.retrieval_result import RetrievalResult
 from perceiver_vl.tasks.task_result import TaskResult
+from perceiver_vl.training.arguments import check_values, refuse_idle
 from perceiver_vl.training.callbacks import (
     AtBegin,
     AtSaves,
@@ -254,6 +255,7 @@ def checked_arguments(recipe: Recipe) -> TrainingArguments:
             "training.auto_find_batch_size=true: the order of the data and the contrasts hang on the batch, set "
             "objectives.chunk: it computes a large one in the memory of a small one"
         )
+    check_values(arguments)
     _check_evaluation(recipe, arguments)
     _check_trackers(arguments)
     stage_schedule(recipe.stages, arguments)
@@ -272,6 +274,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
             raise UsageError(
                 f"training.{name}={value!r}: not an argument of transformers.TrainingArguments to set here"
             )
+    refuse_idle(recipe.training)
     try:
         # `eval_strategy: no` is a false in YAML
         given = {k: "no" if v is False and k.endswith("_strategy") else v for k, v in recipe.training.items()}
@@ -308,6 +311,11 @@ def _check_evaluation(recipe: Recipe, arguments: TrainingArguments) -> None:
     if recipe.patience is not None and (metric is None or arguments.eval_strategy == "no"):
         raise UsageError(
             f"patience={recipe.patience}: needs training.eval_strategy and training.metric_for_best_model "
+            f"({', '.join(measured[:3])}, …)"
+        )
+    if arguments.save_strategy == "best" and (metric is None or arguments.eval_strategy == "no"):
+        raise UsageError(
+            f"training.save_strategy=best: needs training.eval_strategy and training.metric_for_best_model "
             f"({', '.join(measured[:3])}, …)"
         )
     if arguments.eval_strategy == "no":
