@@ -6,9 +6,11 @@ import gc
 import io
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from perceiver_vl._version import __version__
 from perceiver_vl.cli import data as data_commands
 from perceiver_vl.cli.ask import ask
 from perceiver_vl.cli.bench import bench_app
@@ -19,7 +21,7 @@ from perceiver_vl.cli.report import report
 from perceiver_vl.cli.search import index_app, search
 from perceiver_vl.cli.train import train
 from perceiver_vl.cli.watch import watch
-from perceiver_vl.utils.console import err
+from perceiver_vl.utils.console import err, out
 from perceiver_vl.utils.errors import PREEMPTED, PerceiverVLError, PreemptedError, UsageError
 
 app = typer.Typer(
@@ -28,6 +30,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Perceiver-VL: train, evaluate and search video, images and text with iterative latent attention.",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        out.print(f"perceiver-vl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 for _command in (

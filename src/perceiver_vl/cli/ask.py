@@ -49,6 +49,8 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Answer questions about a clip or an image, with probabilities."""
+    if not clip.exists():
+        raise UsageError(f"{clip}: no such file")
     given = _choices(choices)
     for question in questions:
         if not question.strip():

@@ -1,7 +1,10 @@
 """`perceiver-vl index`, `index export` and `search`."""
 
+import os
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +30,9 @@ from perceiver_vl.models.budget import is_limit
 from perceiver_vl.utils.console import err, out
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.threads import use_threads
+
+if TYPE_CHECKING:
+    from perceiver_vl.search import SearchResult
 
 index_app = typer.Typer(invoke_without_command=True)
 
@@ -80,26 +86,30 @@ def index(
         raise UsageError(f"--budget {budget}: say of which model, with --model")
     dials = read_budget(budget, model or Path(), device, dtype) if budget else None
 
-    report = build_index(
-        model,
-        media,
-        output,
-        budget=dials,
-        metadata=metadata,
-        columns=names,
-        split=split,
-        num_frames=num_frames,
-        batch_size=batch_size,
-        exclude=exclude or (),
-        strict=strict,
-        max_failed_fraction=max_failed_fraction,
-        verify=verify,
-        progress=True,
-        device=device,
-        dtype=dtype,
-        compiled=compiled,
-        ray=ray,
-    )
+    try:
+        report = build_index(
+            model,
+            media,
+            output,
+            budget=dials,
+            metadata=metadata,
+            columns=names,
+            split=split,
+            num_frames=num_frames,
+            batch_size=batch_size,
+            exclude=exclude or (),
+            strict=strict,
+            max_failed_fraction=max_failed_fraction,
+            verify=verify,
+            progress=True,
+            device=device,
+            dtype=dtype,
+            compiled=compiled,
+            ray=ray,
+        )
+    except KeyboardInterrupt:
+        err.print(f"what is encoded is kept, go on with perceiver-vl index --out {shlex.quote(output)}")
+        raise
     if as_json:
         print_json(report.as_dict())
         return
@@ -128,7 +138,10 @@ def export(
 
 def search(
     index: Annotated[str, typer.Option(help="Index: a folder, or s3://bucket/index.")],
-    queries: Annotated[list[str], typer.Argument(metavar="WORDS...", help="One or more queries, each in quotes.")],
+    queries: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORDS]...", help="Queries, each in quotes; without any, one a line of the input."),
+    ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "--top", help="Clips to show.")] = 10,
     shortlist: Annotated[int, typer.Option(help="Candidates that the mixed stream re-ranks.")] = 100,
     rerank: Annotated[str, typer.Option(help="combined, mixed or none.")] = "combined",
@@ -148,9 +161,15 @@ def search(
     model: Annotated[Path | None, typer.Option(help="Where the index's model is now, if it has moved.")] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
+    paths: Annotated[bool, typer.Option("--paths", help="Print the paths of the clips alone, one a line.")] = False,
+    null: Annotated[bool, typer.Option("-0", "--null", help="With --paths: end each with a null character.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find clips by words: shortlist by the multi-stream, re-rank by the mixed stream."""
+    if null and not paths:
+        raise UsageError("-0: ends paths, ask for --paths")
+    if html and not queries:
+        raise UsageError(f"--html {html}: is of queries that are given as words, give some")
     use_threads(threads)
     from perceiver_vl.search import Filters, Searcher
 
@@ -166,15 +185,32 @@ def search(
     filters.sql()  # refuses what cannot be before the model is loaded
     searcher = Searcher(index, model, device)
     how = {"top_k": top_k, "shortlist": shortlist, "rerank": rerank, "filters": filters, "hybrid": hybrid}
+    if not queries:
+        for line in sys.stdin:  # each is answered at once, in a line of JSON if that is asked for
+            if line.strip():
+                result = searcher.search(line.strip(), **how)  # type: ignore[arg-type]
+                _print_results([result], as_json and "line", paths, null)
+        return
     results = [searcher.search(words, **how) for words in queries]  # type: ignore[arg-type]
     if html:
         from perceiver_vl.search import write_page
 
         write_page(html, results)
-    if as_json:
-        print_json([result.as_dict() for result in results])
-        return
-    for result in results:
-        print_hits(result)
-    if html:
+    _print_results(results, as_json and "list", paths, null)
+    if html and not (as_json or paths):
         out.print(f"filmstrips: {html}")
+
+
+def _print_results(results: "list[SearchResult]", as_json: str | bool, paths: bool, null: bool) -> None:
+    if as_json == "line":
+        for result in results:
+            print_json(result.as_dict(), indent=None)
+    elif as_json:
+        print_json([result.as_dict() for result in results])
+    elif paths:
+        for path in dict.fromkeys(hit.path for result in results for hit in result.hits):
+            sys.stdout.buffer.write(os.fsencode(path) + (b"\0" if null else b"\n"))
+    else:
+        for result in results:
+            print_hits(result)
+    sys.stdout.flush()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich import box
 from rich.table import Table
 
-from perceiver_vl.utils.console import err, out, shown
+from perceiver_vl.utils.console import err, out, print_whole, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from perceiver_vl.training.dry_run import DryRun
 
 
-def print_json(value: Any) -> None:
-    """Print plain values, dataclasses (reports), and all else as strings."""
+def print_json(value: Any, indent: int | None = 2) -> None:
+    """Print plain values, dataclasses (reports), and all else as strings; on one line without an indent."""
 
     def plain(other: Any) -> Any:
         return asdict(other) if is_dataclass(other) and not isinstance(other, type) else str(other)
 
-    sys.stdout.write(shown(json.dumps(value, indent=2, ensure_ascii=False, default=plain)) + "\n")
+    sys.stdout.write(shown(json.dumps(value, indent=indent, ensure_ascii=False, default=plain)) + "\n")
 
 
 def print_dry_run(run: "DryRun") -> None:
@@ -59,7 +59,7 @@ def print_dry_run(run: "DryRun") -> None:
 
 def print_hits(result: "SearchResult") -> None:
     table = Table(title=f"“{result.query}”", title_justify="left")
-    for column in ("", "file", "score", "cosine", "match", "seconds", "caption"):
+    for column in ("", "file", "score", "multi_score", "mixed_score", "seconds", "caption"):
         justify: Literal["left", "right"] = "left" if column in ("file", "caption") else "right"
         table.add_column(column, justify=justify, overflow="fold")  # a name that is cut short cannot be opened
     for hit in result.hits:
@@ -69,15 +69,10 @@ def print_hits(result: "SearchResult") -> None:
         table.add_row(
             str(hit.rank), hit.file_name, f"{hit.score:.2f}", f"{hit.multi_score:.3f}", match, duration, caption
         )
-    out.print(table, soft_wrap=False, width=None if out.is_terminal else _measured(table))
+    print_whole(table)
     total = 1e3 * result.seconds["total"]
     recall = "" if result.recall is None else f", recall of the shortlist against exact search {result.recall:.3f}"
     out.print(f"{result.searched} clips searched in {total:.1f} ms ({result.method}{recall})")
-
-
-def _measured(table: Table) -> int | None:
-    """The width at which nothing is folded: what goes into a file or another program is to be found there whole."""
-    return max(table.__rich_measure__(out, out.options.update(max_width=100_000)).maximum, out.width)
 
 
 def print_conversion(conversion: "Conversion") -> None:

@@ -64,6 +64,11 @@ def load_folder(
         raise UsageError(
             f"{folder}: no weights for {missing[0]} and {len(missing) - 1} more, give a model trained for {purpose}"
         )
+    if len(processor.tokenizer) > model.config.vocab_size:
+        raise UsageError(
+            f"{folder}: its tokenizer has {len(processor.tokenizer)} words, its model {model.config.vocab_size}; "
+            "save the tokenizer that the model was trained with"
+        )
     set_dtype(model, dtype)
     model.eval().to(place)
     if compiled:
@@ -81,10 +86,11 @@ def check_model_folder(model_folder: str | Path) -> Path:
         raise UsageError(f"model {folder}: no config.json in it, give a folder that save_pretrained wrote")
     try:
         model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UsageError(f"{config}: not a configuration ({first_line(error)}), save the model again") from error
     if model_type != PerceiverVLConfig.model_type:
         raise UsageError(f"{config}: model_type={model_type!r}, need a model of type {PerceiverVLConfig.model_type!r}")
+    _weight_files(folder)
     for what, names in (("weights", _WEIGHTS), ("processor", _PROCESSOR), ("tokenizer", _TOKENIZER)):
         if not any((folder / name).is_file() for name in names):
             raise UsageError(f"model {folder}: no {what} in it ({' or '.join(names)}), save the {what} there")
@@ -94,12 +100,27 @@ def check_model_folder(model_folder: str | Path) -> Path:
 def model_fingerprint(model_folder: str | Path) -> str:
     """SHA-256 over what the output for a clip depends on: configuration, weights and frame preparation."""
     folder = check_model_folder(model_folder)
-    names = {path.name for path in folder.glob("*.safetensors")} | {"config.json", *_PROCESSOR}
+    names = {"config.json", *_PROCESSOR, *_weight_files(folder)}
     digest = hashlib.sha256()
     for name in sorted(names):
         if (folder / name).is_file():
             digest.update(f"{name} {sha256(folder / name)}\n".encode())
     return digest.hexdigest()
+
+
+def _weight_files(folder: Path) -> set[str]:
+    """The files that weights are loaded from, below the folder too; those of an index that lie outside are refused."""
+    names, index = {path.name for path in folder.glob("*.safetensors")}, folder / _WEIGHTS[1]
+    if not index.is_file():
+        return names
+    try:
+        mapped = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{index}: not an index of weights ({first_line(error)}), save the model again") from error
+    for name in mapped:
+        if not isinstance(name, str) or not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"{index}: names {name!r}, outside the folder; put the weights into it")
+    return names | mapped
 
 
 def _usable_device(device: str | torch.device) -> torch.device:

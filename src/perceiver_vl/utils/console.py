@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -31,6 +32,15 @@ def shown(text: str) -> str:
 
 out = PlainConsole()
 err = PlainConsole(stderr=True)
+
+
+def print_whole(table: Table) -> None:
+    """Print a table as wide as the terminal; into a file or program as wide as it is, so that names are whole."""
+    console = out
+    if not out.is_terminal:
+        console = PlainConsole()
+        console.width = max(table.__rich_measure__(out, out.options.update(max_width=100_000)).maximum, out.width)
+    console.print(table, soft_wrap=False)
 
 
 class ProgressBars(Progress):

@@ -88,3 +88,25 @@ def test_a_budget_may_ask_for_all_that_the_model_has_and_no_more(dial: str) -> N
     config.check_budget(ComputeBudget(**{dial: most}))
     with pytest.raises(UsageError, match=rf"^budget {dial}={most + 1}: more than {most}, [^\n]+$"):
         config.check_budget(ComputeBudget(**{dial: most + 1}))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_blocks": 10**6},
+        {"self_attentions_per_block": 10**9},
+        {"vocab_size": 10**30},
+        {"hidden_size": 12 * 10**7},
+        {"num_latents": 10**12},
+        {"image_size": 2**40, "patch_size": 2},
+        {"max_text_length": 10**20},
+        {"max_frames": 10**15},
+        {"type_vocab_size": 10**15},
+        {"projection_dim": 10**15},
+    ],
+)
+def test_sizes_that_no_machine_holds_are_refused_before_anything_is_built(values: dict[str, int]) -> None:
+    name, value = next(iter(values.items()))
+    with pytest.raises(UsageError, match=rf"^[^\n]*{name}={value}[^\n]+(are built|a smaller one)") as error:
+        PerceiverVLConfig(**values)
+    assert "\n" not in str(error.value)

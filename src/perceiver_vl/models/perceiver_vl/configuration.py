@@ -18,6 +18,9 @@ _KEYS_OF_TRANSFORMERS = frozenset(
 
 _Config = TypeVar("_Config", bound=PreTrainedConfig)
 
+_MOST_LAYERS = 10_000
+_MOST_WEIGHTS = 100_000_000_000  # of one part
+
 
 def _refuse_in_one_line(config_class: type[_Config]) -> type[_Config]:
     """Say a wrong type as every other error is said; take whole numbers for fractions (`layer_drop: 0` in a recipe)."""
@@ -119,6 +122,7 @@ class PerceiverVLConfig(PreTrainedConfig):
         for name in at_least_one.split():
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: need at least 1")
+        self._check_size()
         if self.type_vocab_size < 0:
             raise UsageError(f"type_vocab_size={self.type_vocab_size}: need 0 (no segment table) or more")
         if self.hidden_size % self.num_attention_heads:
@@ -151,6 +155,27 @@ class PerceiverVLConfig(PreTrainedConfig):
                 f"self_attentions_per_block={self.self_attentions_per_block}: separate_plus thinks once after each "
                 "modality, so at least 2"
             )
+
+    def _check_size(self) -> None:
+        """Refuse, before anything is built, what no machine holds: a configuration may come from anybody."""
+        layers = self.num_blocks * (1 + self.self_attentions_per_block)
+        if layers > _MOST_LAYERS:
+            raise UsageError(
+                f"num_blocks={self.num_blocks}, self_attentions_per_block={self.self_attentions_per_block}: {layers} "
+                f"layers are more than the {_MOST_LAYERS} that are built, set fewer"
+            )
+        rows: dict[str, float] = {"hidden_size": layers * (4 + 2 * self.intermediate_ratio) * self.hidden_size}
+        for name in ("vocab_size", "num_latents", "max_text_length", "max_frames", "type_vocab_size"):
+            rows[name] = getattr(self, name)
+        rows["image_size"] = (self.image_size // self.patch_size) ** 2
+        rows["patch_size"] = self.num_channels * self.patch_size**2
+        rows["projection_dim"] = self.projection_dim or 0
+        for name, count in rows.items():
+            if count * self.hidden_size > _MOST_WEIGHTS:
+                raise UsageError(
+                    f"{name}={getattr(self, name)}: with hidden_size={self.hidden_size} more than the "
+                    f"{_MOST_WEIGHTS:,} weights that are built, set a smaller one"
+                )
 
     @classmethod
     def as_released(cls, **changes: Any) -> "PerceiverVLConfig":
