@@ -7,7 +7,7 @@ import pytest
 from rich.table import Table
 
 from perceiver_vl.cli.show import print_json
-from perceiver_vl.utils.console import PlainConsole, shown
+from perceiver_vl.utils.console import PlainConsole, ProgressBars, shown
 
 
 @pytest.mark.parametrize("text", ["My cat [dQw4w9WgXcQ].mp4", "x[/b].mp4", "[bold]b[/]", ":smile: cut.mp4", "a\\[b]"])
@@ -37,3 +37,17 @@ def test_orders_to_the_terminal_are_shown_escaped(capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     assert json.loads(printed) == {"name": bad, "other": "日本\n"}
     assert not {"\x1b", "\x9b", "\u202e"} & set(printed)
+
+
+def test_progress_is_lines_where_nobody_watches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([0.0, 30.0, 70.0, 70.0, 100.0, 200.0, 200.0])
+    monkeypatch.setattr("perceiver_vl.utils.console.time.monotonic", lambda: next(now))
+    for shown_ in (False, True):
+        with ProgressBars(shown_) as bar:
+            if shown_:
+                advance = bar.stage("Encoding clips", total=4000, done=1000)
+                for _ in range(4):
+                    advance(500)
+    assert capsys.readouterr().err == "Encoding clips: 2,000 of 4,000\nEncoding clips: 3,000 of 4,000\n"

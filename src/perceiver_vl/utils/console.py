@@ -1,6 +1,7 @@
 """What a person sees: progress on standard error, results on standard output. Imports nothing heavy."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,9 @@ from rich.text import Text
 
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What a terminal acts upon instead of showing it, but for line ends and tabs, and orders to change direction."""
+
+
+SECONDS_A_LINE = 60.0  # of progress, where it is written into a file
 
 
 class PlainConsole(Console):
@@ -44,18 +48,28 @@ def print_whole(table: Table) -> None:
 
 
 class ProgressBars(Progress):
-    """A progress bar with a line for each stage of a long job; silent where `shown` is false, or nobody watches."""
+    """A progress bar with a line for each stage of a long job; where nobody watches, a line of text each minute; silent
+    where `shown` is false.
+    """
 
     def __init__(self, shown: bool) -> None:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         extra = TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+        self._in_lines = shown and not err.is_terminal
         super().__init__(*columns, *extra, console=err, transient=True, disable=not (shown and err.is_terminal))
 
     def stage(self, description: str, total: int, done: int = 0) -> Callable[..., None]:
         """Add a line; calling the result moves it on by so many, with a note to show beside it."""
         task = self.add_task(description, total=total, completed=done, note="")
 
+        count, said = done, time.monotonic()
+
         def move_on(by: int = 1, note: str | None = None) -> None:
+            nonlocal count, said
+            count += by
+            if self._in_lines and time.monotonic() - said > SECONDS_A_LINE:
+                said = time.monotonic()
+                err.print(f"{description}: {count:,} of {total:,}" + (f", {note}" if note else ""))
             self.update(task, advance=by)
             if note is not None:
                 self.update(task, note=note)
