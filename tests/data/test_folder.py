@@ -574,3 +574,15 @@ def test_a_quote_that_never_closes_loses_no_row_in_silence(folder: Path, rows: l
     (folder / "metadata.csv").write_text("\n".join(["file_name,text", *rows]) + "\n")
     with pytest.raises(UsageError, match=r"^[^\n]*metadata\.csv row 2: [^\n]+close every quote"):
         read_folder(folder)
+
+
+def test_halves_of_characters_are_replaced_and_told(folder: Path) -> None:
+    """As JSON may hold: an emoji that a program has cut through."""
+    rows = [
+        '{"file_name": "a.mp4", "text": ["fun \\ud83d", "ok \\ud83d\\ude00"]}',
+        '{"file_name": "b.mp4", "text": "plain"}',
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    found = read_folder(folder)
+    assert texts(found) == {"a.mp4": ("fun �", "ok 😀"), "b.mp4": ("plain",)}
+    assert found.notes == ["metadata.jsonl: 1 records have � for characters that were cut through or could not be read"]

@@ -1,6 +1,7 @@
 """The commands as a person types them, from a world on disk to a page of search results."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -331,6 +332,14 @@ def test_paths_for_other_programs(index: Path, world: Path) -> None:
     assert run_program(*words, "--paths").out.splitlines() == expected
     assert run_program(*words, "--paths", "-0").out.split("\0") == [*expected, ""]
     assert "--paths" in run_cli(*words, "-0").error(2)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names and words are of bytes")
+def test_words_that_are_not_utf_8_are_read_as_far_as_they_can_be(index: Path) -> None:
+    words = [os.fsencode(word) for word in (PROGRAM, "search", "--index", index, "--hybrid", "--json")]
+    done = subprocess.run([*words, b"caf\xe9 red"], env=ENVIRONMENT, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout)[0]["query"] == "caf� red"
 
 
 def test_the_version() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from perceiver_vl.data.records import Record
 from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.text import whole_characters
 
 COLUMNS = tuple(
     "file_name text question answer answers choices label start end split second_file_name id kind".split()  # noqa: SIM905
@@ -152,9 +153,9 @@ def _given(value: Any) -> Any:
 
 
 def _string(name: str, value: Any) -> str | None:
-    """A string, or a number as one (identities are often numbers)."""
+    """A string, of whole characters unless it names a file, or a number as one (identities are often numbers)."""
     if value is None or isinstance(value, str):
-        return value
+        return value if value is None or name == "second_file_name" else whole_characters(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)
     raise RowError(f"{name}={value!r}, need a string")
@@ -164,7 +165,7 @@ def _texts(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise RowError(f"text={value!r}, need a string or a list of strings")
-    return tuple(text for text in texts if text.strip())
+    return tuple(whole_characters(text) for text in texts if text.strip())
 
 
 def _answers(row: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:

@@ -259,6 +259,10 @@ def _notes(table: Path, splits: Iterable[str], records: Iterable[Record]) -> Ite
     unusual = sorted(set(splits) - set(SPLITS))
     if unusual:
         yield f"{table.name}: splits of other names than {', '.join(SPLITS)}: {', '.join(unusual[:10])}"
+    records = list(records)
+    halves = sum(any("�" in text for text in (*one.texts, one.question or "", *one.choices)) for one in records)
+    if halves:
+        yield f"{table.name}: {halves} records have � for characters that were cut through or could not be read"
     counts = {len(record.choices) for record in records if record.choices}
     if len(counts) > 1:
         yield f"{table.name}: not all rows have as many choices, they have {min(counts)} to {max(counts)}"

@@ -19,6 +19,7 @@ from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
 from perceiver_vl.search.filters import Filters
 from perceiver_vl.search.table import APPROXIMATE, Vectors, numbers, open_table
 from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.text import whole_characters
 
 Rerank = Literal["combined", "mixed", "none"]
 RERANK_BATCH = 4096  # bounds the memory of a shortlist of any length
@@ -120,6 +121,7 @@ class Searcher:
         joined: `score` is the sum of 1 / (60 + rank) (reciprocal rank fusion, Cormack et al. 2009).
         Raises `UsageError` for an empty query, numbers below 1 and a condition that is no SQL.
         """
+        words = whole_characters(words)
         _check_query(words, top_k, shortlist, rerank)
         where = None if filters is None else filters.sql()
         count = top_k if rerank == "none" and not hybrid else max(shortlist, top_k)

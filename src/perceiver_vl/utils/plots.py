@@ -25,6 +25,7 @@ _STYLE = {
     "svg.fonttype": "none",
     "axes.grid": True,
     "grid.alpha": 0.25,
+    "text.parse_math": False,  # a name with dollars is a name
 }
 
 
@@ -65,6 +66,12 @@ def _logarithmic(axes: Any, xs: Sequence[float]) -> None:
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
 
 
+def _plain_numbers(axis: Any) -> None:
+    """Of a logarithmic axis: as it is, matplotlib writes them as mathematics."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+
+
 def front_svg(
     points: Sequence[tuple[float, float]], front: Sequence[tuple[float, float]], *, x: str, y: str, title: str
 ) -> str:
@@ -73,6 +80,7 @@ def front_svg(
         axes.plot(*zip(*points, strict=True), ".", color="0.6", label="every setting")
         axes.plot(*zip(*sorted(front), strict=True), "o-", markersize=4, linewidth=1.4, label="the front")
         axes.set(xscale="log", xlabel=x, ylabel=y, title=title)
+        _plain_numbers(axes.xaxis)
         axes.legend(frameon=False)
         return _svg(figure)
 
@@ -111,6 +119,7 @@ def _recall_against_latency(axes: Any, points: Sequence[tuple[str, float, float]
     axes.set(
         xscale="log", xlabel="milliseconds a text query (logarithmic)", ylabel="R@1, text → video (%)", title=title
     )
+    _plain_numbers(axes.xaxis)
     axes.margins(x=0.1, y=0.2)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside: points of equal recall lie close
     axes.set_ylim(bottom=0)

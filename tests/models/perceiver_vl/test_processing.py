@@ -529,3 +529,7 @@ def test_settings_are_kept(tokenizer, tmp_path):
         assert type(loaded) is PerceiverVLImageProcessor
         assert loaded.to_dict().items() >= PerceiverVLImageProcessor(**made).to_dict().items()
         assert torch.equal(loaded(videos=clip)["pixel_values"][0], expected)
+
+
+def test_halves_of_characters_are_words_that_are_not_known(processor):
+    same(processor(text=["red \ud83d \udce9"]), processor(text=["red � �"]))

@@ -27,6 +27,7 @@ from perceiver_vl.media.resizing import resize_frame
 from perceiver_vl.media.sampling import sample_indices
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.utils.errors import UsageError, first_line
+from perceiver_vl.utils.text import whole_characters
 
 Path = str | os.PathLike[str]
 ImageLike = Path | Image.Image | np.ndarray | torch.Tensor
@@ -217,7 +218,9 @@ class PerceiverVLProcessor(ProcessorMixin):
         )
         options = {"truncation": not unlimited, "max_length": None if unlimited else limit} | options
         with _in_one_line():
-            return dict(self.tokenizer(list(texts), return_tensors=return_tensors, **options))
+            return dict(
+                self.tokenizer([whole_characters(one) for one in texts], return_tensors=return_tensors, **options)
+            )
 
     @property
     def model_input_names(self) -> list[str]:
