@@ -278,7 +278,8 @@ class ClipTable:
         names = ["id", "file", "kind", "size", "mtime", "captions"]
         rows = self._scan(names)
         rows = rows.set_column(names.index("mtime"), "mtime", rows["mtime"].cast(pa.int64()))
-        return [IndexEntry(**{**row, "captions": tuple(row["captions"] or ())}) for row in rows.to_pylist()]
+        with engine_errors(self._index):  # text that is damaged is no text
+            return [IndexEntry(**{**row, "captions": tuple(row["captions"] or ())}) for row in rows.to_pylist()]
 
     def rows(self, where: str | None = None, limit: int | None = None) -> pa.Table:
         """Whole rows, checked."""
@@ -335,9 +336,11 @@ class ClipTable:
             return self._dataset.scanner(columns=columns, filter=where, **how).to_table()
 
     def checked(self, rows: pa.Table) -> pa.Table:
+        """The rows, if they are as they were written; `PerceiverVLError` for the first that is not."""
         stored = rows.select(self._dataset.schema.names)
         if (wrong := _wrong(stored)).any():
-            raise self.damaged(f"the row of {stored['file'].filter(wrong)[0]} is not what was written")
+            name = stored["file"].cast(pa.binary()).filter(wrong)[0].as_py() or b"?"
+            raise self.damaged(f"the row of {name.decode(errors='replace')} is not what was written")
         return rows
 
     def damaged(self, what: str) -> PerceiverVLError:
