@@ -590,13 +590,19 @@ except UsageError as error:
 """
 
 
-def test_a_hub_name_without_a_network(tmp_path: Path) -> None:
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, ""),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 does not answer (HF_ENDPOINT"),
+    ],
+)
+def test_a_hub_name_without_a_network(tmp_path: Path, setting: dict[str, str], said: str) -> None:
+    left = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    environment = left | setting | {"HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", OFFLINE]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     assert done.stdout.startswith("vision somebody/a-vit-that-is-not-here: cannot be loaded ("), done.stderr
+    assert said in done.stdout
     assert done.stdout.count("\n") == 1
+    assert "retry" not in done.stderr.lower(), "asked once"

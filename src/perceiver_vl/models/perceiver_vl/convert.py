@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from perceiver_vl.models.hub import hub_options
 from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.original_checkpoint import (
     MODELS,
@@ -121,15 +122,17 @@ def fetch(source: str) -> Path:
             raise UsageError(f"{source}: no such file, give a checkpoint or hf://owner/name/file")
         return Path(source)
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import ENDPOINT
 
     parts = source.removeprefix("hf://").split("/", 2)
     if len(parts) < 3 or not all(parts):
         raise UsageError(f"{source}: need hf://owner/name/file")
     try:
-        return Path(hf_hub_download("/".join(parts[:2]), parts[2]))
+        return Path(hf_hub_download("/".join(parts[:2]), parts[2], **hub_options(source)))
     except Exception as error:  # the hub's own errors, and those of whatever carries them
         raise PerceiverVLError(
-            f"{source}: cannot be downloaded ({type(error).__name__}), download it elsewhere and give the file"
+            f"{source}: cannot be downloaded ({type(error).__name__}), download it elsewhere and give the file; "
+            f"HF_ENDPOINT says which hub is asked, now {ENDPOINT}"
         ) from error
 
 

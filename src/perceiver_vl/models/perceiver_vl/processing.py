@@ -25,6 +25,7 @@ from perceiver_vl.media.decode import frame_times, load_frames
 from perceiver_vl.media.pictures import to_rgb
 from perceiver_vl.media.resizing import resize_frame
 from perceiver_vl.media.sampling import sample_indices
+from perceiver_vl.models.hub import hub_hint, hub_options
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.utils.errors import UsageError, first_line
 from perceiver_vl.utils.text import whole_characters
@@ -422,11 +423,9 @@ def load_tokenizer(name: Path) -> Any:
     Raises `UsageError` if it cannot be loaded, or has no pad token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(name))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"tokenizer {name}: cannot be loaded ({first_line(error)}), name a folder or a hub model"
-        ) from error
+        raise UsageError(f"tokenizer {name}: cannot be loaded ({first_line(error)}), {hub_hint(name)}") from error
     if tokenizer.pad_token_id is None:
         raise UsageError(f"tokenizer {name}: has no pad token, name one in the manner of BERT's or CLIP's")
     if tokenizer.mask_token_id is None:

@@ -24,6 +24,7 @@ from transformers.image_utils import (
 )
 
 from perceiver_vl.layers.positions import resize_positions
+from perceiver_vl.models.hub import hub_hint, hub_options
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoder import self_attentions_by_block
 from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLPreTrainedModel
@@ -163,9 +164,9 @@ def _load(role: _Role, name: str | Path, config: PerceiverVLConfig) -> _Source:
     what, kinds = f"{role} {name}", _TOWERS[role]
     try:
         with quiet():
-            theirs = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            theirs = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_options(name))
     except Exception as error:  # a file can hold anything, and the hub has errors of its own
-        raise UsageError(f"{what}: cannot be loaded ({first_line(error)}), name a folder or a hub model") from error
+        raise UsageError(f"{what}: cannot be loaded ({first_line(error)}), {hub_hint(name)}") from error
     kind = theirs.model_type
     if kind not in kinds:
         raise UsageError(f"{what}: model_type={kind!r}, need one of {', '.join(kinds)}")
@@ -179,6 +180,7 @@ def _load(role: _Role, name: str | Path, config: PerceiverVLConfig) -> _Source:
         with quiet():
             tower, found = kinds[kind].from_pretrained(
                 name,
+                **hub_options(name),
                 output_loading_info=True,
                 dtype=torch.float32,
                 weights_only=True,
