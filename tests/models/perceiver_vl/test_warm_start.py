@@ -593,7 +593,7 @@ except UsageError as error:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"HF_HUB_OFFLINE": "1"}, ""),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE keeps the hub from being asked"),
         ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 does not answer (HF_ENDPOINT"),
     ],
 )
