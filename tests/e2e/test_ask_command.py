@@ -64,7 +64,7 @@ def test_what_cannot_be_asked(answering: Path, model: Path, world: Path, tmp_pat
         (("--model", answering, clip, " "), 2, "question '': say what to ask"),
         (("--model", answering, clip, "what?", "--budget", "latents=99"), 2, "latents=99"),
         (("--model", answering, broken, "what?"), 1, "broken.mp4"),
-        (("--model", answering, tmp_path / "none.mp4", "what?"), 1, "no such file"),
+        (("--model", answering, tmp_path / "none.mp4", "what?"), 2, "no such file"),
         (("--model", tmp_path, clip, "what?"), 2, "no config.json"),
     ):
         assert said in run_cli("ask", *words).error(code)

@@ -56,6 +56,7 @@ def test_help_of_a_command(command: str) -> None:
         (["evaluate", "--help"], 0),
         (["nonsense"], 2),
         (["search", "--index", "somewhere"], 2),
+        (["search", "--index", "somewhere", "red", "--after", "today"], 2),
         (["evaluate", "--model", "m", "--data", "d", "--task", "juggling"], 2),
         (["evaluate", "--model", "m", "--data", "d", "--budget", "frames=0"], 2),
         (["index", "--model", "m", "--media", "d", "--out", "i", "--columns", "text"], 2),
@@ -439,4 +440,4 @@ def test_demo(tmp_path: Path) -> None:
     links = Links()
     links.feed(result.report.read_text(encoding="utf-8"))
     assert "script" not in links.tags
-    assert all(address.startswith(("data:image/", "#")) for address in links.addresses)
+    assert all(address.startswith(("data:image/", "#", tmp_path.as_uri())) for address in links.addresses)

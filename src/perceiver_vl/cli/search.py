@@ -170,8 +170,7 @@ def search(
         raise UsageError("-0: ends paths, ask for --paths")
     if html and not queries:
         raise UsageError(f"--html {html}: is of queries that are given as words, give some")
-    use_threads(threads)
-    from perceiver_vl.search import Filters, Searcher
+    from perceiver_vl.search.filters import Filters  # light: mistakes are told at once
 
     filters = Filters(
         folder=folder,
@@ -182,7 +181,12 @@ def search(
         type=kind,  # type: ignore[arg-type]
         where=where,
     )
-    filters.sql()  # refuses what cannot be before the model is loaded
+    filters.sql()
+    if "://" not in index and not Path(index, "clips.lance").is_dir():
+        raise UsageError(f"{index}: not an index, make one with perceiver-vl index")
+    use_threads(threads)
+    from perceiver_vl.search import Searcher
+
     searcher = Searcher(index, model, device)
     how = {"top_k": top_k, "shortlist": shortlist, "rerank": rerank, "filters": filters, "hybrid": hybrid}
     if not queries:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, get_args
 
-from perceiver_vl.search.table import quoted
 from perceiver_vl.utils.errors import UsageError
 
 Kind = Literal["video", "image"]
@@ -49,6 +48,11 @@ class Filters:
         if self.where is not None:
             conditions.append(f"({self.where})")
         return " AND ".join(conditions) or None
+
+
+def quoted(text: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _utc(name: str, text: str) -> str:

@@ -31,6 +31,7 @@ import pyarrow.parquet as parquet
 from lance.fragment import FragmentMetadata, write_fragments
 from lance.query import MultiMatchQuery
 
+from perceiver_vl.search.filters import quoted
 from perceiver_vl.utils import files
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
@@ -222,11 +223,6 @@ def _partitions(rows: int) -> int:
 
 def _in(column: str, values: Iterable[str]) -> str:
     return f"{column} IN ({', '.join(quoted(value) for value in values)})"
-
-
-def quoted(text: str) -> str:
-    """A text as SQL writes it."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 # The table
