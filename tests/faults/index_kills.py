@@ -27,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from perceiver_vl.search import build_index
-from perceiver_vl.search.table import NoIndexError, numbers, open_table
+from perceiver_vl.search.engine import NoIndexError
+from perceiver_vl.search.rows import numbers
+from perceiver_vl.search.table import open_table
 from perceiver_vl.utils.errors import PerceiverVLError
 from small_media import save_model, write_clip
 

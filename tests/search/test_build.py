@@ -21,7 +21,8 @@ from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, UsageError
 from perceiver_vl.models.loading import load_retriever, model_fingerprint
 from perceiver_vl.search import IndexReport, build_index
 from perceiver_vl.search.build import content_id
-from perceiver_vl.search.table import locked, numbers, open_table, read_skipped
+from perceiver_vl.search.rows import numbers
+from perceiver_vl.search.table import locked, open_table, read_skipped
 from small_media import write_clip, write_image
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -284,8 +285,8 @@ def test_an_index_of_another_format_is_refused_and_left_as_it_is(
 ) -> None:
     index = tmp_path / "index"
     with monkeypatch.context() as other:
-        other.setattr("perceiver_vl.search.table.FORMAT", made)
-        other.setattr("perceiver_vl.search.table.IndexSettings.__init__.__defaults__", (None, made))
+        other.setattr("perceiver_vl.search.rows.FORMAT", made)
+        other.setattr("perceiver_vl.search.rows.IndexSettings.__init__.__defaults__", (None, made))
         build_index(model_folder, media, index)
     before = {path: path.read_bytes() for path in index.rglob("*") if path.is_file()}
     (media / "clip0.mp4").unlink()

@@ -18,7 +18,8 @@ import pytest
 
 from perceiver_vl import PerceiverVLError, UsageError, cli
 from perceiver_vl.search import build_index
-from perceiver_vl.search.table import IndexEntry, numbers, open_table
+from perceiver_vl.search.rows import IndexEntry, numbers
+from perceiver_vl.search.table import open_table
 from small_media import write_clip
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'perceiver-vl[cluster]'")

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from perceiver_vl import ComputeBudget, UsageError
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.search import Filters, Searcher, build_index, write_page
-from perceiver_vl.search.table import APPROXIMATE, RECALL_AT, EncodedClip, IndexEntry, open_table, rows_of
+from perceiver_vl.search.rows import EncodedClip, IndexEntry, rows_of
+from perceiver_vl.search.table import APPROXIMATE, RECALL_AT, open_table
 from small_media import write_clip, write_image
 
 QUERY = "a red square moves left"

@@ -16,14 +16,8 @@ import pytest
 
 from perceiver_vl import PerceiverVLError, UsageError
 from perceiver_vl.search import Searcher, build_index, export_parquet
-from perceiver_vl.search.table import (
-    EncodedClip,
-    IndexEntry,
-    IndexSettings,
-    create_table,
-    open_table,
-    rows_of,
-)
+from perceiver_vl.search.rows import EncodedClip, IndexEntry, IndexSettings, rows_of
+from perceiver_vl.search.table import create_table, open_table
 from small_media import write_clip
 
 SETTINGS = IndexSettings("model", "fingerprint", "media", "full", 4, 8, 16, 4, ("decoder",))

@@ -15,16 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from perceiver_vl.bench.tables import BenchReport, Section, or_dash
-from perceiver_vl.search.table import (
-    RECALL_AT,
-    ClipTable,
-    IndexSettings,
-    Vectors,
-    create_table,
-    numbers,
-    schema,
-    with_checksums,
-)
+from perceiver_vl.search.rows import IndexSettings, Vectors, numbers, schema, with_checksums
+from perceiver_vl.search.table import RECALL_AT, ClipTable, create_table
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.timing import timed

@@ -23,7 +23,17 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.search import table as tables
 from perceiver_vl.search.encode import encode_files
-from perceiver_vl.search.table import ClipTable, EncodedClip, IndexEntry, IndexSettings, SkippedFile, WrittenClips
+from perceiver_vl.search.rows import (
+    EncodedClip,
+    IndexEntry,
+    IndexSettings,
+    SkippedFile,
+    Vectors,
+    WrittenClips,
+    numbers,
+    rows_of,
+)
+from perceiver_vl.search.table import ClipTable
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
@@ -364,14 +374,14 @@ def _check_broken(broken: Mapping[str, SkippedFile], tried: int, total: int, mos
 @torch.inference_mode()
 def _sample_queries(
     model: PerceiverVLForRetrieval, processor: PerceiverVLProcessor, budget: ComputeBudget, table: ClipTable
-) -> tables.Vectors:
+) -> Vectors:
     """Unit vectors of captions spread over the index; of clips, where it has no captions."""
     captioned = [captions[0] for captions in table.spread(16 * RECALL_QUERIES, "captions").to_pylist() if captions]
     if not captioned:
-        return tables.numbers(table.spread(RECALL_QUERIES, "vector"))
+        return numbers(table.spread(RECALL_QUERIES, "vector"))
     inputs = processor(text=captioned[:: -(-len(captioned) // RECALL_QUERIES)]).to(model.device)
     latents = model.encode_text(inputs["input_ids"], inputs["attention_mask"], budget)
-    vectors: tables.Vectors = model.pool_text(latents).float().cpu().numpy()
+    vectors: Vectors = model.pool_text(latents).float().cpu().numpy()
     return vectors
 
 
@@ -399,7 +409,7 @@ class _Commits:
         clips, written, self._clips, self._written = self._clips, self._written, [], []
         self._begun = time.monotonic()
         if clips:
-            self._table.commit(tables.rows_of(clips, self._table.settings))
+            self._table.commit(rows_of(clips, self._table.settings))
         if written:
             fragments = [fragment for one in written for fragment in one.fragments]
             self._table.commit_fragments(fragments, [file for one in written for file in one.files])

@@ -18,7 +18,7 @@ from perceiver_vl.media.decode import Clip, load_clip
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import ClipLike, PerceiverVLProcessor
-from perceiver_vl.search.table import EncodedClip, IndexEntry, IndexSettings, SkippedFile
+from perceiver_vl.search.rows import EncodedClip, IndexEntry, IndexSettings, SkippedFile
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
 

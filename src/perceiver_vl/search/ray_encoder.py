@@ -35,15 +35,9 @@ from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.loading import load_retriever, model_fingerprint
 from perceiver_vl.search.encode import encode_files
-from perceiver_vl.search.table import (
-    EncodedClip,
-    IndexEntry,
-    IndexSettings,
-    SkippedFile,
-    WrittenClips,
-    location,
-    write_rows,
-)
+from perceiver_vl.search.engine import location
+from perceiver_vl.search.rows import EncodedClip, IndexEntry, IndexSettings, SkippedFile, WrittenClips
+from perceiver_vl.search.table import write_rows
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError, first_line
 
 LOCAL = "local"

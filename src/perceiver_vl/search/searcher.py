@@ -17,7 +17,8 @@ from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.loading import load_retriever, model_fingerprint
 from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
 from perceiver_vl.search.filters import Filters
-from perceiver_vl.search.table import APPROXIMATE, Vectors, numbers, open_table
+from perceiver_vl.search.rows import Vectors, numbers
+from perceiver_vl.search.table import APPROXIMATE, open_table
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.text import whole_characters
 

@@ -10,32 +10,43 @@ Shapes: E retrieval vector, D width, H heads, K rows.
 
 import json
 import os
-import re
-import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 os.environ.setdefault("LANCE_LOG", "error")  # the engine writes its own comings and goings
 
 import lance
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as parquet
 from lance.fragment import FragmentMetadata, write_fragments
 from lance.query import MultiMatchQuery
 
+from perceiver_vl.search.engine import NoIndexError, engine_errors, location, remedy
 from perceiver_vl.search.filters import quoted
+from perceiver_vl.search.rows import (
+    EncodedClip,
+    IndexEntry,
+    IndexSettings,
+    Seal,
+    SkippedFile,
+    Vectors,
+    damaged_rows,
+    metadata_of,
+    numbers,
+    read_metadata,
+    rows_of,
+    schema,
+    with_checksums,
+)
 from perceiver_vl.utils import files
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
-FORMAT = 3
 EXACT_ROWS = 20_000
 """Up to so many rows every vector is compared, which takes 25 ms."""
 _FEW_ROWS = 1000  # of those that a filter keeps, which are read whole
@@ -48,135 +59,8 @@ _COMMITS_BEFORE_COMPACTION = 100
 _FRAGMENT_ROWS = 16_384
 RECALL_AT = 10
 
-Vectors = npt.NDArray[np.float32]
-
-
-class NoIndexError(UsageError):
-    """There is no index where one was looked for."""
-
-
-@dataclass(frozen=True)
-class IndexSettings:
-    """What every clip of an index shares.
-
-    `model` and `media` are absolute folders, `fingerprint` is the model's; E is `vector_size`, D `hidden_size`, H
-    `num_attention_heads`. `decoders`: every decoder version that took part, as their pixels differ. `dtype`: what the
-    model encoded in; None: as it was saved.
-    """
-
-    model: str
-    fingerprint: str
-    media: str
-    budget: str
-    frames: int
-    vector_size: int
-    hidden_size: int
-    num_attention_heads: int
-    decoders: tuple[str, ...]
-    dtype: str | None = None
-    format: int = FORMAT
-
-
-@dataclass(frozen=True)
-class IndexEntry:
-    """A file of the media folder: `mtime` in nanoseconds, and what is known once it was read: `id` of its content,
-    `duration` in seconds (None for an image), `created` as it says itself, or else its time of change.
-    """
-
-    file: str
-    kind: str
-    size: int
-    mtime: int
-    captions: tuple[str, ...]
-    id: str = ""
-    width: int | None = None
-    height: int | None = None
-    duration: float | None = None
-    created: datetime | None = None
-    start: float | None = None
-    end: float | None = None
-
-
-@dataclass(frozen=True)
-class EncodedClip:
-    """A clip with its unit vector `(E,)` and its partial attention `(D+H,)`, as `partial_match` gives it.
-
-    damaged: its file lacked frames.
-    """
-
-    clip: IndexEntry
-    vector: Vectors
-    partial_attention: Vectors
-    damaged: bool = False
-
-
-@dataclass(frozen=True)
-class WrittenClips:
-    """Clips of which the rows are written, but not yet committed: the fragments as `write_rows` gives them."""
-
-    fragments: list[str]
-    files: list[str]
-    damaged: list[str]
-
-
-@dataclass(frozen=True)
-class SkippedFile:
-    """A file that cannot be decoded, remembered so that it is tried again only once it has changed."""
-
-    file: str
-    size: int
-    mtime: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Seal:
-    """What the last commit of a run says of the table: that it makes this `version`, of so many `rows` whose checksums
-    come to `total`. Of the approximate index, if there is one: its recall (the share of the `RECALL_AT` nearest that it
-    finds, over a sample of queries), and how many rows there were when it was made.
-    """
-
-    version: int = 0
-    rows: int = 0
-    total: int = 0
-    recall: float | None = None
-    trained_rows: int = 0
-
 
 # Rows
-
-
-def schema(settings: IndexSettings) -> pa.Schema:
-    """The columns of a table, and in its metadata what all clips share."""
-    return pa.schema(
-        {
-            "id": pa.string(),
-            "file": pa.string(),
-            "kind": pa.string(),
-            "size": pa.int64(),
-            "mtime": pa.timestamp("ns", "UTC"),
-            "width": pa.int32(),
-            "height": pa.int32(),
-            "duration": pa.float64(),
-            "created": pa.timestamp("us", "UTC"),
-            "captions": pa.list_(pa.string()),
-            "start": pa.float64(),
-            "end": pa.float64(),
-            "vector": pa.list_(pa.float32(), settings.vector_size),
-            "partial_attention": pa.list_(pa.float32(), settings.hidden_size + settings.num_attention_heads),
-            "checksum": pa.uint32(),
-        },
-        metadata=_metadata(settings, Seal()),
-    )
-
-
-def rows_of(encoded: Sequence[EncodedClip], settings: IndexSettings) -> pa.Table:
-    """Clips as rows, with their checksums."""
-    wanted = schema(settings)
-    columns = {name: [getattr(one.clip, name) for one in encoded] for name in wanted.names[:-3]}
-    columns |= {name: [getattr(one, name) for one in encoded] for name in ("vector", "partial_attention")}
-    columns["checksum"] = [0] * len(encoded)
-    return with_checksums(pa.table(columns, wanted))
 
 
 def write_rows(index: str, encoded: Sequence[EncodedClip], settings: IndexSettings) -> list[str]:
@@ -190,31 +74,6 @@ def write_rows(index: str, encoded: Sequence[EncodedClip], settings: IndexSettin
 
 def _fragment(written: FragmentMetadata | str) -> FragmentMetadata:
     return FragmentMetadata.from_json(written) if isinstance(written, str) else written
-
-
-def with_checksums(rows: pa.Table) -> pa.Table:
-    """The rows with the checksums that they should have."""
-    return rows.set_column(rows.schema.get_field_index("checksum"), "checksum", pa.array(_checksums(rows), pa.uint32()))
-
-
-def _checksums(rows: pa.Table) -> list[int]:
-    """CRC-32 of each row: of its plain values as JSON, then of its vectors' bytes."""
-    plain = rows.drop_columns(["vector", "partial_attention", "checksum"])
-    for name in ("mtime", "created"):
-        plain = plain.set_column(plain.schema.get_field_index(name), name, plain[name].cast(pa.int64()))
-    vectors = [numbers(rows[name]) for name in ("vector", "partial_attention")]
-    return [
-        crc32(partial.tobytes(), crc32(vector.tobytes(), crc32(json.dumps(row).encode())))
-        for row, vector, partial in zip(plain.to_pylist(), *vectors, strict=True)
-    ]
-
-
-def numbers(column: pa.ChunkedArray) -> Vectors:
-    """A column of K vectors of n numbers: `(K,n)`; NaN where there is none."""
-    result = np.full((len(column), column.type.list_size), np.nan, np.float32)
-    present = pa.chunked_array(column.drop_null().chunks, column.type).combine_chunks()
-    result[column.is_valid().to_numpy()] = present.flatten().to_numpy(zero_copy_only=False).reshape(-1, result.shape[1])
-    return result
 
 
 def _partitions(rows: int) -> int:
@@ -237,7 +96,7 @@ class ClipTable:
     def __init__(self, index: str, dataset: Any) -> None:
         """For a dataset that was opened or made; see `open_table` and `create_table`."""
         self._index, self._dataset, self._commits = index, dataset, 0
-        self.settings, self.seal = _read_metadata(index, dataset.schema.metadata or {})
+        self.settings, self.seal = read_metadata(index, dataset.schema.metadata or {})
 
     def __len__(self) -> int:
         return self.count()
@@ -265,7 +124,7 @@ class ClipTable:
         """Go on with the newest version, if that is another."""
         with engine_errors(self._index):
             self._dataset.checkout_latest()
-        self.settings, self.seal = _read_metadata(self._index, self._dataset.schema.metadata or {})
+        self.settings, self.seal = read_metadata(self._index, self._dataset.schema.metadata or {})
 
     # Reading
 
@@ -334,14 +193,14 @@ class ClipTable:
     def checked(self, rows: pa.Table) -> pa.Table:
         """The rows, if they are as they were written; `PerceiverVLError` for the first that is not."""
         stored = rows.select(self._dataset.schema.names)
-        if (wrong := _wrong(stored)).any():
+        if (wrong := damaged_rows(stored)).any():
             name = stored["file"].cast(pa.binary()).filter(wrong)[0].as_py() or b"?"
             raise self.damaged(f"the row of {name.decode(errors='replace')} is not what was written")
         return rows
 
     def damaged(self, what: str) -> PerceiverVLError:
         """An error that says so, and what mends it."""
-        return PerceiverVLError(f"{self._index}: damaged ({what}), mend it with {_mend(self._index)}")
+        return PerceiverVLError(f"{self._index}: damaged ({what}), mend it with {remedy(self._index)}")
 
     # Writing
 
@@ -384,7 +243,7 @@ class ClipTable:
 
     def _describe(self, settings: IndexSettings, seal: Seal) -> None:
         with engine_errors(self._index):
-            self._dataset.update_schema_metadata(_metadata(settings, seal))
+            self._dataset.update_schema_metadata(metadata_of(settings, seal))
         self.settings, self.seal = settings, seal
 
     def finish(self, sample_queries: Callable[[], Vectors], exact_rows: int = EXACT_ROWS) -> None:
@@ -486,7 +345,7 @@ class ClipTable:
                 with engine_errors(self._index):
                     self._dataset = lance.LanceDataset.commit(self._dataset, drop, read_version=self.version)
                 continue
-            wrong = rows["_rowaddr"].filter(_wrong(rows.drop_columns(["_rowaddr"]))).to_pylist()
+            wrong = rows["_rowaddr"].filter(damaged_rows(rows.drop_columns(["_rowaddr"]))).to_pylist()
             if wrong:
                 with engine_errors(self._index):
                     self._dataset.delete(f"_rowaddr IN ({', '.join(map(str, wrong))})")
@@ -496,16 +355,6 @@ class ClipTable:
 
 
 # Opening
-
-
-def location(index: str | Path) -> str:
-    """The absolute path of a folder; the address of a place in object storage (`s3://bucket/index`) as it is."""
-    place = str(index).rstrip("/") if "://" in str(index) else str(Path(index).resolve())
-    try:
-        place.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{place!a}: a name that is not Unicode, give another") from error
-    return place
 
 
 def open_table(index: str | Path, recover: bool = False) -> ClipTable:
@@ -604,86 +453,3 @@ def export_parquet(index: str | Path, path: str | Path) -> int:
 
     files.write_with(Path(path), write)
     return len(table)
-
-
-# What goes wrong
-
-
-def _metadata(settings: IndexSettings, seal: Seal) -> dict[str, str]:
-    described = json.dumps({"settings": asdict(settings), "seal": asdict(seal)}, ensure_ascii=False)
-    return {"perceiver_vl": described, "checksum": str(crc32(described.encode()))}
-
-
-def _read_metadata(index: str, metadata: Mapping[bytes, bytes]) -> tuple[IndexSettings, Seal]:
-    described = metadata.get(b"perceiver_vl")
-    if described is None:
-        raise UsageError(f"{index}: a table that is none of ours, give another place")
-    if metadata.get(b"checksum") != str(crc32(described)).encode():
-        raise PerceiverVLError(f"{index}: damaged (its settings are not what was written), mend it with {_mend(index)}")
-    stored = json.loads(described)
-    if (made := stored["settings"]["format"]) != FORMAT:
-        maker = f"made by {'an older' if made < FORMAT else 'a newer'} version"
-        raise UsageError(f"{index}: {maker} (format {made}, not {FORMAT}), index again in a new place")
-    settings = IndexSettings(**{**stored["settings"], "decoders": tuple(stored["settings"]["decoders"])})
-    return settings, Seal(**stored["seal"])
-
-
-def _wrong(rows: pa.Table) -> npt.NDArray[np.bool_]:
-    """Which rows are not as they were written."""
-    try:
-        expected = _checksums(rows)
-    except ValueError:  # text that is not Unicode any more; say in which row
-        return (
-            np.concatenate([_wrong(rows.slice(row, 1)) for row in range(len(rows))])
-            if len(rows) > 1
-            else np.ones(1, bool)
-        )
-    stored = rows["checksum"].fill_null(0).to_numpy()
-    return np.asarray(expected, np.uint32) != stored
-
-
-def _mend(index: str) -> str:
-    return f"perceiver-vl index --verify --out {shlex.quote(index)}"
-
-
-_SAYINGS = (
-    (r"NoSuchBucket", "there is no such bucket, make it or give another address"),
-    (
-        r"AccessDenied|Forbidden|InvalidAccessKeyId|SignatureDoesNotMatch|CredentialsNot|credential",
-        "may not be read or written with the credentials of the environment, set AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY",
-    ),
-    (r"error sending request|dns error", "the storage does not answer, see AWS_ENDPOINT_URL and the network"),
-    (r"No object store provider", "no such kind of storage, give a folder or an address like s3://bucket/index"),
-    (r"[Cc]onflict", "another run is writing it, wait for it to end"),
-    (
-        r"No space left|File too large|[Qq]uota",
-        "no space is left there; what was committed is kept, make room and run it again",
-    ),
-    (r"Permission denied|Read-only", "may not be written, change its rights or give another place"),
-    (r"Failed to parse path", "its name has characters that the engine does not take, give another"),
-)
-
-
-@contextmanager
-def engine_errors(index: str, where: str | None = None) -> Iterator[None]:
-    """What the engine raises, panics among them, as one line; of the SQL `where`, if that is what it is about."""
-    try:
-        yield
-    except PerceiverVLError:
-        raise
-    except BaseException as error:
-        known = ValueError | OSError | RuntimeError | NotImplementedError
-        if not isinstance(error, known) and type(error).__name__ != "PanicException":
-            raise
-        said = " ".join(str(error).split())
-        if re.search(r"Dataset at path .* was not found|Not a directory", said):
-            raise NoIndexError(f"{index}: not an index, make one with perceiver-vl index") from error
-        for pattern, meaning in _SAYINGS:
-            if re.search(pattern, said):
-                raise UsageError(f"{index}: {meaning}") from error
-        short = re.sub(r", (/\S+\.rs:\d+:\d+|/rustc/.*).*$", "", said)[:300]
-        if where is not None and re.search(r"Invalid user input|SQL|[Ss]chema error|Arrow error", said):
-            reason = re.sub(r"^(Invalid user input: )?(.*sql parser error: )?", "", short)
-            raise UsageError(f"where={where}: {reason.rstrip(')')}") from error
-        raise PerceiverVLError(f"{index}: damaged ({short}), mend it with {_mend(index)}") from error
