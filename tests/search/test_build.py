@@ -286,7 +286,7 @@ def test_an_index_of_another_format_is_refused_and_left_as_it_is(
     index = tmp_path / "index"
     with monkeypatch.context() as other:
         other.setattr("perceiver_vl.search.rows.FORMAT", made)
-        other.setattr("perceiver_vl.search.rows.IndexSettings.__init__.__defaults__", (None, made))
+        other.setattr("perceiver_vl.search.rows.IndexSettings.__init__.__defaults__", (None, None, None, (), (), made))
         build_index(model_folder, media, index)
     before = {path: path.read_bytes() for path in index.rglob("*") if path.is_file()}
     (media / "clip0.mp4").unlink()
@@ -495,3 +495,21 @@ def test_a_folder_that_cannot_be_listed_keeps_its_clips(
     assert any("Permission denied" in str(sample) for sample in report.skipped)
     monkeypatch.undo()
     assert "trip/clip4.mp4" in vectors(tmp_path / "index")
+
+
+def test_an_index_knows_how_its_folder_was_read(
+    model_folder: Path, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"clip": f"clip{number}.mp4", "words": f"clip {number}", "part": "train"} for number in range(3)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"clip": "image0.png", "part": "test"}])))
+    how = {"columns": {"file_name": "clip", "text": "words", "split": "part"}, "split": "train"}
+    monkeypatch.chdir(tmp_path)
+    build_index(model_folder, media, tmp_path / "index", metadata="list.jsonl", **how)  # type: ignore[arg-type]
+    build_index(model_folder, media, tmp_path / "videos", exclude=["*.png"])
+    before = column(tmp_path / "index", "captions")
+    assert before == {f"clip{number}.mp4": [f"clip {number}"] for number in range(3)}
+    monkeypatch.chdir(media)
+    for verify in (False, True):
+        assert counts(build_index(None, None, tmp_path / "index", verify=verify)) == (0, 3, 0, 0, 3)
+        assert column(tmp_path / "index", "captions") == before
+        assert counts(build_index(None, None, tmp_path / "videos", verify=verify)) == (0, 5, 0, 0, 5)

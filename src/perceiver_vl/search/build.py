@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.metadata import IGNORED
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_failures, check_listed
 from perceiver_vl.media.decode import decoder_version
@@ -103,12 +104,12 @@ def build_index(
 ) -> IndexReport:
     """Bring the index `out`, a folder or an address such as `s3://bucket/index`, up to date with the folder `media`.
 
-    It is made if it is not there. An index that is knows its model, media, budget, frames and dtype: what is None here
-    is as it was. `exclude`: patterns of names to leave out, beside those of thumbnails and rubbish. A file is encoded
-    if its size or time of change is not the one in the index, and no clip there has the same content; until then what
-    the index has of it serves. Files that are gone are forgotten, those that could not be looked at are not, and
-    captions follow the metadata; media that no row names have none. `num_frames`: frames decoded of a clip; None: those
-    of the budget, or the processor's.
+    It is made if it is not there. An index that is knows its model and media, how these are read (split, metadata,
+    columns, exclude), budget, frames and dtype: what is not given here is as it was. `exclude`: patterns of names to
+    leave out, beside those of thumbnails and rubbish. A file is encoded if its size or time of change is not the one in
+    the index, and no clip there has the same content; until then what the index has of it serves. Files that are gone
+    are forgotten, those that could not be looked at are not, and captions follow the metadata; media that no row names
+    have none. `num_frames`: frames decoded of a clip; None: those of the budget, or the processor's.
     Files that cannot be decoded are skipped and reported, and not tried again before they change; with `strict` the
     first one raises. Whatever ends a run, no more than `commit_clips` clips (or 30 s of work) must be encoded again.
     More than `exact_rows` clips are searched through an approximate index. `verify`: check every row, encode again what
@@ -133,7 +134,8 @@ def build_index(
         budget = ComputeBudget.parse("" if before.budget == "full" else before.budget) if budget is None else budget
         if num_frames is None and budget.frames is None:
             num_frames = before.frames
-        dtype = dtype or before.dtype
+        dtype, split, metadata = dtype or before.dtype, split or before.split, metadata or before.metadata
+        columns, exclude = columns or dict(before.columns), exclude or before.exclude
     budget = budget or FULL_BUDGET
     assert model_folder is not None
     assert media is not None
@@ -143,7 +145,13 @@ def build_index(
     folder = read_folder(media, need=None, strict=strict, unnamed=True, **how)  # type: ignore[arg-type]
     check_listed(folder.skipped, len(folder.records), max_failed_fraction)
     report = IndexReport(str(out), skipped=list(folder.skipped), notes=folder.notes)
-    settings = _settings(model, processor, Path(model_folder), folder.path, budget, num_frames, dtype)
+    settings = replace(
+        _settings(model, processor, Path(model_folder), folder.path, budget, num_frames, dtype),
+        split=split,
+        metadata=None if metadata is None else _lasting(folder.path, metadata),
+        columns=tuple((columns or {}).items()),
+        exclude=tuple(exclude),
+    )
     found, unseen = _look_at_files(folder.records, report)
     unseen |= set(folder.unseen)
     with tables.locked(out), ProgressBars(progress) as bar:
@@ -220,6 +228,12 @@ def _settings(
         decoders=(decoder_version(),),
         dtype=dtype,
     )
+
+
+def _lasting(media: Path, metadata: str | Path) -> str:
+    """The name of a metadata file that means the same from any working directory."""
+    elsewhere = str(metadata) != IGNORED and not (media / metadata).is_file()
+    return str(Path(metadata).resolve()) if elsewhere else str(metadata)
 
 
 def _look_at_files(records: Sequence[Record], report: IndexReport) -> tuple[dict[str, IndexEntry], set[str]]:

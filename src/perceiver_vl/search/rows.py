@@ -27,7 +27,7 @@ class IndexSettings:
 
     `model` and `media` are absolute folders, `fingerprint` is the model's; E is `vector_size`, D `hidden_size`, H
     `num_attention_heads`. `decoders`: every decoder version that took part, as their pixels differ. `dtype`: what the
-    model encoded in; None: as it was saved.
+    model encoded in; None: as it was saved. `split`, `metadata`, `columns`, `exclude`: how the folder is read.
     """
 
     model: str
@@ -40,6 +40,10 @@ class IndexSettings:
     num_attention_heads: int
     decoders: tuple[str, ...]
     dtype: str | None = None
+    split: str | None = None
+    metadata: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+    exclude: tuple[str, ...] = ()
     format: int = FORMAT
 
 
@@ -203,5 +207,7 @@ def read_metadata(index: str, metadata: Mapping[bytes, bytes]) -> tuple[IndexSet
     if (made := stored["settings"]["format"]) != FORMAT:
         maker = f"made by {'an older' if made < FORMAT else 'a newer'} version"
         raise UsageError(f"{index}: {maker} (format {made}, not {FORMAT}), index again in a new place")
-    settings = IndexSettings(**{**stored["settings"], "decoders": tuple(stored["settings"]["decoders"])})
+    lists = {name: tuple(stored["settings"][name]) for name in ("decoders", "exclude")}
+    columns = tuple((ours, theirs) for ours, theirs in stored["settings"]["columns"])
+    settings = IndexSettings(**{**stored["settings"], **lists, "columns": columns})
     return settings, Seal(**stored["seal"])
