@@ -134,8 +134,10 @@ def build_index(
         budget = ComputeBudget.parse("" if before.budget == "full" else before.budget) if budget is None else budget
         if num_frames is None and budget.frames is None:
             num_frames = before.frames
-        dtype, split, metadata = dtype or before.dtype, split or before.split, metadata or before.metadata
-        columns, exclude = columns or dict(before.columns), exclude or before.exclude
+        dtype = dtype or before.dtype
+        if Path(media).resolve() == Path(before.media):  # of another folder nothing is known
+            split, metadata = split or before.split, metadata or before.metadata
+            columns, exclude = columns or dict(before.columns), exclude or before.exclude
     budget = budget or FULL_BUDGET
     assert model_folder is not None
     assert media is not None
