@@ -64,10 +64,18 @@ class TableModel(PerceiverVLForRetrieval):
     def encode_text(self, input_ids: Tensor, *_: Any, **__: Any) -> Tensor:
         return torch.tensor([float(self.caption_of[token]) for token in input_ids[:, 1].tolist()])[:, None, None]
 
-    def pool_vision(self, vision_latents: Tensor) -> Tensor:
+    def encode_and_pool_vision(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        latents = self.encode_vision(*inputs)
+        return latents, self.pool_vision(latents)
+
+    def encode_and_pool_text(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        latents = self.encode_text(*inputs)
+        return latents, self.pool_text(latents)
+
+    def pool_vision(self, vision_latents: Tensor, _: Tensor | None = None) -> Tensor:
         return torch.nn.functional.one_hot(vision_latents[:, 0, 0].long(), self.multi.shape[1]).double()
 
-    def pool_text(self, text_latents: Tensor) -> Tensor:
+    def pool_text(self, text_latents: Tensor, _: Tensor | None = None) -> Tensor:
         return self.multi[text_latents[:, 0, 0].long()]
 
     def partial_match(self, latents: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from perceiver_vl.cli.bench import bench_app
 from perceiver_vl.cli.convert import convert, export
 from perceiver_vl.cli.demo import demo
 from perceiver_vl.cli.evaluate import evaluate
+from perceiver_vl.cli.init import init
 from perceiver_vl.cli.report import report
 from perceiver_vl.cli.search import index_app, search
 from perceiver_vl.cli.train import train
@@ -56,6 +57,7 @@ for _command in (
     report,
     data_commands.prepare,
     data_commands.world,
+    init,
     convert,
     export,
     demo,

@@ -18,7 +18,7 @@ from perceiver_vl.data.mixture import Mixture
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.shards.reading import ShardedDataset
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_failures
-from perceiver_vl.data.sources import CachedDataset, VideoDataset, is_damaged
+from perceiver_vl.data.sources import CachedDataset, EncodedDataset, VideoDataset, is_damaged
 from perceiver_vl.data.synthetic.tasks import PairWorld
 from perceiver_vl.media.decode import load_frames
 from perceiver_vl.media.sampling import Frames
@@ -89,6 +89,8 @@ def other_pictures(source: VideoDataset, size: tuple[int, int]) -> VideoDataset:
         return Mixture([other_pictures(one, size) for one in source.sources])
     if isinstance(source, CachedDataset):
         return CachedDataset(other_pictures(source.source, size))
+    if isinstance(source, EncodedDataset):
+        return EncodedDataset(other_pictures(source.source, size), source.encode)
     if isinstance(source, PairWorld):
         return source.second
     if isinstance(source, ShardedDataset):

@@ -1,15 +1,19 @@
 """Where clips and captions come from: one small interface for folders, single files and the generated world."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import av
 import numpy as np
+import numpy.typing as npt
 
 from perceiver_vl.data.records import Record
 from perceiver_vl.media.decode import load_clip
 from perceiver_vl.media.files import IMAGE_EXTENSIONS
 from perceiver_vl.media.sampling import Frames
+
+EncodedFrames = npt.NDArray[np.float16]
+"""What a vision encoder makes of frames: (T, 1+P, W), of each its vector and its tokens."""
 
 _IMAGES = IMAGE_EXTENSIONS - {".gif"}  # most of those move
 
@@ -104,6 +108,41 @@ class Subset:
     def is_damaged(self, index: int) -> bool:
         """As the source knows."""
         return is_damaged(self.source, self.first + index)
+
+
+class EncodedDataset:
+    """Another source, whose clips a pretrained encoder has seen: kept in memory, as it is far dearer than its result.
+
+    `encode`: frames `(T,H,W,3)` → float16 `(T,1+P,W)`. Only clips that are sampled uniformly are the same each time.
+    """
+
+    def __init__(self, source: VideoDataset, encode: Callable[[Frames], EncodedFrames]) -> None:
+        self.source, self.encode = source, encode
+        self._encoded: dict[tuple[object, ...], EncodedFrames] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)  # classes, frame counts and what else the source may know
+
+    def record(self, index: int) -> Record:
+        """As the source has it."""
+        return self.source.record(index)
+
+    def is_damaged(self, index: int) -> bool:
+        """As the source knows."""
+        return is_damaged(self.source, index)
+
+    def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Any:
+        """Encoded frames `(T,1+P,W)` float16, as the encoder sees those of the source."""
+        record = self.source.record(index)
+        key = record.path, record.start, record.end, num_frames
+        if rng is not None:
+            return self.encode(self.source.frames(index, num_frames, rng))
+        if key not in self._encoded:
+            self._encoded[key] = self.encode(self.source.frames(index, num_frames))
+        return self._encoded[key]
 
 
 class CachedDataset:

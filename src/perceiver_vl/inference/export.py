@@ -76,8 +76,7 @@ class _Vision(nn.Module):
         self.model, self.budget = model, budget
 
     def forward(self, pixel_values: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
-        latents = self.model.encode_vision(pixel_values, frame_mask, self.budget)
-        return latents, self.model.pool_vision(latents)
+        return self.model.encode_and_pool_vision(pixel_values, frame_mask, self.budget)
 
 
 class _Text(nn.Module):
@@ -90,8 +89,7 @@ class _Text(nn.Module):
         self.model, self.budget = model, budget
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        latents = self.model.encode_text(input_ids, attention_mask, self.budget)
-        return latents, self.model.pool_text(latents)
+        return self.model.encode_and_pool_text(input_ids, attention_mask, self.budget)
 
 
 class _Matcher(nn.Module):

@@ -120,10 +120,10 @@ class RetrievalPipeline:
             raise UsageError(f"top_k={top_k}, shortlist={shortlist}: need at least 1 of each")
         self.model.config.check_budget(budget)
         words = self.processor(text=[queries] if isinstance(queries, str) else list(queries)).to(self.model.device)
-        text = self.model.encode_text(words["input_ids"], words["attention_mask"], budget)  # (Q,N,D)
+        text, features = self.model.encode_and_pool_text(words["input_ids"], words["attention_mask"], budget)
         listed = _listed(media)
         indices, vectors, partial_attentions = self._encode(listed, budget, skip_broken=isinstance(media, str | Path))
-        cosines = self.model.pool_text(text).float() @ vectors.T  # (Q,C)
+        cosines = features.float() @ vectors.T  # (Q,C)
         found = []
         for query, multi in zip(self.model.partial_match(text), cosines, strict=True):
             near = multi.topk(min(max(top_k, shortlist), len(multi))).indices  # (K,)

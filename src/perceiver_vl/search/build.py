@@ -396,8 +396,8 @@ def _sample_queries(
     if not captioned:
         return numbers(table.spread(RECALL_QUERIES, "vector"))
     inputs = processor(text=captioned[:: -(-len(captioned) // RECALL_QUERIES)]).to(model.device)
-    latents = model.encode_text(inputs["input_ids"], inputs["attention_mask"], budget)
-    vectors: Vectors = model.pool_text(latents).float().cpu().numpy()
+    features = model.get_text_features(inputs["input_ids"], inputs["attention_mask"], budget)
+    vectors: Vectors = features.float().cpu().numpy()
     return vectors
 
 

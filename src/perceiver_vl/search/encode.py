@@ -32,8 +32,8 @@ def encode_clips(
 ) -> tuple[Tensor, Tensor]:
     """B clips → all that searching them needs: unit vectors `(B,E)` and partial attentions `(B,D+H)`, in float32."""
     inputs = processor(videos=clips, num_frames=num_frames).to(model.device)
-    latents = model.encode_vision(inputs["pixel_values"], inputs["frame_mask"], budget)
-    return model.pool_vision(latents).float(), model.partial_match(latents).float()
+    latents, features = model.encode_and_pool_vision(inputs["pixel_values"], inputs["frame_mask"], budget)
+    return features.float(), model.partial_match(latents).float()
 
 
 def encode_files(

@@ -130,8 +130,9 @@ class Searcher:
         with _timed(seconds, "total"):
             with _timed(seconds, "encode"):
                 inputs = self.processor(text=[words]).to(self.model.device)
-                text_latents = self.model.encode_text(inputs["input_ids"], inputs["attention_mask"], self.budget)
-                vector: Vectors = self.model.pool_text(text_latents)[0].float().cpu().numpy()
+                given = inputs["input_ids"], inputs["attention_mask"], self.budget
+                text_latents, features = self.model.encode_and_pool_text(*given)
+                vector: Vectors = features[0].float().cpu().numpy()
             with _timed(seconds, "shortlist"):
                 rows, exact = self.table.nearest(vector, count, where)
                 by_words = self.table.matching(words, count, where) if hybrid else None

@@ -190,8 +190,8 @@ def _encode(
 
     def see(batch: ReadBatch) -> None:
         clips = vision_batch_of(batch, processor, reader.num_frames, model.device)
-        latents = model.encode_vision(clips.pixel_values, clips.frame_mask, budget)
-        found = model.partial_match(latents)[clips.rows], model.pool_vision(latents).float()[clips.rows]
+        latents, features = model.encode_and_pool_vision(clips.pixel_values, clips.frame_mask, budget)
+        found = model.partial_match(latents)[clips.rows], features.float()[clips.rows]
         seen.append((torch.tensor(batch.indices, device=model.device), *found))
         advance(len(batch.indices))
 
@@ -215,8 +215,8 @@ def _encode(
         found: list[tuple[Tensor, ...]] = []
         batches = list(zip(words["input_ids"].split(64), words["attention_mask"].split(64), strict=True))
         for ids, mask in group.share(batches):
-            latents = model.encode_text(ids, mask, budget)
-            found.append((model.partial_match(latents), model.pool_text(latents).float()))
+            latents, features = model.encode_and_pool_text(ids, mask, budget)
+            found.append((model.partial_match(latents), features.float()))
             advance(len(ids))
         return found
 
@@ -334,6 +334,8 @@ class _Scorer:
         found = []
         for some in texts.split(pairs_at_once):
             pairs = InputArray(text=words.text[some], text_mask=words.text_mask[some], vision_cache=cache)
+            if words.text_base is not None and cache.base is not None:
+                pairs.text_base, pairs.vision_base = words.text_base[some], cache.base.expand(len(some), -1)
             found.append(model.match_inputs(pairs, self.budget).float())
         return torch.cat(found)
 

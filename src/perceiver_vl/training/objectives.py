@@ -4,7 +4,7 @@ Shapes: B batch, ΣB that of all processes, D width, H heads, E retrieval vector
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -117,6 +117,7 @@ class PreTrainingModule(TrainingModule):
         if global_batch is None:
             [global_batch] = global_batches([len(batch)], batch.input_ids.device)
         weights, negatives = self.objectives.weights, None
+        batch = replace(batch, pixel_values=self.model.perceiver_vl.encode_frames(batch.pixel_values))
 
         def outputs(budget: ComputeBudget) -> dict[str, ObjectiveOutput]:
             nonlocal negatives
@@ -187,15 +188,18 @@ def _encoded_alone(
         return {}, {}
     pieces = global_batch.pieces(objectives.chunk)
 
-    def kept_of(latents: Tensor, pool: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-        compute: dict[Encoding, Callable[[Tensor], Tensor]] = {"features": pool, "partial_match": model.partial_match}
-        return tuple(compute[encoding](latents) for encoding in wanted)
+    def kept_of(latents: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+        compute: dict[Encoding, Callable[[], Tensor]] = {
+            "features": lambda: features,
+            "partial_match": lambda: model.partial_match(latents),
+        }
+        return tuple(compute[encoding]() for encoding in wanted)
 
     def encode_vision(pixel_values: Tensor, frame_mask: Tensor) -> tuple[Tensor, ...]:
-        return kept_of(model.encode_vision(pixel_values, frame_mask, budget), model.pool_vision)
+        return kept_of(*model.encode_and_pool_vision(pixel_values, frame_mask, budget))
 
     def encode_text(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        return kept_of(model.encode_text(input_ids, attention_mask, budget), model.pool_text)
+        return kept_of(*model.encode_and_pool_text(input_ids, attention_mask, budget))
 
     vision = in_pieces(encode_vision, pieces, batch.pixel_values, batch.frame_mask)
     text = in_pieces(encode_text, pieces, batch.input_ids, batch.attention_mask)

@@ -19,7 +19,8 @@ from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.utils.errors import UsageError
 
 Parsed = TypeVar("Parsed")
-PARTS = ("cross_attentions", "latents", "self_attentions", "embeddings", "decoder", "heads", "all")
+ENCODERS = ("vision_encoder", "text_encoder")
+PARTS = ("cross_attentions", "latents", "self_attentions", "embeddings", "decoder", "heads", *ENCODERS, "all")
 
 
 @dataclass(frozen=True)
@@ -155,11 +156,34 @@ class Initialise:
 
 
 @dataclass(frozen=True)
+class EncoderTuning:
+    """What of the pretrained encoders of a model learns; as it stands, nothing.
+
+    vision_blocks, text_blocks: their last so many blocks. lora_rank: of low-rank additions to the linear layers of
+    these blocks, which learn in the place of the blocks and are merged into them at the end (Hu et al. 2022).
+    """
+
+    vision_blocks: int = 0
+    text_blocks: int = 0
+    lora_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vision_blocks", "text_blocks"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"encoders.{name}={getattr(self, name)}: need 0 or more")
+        if self.lora_rank is not None and (self.lora_rank < 1 or not (self.vision_blocks or self.text_blocks)):
+            raise UsageError(
+                f"encoders.lora_rank={self.lora_rank}: need at least 1, and vision_blocks or text_blocks to add to"
+            )
+
+
+@dataclass(frozen=True)
 class Stage:
     """Some steps of a run in which only the parts named in `train` learn.
 
     cross_attentions: those of the encoder; latents: with their positions; self_attentions: the encoder's, and the
-    encoder's last norm; embeddings: of words and pixels; decoder: with its queries; heads: whatever else there is; all.
+    encoder's last norm; embeddings: of words and pixels; decoder: with its queries; heads: whatever else there is;
+    vision_encoder, text_encoder: as far as `encoders` lets them; all.
     The learning rate starts anew with each stage; `learning_rate` and `warmup_steps` are those of `training` if None.
     """
 
@@ -194,7 +218,8 @@ class Recipe:
     `ema`: decay of an exponential moving average of the weights, which is validated and kept instead; None: none.
     `patience`: stop after so many evaluations without a better `training.metric_for_best_model`; None: never.
     `max_nonfinite`: stop after so many steps in a row whose loss or gradient is not finite.
-    `elastic`: train smaller budgets beside the full one; None: the full one alone.
+    `elastic`: train smaller budgets beside the full one; None: the full one alone. `encoders`: what of pretrained
+    encoders learns.
     """
 
     output: Path
@@ -212,6 +237,7 @@ class Recipe:
     patience: int | None = None
     max_nonfinite: int = 5
     elastic: Elastic | None = None
+    encoders: EncoderTuning = field(default_factory=EncoderTuning)
 
     def __post_init__(self) -> None:
         if self.elastic is not None and self.elastic.text_latents is not None and not self._reads_text_alone():

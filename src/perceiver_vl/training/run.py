@@ -44,6 +44,7 @@ from perceiver_vl.training.checkpoints import (
     only_run_in,
     told_in_one_line,
 )
+from perceiver_vl.training.encoders import fit_base
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.recipe_trainer import SKIPPED, RecipeTrainer
 from perceiver_vl.training.reporting.model_card import write_model_card
@@ -74,7 +75,8 @@ class TrainingResult:
     """Where the model went, its last validation (of retrieval or of a task), and what could not be read on the way.
 
     fresh: parts of the model that `initialise.model` did not have. damaged: files that lacked frames and were used all
-    the same.
+    the same. base: what pretrained encoders alone reach on the validation clips, where the model stands on some; None
+    for a run that was resumed.
     """
 
     output: Path
@@ -85,6 +87,7 @@ class TrainingResult:
     damaged: list[str]
     task: TaskResult | None = None
     fresh: list[str] = dataclasses.field(default_factory=list)
+    base: RetrievalResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -92,6 +95,7 @@ class TrainingResult:
             "output": str(self.output),
             "steps": self.steps,
             "seconds": self.seconds,
+            "base": self.base and self.base.to_dict(),
             "retrieval": self.retrieval and self.retrieval.to_dict(),
             "task": self.task and self.task.to_dict(),
             "fresh": self.fresh,
@@ -139,12 +143,17 @@ def _train(
     data_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     if change is not None:
         change(start.model)
+    first = arguments.process_index == 0
+    config = start.model.config
+    if checkpoint is None and config.base == "linear" and not config.knows_search and start.task is None:
+        fit = fit_base(start.model, start.processor, start.source, start.validation, recipe)
+        if progress and first:
+            err.print(str(fit))
     examples, collate = examples_of(recipe, start, data_seed)
     _compile(start.model, recipe.training)
     if is_sharded(arguments):
         make_shardable(start.model)
 
-    first = arguments.process_index == 0
     if first:
         write_text(output / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         if start.fresh and progress:
@@ -174,6 +183,8 @@ def _train(
         trainer.remove_callback(callback)
     trainer.add_callback(AtBegin(lambda: trainer.restore(checkpoint)))
     trainer.add_callback(AtSaves(trainer.write_skipped))
+    if start.task is None and recipe.objectives.encodings:
+        config.knows_search = True
     if recipe.stages:
         trainer.add_callback(StageSwitch(recipe.stages))
     if recipe.patience is not None:
@@ -182,6 +193,9 @@ def _train(
         if progress and first:
             trainer.add_callback(ProgressBar(bars))
         trainer.add_callback(stop)
+        before_training = None
+        if checkpoint is None and config.base != "none" and start.task is None and start.validation is not None:
+            before_training = trainer.validate()
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.use_average()
         trainer.save_model(str(output / PART))
@@ -198,6 +212,7 @@ def _train(
         damaged,
         score if isinstance(score, TaskResult) else None,
         start.fresh,
+        before_training if isinstance(before_training, RetrievalResult) else None,
     )
     if first:
         write_model_card(output, recipe=recipe, steps=result.steps, retrieval=result.retrieval, task=result.task)

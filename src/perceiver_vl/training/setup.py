@@ -25,6 +25,7 @@ from perceiver_vl.models.perceiver_vl.processing import (
 from perceiver_vl.models.perceiver_vl.warm_start import initialise_from
 from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.example_task import ExampleTask
+from perceiver_vl.training.encoders import encoded, frame_encoder, sees_each_clip_once, tune_encoders
 from perceiver_vl.training.recipe import Data, DataSource, Recipe
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.utils.console import quiet
@@ -78,6 +79,11 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
             labelled, _ = task.usable_examples(validation, labelled=True)
             task.check_head(config, [validation.record(index) for index in labelled])
     model, fresh = starting_model(recipe, config, seed, resumed=checkpoint is not None)
+    tune_encoders(model, recipe.encoders)
+    if sees_each_clip_once(recipe, model):
+        encode = frame_encoder(model, processor)
+        source.sources = [encoded(one, encode) for one in source.sources]
+        validation = validation and encoded(validation, encode)
     return Start(task, processor, config, source, pools, validation, problems, model, fresh)
 
 

@@ -15,10 +15,12 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 
-from perceiver_vl.training.recipe import Stage
+from perceiver_vl.training.recipe import ENCODERS, Stage
 from perceiver_vl.utils.errors import UsageError
 
 _PLACES = {
+    "vision_encoder": r"perceiver_vl\.vision_encoder\.",
+    "text_encoder": r"perceiver_vl\.text_encoder\.",
     "cross_attentions": r"perceiver_vl\.encoder\.blocks\.\d+\.cross_attention\.",
     "latents": r"perceiver_vl\.encoder\.latent",
     "self_attentions": r"perceiver_vl\.encoder\.(blocks\.\d+\.self_attentions|norm)\.",
@@ -46,9 +48,11 @@ def stage_at(stages: Sequence[Stage], step: int) -> tuple[int, int]:
 
 
 def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
-    """Let these parts of the model learn, and nothing else."""
+    """Let these parts of the model learn, and nothing else; of pretrained encoders never more than `tune` has said."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("all" in parts or part_of(name) in parts)
+        part = part_of(name)
+        may_learn = part not in ENCODERS or getattr(parameter, "is_tuned", False)
+        parameter.requires_grad_(may_learn and ("all" in parts or part in parts))
 
 
 class StageSwitch(TrainerCallback):

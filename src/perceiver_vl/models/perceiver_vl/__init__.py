@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForVisualQuestionAnswering,
 )
 
+from perceiver_vl.models.perceiver_vl import onnx_encoder  # noqa: F401  # known to AutoConfig before a folder is read
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.image_pairs import PerceiverVLForImagesAndTextClassification
 from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLModel, PerceiverVLPreTrainedModel

@@ -5,7 +5,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.utils.errors import UsageError
@@ -19,6 +20,8 @@ _KEYS_OF_TRANSFORMERS = frozenset(
 _Config = TypeVar("_Config", bound=PreTrainedConfig)
 
 _MOST_LAYERS = 10_000
+_MOST_WIDTH = 10_000_000
+_SIZES_OF_ENCODERS = ("num_", "hidden_size", "intermediate_size", "vocab_size", "max_position", "projection_dim")
 _MOST_WEIGHTS = 100_000_000_000  # of one part
 
 
@@ -51,6 +54,11 @@ class PerceiverVLConfig(PreTrainedConfig):
 
     model_type = "perceiver_vl"
 
+    sub_configs_defaults = {
+        name: SubConfigSpec(config_class=AutoConfig, model_type=kind, optional=True)
+        for name, kind in (("vision_config", "clip_vision_model"), ("text_config", "bert"))
+    }
+
     # The width and depth of everything (ViT-B/32, BERT-base)
     hidden_size: int = 768  # D, the width of inputs, latents and queries
     num_attention_heads: int = 12  # heads of every attention; must divide D
@@ -69,7 +77,10 @@ class PerceiverVLConfig(PreTrainedConfig):
     num_channels: int = 3
     max_frames: int = 64  # rows of the temporal table
     frame_class_token: bool = True  # ViT's class token in front of the patches of each frame: M = 145 a frame
+    vision_config: Any = None  # PreTrainedConfig of a pretrained encoder in the place of patches
+    token_grid: int | None = None  # rows and columns that its tokens are averaged to; None: as many as it gives
     # Text
+    text_config: Any = None  # PreTrainedConfig of a pretrained encoder in the place of the word table
     vocab_size: int = 30522
     max_text_length: int = 40  # rows of the text position table and of the MLM query table
     pad_token_id: int | None = 0
@@ -89,6 +100,10 @@ class PerceiverVLConfig(PreTrainedConfig):
 
     # Retrieval
     projection_dim: int | None = None  # E, the length of the multi-stream vectors; None: D
+    base: Literal["none", "dual", "linear"] = "none"  # what latents add to: the encoders' own vectors, or maps of them
+    encoder_projections: bool = False  # the towers of the dual encoder have projections of their own, as CLIP's
+    logit_bias: bool = False  # beside the logit scale, as SigLIP has
+    knows_search: bool = False  # the multi-stream was trained, or stands on encoders that were: `warn_untrained`
 
     # Training
     hidden_dropout_prob: float = 0.0  # after the text embeddings, and after each attention and MLP
@@ -111,6 +126,7 @@ class PerceiverVLConfig(PreTrainedConfig):
             self.projection_dim = self.hidden_size
         self._check_values()
         super().__post_init__(**kwargs)
+        self._check_encoders()
         if self.id2label and not getattr(self, "label2id", None):  # transformers derives it only where both are missing
             self.label2id = {name: label for label, name in self.id2label.items()}
 
@@ -129,7 +145,7 @@ class PerceiverVLConfig(PreTrainedConfig):
             raise UsageError(
                 f"num_attention_heads={self.num_attention_heads}: must divide hidden_size={self.hidden_size} evenly"
             )
-        if self.image_size % self.patch_size:
+        if self.vision_config is None and self.image_size % self.patch_size:
             raise UsageError(f"patch_size={self.patch_size}: must divide image_size={self.image_size} evenly")
         if self.latent_position == "fourier" and self.hidden_size % 2:
             raise UsageError(f"latent_position='fourier': needs an even hidden_size, not {self.hidden_size}")
@@ -156,6 +172,25 @@ class PerceiverVLConfig(PreTrainedConfig):
                 "modality, so at least 2"
             )
 
+    def _check_encoders(self) -> None:
+        """Refuse parts that do not fit each other, and encoders that no machine holds."""
+        for name in ("vision_config", "text_config"):
+            encoder = getattr(self, name)
+            for key, value in ({} if encoder is None else encoder.to_dict()).items():
+                most = _MOST_LAYERS if "layers" in key else _MOST_WIDTH
+                if key.startswith(_SIZES_OF_ENCODERS) and isinstance(value, int) and not 0 <= value <= most:
+                    raise UsageError(f"{name}.{key}={value}: need 0 to {most}")
+        if self.base != "none" and (self.vision_config is None or self.text_config is None):
+            raise UsageError(f"base={self.base}: needs a vision_config and a text_config, what it is made of")
+        if self.encoder_projections and self.base != "dual":
+            raise UsageError("encoder_projections=True: are those of a dual encoder, set base=dual")
+        if self.vision_config is None and self.token_grid is not None:
+            raise UsageError(f"token_grid={self.token_grid}: of the tokens of a vision_config, set a patch_size here")
+        if self.token_grid is not None and not 1 <= self.token_grid <= 1000:
+            raise UsageError(f"token_grid={self.token_grid}: need 1 to 1000 rows")
+        if self.vision_config is not None and self.zero_frames_are_padding:
+            raise UsageError("zero_frames_are_padding=True: of the released model, which has no vision_config")
+
     def _check_size(self) -> None:
         """Refuse, before anything is built, what no machine holds: a configuration may come from anybody."""
         layers = self.num_blocks * (1 + self.self_attentions_per_block)
@@ -167,8 +202,9 @@ class PerceiverVLConfig(PreTrainedConfig):
         rows: dict[str, float] = {"hidden_size": layers * (4 + 2 * self.intermediate_ratio) * self.hidden_size}
         for name in ("vocab_size", "num_latents", "max_text_length", "max_frames", "type_vocab_size"):
             rows[name] = getattr(self, name)
-        rows["image_size"] = (self.image_size // self.patch_size) ** 2
-        rows["patch_size"] = self.num_channels * self.patch_size**2
+        if self.vision_config is None:
+            rows["image_size"] = (self.image_size // self.patch_size) ** 2
+            rows["patch_size"] = self.num_channels * self.patch_size**2
         rows["projection_dim"] = self.projection_dim or 0
         for name, count in rows.items():
             if count * self.hidden_size > _MOST_WEIGHTS:
@@ -197,9 +233,16 @@ class PerceiverVLConfig(PreTrainedConfig):
         return self.intermediate_ratio * self.hidden_size
 
     @property
+    def grid(self) -> int:
+        """Rows, and columns, of a frame's tokens at `image_size` (12 at base size)."""
+        if self.vision_config is None:
+            return self.image_size // self.patch_size
+        return self.token_grid or encoder_grid(self.vision_config)
+
+    @property
     def tokens_per_frame(self) -> int:
         """Length of one frame's part of the input array at `image_size` (145 at base size)."""
-        return (self.image_size // self.patch_size) ** 2 + self.frame_class_token
+        return self.grid**2 + self.frame_class_token
 
     def text_latents_of(self, num_latents: int) -> int:
         """Latents of the text stream if there are `num_latents` in all: all of them if it uses all now, else its
@@ -239,3 +282,12 @@ class PerceiverVLConfig(PreTrainedConfig):
         assert pool is not None
         kept = (budget.text_latents if text_only else budget.latents) or pool
         return (max(pool, kept) if budget.latent_choice == "diverse" else kept), kept
+
+
+def encoder_grid(encoder: Any) -> int:
+    """Rows, and columns, of the tokens that a pretrained vision encoder gives at its own image size."""
+    if getattr(encoder, "grid_size", None) is not None:
+        return int(encoder.grid_size)
+    if isinstance(getattr(encoder, "patch_size", None), int) and not hasattr(encoder, "depths"):
+        return int(encoder.image_size) // int(encoder.patch_size)
+    return -(-int(getattr(encoder, "image_size", 224)) // 32)  # of convolutional stages

@@ -99,7 +99,7 @@ def convert(
         advance(note="writing")
         size = {"height": model_config.image_size, "width": model_config.image_size}
         processor = PerceiverVLProcessor(PerceiverVLImageProcessor(size=size, num_frames=num_frames), words)
-        _save(model, processor, folder, write_card)
+        save_whole(model, processor, folder, write_card)
         advance()
     return Converted(folder, task, model.num_parameters(), conversion)
 
@@ -162,15 +162,18 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _save(
+def save_whole(
     model: PerceiverVLPreTrainedModel,
     processor: PerceiverVLProcessor,
     folder: Path,
-    write_card: Callable[[Path], object] | None,
+    write_card: Callable[[Path], object] | None = None,
 ) -> None:
+    """Write a model folder, with the card that `write_card` writes into it, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    holder = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    beside = holder / folder.resolve().name  # the card takes the folder's name for the model's
     try:
+        beside.mkdir()
         model.save_pretrained(beside)
         processor.save_pretrained(beside)
         if write_card is not None:
@@ -178,4 +181,4 @@ def _save(
         beside.chmod(0o755)
         beside.replace(folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(holder, ignore_errors=True)

@@ -4,23 +4,37 @@ Each token is the sum of a content, a position, a temporal (clips only) and a mo
 Shapes: B batch, T frames, P patches a frame (with the class token where there is one), L text tokens, D width.
 """
 
+from math import isqrt
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perceiver_vl.layers.positions import resize_positions
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.encoders import vision_width
 from perceiver_vl.utils.errors import UsageError
+
+
+class TokenProjection(nn.Sequential):
+    """The tokens of a pretrained encoder `(…,W)`, normed, since encoders differ in scale → `(…,D)`."""
+
+    def __init__(self, width: int, config: PerceiverVLConfig) -> None:
+        super().__init__(nn.LayerNorm(width, eps=config.layer_norm_eps), nn.Linear(width, config.hidden_size))
+        self.width = width
 
 
 class TextEmbeddings(nn.Module):
     """Word and position embeddings (and the first row of BERT's segment table, where there is one), normed as in
-    BERT.
+    BERT. Over a text encoder its tokens take the place of the word table.
     """
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.text_config is None:
+            self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        else:
+            self.token_projection = TokenProjection(config.text_config.hidden_size, config)
         self.position_embeddings = nn.Embedding(config.max_text_length, config.hidden_size)
         self.segment_embeddings = (
             nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
@@ -28,12 +42,16 @@ class TextEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """`input_ids (B,L)` → `(B,L,D)`. Raises `UsageError` for more tokens than the position table has rows."""
-        length, longest = input_ids.shape[1], self.position_embeddings.num_embeddings
+    def forward(self, words: Tensor) -> Tensor:
+        """Words `input_ids (B,L)`, or an encoder's tokens `(B,L,W)` → `(B,L,D)`.
+
+        Raises `UsageError` for more tokens than the position table has rows.
+        """
+        length, longest = words.shape[1], self.position_embeddings.num_embeddings
         if length > longest:
             raise UsageError(f"text of {length} tokens: longer than max_text_length={longest}, truncate it")
-        tokens = self.word_embeddings(input_ids) + self.position_embeddings.weight[:length]
+        content = self.word_embeddings(words) if words.ndim == 2 else self.token_projection(words)
+        tokens = content + self.position_embeddings.weight[:length]
         if self.segment_embeddings is not None:
             tokens = tokens + self.segment_embeddings.weight[0]
         return self.dropout(self.norm(tokens))
@@ -42,21 +60,26 @@ class TextEmbeddings(nn.Module):
 class VisionEmbeddings(nn.Module):
     """Linear projections of the patches of each frame, plus patch positions and, in clips, the frame's own row.
 
-    An image is a clip of one frame: what has one real frame receives no temporal embedding.
+    An image is a clip of one frame: what has one real frame receives no temporal embedding. Over a vision encoder its
+    tokens `(B,T,P,W)`, a class token first where there is one, take the place of pixels.
     """
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
-        self.grid = config.image_size // config.patch_size
+        self.grid = config.grid
         self.patch_size = config.patch_size
-        self.patch_projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
-        )
+        if config.vision_config is None:
+            self.patch_projection = nn.Conv2d(
+                config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+            )
+        else:
+            self.token_projection = TokenProjection(vision_width(config.vision_config), config)
         self.position_embeddings = nn.Parameter(torch.zeros(self.grid**2, config.hidden_size))
         self.temporal_embeddings = nn.Parameter(torch.zeros(config.max_frames, config.hidden_size))
         self.has_class_token = config.frame_class_token
         if self.has_class_token:
-            self.class_token = nn.Parameter(torch.zeros(config.hidden_size))
+            if config.vision_config is None:
+                self.class_token = nn.Parameter(torch.zeros(config.hidden_size))
             self.class_position = nn.Parameter(torch.zeros(config.hidden_size))
 
     def forward(self, pixel_values: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,20 +94,31 @@ class VisionEmbeddings(nn.Module):
 
     def place_frames(self, pixel_values: Tensor, frame_mask: Tensor, temporal: Tensor) -> tuple[Tensor, Tensor]:
         """The same for any frames of a clip, given their rows of time `temporal (T,D)` or `(B,T,D)`."""
-        height, width = pixel_values.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise UsageError(f"frames of {height}x{width} pixels: need multiples of patch_size={self.patch_size}")
-
-        patches = self.project_patches(pixel_values.flatten(0, 1))
-        patches = patches + self.patch_positions(height // self.patch_size, width // self.patch_size)  # (B·T,P,D)
-        if self.has_class_token:
-            class_tokens = (self.class_token + self.class_position).expand(len(patches), 1, -1)
-            patches = torch.cat([class_tokens, patches], dim=1)
-        tokens = patches.unflatten(0, pixel_values.shape[:2])  # (B,T,P,D)
-
+        project = self.project_encoded if pixel_values.ndim == 4 else self.project_pixels
+        tokens = project(pixel_values.flatten(0, 1)).unflatten(0, pixel_values.shape[:2])  # (B,T,P,D)
         tokens = tokens + temporal[..., None, :]
         token_mask = frame_mask[:, :, None].expand(tokens.shape[:3])
         return tokens.flatten(1, 2), token_mask.flatten(1, 2)
+
+    def project_pixels(self, frames: Tensor) -> Tensor:
+        """`frames (F,3,H,W)` → tokens that know their place `(F,P,D)`."""
+        height, width = frames.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise UsageError(f"frames of {height}x{width} pixels: need multiples of patch_size={self.patch_size}")
+        patches = self.project_patches(frames)
+        patches = patches + self.patch_positions(height // self.patch_size, width // self.patch_size)
+        if not self.has_class_token:
+            return patches
+        return torch.cat([(self.class_token + self.class_position).expand(len(patches), 1, -1), patches], dim=1)
+
+    def project_encoded(self, tokens: Tensor) -> Tensor:
+        """The same of an encoder's tokens `(F,P,W)`, which are padded where the vectors of frames are longer."""
+        projected = self.token_projection(tokens[..., : self.token_projection.width])
+        side = isqrt(projected.shape[1])
+        positions = self.patch_positions(side, side)
+        if self.has_class_token:
+            positions = torch.cat([self.class_position[None], positions])
+        return projected + positions
 
     def project_patches(self, frames: Tensor) -> Tensor:
         """`frames (F,3,H,W)` → `(F,P,D)`. A convolution whose stride is its kernel, as one matrix product: faster to
@@ -115,9 +149,13 @@ class InputEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def embed_vision(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` (1 real, 0 padding; None: all real) → tokens, bool mask."""
-        if pixel_values.ndim != 5:
-            raise UsageError(f"pixel_values of shape {tuple(pixel_values.shape)}: need (B,T,3,H,W), an image has T=1")
+        """`pixel_values (B,T,3,H,W)`, or the tokens of a vision encoder `(B,T,P,W)`, and `frame_mask (B,T)` (1 real, 0
+        padding; None: all real) → tokens, bool mask.
+        """
+        wanted = ("B", "T", "P", "W") if hasattr(self.vision, "token_projection") else ("B", "T", "3", "H", "W")
+        if pixel_values.ndim != len(wanted):
+            found = tuple(pixel_values.shape)
+            raise UsageError(f"pixel_values of shape {found}: need ({','.join(wanted)}), an image has T=1")
         if frame_mask is None:
             frame_mask = torch.ones(pixel_values.shape[:2], device=pixel_values.device)
         frame_mask = frame_mask.bool()
@@ -135,13 +173,13 @@ class InputEmbeddings(nn.Module):
         tokens, token_mask = self.vision.place_frames(pixel_values, frame_mask, temporal)
         return self._finish(tokens, modality=0), token_mask
 
-    def embed_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`input_ids (B,L)`, `attention_mask (B,L)` (1 real, 0 padding; None: all real) → tokens `(B,L,D)`, bool
-        mask.
+    def embed_text(self, words: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Words `input_ids (B,L)`, or the tokens of a text encoder `(B,L,W)`, and `attention_mask (B,L)` (1 real, 0
+        padding; None: all real) → tokens `(B,L,D)`, bool mask.
         """
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        return self._finish(self.text(input_ids), modality=1), attention_mask.bool()
+            attention_mask = torch.ones(words.shape[:2], device=words.device)
+        return self._finish(self.text(words), modality=1), attention_mask.bool()
 
     def _finish(self, tokens: Tensor, modality: int) -> Tensor:
         if self.modality_embeddings is not None:

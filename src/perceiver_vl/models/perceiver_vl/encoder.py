@@ -23,6 +23,7 @@ class InputArray:
     real.
 
     `vision_cache` stands for the vision that it was made of; B texts are then about V clips, B/V of them about each.
+    `vision_base`, `text_base` `(B,E)`: what pretrained encoders alone say of each, where a model has them.
     """
 
     vision: Tensor | None = None
@@ -30,6 +31,8 @@ class InputArray:
     text: Tensor | None = None
     text_mask: Tensor | None = None
     vision_cache: VisionCache | None = None
+    vision_base: Tensor | None = None
+    text_base: Tensor | None = None
 
     @property
     def joined(self) -> tuple[Tensor, Tensor]:

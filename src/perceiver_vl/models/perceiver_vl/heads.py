@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perceiver_vl.layers.zero_linear import ZeroLinear
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 
 
@@ -18,7 +19,7 @@ class MatchingHead(nn.Module):
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.classifier = _added_to_a_base(config)(config.hidden_size, 1)
 
     def forward(self, answer: Tensor) -> Tensor:
         """`(B,D)` → `(B,)`."""
@@ -48,6 +49,26 @@ class ContrastiveHead(nn.Module):
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
         projection_dim = config.projection_dim or config.hidden_size
-        self.vision_projection = nn.Linear(config.hidden_size, projection_dim, bias=False)
-        self.text_projection = nn.Linear(config.hidden_size, projection_dim, bias=False)
+        linear = _added_to_a_base(config)
+        self.vision_projection = linear(config.hidden_size, projection_dim, bias=False)
+        self.text_projection = linear(config.hidden_size, projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_bias = nn.Parameter(torch.zeros(())) if config.logit_bias else None
+
+
+def _added_to_a_base(config: PerceiverVLConfig) -> type[nn.Linear]:
+    """The way out of the latents: nothing comes out at first, where pretrained encoders already say something."""
+    return nn.Linear if config.base == "none" else ZeroLinear
+
+
+class BaseMatching(nn.Module):
+    """The logit that a pair belongs together by what pretrained encoders alone say of both: a scaled cosine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.0))
+        self.threshold = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, vision_base: Tensor, text_base: Tensor) -> Tensor:
+        """Unit vectors `(B,E)` of both sides → `(B,)`."""
+        return self.scale * ((vision_base * text_base).sum(-1) - self.threshold)

@@ -30,10 +30,12 @@ SPILL_BYTES = 16 << 30  # ten hours at a frame a second and base size
 class EmbeddedChunks:
     """The chunks of B clips as their part of the input array, embedded anew at each pass.
 
+    `encode_frames`: that of the model.
     `num_frames`: the frames in all; needed, and the temporal table interpolated to it, where that has fewer rows.
     """
 
     embeddings: InputEmbeddings
+    encode_frames: Callable[[Tensor], Tensor]
     chunks: Chunks
     num_frames: int | None
 
@@ -43,6 +45,7 @@ class EmbeddedChunks:
         table = temporal_table(self.embeddings.vision.temporal_embeddings, self.num_frames)
         start, held = 0, None
         for pixel_values, given_mask in stream:
+            pixel_values = self.tokens_of(pixel_values)
             frames = pixel_values.shape[1]
             if start + frames > len(table):
                 raise UsageError(
@@ -59,6 +62,11 @@ class EmbeddedChunks:
         if held is None or (self.num_frames is not None and start != self.num_frames):
             raise UsageError(f"chunks of {start} frames in all: need {self.num_frames or 'at least one'} (num_frames)")
         yield self.embeddings.embed_frames(*held.with_places(table))
+
+    def tokens_of(self, pixel_values: Tensor) -> Tensor:
+        """Of a model over a vision encoder its tokens, without the vectors of the frames; else the pixels."""
+        encoded = self.encode_frames(pixel_values)
+        return encoded[:, :, 1:] if encoded.ndim == 4 else encoded
 
     @property
     def once(self) -> bool:

@@ -4,7 +4,7 @@ Shapes: B batch, T frames, L text tokens, N latents, D width.
 """
 
 import math
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,14 @@ from transformers.utils import ModelOutput, can_return_tuple
 from perceiver_vl.layers.attention import Attention, has_plain_projections
 from perceiver_vl.layers.perceiver import EncoderRecord
 from perceiver_vl.layers.token_selection import drawn_latents, kept_tokens
+from perceiver_vl.layers.zero_linear import ZeroLinear
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, TrainingBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.decoder import ClassQuery
 from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings, VisionEmbeddings
 from perceiver_vl.models.perceiver_vl.encoder import InputArray, PerceiverVLEncoder, fourier_positions
-from perceiver_vl.models.perceiver_vl.heads import ContrastiveHead, MaskedWordHead
+from perceiver_vl.models.perceiver_vl.encoders import BaseVectors, TextEncoder, VisionEncoder
+from perceiver_vl.models.perceiver_vl.heads import BaseMatching, ContrastiveHead, MaskedWordHead
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache, VisionCacheMixin, weights_fingerprint
 from perceiver_vl.utils.errors import UsageError
 
@@ -49,6 +51,16 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
     _supports_sdpa = True
     supports_gradient_checkpointing = True
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; pretrained encoders that the model has are frozen."""
+        loaded = super().from_pretrained(*args, **kwargs)  # which makes every weight anew
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for encoder in (model.base_model.vision_encoder, model.base_model.text_encoder):
+            if encoder is not None:
+                encoder.requires_grad_(False)
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Every initialisation of the package.
@@ -56,7 +68,8 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
         Linear layers, patch projection, tables (word, position, mask, modality), class tokens and queries:
         N(0, initializer_range); biases 0, norms 1 and 0. Latents and their learned positions: N(0,
         latent_initializer_range) between them. Temporal table: 0: a clip starts as a set of images, as released.
-        Temperature of VTC: 1/0.07, as CLIP's.
+        Temperature of VTC: 1/0.07, as CLIP's. Where there is a base, what is added to it, and the maps that it is made
+        by: 0.
         """
         super()._init_weights(module)
         std = self.config.initializer_range
@@ -72,12 +85,20 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
             init.normal_(module.position_embeddings, std=std)
             init.zeros_(module.temporal_embeddings)
             if module.has_class_token:
-                init.normal_(module.class_token, std=std)
                 init.normal_(module.class_position, std=std)
+                if hasattr(module, "class_token"):
+                    init.normal_(module.class_token, std=std)
         elif isinstance(module, ClassQuery):
             init.normal_(module.query, std=std)
         elif isinstance(module, ContrastiveHead):
             init.constant_(module.logit_scale, math.log(1 / 0.07))
+            if module.logit_bias is not None:
+                init.zeros_(module.logit_bias)
+        elif isinstance(module, BaseMatching):
+            init.constant_(module.scale, 10.0)
+            init.constant_(module.threshold, 0.25)  # between the cosines of pairs and of others, in most encoders
+        elif isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
         elif isinstance(module, MaskedWordHead):
             init.zeros_(module.bias)
 
@@ -159,17 +180,46 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)
+        self.vision_encoder = None if config.vision_config is None else VisionEncoder(config)
+        self.text_encoder = None if config.text_config is None else TextEncoder(config)
+        self.base = None if config.base == "none" else BaseVectors(config)
         self.embeddings = InputEmbeddings(config)
         self.encoder = PerceiverVLEncoder(config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Module:
         """The word table."""
+        if self.text_encoder is not None:
+            return self.text_encoder.model.get_input_embeddings()
         return self.embeddings.text.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the word table."""
-        self.embeddings.text.word_embeddings = value
+        if self.text_encoder is not None:
+            self.text_encoder.model.set_input_embeddings(value)
+        else:
+            self.embeddings.text.word_embeddings = cast(nn.Embedding, value)
+
+    def encode_frames(self, pixel_values: Tensor) -> Tensor:
+        """`pixel_values (B,T,3,H,W)` → what the vision encoder makes of each frame `(B,T,1+P,W)`: its vector, then its
+        tokens. Every method takes that in the place of pixels; without a vision encoder they stay what they are.
+
+        Raises `UsageError` for another shape.
+        """
+        if pixel_values.ndim == 4 and self.vision_encoder is not None:
+            wanted = 1 + self.config.tokens_per_frame
+            if pixel_values.shape[2] != wanted:
+                raise UsageError(
+                    f"encoded frames of shape {tuple(pixel_values.shape)}: need (B,T,{wanted},W), of this encoder with "
+                    f"token_grid={self.config.token_grid}"
+                )
+            return pixel_values.to(self.dtype)
+        if self.vision_encoder is None:
+            return pixel_values
+        if pixel_values.ndim != 5:
+            raise UsageError(f"pixel_values of shape {tuple(pixel_values.shape)}: need (B,T,3,H,W), an image has T=1")
+        encoded: Tensor = self.vision_encoder(pixel_values.flatten(0, 1))
+        return encoded.to(self.dtype).unflatten(0, pixel_values.shape[:2])
 
     def embed_inputs(
         self,
@@ -191,11 +241,25 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         if pixel_values is not None:
             if budget.frames is not None:
                 pixel_values, frame_mask = sample_frames(pixel_values, frame_mask, budget.frames)
+            pixel_values = self.encode_frames(pixel_values)
+            if self.vision_encoder is not None:
+                vectors, pixel_values = pixel_values[:, :, 0], pixel_values[:, :, 1:]
+                if self.base is not None:
+                    real = torch.ones_like(vectors[..., 0]) if frame_mask is None else frame_mask
+                    inputs.vision_base = self.base.of_vision(vectors, real)
             inputs.vision, inputs.vision_mask = self.embeddings.embed_vision(pixel_values, frame_mask)
             if isinstance(budget, TrainingBudget) and budget.token_share < 1:
                 self._drop_tokens(inputs, pixel_values.shape[1], budget)
         if input_ids is not None:
-            inputs.text, inputs.text_mask = self.embeddings.embed_text(input_ids, attention_mask)
+            words = input_ids
+            if self.text_encoder is not None:
+                mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+                words, vectors = self.text_encoder(input_ids, mask)
+                if self.base is not None:
+                    inputs.text_base = self.base.of_text(vectors)
+            inputs.text, inputs.text_mask = self.embeddings.embed_text(words, attention_mask)
+        if vision_cache is not None and vision_cache.base is not None:
+            inputs.vision_base = vision_cache.base.repeat_interleave(max(1, len(inputs)) // len(vision_cache), 0)
         return inputs
 
     def encode(
@@ -235,6 +299,8 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
             config.modality_aggregation,
         )
         weights = [*self.embeddings.parameters(), *encoder.parameters(recurse=False)]
+        if self.vision_encoder is not None:
+            weights += self.vision_encoder.parameters()
         weights += [weight for block in encoder.vision_cross_attentions for weight in block.parameters()]
         return weights_fingerprint(settings, weights)
 

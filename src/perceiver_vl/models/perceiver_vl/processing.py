@@ -117,6 +117,8 @@ class PerceiverVLImageProcessor(PilBackend):
         _check_return_tensors(options["return_tensors"])
         _check(images is None or videos is None, "images and videos together: give one of them, or call once for each")
         _check(images is not None or videos is not None, "nothing to process: give images or videos")
+        if _are_encoded(videos):
+            return _batch_of_encoded(videos, options.get("num_frames") or self.num_frames)
         with _in_one_line():
             return super().preprocess(images, videos, **options)
 
@@ -174,7 +176,8 @@ class PerceiverVLProcessor(ProcessorMixin):
         (default: the tokenizer's `model_max_length`) and padded to the "longest" or to "max_length".
         images: one or several, each a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W) or (H, W, 3).
         videos: one or several, each a path, a list of images, an array (T, H, W, 3) or a tensor (T, 3, H, W) or
-        (T, H, W, 3). Arrays and tensors hold uint8 in 0..255 or floats in 0..1.
+        (T, H, W, 3). Arrays and tensors hold uint8 in 0..255 or floats in 0..1. Frames that a model's `encode_frames`
+        has seen already are given as a list of float arrays (T, 1+P, W), and become `pixel_values` (B, T, 1+P, W).
         Images and videos → `pixel_values` (B, T, 3, H, W) float32, `frame_mask` (B, T) int64; an image has T = 1, a
         video at most `num_frames` (default: the image processor's).
         kwargs: options of the tokenizer (`max_length`, `padding`, `truncation`, …), of the image processor (see
@@ -270,6 +273,29 @@ def _several(value: Any, name: str, image_ndim: int) -> list[tuple[str, Any]]:
     if image_ndim == 4 and all(_is_picture(item) for item in value):
         return [(name, value)]
     return [(f"{name}[{place}]", item) for place, item in enumerate(value)]
+
+
+def _are_encoded(videos: Any) -> bool:
+    """Whether clips are given as an encoder's tokens: a list of float arrays of three dimensions."""
+    if not isinstance(videos, list | tuple):
+        return False
+    return bool(videos) and all(
+        isinstance(clip, np.ndarray) and clip.ndim == 3 and clip.dtype.kind == "f" and clip.shape[-1] != 3
+        for clip in videos
+    )
+
+
+def _batch_of_encoded(clips: Sequence[np.ndarray], num_frames: int) -> BatchFeature:
+    """Encoded frames of clips, each (T, 1+P, W) → `pixel_values` (B, T, 1+P, W) float32, `frame_mask` (B, T)."""
+    clips = [clip[sample_indices(len(clip), num_frames)] for clip in clips]
+    shapes = {clip.shape[1:] for clip in clips}
+    _check(len(shapes) == 1, f"encoded frames of shapes {sorted(shapes)}: need those of one encoder and token grid")
+    pixels = torch.zeros(len(clips), max(map(len, clips)), *clips[0].shape[1:])
+    mask = torch.zeros(pixels.shape[:2], dtype=torch.int64)
+    for row, clip in enumerate(clips):
+        pixels[row, : len(clip)] = torch.from_numpy(clip)
+        mask[row, : len(clip)] = 1
+    return BatchFeature({"pixel_values": pixels, "frame_mask": mask})
 
 
 def _is_picture(value: Any) -> bool:

@@ -16,7 +16,7 @@ from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, query_decoder
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
-from perceiver_vl.models.perceiver_vl.heads import ContrastiveHead, MatchingHead
+from perceiver_vl.models.perceiver_vl.heads import BaseMatching, ContrastiveHead, MatchingHead
 from perceiver_vl.models.perceiver_vl.modeling import (
     AskedOutputs,
     PerceiverVLModel,
@@ -57,6 +57,7 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         self.vtm_query = ClassQuery(config)
         self.vtm_head = MatchingHead(config)
         self.contrastive = ContrastiveHead(config)
+        self.base_matching = None if config.base == "none" else BaseMatching()
         self.post_init()
 
     def encode_text(
@@ -77,26 +78,51 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, budget: ComputeBudget | None = None
     ) -> Tensor:
         """`input_ids (B,L)` → unit vectors `(B,E)` of the multi-stream."""
-        return self.pool_text(self.encode_text(input_ids, attention_mask, budget))
+        return self.encode_and_pool_text(input_ids, attention_mask, budget)[1]
 
     def get_vision_features(
         self, pixel_values: Tensor, frame_mask: Tensor | None = None, budget: ComputeBudget | None = None
     ) -> Tensor:
         """`pixel_values (B,T,3,H,W)` → unit vectors `(B,E)` of the multi-stream."""
-        return self.pool_vision(self.encode_vision(pixel_values, frame_mask, budget))
+        return self.encode_and_pool_vision(pixel_values, frame_mask, budget)[1]
 
-    def pool_text(self, text_latents: Tensor) -> Tensor:
-        """Text latents `(B,N,D)` → unit vectors `(B,E)`."""
-        return F.normalize(self.contrastive.text_projection(text_latents.mean(1)), dim=-1)
+    def encode_and_pool_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, budget: ComputeBudget | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `encode_text` and `get_text_features` give, computed once."""
+        budget = budget or FULL_BUDGET
+        inputs = self.perceiver_vl.embed_inputs(input_ids, attention_mask, budget=budget)
+        latents = self.perceiver_vl.encode(inputs, budget)
+        return latents, self.pool_text(latents, inputs.text_base)
 
-    def pool_vision(self, vision_latents: Tensor) -> Tensor:
-        """Vision latents `(B,N,D)` → unit vectors `(B,E)`."""
-        return F.normalize(self.contrastive.vision_projection(vision_latents.mean(1)), dim=-1)
+    def encode_and_pool_vision(
+        self, pixel_values: Tensor, frame_mask: Tensor | None = None, budget: ComputeBudget | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `encode_vision` and `get_vision_features` give, computed once."""
+        budget = budget or FULL_BUDGET
+        inputs = self.perceiver_vl.embed_inputs(None, None, pixel_values, frame_mask, budget)
+        latents = self.perceiver_vl.encode(inputs, budget)
+        return latents, self.pool_vision(latents, inputs.vision_base)
+
+    def pool_text(self, text_latents: Tensor, base: Tensor | None = None) -> Tensor:
+        """Text latents `(B,N,D)`, and what the encoders alone say `(B,E)`, where the model has them → unit vectors
+        `(B,E)`.
+        """
+        return _unit_sum(base, self.contrastive.text_projection(text_latents.mean(1)))
+
+    def pool_vision(self, vision_latents: Tensor, base: Tensor | None = None) -> Tensor:
+        """The same of vision latents `(B,N,D)`."""
+        return _unit_sum(base, self.contrastive.vision_projection(vision_latents.mean(1)))
 
     @property
     def logit_scale(self) -> Tensor:
         """The learned factor on cosine similarities, at most 100 (as CLIP's)."""
         return self.contrastive.logit_scale.exp().clamp(max=100.0)
+
+    @property
+    def logit_bias(self) -> Tensor | float:
+        """What is added to scaled similarities, where the model has it (as SigLIP's); it changes no order."""
+        return 0.0 if self.contrastive.logit_bias is None else self.contrastive.logit_bias
 
     def match(self, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
         """Mixed-stream: `(B,N_V,D)` and `(B,N_T,D)`, encoded apart → matching logits `(B,)`."""
@@ -143,14 +169,22 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         """Single-stream: text and vision in one input array → matching logits `(B,)`; `vision_cache` as of
         `PerceiverVLModel.forward`.
         """
-        encoded = self.perceiver_vl(
-            input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache=vision_cache, return_dict=True
-        )
-        return self._matching_logits(encoded.last_hidden_state)
+        budget = budget or FULL_BUDGET
+        given = input_ids, attention_mask, pixel_values, frame_mask
+        return self.match_inputs(self.perceiver_vl.embed_inputs(*given, budget, vision_cache), budget)
 
     def match_inputs(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> Tensor:
         """Single-stream from an input array that is embedded already (`PerceiverVLModel.embed_inputs`) → `(B,)`."""
-        return self._matching_logits(self.perceiver_vl.encode(inputs, budget))
+        return self._joint_logits(self.perceiver_vl.encode(inputs, budget), inputs)
+
+    def _joint_logits(self, latents: Tensor, inputs: InputArray) -> Tensor:
+        """Single-stream: what the latents make of both, beside what the encoders alone say of the pair."""
+        logits = self._matching_logits(latents)
+        if self.base_matching is None:
+            return logits
+        assert inputs.vision_base is not None
+        assert inputs.text_base is not None
+        return logits + self.base_matching(inputs.vision_base, inputs.text_base)
 
     def _matching_logits(self, latents: Tensor) -> Tensor:
         return self.vtm_head(self.decode(self.vtm_query(len(latents)), latents)[:, 0])
@@ -167,12 +201,15 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         **asked: Unpack[AskedOutputs],
     ) -> PerceiverVLForRetrievalOutput:
         """Single-stream matching; `vtm_labels (B,)` are 1 where the pair belongs together, else 0."""
-        encoded = self.perceiver_vl(
-            input_ids, attention_mask, pixel_values, frame_mask, budget, return_dict=True, **asked
-        )
-        logits = self._matching_logits(encoded.last_hidden_state)
+        budget, record = budget or FULL_BUDGET, self.record(**asked)
+        inputs = self.perceiver_vl.embed_inputs(input_ids, attention_mask, pixel_values, frame_mask, budget)
+        logits = self._joint_logits(self.perceiver_vl.encode(inputs, budget, record), inputs)
         loss = None if vtm_labels is None else matching_loss(logits, vtm_labels)
-        return PerceiverVLForRetrievalOutput(loss=loss, vtm_logits=logits, **states_of(encoded))
+        return PerceiverVLForRetrievalOutput(loss=loss, vtm_logits=logits, **states_of(record))
+
+
+def _unit_sum(base: Tensor | None, added: Tensor) -> Tensor:
+    return F.normalize(added if base is None else base + added, dim=-1)
 
 
 def matching_loss(vtm_logits: Tensor, vtm_labels: Tensor) -> Tensor:

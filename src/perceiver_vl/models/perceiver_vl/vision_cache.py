@@ -35,7 +35,7 @@ class VisionCache:
     `first`: what the learned latents find in each clip at the first cross-attention. `later`: for each further
     cross-attention of the budget, keys and values, in one part or more. `weights`: `weights_fingerprint` of the model.
     `seen`: the clips' part of the input array `(V,M,D)` and its mask `(V,M)`, where the budget chooses among the
-    latents by what they attend to.
+    latents by what they attend to. `base (V,E)`: what a pretrained encoder alone says of them, where there is one.
     """
 
     first: PartialAttention
@@ -43,6 +43,7 @@ class VisionCache:
     budget: ComputeBudget
     weights: str
     seen: tuple[Tensor, Tensor] | None = None
+    base: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of clips V."""
@@ -125,6 +126,8 @@ class _Base(Protocol):
 
     def embed_inputs(self, *, pixel_values: Tensor, frame_mask: Tensor | None, budget: ComputeBudget) -> Any: ...
 
+    def encode_frames(self, pixel_values: Tensor) -> Tensor: ...
+
     def vision_fingerprint(self) -> str: ...
 
     def may_absorb(self, part: Any) -> bool: ...
@@ -155,7 +158,7 @@ class VisionCacheMixin:
         later = tuple((block.keys_values(array.vision, array.vision_mask),) for block in cross_attentions[1:])
         assert array.vision_mask is not None
         seen = (array.vision, array.vision_mask) if _chooses(base, budget) else None
-        return VisionCache(first, later, budget, base.vision_fingerprint(), seen)
+        return VisionCache(first, later, budget, base.vision_fingerprint(), seen, array.vision_base)
 
     def cache_from_partial_attention(self, packed: Tensor, budget: ComputeBudget) -> VisionCache:
         """The cache of clips whose first cross-attention was stored: `packed (B,N,D+H)` as `vision_cache.first.pack()`
@@ -205,7 +208,7 @@ class VisionCacheMixin:
         if budget.frames is not None:
             raise UsageError(f"budget {budget}: every frame of a stream is read, give it fewer frames")
         cross_attentions, latents = _first_queries(base, budget)
-        embedded = EmbeddedChunks(base.embeddings, chunks, num_frames)
+        embedded = EmbeddedChunks(base.embeddings, base.encode_frames, chunks, num_frames)
         if embedded.once and len(cross_attentions) > 1 and spill is None:
             raise UsageError(
                 f"chunks: can be read once, but are read {len(cross_attentions)} times; give a function that opens "

@@ -133,20 +133,20 @@ def _scores(
 ) -> tuple[list[int], Tensor]:
     """The places of the clips that can be read and have captions, and scores `(Q,C)` of their captions with each."""
     places: list[int] = []
-    latents = []
+    seen = []
     for start in range(0, len(source), BATCH):
         read = _read(source, range(start, min(start + BATCH, len(source))), num_frames)
         if read:
             inputs = processor(videos=list(read.values()), num_frames=num_frames).to(model.device)
-            latents.append(model.encode_vision(inputs["pixel_values"], inputs["frame_mask"]))
+            seen.append(model.encode_and_pool_vision(inputs["pixel_values"], inputs["frame_mask"]))
             places += read
     if len(places) < 2:
         raise PerceiverVLError(f"{len(places)} of the first {len(source)} validation clips can be read, need two")
-    vision = torch.cat(latents)
+    vision, vision_features = (torch.cat(parts) for parts in zip(*seen, strict=True))
     words = processor(text=[source.record(place).texts[0] for place in places]).to(model.device)
-    text = model.encode_text(words["input_ids"], words["attention_mask"])
+    text, text_features = model.encode_and_pool_text(words["input_ids"], words["attention_mask"])
     if multi:
-        return places, (model.pool_text(text) @ model.pool_vision(vision).T).float().cpu()
+        return places, (text_features @ vision_features.T).float().cpu()
     return places, model.match_all(vision, text).float().cpu()
 
 

@@ -1,0 +1,232 @@
+"""Pretrained encoders whose tokens become the input array: a vision model for each frame, a text model for the words.
+
+Frozen unless a recipe says otherwise. Beside its tokens each gives one vector for the whole frame or text; these are
+what the *base* of retrieval compares (`BaseVectors`), which the latents can only add to.
+Shapes: B batch, T frames, F frames of all clips, P tokens a frame, L text tokens, W an encoder's width, E retrieval
+vector.
+"""
+
+from collections.abc import Iterator
+from math import isqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedConfig, PreTrainedModel
+
+from perceiver_vl.layers.zero_linear import ZeroLinear
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+
+
+class _Encoder(nn.Module):
+    """A model of transformers that gives tokens and one vector."""
+
+    model: PreTrainedModel
+    projection: nn.Linear | None
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any of its weights learns."""
+        return any(weight.requires_grad for weight in self.parameters())
+
+    def train(self, mode: bool = True) -> "_Encoder":
+        """As of `nn.Module`, but what is frozen stays as it is used: without dropout."""
+        return super().train(mode and self.trainable)
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks or stages of the model, the first first: its longest list of modules."""
+        lists = [list(module) for module in self.model.modules() if isinstance(module, nn.ModuleList)]
+        return max(lists, key=len, default=[])
+
+
+class VisionEncoder(_Encoder):
+    """Frames → `(F,1+P,W)`: the vector of the frame, padded with zeros to the width of the tokens, then its tokens.
+
+    Of a model with tokens before the patches the first (the class token) is kept where the configuration has a
+    `frame_class_token`, others (registers) are not. `token_grid`: the grid is averaged to so many rows and columns.
+    """
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        encoder = config.vision_config
+        self.model = AutoModel.from_config(encoder)
+        size = vision_embedding_size(encoder)
+        self.projection = _projection(size, config)
+        self.has_class_token, self.token_grid = config.frame_class_token, config.token_grid
+        self.pooled = config.base == "dual"
+        self.requires_grad_(False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """`frames (F,3,H,W)`, normalised as the encoder's → `(F,1+P,W)`; without a gradient while it is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable):
+            output = self.model(pixel_values=frames.to(_dtype_of(self.model)))
+            hidden = output.last_hidden_state
+            if hidden.ndim == 4:  # convolutional: (F,W,rows,columns)
+                before, grid = hidden.new_zeros(len(hidden), 0, hidden.shape[1]), hidden
+            else:
+                side = token_side(self.model.config, hidden.shape[1], frames.shape[-1])
+                before, patches = hidden[:, : hidden.shape[1] - side**2], hidden[:, hidden.shape[1] - side**2 :]
+                grid = patches.transpose(1, 2).unflatten(2, (side, side))
+            if self.token_grid is not None and self.token_grid != grid.shape[-1]:
+                grid = F.adaptive_avg_pool2d(grid, self.token_grid)
+            tokens = grid.flatten(2).transpose(1, 2)
+            if self.has_class_token:
+                tokens = torch.cat([before[:, :1], tokens], dim=1)
+            vector = self._vector(output, before, tokens)
+            width = max(vector.shape[-1], tokens.shape[-1])
+            vector, tokens = (F.pad(one, (0, width - one.shape[-1])) for one in (vector, tokens))
+            return torch.cat([vector[:, None], tokens], dim=1)
+
+    def _vector(self, output: Any, before: Tensor, tokens: Tensor) -> Tensor:
+        pooler = getattr(output, "pooler_output", None)
+        if pooler is not None and (self.pooled or "onnx" in self.model.config.model_type):
+            vector = pooler.flatten(1)
+        elif before.shape[1]:
+            vector = before[:, 0]
+        else:
+            vector = tokens.mean(1)
+        return vector if self.projection is None else self.projection(vector)
+
+
+class TextEncoder(_Encoder):
+    """Words → their tokens `(B,L,W)` and the vector of the text `(B,W)`: the pooled output of a dual encoder, else the
+    mean of its tokens, as sentence encoders are trained.
+    """
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        encoder = config.text_config
+        self.model = _text_model(encoder)
+        size = encoder.hidden_size
+        self.projection = _projection(size, config)
+        self.pooled = config.base == "dual"
+        self.padded_length = encoder.max_position_embeddings if encoder.model_type == "siglip_text_model" else None
+        self.pad_token_id = config.pad_token_id or 0
+        self.remembered: dict[bytes, tuple[Tensor, Tensor]] | None = None
+        self.requires_grad_(False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`input_ids (B,L)`, `attention_mask (B,L)` → tokens `(B,L,W)`, vectors `(B,W)` or `(B,E)`.
+
+        Where `remembered` is a dictionary and the encoder frozen, every text is encoded once, and kept there in
+        float16: in training captions come again and again.
+        """
+        if self.remembered is None or self.trainable:
+            return self._encode(input_ids, attention_mask)
+        keys = [ids[mask.bool()].cpu().numpy().tobytes() for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        new = {key: row for row, key in enumerate(keys) if key not in self.remembered}
+        if new:
+            rows = torch.tensor(list(new.values()), device=input_ids.device)
+            length = int(attention_mask[rows].sum(1).max())
+            found = self._encode(input_ids[rows, :length], attention_mask[rows, :length])
+            for key, tokens, vector, mask in zip(new, *found, attention_mask[rows], strict=True):
+                self.remembered[key] = tokens[: int(mask.sum())].half().cpu(), vector.half().cpu()
+        tokens = input_ids.new_zeros(*input_ids.shape, self.remembered[keys[0]][0].shape[1], dtype=self.dtype)
+        for row, key in enumerate(keys):
+            known = self.remembered[key][0]
+            tokens[row, : len(known)] = known.to(tokens)
+        return tokens, torch.stack([self.remembered[key][1] for key in keys]).to(tokens)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return _dtype_of(self.model)
+
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable):
+            if self.padded_length is not None:  # SigLIP is trained on texts of full length, padding unmasked
+                filled = input_ids.masked_fill(attention_mask == 0, self.pad_token_id)
+                filled = F.pad(filled, (0, self.padded_length - filled.shape[1]), value=self.pad_token_id)
+                output = self.model(input_ids=filled)
+            else:
+                output = self.model(input_ids=input_ids, attention_mask=attention_mask)
+            tokens = output.last_hidden_state[:, : input_ids.shape[1]]
+            if self.pooled:
+                vector = output.pooler_output
+            else:
+                real = attention_mask[..., None].to(tokens.dtype)
+                vector = (tokens * real).sum(1) / real.sum(1).clamp(min=1)
+            return tokens, vector if self.projection is None else self.projection(vector)
+
+
+class BaseVectors(nn.Module):
+    """What the encoders alone say of a clip and of a text, as vectors `(·,E)` of length 1 that can be compared.
+
+    dual: the towers' own embeddings, those of frames averaged (CLIP4Clip's mean pooling, Luo et al. 2021). linear: of
+    two encoders that never met, a linear map a side, fitted in closed form (`training.base`); zero until then.
+    """
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        self.size = config.projection_dim if config.base == "dual" else vision_embedding_size(config.vision_config)
+        self.maps: nn.ModuleDict | None = None
+        if config.base == "linear":
+            sizes = {"vision": vision_embedding_size(config.vision_config), "text": config.text_config.hidden_size}
+            self.maps = nn.ModuleDict(
+                {side: ZeroLinear(size, config.projection_dim or size) for side, size in sizes.items()}
+            )
+
+    def of_vision(self, frame_vectors: Tensor, frame_mask: Tensor) -> Tensor:
+        """Vectors of frames `(B,T,W)`, padded with zeros, and `frame_mask (B,T)` → `(B,E)`."""
+        frame_vectors = frame_vectors[..., : self.size]
+        real = frame_mask[..., None].to(frame_vectors.dtype)
+        if self.maps is None:
+            frame_vectors = F.normalize(frame_vectors, dim=-1)
+        mean = (frame_vectors * real).sum(1) / real.sum(1).clamp(min=1)
+        return self._unit("vision", mean)
+
+    def of_text(self, text_vectors: Tensor) -> Tensor:
+        """`(B,W)` → `(B,E)`."""
+        return self._unit("text", F.normalize(text_vectors, dim=-1))
+
+    def _unit(self, side: str, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors if self.maps is None else self.maps[side](vectors), dim=-1)
+
+
+def _projection(size: int, config: PerceiverVLConfig) -> nn.Linear | None:
+    """A dual encoder's own way from the vector of a tower to the space that both share, where it has one."""
+    return nn.Linear(size, config.projection_dim or size, bias=False) if config.encoder_projections else None
+
+
+def _text_model(encoder: PreTrainedConfig) -> PreTrainedModel:
+    """A text model of a configuration, its weights new; of an encoder and decoder the encoder."""
+    towers = {"siglip_text_model": transformers.SiglipTextModel, "siglip2_text_model": transformers.Siglip2TextModel}
+    if encoder.model_type in towers:  # which AutoModel does not know alone
+        return towers[encoder.model_type]._from_config(encoder)
+    kind = AutoModelForTextEncoding if getattr(encoder, "is_encoder_decoder", False) else AutoModel
+    model: PreTrainedModel = kind.from_config(encoder)
+    return model
+
+
+def vision_embedding_size(encoder: PreTrainedConfig) -> int:
+    """The length of the vector that a vision encoder gives for a frame."""
+    size = getattr(encoder, "embedding_size", None) if "onnx" in encoder.model_type else None
+    return size or vision_width(encoder)
+
+
+def vision_width(encoder: PreTrainedConfig) -> int:
+    """The width of a vision encoder's tokens."""
+    if hasattr(encoder, "hidden_sizes"):  # convolutional: of each stage
+        return int(encoder.hidden_sizes[-1])
+    return int(encoder.hidden_size)
+
+
+def token_side(encoder: PreTrainedConfig, tokens: int, pixels: int) -> int:
+    """Rows, and columns, of the grid that the last of a frame's tokens make, for frames of so many pixels a side."""
+    patch = getattr(encoder, "patch_size", None)
+    if isinstance(patch, int) and (pixels // patch) ** 2 <= tokens:
+        return pixels // patch
+    return isqrt(tokens)
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    return next((weight.dtype for weight in model.parameters()), torch.float32)
+
+
+def frozen_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The weights of the pretrained encoders in a model."""
+    for module in model.modules():
+        if isinstance(module, _Encoder):
+            yield from module.parameters()
