@@ -65,8 +65,9 @@ class OnnxVisionModel(PreTrainedModel):
         """
         names = [name for name in (self.config.tokens_name, self.config.embedding_name) if name is not None]
         pixels = pixel_values.detach().cpu().float().contiguous().numpy()
+        session = self.session
         try:
-            found = self.session.run(names, {self.config.input_name: pixels})
+            found = session.run(names, {self.config.input_name: pixels})
         except Exception as error:  # onnxruntime raises whatever a graph leads it to
             raise PerceiverVLError(f"ONNX encoder: cannot be run ({first_line(error)})") from error
         tokens, *embedding = (torch.from_numpy(np.ascontiguousarray(one)).to(pixel_values.device) for one in found)

@@ -1,0 +1,322 @@
+"""Perceiver-VL over pretrained encoders: against the encoders themselves, saved, moved, and made of what does not fit."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from perceiver_vl import (
+    PerceiverVLConfig,
+    PerceiverVLForPreTraining,
+    PerceiverVLForQuestionAnswering,
+    PerceiverVLForRetrieval,
+    PerceiverVLProcessor,
+    UsageError,
+)
+from perceiver_vl.models.perceiver_vl.from_encoders import initialise
+from perceiver_vl.models.perceiver_vl.processing import train_tokenizer
+
+TEXTS = ["a dog runs", "two cats sleep on the grass", "a man"]
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+VISION = {**TOWER, "image_size": 32, "patch_size": 8}
+SMALL = {"hidden_size": 24, "num_attention_heads": 4, "num_latents": 4}
+
+
+def save_tokenizer(folder: Path) -> int:
+    tokenizer = train_tokenizer([*TEXTS, "a woman plays guitar"], vocab_size=200, max_length=16)
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def save_dual(folder: Path, kind: str) -> Any:
+    """A small CLIP or SigLIP with random weights, its tokenizer and image processor."""
+    torch.manual_seed(0)
+    text = {**TOWER, "vocab_size": save_tokenizer(folder), "max_position_embeddings": 16, "pad_token_id": 0}
+    text |= {"bos_token_id": 2, "eos_token_id": 3}
+    if kind == "clip":
+        config = transformers.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=20)
+        model: Any = transformers.CLIPModel(config)
+        images: Any = transformers.CLIPImageProcessorPil(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        )
+    else:
+        model = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=VISION))
+        images = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    images.save_pretrained(folder)
+    model.eval().save_pretrained(folder)
+    return model
+
+
+def save_vision(folder: Path, kind: str) -> Any:
+    torch.manual_seed(1)
+    models: dict[str, Any] = {
+        "vit": lambda: transformers.ViTModel(transformers.ViTConfig(**VISION)),
+        "dinov2_with_registers": lambda: transformers.Dinov2WithRegistersModel(
+            transformers.Dinov2WithRegistersConfig(**VISION, num_register_tokens=3)
+        ),
+        "convnext": lambda: transformers.ConvNextModel(
+            transformers.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], image_size=64)
+        ),
+    }
+    size = 64 if kind == "convnext" else 32
+    transformers.ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
+    models[kind]().eval().save_pretrained(folder)
+    return models
+
+
+def save_text(folder: Path) -> Any:
+    torch.manual_seed(2)
+    words = save_tokenizer(folder)
+    config = transformers.BertConfig(**{**TOWER, "hidden_size": 28}, vocab_size=words, max_position_embeddings=16)
+    model = transformers.BertModel(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def save_onnx(folder: Path, **changes: Any) -> None:
+    """A graph of one convolution, whose tokens are a grid of 4 × 4, beside its encoder.json."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    folder.mkdir(exist_ok=True)
+    weight = np.random.default_rng(0).standard_normal((12, 3, 8, 8)).astype(np.float32) / 10
+    shape = numpy_helper.from_array(np.array([0, 12, 16], np.int64), "shape")
+    nodes = [
+        helper.make_node("Conv", ["pixels", "weight"], ["map"], strides=[8, 8]),
+        helper.make_node("Reshape", ["map", "shape"], ["flat"]),
+        helper.make_node("Transpose", ["flat"], ["tokens"], perm=[0, 2, 1]),
+        helper.make_node("ReduceMean", ["tokens"], ["mean"], axes=[1], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "encoder",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["b", 3, 32, 32])],
+        [
+            helper.make_tensor_value_info("tokens", TensorProto.FLOAT, ["b", 16, 12]),
+            helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["b", 12]),
+        ],
+        [numpy_helper.from_array(weight, "weight"), shape],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), folder / "model.onnx"
+    )
+    spec = {"file": "model.onnx", "input": "pixels", "tokens": "tokens", "image_size": 32, "grid": [4, 4], "width": 12}
+    spec |= {"rescale": "(pixel - 127) / 128", "license": "MIT"}
+    (folder / "encoder.json").write_text(json.dumps(spec | changes), encoding="utf-8")
+
+
+def unit(vectors: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+def pixels_of(size: int = 32, clips: int = 3, frames: int = 4) -> Tensor:
+    return torch.randn(clips, frames, 3, size, size, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@torch.no_grad()
+def test_untrained_it_is_the_mean_pooling_of_the_dual_encoder(tmp_path: Path, kind: str) -> None:
+    theirs = save_dual(tmp_path / "dual", kind)
+    initialise(tmp_path / "made", dual=tmp_path / "dual", **SMALL)
+    ours = PerceiverVLForRetrieval.from_pretrained(tmp_path / "made").eval()
+    processor = PerceiverVLProcessor.from_pretrained(tmp_path / "made")
+    pixels, words = pixels_of(), processor(text=TEXTS)
+    given = processor.tokenizer(
+        TEXTS, return_tensors="pt", padding="max_length" if kind == "siglip" else True, max_length=16, truncation=True
+    )
+    mask = {} if kind == "siglip" else {"attention_mask": given["attention_mask"]}
+
+    frames = unit(theirs.get_image_features(pixel_values=pixels.flatten(0, 1)).pooler_output).unflatten(0, (3, 4))
+    text = unit(theirs.get_text_features(input_ids=given["input_ids"], **mask).pooler_output)
+    assert torch.allclose(ours.get_vision_features(pixels), unit(frames.mean(1)), atol=1e-5)
+    assert torch.allclose(ours.get_text_features(words["input_ids"], words["attention_mask"]), text, atol=1e-5)
+
+    logits = theirs(input_ids=given["input_ids"], pixel_values=pixels[:, 0], **mask).logits_per_text
+    features = ours.get_text_features(words["input_ids"], words["attention_mask"])
+    mine = ours.logit_scale * features @ ours.get_vision_features(pixels[:, :1]).T + ours.logit_bias
+    assert torch.allclose(mine, logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2_with_registers", "convnext", "onnx"])
+@torch.no_grad()
+def test_every_form_of_vision_encoder_gives_its_tokens(tmp_path: Path, kind: str) -> None:
+    if kind == "onnx":
+        save_onnx(tmp_path / "vision")
+    else:
+        save_vision(tmp_path / "vision", kind)
+    save_text(tmp_path / "text")
+    made = initialise(tmp_path / "made", vision=tmp_path / "vision", text=tmp_path / "text", **SMALL)
+    shutil.rmtree(tmp_path / "vision")
+    shutil.rmtree(tmp_path / "text")
+    model, loading = PerceiverVLForRetrieval.from_pretrained(made.folder, output_loading_info=True)
+    assert not any(loading.values())
+    size, grid = model.config.image_size, model.config.token_grid
+    pixels = pixels_of(size)
+    encoded = model.eval().perceiver_vl.encode_frames(pixels)
+    assert grid == {"vit": 4, "dinov2_with_registers": 4, "convnext": 2, "onnx": 4}[kind]
+    assert model.config.frame_class_token == (kind in ("vit", "dinov2_with_registers"))
+    assert encoded.shape[:3] == (3, 4, 1 + grid**2 + model.config.frame_class_token)
+    if not model.config.frame_class_token:
+        assert torch.allclose(encoded[:, :, 0], encoded[:, :, 1:].mean(2), atol=1e-5)
+    assert model.encode_vision(pixels).isfinite().all()
+    assert torch.equal(model.encode_vision(pixels), model.encode_vision(encoded))
+
+
+@torch.no_grad()
+def test_a_grid_is_averaged_to_the_one_asked_for(tmp_path: Path) -> None:
+    save_onnx(tmp_path / "vision")
+    save_text(tmp_path / "text")
+    sources = {"vision": tmp_path / "vision", "text": tmp_path / "text"}
+    whole = PerceiverVLForRetrieval.from_pretrained(initialise(tmp_path / "a", **sources, **SMALL).folder)
+    small = PerceiverVLForRetrieval.from_pretrained(initialise(tmp_path / "b", token_grid=2, **sources, **SMALL).folder)
+    pixels = pixels_of()
+    tokens = whole.perceiver_vl.encode_frames(pixels)[:, :, 1:].unflatten(2, (4, 4))
+    found = small.perceiver_vl.encode_frames(pixels)[:, :, 1:].unflatten(2, (2, 2))
+    assert torch.allclose(found, tokens.unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean((3, 5)), atol=1e-5)
+    assert small.config.tokens_per_frame == 4
+    with pytest.raises(UsageError, match=r"^token_grid=9: [^\n]+ gives 4 rows of tokens, set at most that$"):
+        initialise(tmp_path / "c", token_grid=9, **sources)
+
+
+@torch.no_grad()
+def test_pixels_are_normalised_as_the_encoder_wants_them(tmp_path: Path) -> None:
+    save_onnx(tmp_path / "vision")
+    save_text(tmp_path / "text")
+    initialise(tmp_path / "made", vision=tmp_path / "vision", text=tmp_path / "text", **SMALL)
+    processor = PerceiverVLProcessor.from_pretrained(tmp_path / "made")
+    frame = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    found = processor(images=[frame])["pixel_values"][0, 0]
+    assert torch.allclose(found, (torch.from_numpy(frame).permute(2, 0, 1).float() - 127) / 128, atol=1e-5)
+
+
+def test_encoders_stay_as_they_are_until_a_recipe_says_otherwise(tmp_path: Path) -> None:
+    save_dual(tmp_path / "dual", "clip")
+    initialise(tmp_path / "made", dual=tmp_path / "dual", **SMALL)
+    model = PerceiverVLForPreTraining.from_pretrained(tmp_path / "made").train()
+    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    assert frozen
+    assert all(".vision_encoder." in name or ".text_encoder." in name for name in frozen)
+    assert not any(module.training for module in model.perceiver_vl.vision_encoder.modules())  # no dropout
+    words = {"input_ids": torch.ones(2, 4, dtype=torch.long), "attention_mask": torch.ones(2, 4, dtype=torch.long)}
+    model(**words, pixel_values=pixels_of(clips=2), vtm_labels=torch.tensor([1.0, 0.0])).loss.backward()
+    learned = [name for name, weight in model.named_parameters() if weight.grad is not None]
+    assert any("token_projection" in name for name in learned)
+    assert not set(learned) & set(frozen)
+
+
+@torch.no_grad()
+def test_answers_and_caches_take_encoded_frames_too(tmp_path: Path) -> None:
+    save_dual(tmp_path / "dual", "siglip")
+    initialise(tmp_path / "made", dual=tmp_path / "dual", **SMALL)
+    model = PerceiverVLForRetrieval.from_pretrained(tmp_path / "made").eval()
+    torch.manual_seed(3)
+    for weight in (model.vtm_head.classifier.weight, model.contrastive.vision_projection.weight):
+        torch.nn.init.normal_(weight)
+    pixels = pixels_of(clips=1)
+    words = {"input_ids": torch.randint(5, 20, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    pairs = model.match_jointly(**words, pixel_values=pixels.expand(2, -1, -1, -1, -1))
+    cached = model.match_jointly(**words, vision_cache=model.cache_vision(pixels))
+    assert torch.allclose(pairs, cached, atol=1e-4)
+    encoded = model.perceiver_vl.encode_frames(pixels)
+    assert torch.allclose(model.get_vision_features(encoded), model.get_vision_features(pixels), atol=1e-6)
+    long = model.encode_long([pixels[:, :3], pixels[:, 3:]], num_frames=4)
+    assert torch.allclose(long, model.encode_vision(pixels), atol=1e-4)
+    answering = PerceiverVLForQuestionAnswering.from_pretrained(tmp_path / "made").eval()
+    logits = [answering(**words, pixel_values=one.expand(2, *one.shape[1:])).logits for one in (pixels, encoded)]
+    assert torch.allclose(*logits, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_processor_batches_encoded_frames(tmp_path: Path) -> None:
+    save_dual(tmp_path / "dual", "clip")
+    initialise(tmp_path / "made", dual=tmp_path / "dual", num_frames=2, **SMALL)
+    processor = PerceiverVLProcessor.from_pretrained(tmp_path / "made")
+    clips = [np.ones((frames, 18, 32), np.float16) * frames for frames in (1, 5)]
+    batch = processor(videos=clips)
+    assert batch["pixel_values"].shape == (2, 2, 18, 32)
+    assert batch["frame_mask"].tolist() == [[1, 0], [1, 1]]
+    assert (batch["pixel_values"][1] == 5).all()
+    with pytest.raises(UsageError, match=r"^encoded frames of shapes [^\n]+: need those of one encoder"):
+        processor(videos=[clips[0], np.ones((1, 9, 32), np.float16)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": "nothing"}, r"ONNX encoder: cannot be run \([^\n]+\)"),
+        ({"width": 13}, r"ONNX encoder: its tokens have shape \(1, 16, 12\), encoder.json says \(1, 16, 13\)"),
+        ({"grid": [3, 3]}, r"ONNX encoder: its tokens have shape"),
+        ({"grid": [3, 4]}, r"grid=\[3, 4\]: need as many rows as columns"),
+        ({"file": "../other.onnx"}, r"file='../other.onnx': not a file in this folder"),
+        ({"rescale": "pixel / 0"}, r"no normalisation, give"),
+        ({"resample": "nearest"}, r"resample='nearest': frames are resized bicubic"),
+        ({"image_size": "big"}, r"image_size is missing or not of type int"),
+    ],
+)
+def test_an_encoder_json_that_does_not_fit_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    save_onnx(tmp_path / "vision", **changes)
+    save_text(tmp_path / "text")
+    with pytest.raises(Exception, match=message) as raised:
+        initialise(tmp_path / "made", vision=tmp_path / "vision", text=tmp_path / "text")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_damaged_graph_is_named(tmp_path: Path) -> None:
+    save_onnx(tmp_path / "vision")
+    save_text(tmp_path / "text")
+    (tmp_path / "vision" / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(Exception, match=r"vision: ONNX encoder: not a graph that loads \([^\n]+\)$"):
+        initialise(tmp_path / "made", vision=tmp_path / "vision", text=tmp_path / "text")
+
+
+def test_encoders_in_the_wrong_place_are_refused(tmp_path: Path) -> None:
+    save_vision(tmp_path / "vision", "vit")
+    save_text(tmp_path / "text")
+    for wrong, message in (
+        ({"vision": tmp_path / "text", "text": tmp_path / "text"}, r"model_type='bert' takes no pictures"),
+        ({"vision": tmp_path / "vision", "text": tmp_path / "vision"}, r"model_type='vit' takes no text"),
+        ({"dual": tmp_path / "text"}, r"model_type='bert', not a dual encoder"),
+        ({"vision": tmp_path / "vision"}, r"give a vision and a text source, or a dual one"),
+        ({"vision": tmp_path / "nothing", "text": tmp_path / "text"}, r"nothing: cannot be loaded"),
+    ):
+        with pytest.raises(UsageError, match=message) as raised:
+            initialise(tmp_path / "made", **wrong)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_vision_encoder_without_a_processor_is_refused(tmp_path: Path) -> None:
+    save_vision(tmp_path / "vision", "vit")
+    save_text(tmp_path / "text")
+    (tmp_path / "vision" / "preprocessor_config.json").unlink()
+    with pytest.raises(UsageError, match=r"no image processor \([^\n]+\), save the encoder's preprocessor_config.json"):
+        initialise(tmp_path / "made", vision=tmp_path / "vision", text=tmp_path / "text")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": "linear"}, "base=linear: needs a vision_config and a text_config"),
+        ({"token_grid": 3}, "token_grid=3: of the tokens of a vision_config"),
+        ({"vision_config": {"model_type": "vit", "num_hidden_layers": 10**8}}, r"vision_config.num_hidden_layers="),
+        ({"text_config": {"model_type": "bert", "hidden_size": 10**12}}, r"text_config.hidden_size="),
+    ],
+)
+def test_configurations_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        PerceiverVLConfig(**changes)
+
+
+def test_licences_that_are_not_open_are_said(tmp_path: Path) -> None:
+    save_onnx(tmp_path / "vision", license="CC-BY-NC-4.0")
+    save_text(tmp_path / "text")
+    (tmp_path / "text" / "README.md").write_text("---\nlicense: apache-2.0\n---\n", encoding="utf-8")
+    made = initialise(tmp_path / "made", vision=tmp_path / "vision", text=tmp_path / "text", **SMALL)
+    [warning] = made.warnings()
+    assert "licence CC-BY-NC-4.0, which is not an open one" in warning
