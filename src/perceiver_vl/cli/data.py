@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -78,6 +78,13 @@ def prepare(
     columns: ColumnsOption = "",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one a core).")] = None,
     strict: StrictOption = False,
+    features: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Instead, what the vision encoder of this model makes of each clip."),
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, help="With --features: frames of a clip (default: the processor's).")
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Only compare the files of a prepared folder with their checksums.")
     ] = False,
@@ -97,7 +104,15 @@ def prepare(
     from perceiver_vl.data.transcode.one_file import TranscodeSettings
     from perceiver_vl.data.transcode.prepare import prepare as run
 
-    settings = TranscodeSettings(_parse_size(size), fps, min_frames, format, keyframes)  # type: ignore[arg-type]
+    settings: Any = TranscodeSettings(_parse_size(size), fps, min_frames, format, keyframes)  # type: ignore[arg-type]
+    if features is not None:
+        if settings != TranscodeSettings():
+            raise UsageError(f"--features {features}: of frames at the encoder's size, leave size, fps and format out")
+        from perceiver_vl.data.transcode.features import feature_settings
+
+        settings = feature_settings(features, num_frames)
+    elif num_frames is not None:
+        raise UsageError(f"--num-frames {num_frames}: of --features, which is not given; see --fps and --min-frames")
     folder = read_records(source, benchmark, split=split, metadata=metadata, columns=names, strict=strict)
     about = {"benchmark": benchmark, "split": split}
     report = run(folder, output, settings, workers=workers, strict=strict, progress=True, about=about)

@@ -90,6 +90,7 @@ def evaluate(
     dials = read_budget(budget, model, device, dtype)
     use_threads(threads)
     from perceiver_vl.data.open import open_dataset
+    from perceiver_vl.data.transcode.features import check_features
     from perceiver_vl.models.loading import load_folder
     from perceiver_vl.tasks.provenance import evaluation_record
     from perceiver_vl.utils.files import write_text
@@ -104,6 +105,8 @@ def evaluate(
         how["shared"] = True
     loaded, processor = load_folder(chosen.model_class, task, model, device, dtype, compiled)
     size = processor.image_processor.size["height"], processor.image_processor.size["width"]
+    frames = dials.frames or num_frames or processor.image_processor.num_frames
+    check_features(data, loaded, processor, frames)
     where: dict[str, Any] = {"benchmark": benchmark, "split": split, "metadata": metadata, "columns": names}
     source, problems = open_dataset(data, size, need=chosen.need, **where, **failing)
     if submission is None and not chosen.is_labelled_somewhere(source):
@@ -115,9 +118,8 @@ def evaluate(
         write_text(submission, chosen.submission(result))
     result.skipped[:0] = problems
     if as_json:
-        num_frames = dials.frames or num_frames or processor.image_processor.num_frames
         record = evaluation_record(
-            model, processor, source, data=data, split=split, num_frames=num_frames, budget=dials, dtype=dtype
+            model, processor, source, data=data, split=split, num_frames=frames, budget=dials, dtype=dtype
         )
         print_json({**result.to_dict(), "record": vars(record)})
         return

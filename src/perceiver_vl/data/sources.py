@@ -1,6 +1,7 @@
 """Where clips and captions come from: one small interface for folders, single files and the generated world."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import av
@@ -9,8 +10,9 @@ import numpy.typing as npt
 
 from perceiver_vl.data.records import Record
 from perceiver_vl.media.decode import load_clip
-from perceiver_vl.media.files import IMAGE_EXTENSIONS
-from perceiver_vl.media.sampling import Frames
+from perceiver_vl.media.files import FEATURES, IMAGE_EXTENSIONS
+from perceiver_vl.media.sampling import Frames, sample_indices
+from perceiver_vl.utils.errors import MediaError
 
 EncodedFrames = npt.NDArray[np.float16]
 """What a vision encoder makes of frames: (T, 1+P, W), of each its vector and its tokens."""
@@ -44,6 +46,20 @@ def is_damaged(source: VideoDataset, index: int) -> bool:
     return bool(inner(index)) if inner else index in getattr(source, "damaged", ())
 
 
+def load_features(path: Path, num_frames: int, rng: np.random.Generator | None = None) -> Any:
+    """Of the frames that `prepare --features` wrote `(T,1+P,W)` float16, up to `num_frames`, sampled as of a clip.
+
+    Raises `MediaError` for a file that cannot be read, or is no such array.
+    """
+    try:
+        whole = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise MediaError(path, f"features: cannot be read ({error})") from error
+    if not isinstance(whole, np.ndarray) or whole.ndim != 3 or whole.dtype != np.float16 or not len(whole):
+        raise MediaError(path, "features: not an array (T, 1+P, W) of float16")
+    return np.array(whole[sample_indices(len(whole), num_frames, rng)])
+
+
 class FolderDataset:
     """The records of a folder, decoded when asked for, at `size` (height, width).
 
@@ -67,6 +83,8 @@ class FolderDataset:
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         """Decode."""
         record = self.records[index]
+        if record.path.suffix == FEATURES:
+            return load_features(record.path, num_frames, rng)
         clip = load_clip(record.path, num_frames, rng=rng, size=self.size, start=record.start, end=record.end)
         if clip.lost:
             self.damaged.add(index)

@@ -9,6 +9,7 @@ VIDEO_EXTENSIONS = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
 )
 IMAGE_EXTENSIONS = frozenset(".avif .bmp .gif .heic .heif .jpeg .jpg .png .tif .tiff .webp".split())  # noqa: SIM905
+FEATURES = ".npy"  # of what `prepare --features` writes in the place of media
 EXCLUDED = (
     ".*",  # hidden, and the sidecars of macOS (._name)
     "@eaDir",  # thumbnails of Synology
@@ -37,8 +38,8 @@ class MediaFiles:
 
 
 def is_media(path: str | os.PathLike[str]) -> bool:
-    """Whether the extension is one of a video or an image."""
-    return os.path.splitext(path)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS  # noqa: PTH122 (a million of them)
+    """Whether the extension is one of a video or an image, or of features of one."""
+    return os.path.splitext(path)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS | {FEATURES}  # noqa: PTH122 (a million of them)
 
 
 def find_media(folder: str | os.PathLike[str], exclude: Sequence[str] = ()) -> MediaFiles:

@@ -16,6 +16,7 @@ from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.metadata import IGNORED
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_failures, check_listed
+from perceiver_vl.data.transcode.features import check_features
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.media.files import VIDEO_EXTENSIONS
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
@@ -154,6 +155,7 @@ def build_index(
         columns=tuple((columns or {}).items()),
         exclude=tuple(exclude),
     )
+    check_features(folder.path, model, processor, settings.frames)
     found, unseen = _look_at_files(folder.records, report)
     unseen |= set(folder.unseen)
     with tables.locked(out), ProgressBars(progress) as bar:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from perceiver_vl.data.prefetch import decode_ahead, or_media_error
+from perceiver_vl.data.sources import load_features
 from perceiver_vl.media.decode import Clip, load_clip
+from perceiver_vl.media.files import FEATURES
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import ClipLike, PerceiverVLProcessor
@@ -53,7 +55,11 @@ def encode_files(
     size = processor.image_processor.size
 
     def decode(file: IndexEntry) -> Clip:
-        return load_clip(Path(settings.media, file.file), settings.frames, size=(size.height, size.width))
+        path = Path(settings.media, file.file)
+        if path.suffix == FEATURES:
+            features = load_features(path, settings.frames)
+            return Clip(features, np.zeros(len(features)), None, lost=False)
+        return load_clip(path, settings.frames, size=(size.height, size.width))
 
     batch: list[tuple[IndexEntry, Clip]] = []
     with closing(decode_ahead(files, or_media_error(decode), 2 * batch_size)) as decoding:

@@ -13,6 +13,8 @@ from perceiver_vl.data.open import open_dataset
 from perceiver_vl.data.records import Need, Record, SkippedSample
 from perceiver_vl.data.sources import CachedDataset, VideoDataset
 from perceiver_vl.data.synthetic.tasks import open_world
+from perceiver_vl.data.transcode.features import check_features, has_features
+from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.models.loading import check_model_folder
 from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
@@ -80,6 +82,16 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
             task.check_head(config, [validation.record(index) for index in labelled])
     model, fresh = starting_model(recipe, config, seed, resumed=checkpoint is not None)
     tune_encoders(model, recipe.encoders)
+    for split in (*data.train, *([data.validation] if data.validation else [])):
+        if split.folder is not None:
+            check_features(split.folder, model, processor, data.num_frames)
+            encoder = model.base_model.vision_encoder
+            changing = data.augmentation != Augmentation() or (encoder is not None and encoder.trainable)
+            if has_features(split.folder) and changing:
+                raise UsageError(
+                    f"data: {split.folder}: features of frozen frames, which no augmentation and no tuning of the "
+                    "encoder can change; leave those out, or name the media"
+                )
     if sees_each_clip_once(recipe, model):
         encode = frame_encoder(model, processor)
         source.sources = [encoded(one, encode) for one in source.sources]

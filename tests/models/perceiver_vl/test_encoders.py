@@ -1,4 +1,4 @@
-"""Perceiver-VL over pretrained encoders: against the encoders themselves, saved, moved, and made of what does not fit."""
+"""Perceiver-VL over pretrained encoders: against the encoders themselves, saved, moved, and of what does not fit."""
 
 import json
 import shutil

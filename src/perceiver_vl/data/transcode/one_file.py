@@ -60,6 +60,14 @@ class TranscodeSettings:
         if self.keyframes is not None and not 1 <= self.keyframes <= 1000:
             raise UsageError(f"keyframes={self.keyframes}: need one in 1 to 1000 frames")
 
+    def write(self, source: Path, target: Path, start: float | None, end: float | None) -> "Transcoded":
+        """`transcode`."""
+        return transcode(source, target, start, end, self)
+
+    def suffixes(self) -> tuple[str, ...]:
+        """What the names of files may end with."""
+        return ".mp4", ".jpg"
+
 
 @dataclass(frozen=True)
 class Transcoded:
@@ -119,7 +127,7 @@ def ended(path: Path, suffix: str) -> Path:
 
 
 def ended_name(name: str, suffix: str) -> str:
-    """`name` with the ending `.mp4` or `.jpg` added, unless it has it."""
+    """`name` with the ending `.mp4`, `.jpg` or another added, unless it has it."""
     return name if name.lower().endswith((".jpg", ".jpeg") if suffix == ".jpg" else suffix) else name + suffix
 
 

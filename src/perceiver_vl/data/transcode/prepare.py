@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from perceiver_vl._version import __version__
 from perceiver_vl.data.fields import safe_name
 from perceiver_vl.data.metadata import write_metadata
 from perceiver_vl.data.records import Folder, Record, SkippedSample
-from perceiver_vl.data.transcode.one_file import TranscodeSettings, ended, ended_name, transcode
+from perceiver_vl.data.transcode.one_file import TranscodeSettings, ended, ended_name
 from perceiver_vl.data.transcode.prepared import (
     FILES,
     MANIFEST,
@@ -35,6 +35,10 @@ from perceiver_vl.utils.files import check_made_with, locked, sha256, shortened,
 from perceiver_vl.utils.jsonl import append_line, write_lines
 from perceiver_vl.utils.process_pool import run_in_processes
 
+if TYPE_CHECKING:
+    from perceiver_vl.data.transcode.features import FeatureSettings
+
+Settings: TypeAlias = "TranscodeSettings | FeatureSettings"
 _MOST_NAME_BYTES = 250  # of the 255 that file systems take: an ending may be added
 
 
@@ -76,7 +80,7 @@ class _Job:
     end: float | None
     out: Path
     target: str
-    settings: TranscodeSettings
+    settings: Settings
 
     @property
     def key(self) -> Key:
@@ -86,7 +90,7 @@ class _Job:
 def prepare(
     folder: Folder,
     out: str | Path,
-    settings: TranscodeSettings | None = None,
+    settings: "Settings | None" = None,
     *,
     workers: int = 1,
     strict: bool = False,
@@ -95,7 +99,8 @@ def prepare(
 ) -> PrepareReport:
     """Write the media of `folder`'s records again, small, to the folder `out`, with metadata of the same convention.
 
-    Videos and animations become MP4 files, pictures upright JPEG; what records with `start` and `end` are about is cut
+    Videos and animations become MP4 files, pictures upright JPEG, or with `FeatureSettings` both what an encoder makes
+    of them; what records with `start` and `end` are about is cut
     out, once for all records that share it, and their new `start` and `end` are None. What `out` has of unchanged
     sources is kept, what is no longer named is removed, the sources are never touched. Files that cannot be read are
     skipped and reported; with `strict` the first raises.
@@ -156,7 +161,7 @@ def _check_apart(source: Path, out: Path) -> None:
         raise UsageError(f"{out}: is a file, give a folder to write")
 
 
-def _plan(records: Sequence[Record], out: Path, settings: TranscodeSettings) -> list[_Job]:
+def _plan(records: Sequence[Record], out: Path, settings: Settings) -> list[_Job]:
     """A job for each part of a file that records are about, in the order of their names."""
     sources: dict[Key, Path] = {}
     for record in records:
@@ -164,9 +169,11 @@ def _plan(records: Sequence[Record], out: Path, settings: TranscodeSettings) -> 
         if record.second_file_name is not None and record.second_path is not None:
             sources.setdefault((record.second_file_name, None, None), record.second_path)
     targets = {key: _target(key) for key in sources}
-    claims = Counter(name.casefold() for target in targets.values() for name in _names(target))
+    claims = Counter(name.casefold() for target in targets.values() for name in _names(target, settings))
     for key, target in targets.items():
-        if any(claims[name.casefold()] > 1 for name in _names(target)):  # two would get one name: each gets its own
+        if any(
+            claims[name.casefold()] > 1 for name in _names(target, settings)
+        ):  # two would get one name: each gets its own
             stem, ending = os.path.splitext(target)  # noqa: PTH122
             targets[key] = _fitting(f"{stem}~{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}{ending}")
     jobs = [_Job(path, *key, out, targets[key], settings) for key, path in sources.items()]
@@ -189,9 +196,9 @@ def _fitting(target: str) -> str:
     return f"{parent}{slash}{shortened(name, _MOST_NAME_BYTES)}"
 
 
-def _names(target: str) -> set[str]:
+def _names(target: str, settings: Settings) -> set[str]:
     """What a file may be called in the end, by what it turns out to hold."""
-    return {ended_name(target, ".mp4"), ended_name(target, ".jpg")}
+    return {ended_name(target, suffix) for suffix in settings.suffixes()}
 
 
 def _is_done(job: _Job, before: PreparedFile | None) -> bool:
@@ -204,7 +211,7 @@ def _is_done(job: _Job, before: PreparedFile | None) -> bool:
     except OSError:
         return False
     same = (source.st_size, source.st_mtime_ns) == (before.source_bytes, before.source_mtime_ns)
-    return same and target.st_size == before.bytes and before.file_name in _names(job.target)
+    return same and target.st_size == before.bytes and before.file_name in _names(job.target, job.settings)
 
 
 # Where it is written
@@ -228,13 +235,14 @@ def _is_ours(path: Path) -> bool:
 
 
 def _claim(
-    out: Path, source: Path, jobs: Sequence[_Job], settings: TranscodeSettings, about: dict[str, Any]
+    out: Path, source: Path, jobs: Sequence[_Job], settings: Settings, about: dict[str, Any]
 ) -> dict[Key, PreparedFile]:
     """Make `out` a folder for these settings, or make sure that it is one; the files it has."""
     manifest = read_manifest(out)
     before = read_files(out)
     if manifest is not None:
-        check_made_with(out, manifest | manifest["settings"], about | asdict(settings))
+        same = {name: value for name, value in asdict(settings).items() if name != "model"}  # it may lie elsewhere now
+        check_made_with(out, manifest | manifest["settings"], about | same)
         moved = manifest["source"] != str(source.resolve())
         if moved and before and not any(_is_done(job, before.get(job.key)) for job in jobs):
             raise UsageError(f"{out}: made of {manifest['source']}, give another folder for {source}")
@@ -308,7 +316,7 @@ def _do(job: _Job) -> PreparedFile | MediaError:
     except OSError as error:
         return MediaError(job.source, error.strerror or "cannot be read")
     try:
-        written = transcode(job.source, job.out / job.target, job.start, job.end, job.settings)
+        written = job.settings.write(job.source, job.out / job.target, job.start, job.end)
     except MediaError as error:
         return error
     path = ended(job.out / job.target, written.suffix)
