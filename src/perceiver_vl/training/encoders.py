@@ -21,8 +21,10 @@ from perceiver_vl.training.recipe import EncoderTuning, Recipe
 from perceiver_vl.utils.distributed import ProcessGroup
 from perceiver_vl.utils.errors import UsageError
 
-PENALTIES = tuple(10.0**power for power in range(-1, 6))
-"""Strengths of the ridge that are tried; each by the squared length of a mean clip's vector."""
+PENALTIES = tuple((vision, text) for vision in (0.03, 0.1, 0.3, 1.0, 3.0) for text in (0.1, 0.3, 1.0))
+"""Strengths of the ridge of either side that are tried: of vision, in hundredths of the variance of its vectors in all;
+of text, in means of the variances of its components.
+"""
 
 
 def tune_encoders(model: PerceiverVLPreTrainedModel, tuning: EncoderTuning) -> None:
@@ -74,18 +76,19 @@ def encoded(source: VideoDataset, encode: Callable[[Frames], EncodedFrames]) -> 
 
 @dataclass(frozen=True)
 class BaseFit:
-    """How the base was fitted: the ridge's `penalty`, and R@1 of `captions` on the clips it was chosen on."""
+    """How the base was fitted: the `penalties` of vision and text, and R@1 of captions on the clips chosen on."""
 
-    penalty: float
+    penalties: tuple[float, float]
     r1: float
     clips: int
     captions: int
     chosen_on: str
 
     def __str__(self) -> str:
+        vision, text = self.penalties
         return (
-            f"base: ridge of {self.captions} captions of {self.clips} clips, penalty {self.penalty:g}; "
-            f"R@1 {self.r1:.1f} on {self.chosen_on}"
+            f"base: canonical correlations of {self.clips} clips with {self.captions} captions, penalties {vision:g} "
+            f"and {text:g}; R@1 {self.r1:.1f} on {self.chosen_on}"
         )
 
 
@@ -96,32 +99,31 @@ def fit_base(
     validation: VideoDataset | None,
     recipe: Recipe,
 ) -> BaseFit:
-    """Fit the linear base of two encoders that never met, in closed form: vectors of clips → mean vectors of captions.
+    """Fit the linear base of two encoders that never met, in closed form: a map a side, by canonical correlations.
 
-    The strength of the ridge is chosen by recall on the validation clips, or without them on every fifth training
-    clip. Writes the maps into the model, the text's being the identity.
+    The penalties are chosen by recall (R@1 and R@10) on the validation clips, or without them on every fifth training
+    clip. Writes the maps into the model.
     Raises `PerceiverVLError` where too many clips cannot be read.
     """
-    clips, captions, owner = _vectors(model, processor, source, recipe)
-    held = validation is not None
+    train = _vectors(model, processor, source, recipe)
     if validation is not None:
-        test = _vectors(model, processor, validation, recipe)
-        train = clips, captions, owner
+        fitted, test, chosen_on = train, _vectors(model, processor, validation, recipe), "validation"
     else:
-        is_test = torch.arange(len(clips)) % 5 == 0
-        train, test = (_only(clips, captions, owner, keep) for keep in (~is_test, is_test))
-    maps = {penalty: _ridge(*train, penalty) for penalty in PENALTIES}
-    scores = {penalty: _recall(_mapped(test[0], *one), test[1], test[2]) for penalty, one in maps.items()}
-    best = max(scores, key=lambda penalty: scores[penalty])
-    weight, bias = maps[best] if held else _ridge(clips, captions, owner, best)
-    linears = model.base_model.base.maps
+        is_test = torch.arange(len(train[0])) % 5 == 0
+        fitted, test, chosen_on = _only(*train, ~is_test), _only(*train, is_test), "every fifth clip"
+    moments = _Moments.of(*fitted)
+    recalls = {
+        penalties: _recall(*test, moments.maps(*penalties, model.config.projection_dim)) for penalties in PENALTIES
+    }
+    best = max(recalls, key=lambda penalties: sum(recalls[penalties]))
+    maps = (moments if validation is not None else _Moments.of(*train)).maps(*best, model.config.projection_dim)
     with torch.no_grad():
-        linears["vision"].weight.copy_(weight)
-        linears["vision"].bias.copy_(bias)
-        linears["text"].weight.copy_(torch.eye(*linears["text"].weight.shape))
-        linears["text"].bias.copy_(-_mean_of_clips(captions, owner, len(clips)))
+        for side, (weight, bias) in zip(("vision", "text"), maps, strict=True):
+            linear = model.base_model.base.maps[side]
+            linear.weight.copy_(weight)
+            linear.bias.copy_(bias)
     model.config.knows_search = True
-    return BaseFit(best, scores[best], len(clips), len(captions), "validation" if held else "every fifth clip")
+    return BaseFit(best, recalls[best][0], len(train[0]), len(train[1]), chosen_on)
 
 
 def _vectors(
@@ -161,35 +163,52 @@ def _only(clips: Tensor, captions: Tensor, owner: Tensor, keep: Tensor) -> tuple
     return clips[keep], captions[mine], place[owner[mine]]
 
 
-def _mean_of_clips(captions: Tensor, owner: Tensor, clips: int) -> Tensor:
-    """The mean of the clips' mean captions `(W,)`."""
-    return _means(captions, owner, clips).mean(0)
+@dataclass(frozen=True)
+class _Moments:
+    """Means and covariances of clips `(C,W)` and of the captions of each, every clip of equal weight, float64."""
+
+    means: tuple[Tensor, Tensor]
+    vision: Tensor
+    text: Tensor
+    cross: Tensor
+
+    @classmethod
+    def of(cls, clips: Tensor, captions: Tensor, owner: Tensor) -> "_Moments":
+        """Of captions, `owner (Q,)` says whose they are."""
+        weights = 1 / (owner.bincount(minlength=len(clips))[owner] * len(clips))
+        means = clips.mean(0), weights @ captions
+        clips, captions = clips - means[0], captions - means[1]
+        weighted = captions * weights[:, None]
+        return cls(means, clips.T @ clips / len(clips), captions.T @ weighted, clips[owner].T @ weighted)
+
+    def maps(self, vision_penalty: float, text_penalty: float, size: int) -> list[tuple[Tensor, Tensor]]:
+        """Weight `(size,W)` and bias `(size,)` of either side: regularised canonical correlation analysis, each
+        direction scaled by its correlation (Hardoon et al. 2004; Gong et al. 2014).
+        """
+        vision = _whitening(self.vision, vision_penalty / 100 * self.vision.trace())
+        text = _whitening(self.text, text_penalty * self.text.diagonal().mean())
+        left, correlations, right = torch.linalg.svd(vision @ self.cross @ text, full_matrices=False)
+        found = []
+        for mean, directions, whitening in zip(self.means, (left, right.T), (vision, text), strict=True):
+            kept = (directions * correlations)[:, :size].T @ whitening
+            weight = torch.zeros(size, kept.shape[1], dtype=kept.dtype)
+            weight[: len(kept)] = kept
+            found.append((weight, -weight @ mean))
+        return found
 
 
-def _means(captions: Tensor, owner: Tensor, clips: int) -> Tensor:
-    """The mean of each clip's captions `(C,W)`."""
-    total = torch.zeros(clips, captions.shape[1], dtype=captions.dtype).index_add_(0, owner, captions)
-    return total / owner.bincount(minlength=clips).clamp(min=1)[:, None]
+def _whitening(covariance: Tensor, penalty: Tensor) -> Tensor:
+    """The inverse square root of a covariance `(W,W)` with a penalty on its diagonal."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors / (values.clamp(min=0) + penalty).sqrt() @ vectors.T
 
 
-def _ridge(clips: Tensor, captions: Tensor, owner: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Weight `(E,W)` and bias `(E,)` from the vectors of clips to the means of their captions, less the mean of all."""
-    goal = _means(captions, owner, len(clips))
-    mean, goal = clips.mean(0), goal - goal.mean(0)
-    centred = clips - mean
-    scale = penalty * centred.square().sum(1).mean() / centred.shape[1]
-    square = centred.T @ centred + scale * torch.eye(centred.shape[1], dtype=centred.dtype)
-    weight = torch.linalg.solve(square, centred.T @ goal).T
-    return weight, -weight @ mean
-
-
-def _mapped(clips: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.normalize(clips @ weight.T + bias, dim=-1)
-
-
-def _recall(clips: Tensor, captions: Tensor, owner: Tensor) -> float:
-    """R@1 of captions among clips, in per cent."""
-    captions = captions - _mean_of_clips(captions, owner, len(clips))
-    scores = captions @ clips.T
-    own = scores.gather(1, owner[:, None])
-    return 100 * ((scores >= own).sum(1) == 1).double().mean().item()
+def _recall(clips: Tensor, captions: Tensor, owner: Tensor, maps: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """R@1 and R@10 of captions among clips, in per cent."""
+    vision, text = (
+        F.normalize(vectors @ weight.T + bias, dim=-1)
+        for vectors, (weight, bias) in zip((clips, captions), maps, strict=True)
+    )
+    scores = text @ vision.T
+    ranks = (scores >= scores.gather(1, owner[:, None])).sum(1)
+    return tuple(100 * (ranks <= k).double().mean().item() for k in (1, 10))  # type: ignore[return-value]
