@@ -43,7 +43,13 @@ def index(
     output: Annotated[
         str | None, typer.Option("--out", help="Index, made or brought up to date: a folder, or s3://bucket/index.")
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="Model folder (default: the one that made the index).")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Model folder, or a dual encoder's hub name such as openai/clip-vit-base-patch32 (default: the model "
+            "that made the index)."
+        ),
+    ] = None,
     media: Annotated[
         Path | None, typer.Option(help="Folder of clips and images (default: the one that the index is of).")
     ] = None,
@@ -82,6 +88,10 @@ def index(
     use_threads(threads)
     from perceiver_vl.search import build_index
 
+    if model is not None:
+        from perceiver_vl.models.perceiver_vl.from_encoders import resolve_model
+
+        model = resolve_model(model, err.print)
     if is_limit(budget) and model is None:
         raise UsageError(f"--budget {budget}: say of which model, with --model")
     dials = read_budget(budget, model or Path(), device, dtype) if budget else None

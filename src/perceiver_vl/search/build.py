@@ -147,7 +147,9 @@ def build_index(
     how = {"split": split, "metadata": metadata, "columns": columns, "exclude": exclude}
     folder = read_folder(media, need=None, strict=strict, unnamed=True, **how)  # type: ignore[arg-type]
     check_listed(folder.skipped, len(folder.records), max_failed_fraction)
-    report = IndexReport(str(out), skipped=list(folder.skipped), notes=folder.notes)
+    warning = model.config.search_warning()
+    notes = [*folder.notes, *([f"{model_folder}: {warning}"] if warning else [])]
+    report = IndexReport(str(out), skipped=list(folder.skipped), notes=notes)
     settings = replace(
         _settings(model, processor, Path(model_folder), folder.path, budget, num_frames, dtype),
         split=split,

@@ -27,6 +27,7 @@ from perceiver_vl.models.perceiver_vl.flops import (
     merge_flops,
     partial_match_flops,
     pooling_flops,
+    pretrained_flops,
 )
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
@@ -268,7 +269,7 @@ class _Scorer:
         clips, tokens = len(self.encoded.vision_features), self.encoded.attention_mask.shape[1]
         latents = budget.latents or config.num_latents
         text_latents = budget.text_latents or config.num_text_latents or config.num_latents
-        text = encoder_flops(config, text_tokens=tokens, budget=budget)
+        text = encoder_flops(config, text_tokens=tokens, budget=budget) + pretrained_flops(config, 0, tokens)
         multi = text + pooling_flops(config) + clips * 2 * (config.projection_dim or config.hidden_size)
         partial, merging = partial_match_flops(config, text_latents), merge_flops(config)
         single_pair = cached_vision_flops(config, num_frames, tokens, budget) + matching_flops(config, latents)
@@ -284,7 +285,7 @@ class _Scorer:
     def flops_per_clip(self, num_frames: int) -> float:
         """Operations for encoding, pooling and summarising a clip."""
         config, latents = self.model.config, self.budget.latents or self.model.config.num_latents
-        encoding = encoder_flops(config, num_frames, budget=self.budget)
+        encoding = encoder_flops(config, num_frames, budget=self.budget) + pretrained_flops(config, num_frames)
         return float(encoding + pooling_flops(config) + partial_match_flops(config, latents))
 
     def _multi(self) -> Tensor:

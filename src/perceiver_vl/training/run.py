@@ -44,7 +44,7 @@ from perceiver_vl.training.checkpoints import (
     only_run_in,
     told_in_one_line,
 )
-from perceiver_vl.training.encoders import fit_base
+from perceiver_vl.training.encoder_training import fit_base
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.recipe_trainer import SKIPPED, RecipeTrainer
 from perceiver_vl.training.reporting.model_card import write_model_card

@@ -27,7 +27,13 @@ from perceiver_vl.models.perceiver_vl.processing import (
 from perceiver_vl.models.perceiver_vl.warm_start import initialise_from
 from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.example_task import ExampleTask
-from perceiver_vl.training.encoders import encoded, frame_encoder, sees_each_clip_once, tune_encoders
+from perceiver_vl.training.encoder_training import (
+    encoded,
+    frame_encoder,
+    remember_texts,
+    sees_each_clip_once,
+    tune_encoders,
+)
 from perceiver_vl.training.recipe import Data, DataSource, Recipe
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.utils.console import quiet
@@ -80,7 +86,7 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
         if task is not None:
             labelled, _ = task.usable_examples(validation, labelled=True)
             task.check_head(config, [validation.record(index) for index in labelled])
-    model, fresh = starting_model(recipe, config, seed, resumed=checkpoint is not None)
+    model, fresh = starting_model(recipe, config, seed, checkpoint)
     tune_encoders(model, recipe.encoders)
     for split in (*data.train, *([data.validation] if data.validation else [])):
         if split.folder is not None:
@@ -92,6 +98,9 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
                     f"data: {split.folder}: features of frozen frames, which no augmentation and no tuning of the "
                     "encoder can change; leave those out, or name the media"
                 )
+    read = [source, *([validation] if validation is not None else [])]
+    records = (one.record(index) for one in read for index in range(len(one)))
+    remember_texts(model, processor, (text for record in records for text in _words_of(record, task)))
     if sees_each_clip_once(recipe, model):
         encode = frame_encoder(model, processor)
         source.sources = [encoded(one, encode) for one in source.sources]
@@ -254,20 +263,23 @@ def _words_of(record: Record, task: ExampleTask | None) -> tuple[str, ...]:
 
 
 def starting_model(
-    recipe: Recipe, config: PerceiverVLConfig, seed: int, resumed: bool
+    recipe: Recipe, config: PerceiverVLConfig, seed: int, checkpoint: Path | None = None
 ) -> tuple[PerceiverVLPreTrainedModel, list[str]]:
-    """The model at the start of a run, and its parts that `initialise.model` lacks; of one that is resumed the Trainer
-    loads the weights.
+    """The model at the start of a run, and its parts that `initialise.model` lacks. Of one that is resumed the Trainer
+    loads the weights; but pretrained encoders are asked before that, and come from the checkpoint.
     """
     kind = PerceiverVLForPreTraining if recipe.task is None else example_task_of(recipe.task).model_class
     torch.manual_seed(seed)
     start = recipe.initialise
     fresh: list[str] = []
-    if resumed or start.model is None:
-        model: PerceiverVLPreTrainedModel = kind(config)
+    if checkpoint is not None and (config.vision_config is not None or config.text_config is not None):
+        with quiet():
+            model: PerceiverVLPreTrainedModel = kind.from_pretrained(checkpoint, config=config)
+    elif checkpoint is not None or start.model is None:
+        model = kind(config)
     else:
         model, fresh = _model_of(kind, start.model, config, start.latents)
-    if not resumed and (start.vision or start.text):
+    if checkpoint is None and (start.vision or start.text):
         initialise_from(model, vision=start.vision, text=start.text)
     return model, fresh
 

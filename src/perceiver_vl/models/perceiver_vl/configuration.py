@@ -103,7 +103,7 @@ class PerceiverVLConfig(PreTrainedConfig):
     base: Literal["none", "dual", "linear"] = "none"  # what latents add to: the encoders' own vectors, or maps of them
     encoder_projections: bool = False  # the towers of the dual encoder have projections of their own, as CLIP's
     logit_bias: bool = False  # beside the logit scale, as SigLIP has
-    knows_search: bool = False  # the multi-stream was trained, or stands on encoders that were: `warn_untrained`
+    knows_search: bool = False  # the multi-stream was trained, or stands on a dual encoder; else `search_warning`
 
     # Training
     hidden_dropout_prob: float = 0.0  # after the text embeddings, and after each attention and MLP
@@ -226,6 +226,22 @@ class PerceiverVLConfig(PreTrainedConfig):
             "answers_from": "mean_latents",
         }
         return cls(**(departures | changes))
+
+    def search_warning(self) -> str | None:
+        """What a user of this model's multi-stream must know, in one line; None: it was trained, or stands on a dual
+        encoder.
+        """
+        if self.knows_search:
+            return None
+        if self.base == "linear":
+            return (
+                "its two encoders have never met: search will be no better than chance; train it first, with "
+                "perceiver-vl train encoders.yaml initialise.model=MODEL (docs/start-from-weights.md)"
+            )
+        return (
+            "its multi-stream was never trained: search will be no better than chance; train it, or make a model that "
+            "knows the world with perceiver-vl init OUT --dual openai/clip-vit-base-patch32"
+        )
 
     @property
     def intermediate_size(self) -> int:

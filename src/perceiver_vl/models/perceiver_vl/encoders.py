@@ -98,7 +98,7 @@ class TextEncoder(_Encoder):
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
         encoder = config.text_config
-        self.model = _text_model(encoder)
+        self.model = text_model(encoder)
         size = encoder.hidden_size
         self.projection = _projection(size, config)
         self.pooled = config.base == "dual"
@@ -128,6 +128,11 @@ class TextEncoder(_Encoder):
             known = self.remembered[key][0]
             tokens[row, : len(known)] = known.to(tokens)
         return tokens, torch.stack([self.remembered[key][1] for key in keys]).to(tokens)
+
+    @property
+    def vector_size(self) -> int:
+        """The length of the vector of a text."""
+        return int(self.model.config.hidden_size if self.projection is None else self.projection.out_features)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -190,7 +195,7 @@ def _projection(size: int, config: PerceiverVLConfig) -> nn.Linear | None:
     return nn.Linear(size, config.projection_dim or size, bias=False) if config.encoder_projections else None
 
 
-def _text_model(encoder: PreTrainedConfig) -> PreTrainedModel:
+def text_model(encoder: PreTrainedConfig) -> PreTrainedModel:
     """A text model of a configuration, its weights new; of an encoder and decoder the encoder."""
     towers = {"siglip_text_model": transformers.SiglipTextModel, "siglip2_text_model": transformers.Siglip2TextModel}
     if encoder.model_type in towers:  # which AutoModel does not know alone

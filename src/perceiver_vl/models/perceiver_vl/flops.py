@@ -6,9 +6,17 @@ model.
 Shapes: M inputs, N latents, Q queries, D width, k blocks, l self-attentions a block.
 """
 
+import json
+from functools import lru_cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel
+
 from perceiver_vl.layers.attention import absorbing_pays
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.encoders import text_model, vision_width
 
 
 def block_flops(config: PerceiverVLConfig, queries: int, inputs: int) -> int:
@@ -33,9 +41,45 @@ def output_flops(config: PerceiverVLConfig, queries: int) -> int:
 
 
 def embedding_flops(config: PerceiverVLConfig, frames: int) -> int:
-    """The patch projection of `frames` frames of `image_size` (words are looked up, which costs nothing here)."""
+    """The patch projection of `frames` frames of `image_size` (words are looked up, which costs nothing here); over a
+    pretrained encoder the projection of its tokens.
+    """
+    if config.vision_config is not None:
+        return 2 * frames * config.tokens_per_frame * vision_width(config.vision_config) * config.hidden_size
     patches = (config.image_size // config.patch_size) ** 2
     return 2 * frames * patches * config.num_channels * config.patch_size**2 * config.hidden_size
+
+
+def pretrained_flops(config: PerceiverVLConfig, frames: int = 0, text_tokens: int = 0) -> int:
+    """The pretrained encoders' part of one example, which `encoder_flops` leaves out: `frames` frames and a text of
+    `text_tokens`. Counted on models without weights; an ONNX encoder's are those of its configuration, 0 if unknown.
+    """
+    text = _text_encoder_flops(config, text_tokens) if text_tokens and config.text_config is not None else 0
+    return text + (frames * _vision_encoder_flops(config) if frames and config.vision_config is not None else 0)
+
+
+def _vision_encoder_flops(config: PerceiverVLConfig) -> int:
+    encoder = config.vision_config
+    if "onnx" in encoder.model_type:
+        return int(encoder.flops or 0)
+    return _counted(encoder.to_json_string(), "vision", config.image_size)
+
+
+def _text_encoder_flops(config: PerceiverVLConfig, tokens: int) -> int:
+    return _counted(config.text_config.to_json_string(), "text", tokens)
+
+
+@lru_cache(maxsize=256)
+def _counted(encoder: str, side: str, size: int) -> int:
+    """Operations of an encoder, its configuration as JSON, on a frame of `size` pixels or a text of `size` tokens."""
+    config = AutoConfig.for_model(**json.loads(encoder))
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        if side == "vision":
+            AutoModel.from_config(config).eval()(pixel_values=torch.empty(1, 3, size, size))
+        else:
+            length = config.max_position_embeddings if "siglip" in config.model_type else size
+            text_model(config).eval()(input_ids=torch.zeros(1, length, dtype=torch.long))
+    return int(counter.get_total_flops())
 
 
 def encoder_flops(

@@ -3,6 +3,7 @@
 A source is a hub name, a folder of transformers, or a folder with an ONNX file and its `encoder.json`.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -20,11 +21,17 @@ from perceiver_vl.models.hub import hub_hint, hub_options
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.convert import save_whole
 from perceiver_vl.models.perceiver_vl.encoders import token_side, vision_width
-from perceiver_vl.models.perceiver_vl.onnx_encoder import MAX_GRAPH_BYTES, OnnxVisionConfig, OnnxVisionModel
+from perceiver_vl.models.perceiver_vl.onnx_encoder import (
+    MAX_GRAPH_BYTES,
+    OnnxVisionConfig,
+    OnnxVisionModel,
+    count_flops,
+)
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor, load_tokenizer
 from perceiver_vl.models.perceiver_vl.retrieval import PerceiverVLForRetrieval
 from perceiver_vl.utils.console import quiet
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
+from perceiver_vl.utils.files import user_cache
 
 Source = str | Path
 SMALL: dict[str, Any] = {
@@ -102,6 +109,44 @@ def initialise(
             model, processor, licenses = _over_two(str(vision), str(text), num_frames, config)
         save_whole(model, processor, folder, write_card)
     return Initialised(folder, model.config, model.num_parameters(), licenses)
+
+
+def resolve_model(model: Source, say: Callable[[str], object] = lambda _: None) -> Path:
+    """The folder of a Perceiver-VL: `model` itself; or of a dual encoder, a hub name or a folder, one that stands on
+    it, made in the user's cache when it is first asked for, which `say` is told.
+
+    Raises `UsageError` for what is neither.
+    """
+    folder = Path(model)
+    config = folder / "config.json"
+    if folder.exists() and not config.is_file():
+        return folder  # what it lacks is said where it is loaded
+    if config.is_file():
+        try:
+            kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        except (ValueError, AttributeError, RecursionError):
+            return folder
+        if kind == PerceiverVLConfig.model_type or not _is_dual(kind):
+            return folder
+    elif str(model).count("/") != 1 or folder.is_absolute() or folder.parent.exists():
+        return folder
+    name = str(model) if not folder.exists() else str(folder.resolve())
+    made = user_cache("models") / f"{folder.name}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    if not made.exists():
+        result = initialise(made, dual=model)
+        for warning in result.warnings():
+            say(warning)
+        say(f"{model}: a dual encoder; a Perceiver-VL that stands on it is now in {made}")
+    return made
+
+
+def _is_dual(kind: str | None) -> bool:
+    """Whether a model_type has a configuration of both towers."""
+    try:
+        towers = AutoConfig.for_model(kind).sub_configs
+    except ValueError:
+        return False
+    return {"vision_config", "text_config"} <= set(towers)
 
 
 def _over_two(vision: str, text: str, num_frames: int, config: dict[str, Any]) -> Any:
@@ -309,6 +354,8 @@ def _load_onnx(folder: Path) -> Encoder:
         model(torch.zeros(1, 3, config.image_size, config.image_size))
     except PerceiverVLError as error:
         raise type(error)(f"{folder}: {error}") from error
+    if config.flops is None:
+        config.flops = count_flops(graph, config.input_name, config.image_size)
     mean, std = spec["normalisation"]
     return Encoder(str(folder), model, spec.get("license"), {"size": config.image_size, "mean": mean, "std": std})
 

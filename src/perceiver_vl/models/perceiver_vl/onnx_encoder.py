@@ -103,5 +103,35 @@ class OnnxVisionModel(PreTrainedModel):
         return self.__dict__ | {"_session": None}  # copies and other processes open their own
 
 
+def count_flops(graph: bytes, input_name: str, image_size: int) -> int | None:
+    """Operations of a graph on one frame, by the shapes that come out of its convolutions and products; None without
+    the packages that can tell.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError:
+        return None
+    model = onnx.load_from_string(graph)
+    sizes = {weight.name: list(weight.dims) for weight in model.graph.initializer}
+    counted = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    names = [node.output[0] for node in counted]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = session.run(names, {input_name: np.zeros((1, 3, image_size, image_size), np.float32)})
+    total = 0
+    for node, output in zip(counted, found, strict=True):
+        weight = sizes.get(node.input[1])
+        if weight is None:
+            return None  # a product of two things that were computed
+        each = int(np.prod(weight[1:])) if node.op_type == "Conv" else weight[0] * weight[1] // output.shape[-1]
+        total += 2 * each * output.size
+    return total
+
+
 AutoConfig.register(OnnxVisionConfig.model_type, OnnxVisionConfig, exist_ok=True)
 AutoModel.register(OnnxVisionConfig, OnnxVisionModel, exist_ok=True)

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.loading import check_model_folder
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.flops import encoder_flops
+from perceiver_vl.models.perceiver_vl.flops import encoder_flops, pretrained_flops
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor
 from perceiver_vl.tasks.retrieval_result import RetrievalResult
 from perceiver_vl.tasks.task_result import TaskResult
@@ -147,6 +147,8 @@ def write_model_card(
         parameters=_parameters(folder),
         num_frames=num_frames,
         costs=_costs(config, num_frames),
+        encoder_flops=pretrained_flops(config, 1),
+        warning=config.search_warning() if kind is _RETRIEVAL else None,
         recipe=recipe,
         steps=steps,
         start=_start(recipe.initialise) if recipe else "",
@@ -163,11 +165,12 @@ def write_model_card(
 
 
 def _parameters(folder: Path) -> int:
-    """How many numbers the weights hold, from the heads of their files."""
+    """How many numbers the weights hold, from the heads of their files; the bytes of a graph are none."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as weights:
-            total += sum(prod(weights.get_slice(name).get_shape()) for name in weights.offset_keys())
+            slices = [weights.get_slice(name) for name in weights.offset_keys()]
+            total += sum(prod(one.get_shape()) for one in slices if one.get_dtype() != "U8")
     return total
 
 

@@ -3,8 +3,9 @@
 Shapes: C clips, Q captions, T frames, P tokens a frame, W width of an encoder, E retrieval vector.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +28,17 @@ of text, in means of the variances of its components.
 """
 
 
+MOST_TEXTS = 50_000
+"""Whose tokens are kept in memory: less than a GB of a small encoder's."""
+_TEXTS_AT_ONCE = 256
+
+
 def tune_encoders(model: PerceiverVLPreTrainedModel, tuning: EncoderTuning) -> None:
     """Let the last blocks of the pretrained encoders learn, as the recipe says; all else of them stays as it is.
 
     Raises `UsageError` for an encoder that is not there, that cannot learn, or has fewer blocks.
     """
     base = model.base_model
-    if base.text_encoder is not None:
-        base.text_encoder.remembered = {}
     for side, count in (("vision", tuning.vision_blocks), ("text", tuning.text_blocks)):
         encoder = getattr(base, f"{side}_encoder")
         if not count:
@@ -46,6 +50,27 @@ def tune_encoders(model: PerceiverVLPreTrainedModel, tuning: EncoderTuning) -> N
         for weight in (weight for block in blocks[-count:] for weight in block.parameters()):
             weight.requires_grad_(True)
             weight.is_tuned = True  # type: ignore[attr-defined]
+
+
+@torch.inference_mode()
+def remember_texts(model: PerceiverVLPreTrainedModel, processor: PerceiverVLProcessor, texts: Iterable[str]) -> None:
+    """Have a frozen text encoder read all texts of a run at its start, if they are not too many to be kept.
+
+    Once and for all, and those of one length together: what comes out depends on what is read beside it by the last
+    bit, and a run that goes on must have the same.
+    """
+    encoder = model.base_model.text_encoder
+    if encoder is None or encoder.trainable:
+        return
+    known = sorted(set(texts))
+    if not 0 < len(known) <= MOST_TEXTS:
+        return
+    encoder.remembered = {}
+    words = processor(text=known)
+    lengths = words["attention_mask"].sum(1)
+    for rows in lengths.argsort(stable=True).split(_TEXTS_AT_ONCE):
+        ids, mask = (words[name][rows, : lengths[rows].max()] for name in ("input_ids", "attention_mask"))
+        encoder(ids.to(model.device), mask.to(model.device))
 
 
 def sees_each_clip_once(recipe: Recipe, model: PerceiverVLPreTrainedModel) -> bool:
@@ -152,8 +177,10 @@ def _vectors(
         texts = [source.record(index).texts for index in reader.indices]
         owner = torch.tensor([clip for clip, some in enumerate(texts) for _ in some])
         words = processor(text=[text for some in texts for text in some]).to(model.device)
-        pairs = zip(words["input_ids"].split(256), words["attention_mask"].split(256), strict=True)
-        captions = torch.cat([base.text_encoder(ids, mask)[1].cpu() for ids, mask in pairs])
+        pairs = zip(
+            words["input_ids"].split(_TEXTS_AT_ONCE), words["attention_mask"].split(_TEXTS_AT_ONCE), strict=True
+        )
+        captions = torch.cat([base.text_encoder(ids, mask)[1].float().cpu() for ids, mask in pairs])
     return clips.double(), F.normalize(captions.double(), dim=-1), owner
 
 
@@ -175,18 +202,33 @@ class _Moments:
     @classmethod
     def of(cls, clips: Tensor, captions: Tensor, owner: Tensor) -> "_Moments":
         """Of captions, `owner (Q,)` says whose they are."""
-        weights = 1 / (owner.bincount(minlength=len(clips))[owner] * len(clips))
+        weights = 1 / (owner.bincount(minlength=len(clips))[owner] * len(clips)).double()
         means = clips.mean(0), weights @ captions
         clips, captions = clips - means[0], captions - means[1]
         weighted = captions * weights[:, None]
         return cls(means, clips.T @ clips / len(clips), captions.T @ weighted, clips[owner].T @ weighted)
 
+    @cached_property
+    def _eigen(self) -> list[tuple[Tensor, Tensor]]:
+        return [torch.linalg.eigh(one) for one in (self.vision, self.text)]
+
+    @property
+    def variances(self) -> list[Tensor]:
+        """Of the principal components of either side `(W,)`."""
+        return [values.clamp(min=0) for values, _ in self._eigen]
+
+    @property
+    def components(self) -> list[Tensor]:
+        """The principal components of either side, in columns `(W,W)`."""
+        return [vectors for _, vectors in self._eigen]
+
     def maps(self, vision_penalty: float, text_penalty: float, size: int) -> list[tuple[Tensor, Tensor]]:
         """Weight `(size,W)` and bias `(size,)` of either side: regularised canonical correlation analysis, each
         direction scaled by its correlation (Hardoon et al. 2004; Gong et al. 2014).
         """
-        vision = _whitening(self.vision, vision_penalty / 100 * self.vision.trace())
-        text = _whitening(self.text, text_penalty * self.text.diagonal().mean())
+        (of_vision, of_text), (vision_values, text_values) = self.components, self.variances
+        vision = of_vision / (vision_values + vision_penalty / 100 * vision_values.sum()).sqrt() @ of_vision.T
+        text = of_text / (text_values + text_penalty * text_values.mean()).sqrt() @ of_text.T
         left, correlations, right = torch.linalg.svd(vision @ self.cross @ text, full_matrices=False)
         found = []
         for mean, directions, whitening in zip(self.means, (left, right.T), (vision, text), strict=True):
@@ -195,12 +237,6 @@ class _Moments:
             weight[: len(kept)] = kept
             found.append((weight, -weight @ mean))
         return found
-
-
-def _whitening(covariance: Tensor, penalty: Tensor) -> Tensor:
-    """The inverse square root of a covariance `(W,W)` with a penalty on its diagonal."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors / (values.clamp(min=0) + penalty).sqrt() @ vectors.T
 
 
 def _recall(clips: Tensor, captions: Tensor, owner: Tensor, maps: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:

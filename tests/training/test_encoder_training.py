@@ -1,0 +1,178 @@
+"""Training over pretrained encoders: the base, what stays frozen, features instead of media, a run that goes on."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from perceiver_vl import PerceiverVLForRetrieval, PerceiverVLProcessor, UsageError
+from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.transcode.features import feature_settings
+from perceiver_vl.data.transcode.prepare import prepare
+from perceiver_vl.models.perceiver_vl.from_encoders import initialise
+from perceiver_vl.search import Searcher, build_index
+from perceiver_vl.training import TrainingResult, train
+from perceiver_vl.training.recipe import read_recipe
+from small_encoders import SMALL, save_onnx, save_text, save_vision
+from tiny import tiny_model
+
+COLOURS = {"red": (230, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "white": (250, 250, 250)}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model over two encoders that never met (`model`), and pictures whose captions say their colours (`media`)."""
+    folder = tmp_path_factory.mktemp("encoders")
+    save_vision(folder / "vision", "vit")
+    save_text(folder / "text")
+    sources = {"vision": folder / "vision", "text": folder / "text"}
+    initialise(folder / "model", **sources, **SMALL, num_frames=1)
+    draw = np.random.default_rng(0)
+    rows = []
+    for number in range(40):
+        above, below = draw.choice(list(COLOURS), 2)
+        pixels = np.zeros((32, 32, 3)) + COLOURS[above]
+        pixels[16:] = COLOURS[below]
+        pixels = (pixels + draw.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8)
+        name = f"{number:02}.png"
+        (folder / "media").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / "media" / name)
+        split = "validation" if number % 5 == 0 else "train"
+        rows.append({"file_name": name, "text": [f"{above} {below}", f"{above} a {below}"], "split": split})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "media" / "metadata.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+def run(place: Path, output: Path, media: Path | None = None, resume: bool = False, **changes: Any) -> TrainingResult:
+    media = media or place / "media"
+    recipe: dict[str, Any] = {
+        "output": str(output),
+        "data": {
+            "train": {"folder": str(media), "split": "train"},
+            "validation": {"folder": str(media), "split": "validation"},
+            "num_frames": 1,
+            "sampling": "uniform",
+            "cache": True,
+        },
+        "initialise": {"model": str(place / "model")},
+        "objectives": {"vtm": 0, "mlm": 0, "vtc": 1},
+        "evaluation": {"streams": ["multi"]},
+        "training": {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "report_to": "none"},
+    }
+    for name, value in changes.items():
+        recipe[name] = {**recipe.get(name, {}), **value} if isinstance(value, dict) else value
+    file = output.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return train(read_recipe(file), resume=resume, progress=False)
+
+
+def test_a_run_reports_the_base_beside_what_was_trained(place: Path, tmp_path: Path) -> None:
+    result = run(place, tmp_path / "run")
+    assert result.base is not None
+    assert result.retrieval is not None
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["base"]["streams"][0]["stream"] == metrics["retrieval"]["streams"][0]["stream"] == "multi"
+    config = PerceiverVLForRetrieval.from_pretrained(tmp_path / "run").config
+    assert config.search_warning() is None
+
+
+def test_the_base_that_is_fitted_tells_colours_apart(place: Path, tmp_path: Path) -> None:
+    result = run(place, tmp_path / "run", training={"max_steps": 1, "learning_rate": 0.0})
+    base = result.base.streams[0].text_to_video  # type: ignore[union-attr]
+    after = result.retrieval.streams[0].text_to_video  # type: ignore[union-attr]
+    assert base == after  # nothing was learned, and nothing was added
+    assert base.r1 > 3 * 100 / 8  # of 8 clips, some of which look alike
+
+
+def test_what_is_frozen_stays_to_the_bit(place: Path, tmp_path: Path) -> None:
+    run(place, tmp_path / "run")
+    before, after = (load_file(folder / "model.safetensors") for folder in (place / "model", tmp_path / "run"))
+    of_encoders = {name for name in before if ".vision_encoder." in name or ".text_encoder." in name}
+    assert of_encoders
+    assert all(torch.equal(before[name], after[name]) for name in of_encoders)
+    assert not torch.equal(
+        before["contrastive.vision_projection.weight"], after["contrastive.vision_projection.weight"]
+    )
+
+
+def test_the_last_blocks_learn_where_a_recipe_says_so(place: Path, tmp_path: Path) -> None:
+    run(place, tmp_path / "run", encoders={"vision_blocks": 1, "text_blocks": 1})
+    before, after = (load_file(folder / "model.safetensors") for folder in (place / "model", tmp_path / "run"))
+    changed = {name for name in before if "_encoder." in name and not torch.equal(before[name], after[name])}
+    assert {name.split(".")[1] for name in changed} == {"vision_encoder", "text_encoder"}
+    assert all(".1." in name for name in changed)  # of the blocks 0 and 1
+    with pytest.raises(UsageError, match=r"^encoders.text_blocks=9: the text encoder has 2 blocks [^\n]+$"):
+        run(place, tmp_path / "more", encoders={"text_blocks": 9})
+
+
+def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(place: Path, tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    run(place, tmp_path / "whole", training=saving)
+    run(place, tmp_path / "parts", training=saving)
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "checkpoint-4")
+    for name in ("model.safetensors", "metrics.json"):
+        (tmp_path / "parts" / name).unlink()
+    run(place, tmp_path / "parts", training=saving, resume=True)
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_features_train_as_their_media_do(place: Path, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    report = prepare(read_folder(place / "media"), features, feature_settings(place / "model"))
+    assert (report.files, report.skipped) == (40, [])
+    of_media = run(place, tmp_path / "a")
+    of_features = run(place, tmp_path / "b", media=features)
+    assert of_media.base == of_features.base or of_media.base.streams[0].text_to_video == (  # type: ignore[union-attr]
+        of_features.base.streams[0].text_to_video  # type: ignore[union-attr]
+    )
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_features_are_indexed_and_found(place: Path, tmp_path: Path) -> None:
+    run(place, tmp_path / "run")
+    features = tmp_path / "features"
+    prepare(read_folder(place / "media"), features, feature_settings(tmp_path / "run"))
+    report = build_index(tmp_path / "run", features, tmp_path / "index")
+    assert (report.total, report.skipped) == (40, [])
+    media = build_index(tmp_path / "run", place / "media", tmp_path / "other")
+    assert media.total == 40
+    found, wanted = (
+        [hit.file_name.removesuffix(".npy") for hit in Searcher(tmp_path / name).search("red a blue", top_k=5).hits]
+        for name in ("index", "other")
+    )
+    assert found == wanted
+
+
+def test_features_of_another_encoder_or_of_fewer_frames_are_refused(place: Path, tmp_path: Path) -> None:
+    save_onnx(tmp_path / "onnx")
+    initialise(tmp_path / "other", vision=tmp_path / "onnx", text=place / "text", **SMALL)
+    features = tmp_path / "features"
+    prepare(read_folder(place / "media"), features, feature_settings(tmp_path / "other", num_frames=1))
+    with pytest.raises(UsageError, match=r"features: features of another encoder or token grid than this model has"):
+        run(place, tmp_path / "run", media=features)
+    with pytest.raises(UsageError, match=r"features of 1 frames a clip, 8 are asked for; ask for fewer"):
+        build_index(tmp_path / "other", features, tmp_path / "index")
+    tiny_model(PerceiverVLForRetrieval, vocab_size=80).float().save_pretrained(tmp_path / "plain")
+    PerceiverVLProcessor.from_pretrained(place / "model").save_pretrained(tmp_path / "plain")
+    with pytest.raises(UsageError, match=r"features: of a pretrained vision encoder, which this model has none of"):
+        feature_settings(tmp_path / "plain")
+
+
+def test_a_file_of_features_that_is_none_is_skipped(place: Path, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    prepare(read_folder(place / "media"), features, feature_settings(place / "model"))
+    (features / "00.png.npy").write_bytes(b"\x93NUMPY nothing")
+    np.save(features / "01.png.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    report = build_index(place / "model", features, tmp_path / "index")
+    assert sorted(sample.file_name for sample in report.skipped) == ["00.png.npy", "01.png.npy"]
+    assert report.total == 38
