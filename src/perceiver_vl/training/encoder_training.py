@@ -3,12 +3,16 @@
 Shapes: C clips, Q captions, T frames, P tokens a frame, W width of an encoder, E retrieval vector.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from perceiver_vl.data.prefetch import ClipReader, ReadBatch
@@ -21,6 +25,7 @@ from perceiver_vl.tasks.evaluation import evaluating, vision_batch_of
 from perceiver_vl.training.recipe import EncoderTuning, Recipe
 from perceiver_vl.utils.distributed import ProcessGroup
 from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.files import write_json, write_with
 
 PENALTIES = tuple((vision, text) for vision in (0.03, 0.1, 0.3, 1.0, 3.0) for text in (0.1, 0.3, 1.0))
 """Strengths of the ridge of either side that are tried: of vision, in hundredths of the variance of its vectors in all;
@@ -149,6 +154,50 @@ def fit_base(
             linear.bias.copy_(bias)
     model.config.knows_search = True
     return BaseFit(best, recalls[best][0], len(train[0]), len(train[1]), chosen_on)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model before its training: its score on the validation clips, as `result` and as `figures` of the log, and
+    where its weights are, those that learn.
+    """
+
+    result: dict[str, Any]
+    figures: dict[str, float]
+    weights: Path
+
+    @classmethod
+    def of(cls, trainer: Any, output: Path) -> "Base":
+        """Of the trainer's model now, and kept in `output`: a run may go on after it was stopped."""
+        score = trainer.validate()
+        base = cls(score.to_dict(), trainer.figures(score), output / "checkpoints" / "base.safetensors")
+        if trainer.args.process_index == 0:
+            base.weights.parent.mkdir(parents=True, exist_ok=True)
+            learning = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+            write_with(base.weights, lambda path: save_file({n: w.detach().cpu() for n, w in learning.items()}, path))
+            write_json(output / _BASE, {"result": base.result, "figures": base.figures})
+        return base
+
+    @classmethod
+    def read(cls, output: Path) -> "Base | None":
+        """As a run has left it in `output`; None for one that had none."""
+        if not (output / _BASE).is_file():
+            return None
+        return cls(**json.loads((output / _BASE).read_text()), weights=output / "checkpoints" / "base.safetensors")
+
+    def is_better(self, trainer: Any, score: Any) -> bool:
+        """Whether training has ended below the base, by the metric that the best model is chosen by, or R@1 of the
+        first stream.
+        """
+        name = (trainer.args.metric_for_best_model or next(iter(self.figures))).removeprefix("eval_")
+        return trainer.figures(score)[name] < self.figures[name]
+
+    def restore(self, trainer: Any) -> None:
+        """Give the model the weights that it had."""
+        trainer.model.load_state_dict(load_file(self.weights), strict=False)
+
+
+_BASE = "checkpoints/base.json"
 
 
 def _vectors(

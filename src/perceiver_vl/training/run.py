@@ -44,7 +44,7 @@ from perceiver_vl.training.checkpoints import (
     only_run_in,
     told_in_one_line,
 )
-from perceiver_vl.training.encoder_training import fit_base
+from perceiver_vl.training.encoder_training import Base, fit_base
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.recipe_trainer import SKIPPED, RecipeTrainer
 from perceiver_vl.training.reporting.model_card import write_model_card
@@ -75,8 +75,8 @@ class TrainingResult:
     """Where the model went, its last validation (of retrieval or of a task), and what could not be read on the way.
 
     fresh: parts of the model that `initialise.model` did not have. damaged: files that lacked frames and were used all
-    the same. base: what pretrained encoders alone reach on the validation clips, where the model stands on some; None
-    for a run that was resumed.
+    the same. base: what pretrained encoders alone reach on the validation clips, as of `RetrievalResult.to_dict`, where
+    the model stands on some; a training that ends below is undone.
     """
 
     output: Path
@@ -87,7 +87,7 @@ class TrainingResult:
     damaged: list[str]
     task: TaskResult | None = None
     fresh: list[str] = dataclasses.field(default_factory=list)
-    base: RetrievalResult | None = None
+    base: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -95,7 +95,7 @@ class TrainingResult:
             "output": str(self.output),
             "steps": self.steps,
             "seconds": self.seconds,
-            "base": self.base and self.base.to_dict(),
+            "base": self.base,
             "retrieval": self.retrieval and self.retrieval.to_dict(),
             "task": self.task and self.task.to_dict(),
             "fresh": self.fresh,
@@ -193,15 +193,20 @@ def _train(
         if progress and first:
             trainer.add_callback(ProgressBar(bars))
         trainer.add_callback(stop)
-        before_training = None
-        if checkpoint is None and config.base != "none" and start.task is None and start.validation is not None:
-            before_training = trainer.validate()
+        base = None
+        if config.base != "none" and start.task is None and start.validation is not None:
+            base = Base.of(trainer, output) if checkpoint is None else Base.read(output)
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.use_average()
+        score = trainer.validate() if start.validation is not None else None
+        if base is not None and base.is_better(trainer, score):
+            base.restore(trainer)
+            score = trainer.validate()
+            if progress and first:
+                err.print("training did not improve on what the encoders alone say: that is kept")
         trainer.save_model(str(output / PART))
         if first:
             move_out(output / PART, output)
-        score = trainer.validate() if start.validation is not None else None
         skipped, damaged = trainer.write_skipped()
     result = TrainingResult(
         output,
@@ -212,7 +217,7 @@ def _train(
         damaged,
         score if isinstance(score, TaskResult) else None,
         start.fresh,
-        before_training if isinstance(before_training, RetrievalResult) else None,
+        None if base is None else base.result,
     )
     if first:
         write_model_card(output, recipe=recipe, steps=result.steps, retrieval=result.retrieval, task=result.task)
