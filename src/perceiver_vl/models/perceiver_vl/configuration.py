@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 
 from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.folder import MODEL_TYPE
 from perceiver_vl.utils.errors import UsageError
 
 # Keys that transformers itself writes into a config.json or passes to a configuration, beside the declared fields.
@@ -49,7 +50,7 @@ class PerceiverVLConfig(PreTrainedConfig):
     Raises `UsageError` for an unknown key, a value out of range, or values that do not fit each other.
     """
 
-    model_type = "perceiver_vl"
+    model_type = MODEL_TYPE
 
     # The width and depth of everything (ViT-B/32, BERT-base)
     hidden_size: int = 768  # D, the width of inputs, latents and queries
