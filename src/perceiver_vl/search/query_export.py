@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,25 +47,33 @@ class _Matcher(nn.Module):
         return self.model.merge_matches(clips, text)
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor of a safetensors file: where its bytes are."""
+
+    file: str
+    dtype: str
+    start: int
+    size: int
+
+
 def write_query_graph(index: str | Path, progress: bool = False) -> str | None:
     """Leave graphs for the searches of an index, where the packages are installed and there are none yet; None, or why
-    this model can have none. A model that is not in float32 needs none.
+    this model has none. One that is not in float32 needs none.
     """
     if any(find_spec(package) is None for package in ("onnx", "onnxscript", "onnxruntime")):
         return None
     settings = open_table(index).settings
     folder = Path(settings.model)
-    path = graph_path(folder, settings)
-    if path.exists() or settings.dtype not in (None, "float32"):
+    path, weights = graph_path(folder, settings), _stored_weights(folder)
+    if path is None or path.exists() or {one.dtype for one in weights.values() if "F" in one.dtype} != {"F32"}:
         return None
-    queries = QueryModel(folder, settings, "cpu")
-    if any(weight.dtype != torch.float32 for weight in queries.model.parameters()):
-        return None
+    why = None
     with ProgressBars(progress) as bar:
         advance = bar.stage("Preparing quick searches", 1)
-        why = None
+        queries = QueryModel(folder, settings, "cpu")
         try:
-            write_with(path, lambda beside: _write(beside, queries, folder))
+            write_with(path, lambda beside: _write(beside, queries, folder, weights))
         except OSError as error:
             return f"{path.parent}: cannot be written ({error.strerror}), searches import torch"
         except Exception as error:  # whatever the exporter or onnxruntime has to say: it is remembered, not tried again
@@ -77,32 +86,29 @@ def write_query_graph(index: str | Path, progress: bool = False) -> str | None:
 
 
 @torch.inference_mode()
-def _write(path: Path, queries: QueryModel, folder: Path) -> None:
+def _write(path: Path, queries: QueryModel, folder: Path, weights: dict[str, _Stored]) -> None:
     """Write the graphs; raises where they do not give what the model gives, on other sizes than those of the trace."""
     config, tokenizer = queries.model.config, queries.processor.tokenizer
     ids = queries.processor(text=["some words"])["input_ids"]
     clips = torch.randn(5, config.hidden_size + config.num_attention_heads, generator=torch.Generator().manual_seed(0))
     free = torch.export.Dim.DYNAMIC
-    placed = _places(folder)
     with zipfile.ZipFile(path, "w") as file:
-        file.writestr("text.onnx", _graph(_Text(queries), {"input_ids": ids}, ({1: free},), placed))
+        file.writestr("text.onnx", _graph(_Text(queries), {"input_ids": ids}, ({1: free},), weights))
         inputs = {"clips": clips[:2], "text": clips[2:3]}
-        file.writestr("matcher.onnx", _graph(_Matcher(queries), inputs, ({0: free}, None), placed))
+        file.writestr("matcher.onnx", _graph(_Matcher(queries), inputs, ({0: free}, None), weights))
         file.writestr("tokenizer.json", tokenizer.backend_tokenizer.to_str())  # which cuts as the processor does
         file.writestr("logit_scale", repr(queries.logit_scale))
     graph = QueryGraph(path, folder)
     for words in (tokenizer.decode(range(count)) for count in (7, 20, 2 * config.max_text_length)):
         (wanted, text), (found, partial) = queries.encode(words), graph.encode(words)
-        pairs = [(wanted, found), (text.numpy(), partial)]
-        pairs += [
-            (queries.match(some, text), graph.match(some, partial)) for some in (clips[:1].numpy(), clips.numpy())
-        ]
-        for one, other in pairs:
-            np.testing.assert_allclose(other, one, rtol=_TOLERANCE, atol=_TOLERANCE, err_msg=words)
+        np.testing.assert_allclose(found, wanted, rtol=_TOLERANCE, atol=_TOLERANCE)
+        for some in (clips[:1].numpy(), clips.numpy()):
+            logits = queries.match(some, text)
+            np.testing.assert_allclose(graph.match(some, partial), logits, rtol=_TOLERANCE, atol=_TOLERANCE)
 
 
-def _graph(part: nn.Module, example: dict[str, Tensor], free: Any, placed: dict[str, Any]) -> bytes:
-    """A traced part as ONNX, its weights left where they are."""
+def _graph(part: nn.Module, example: dict[str, Tensor], free: Any, weights: dict[str, _Stored]) -> bytes:
+    """A traced part as ONNX, its weights left where they are stored."""
     import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -112,23 +118,23 @@ def _graph(part: nn.Module, example: dict[str, Tensor], free: Any, placed: dict[
     assert exported is not None
     ClearMetadataAndDocStringPass()(exported.model)  # a dozen times the size of the rest
     for name, value in exported.model.graph.initializers.items():
-        if (place := placed.get(name.removeprefix("model."))) and (weight := value.const_value) is not None:
-            file, start, length = place
-            shape = onnx_ir.Shape(weight.shape.numpy())
-            value.const_value = onnx_ir.ExternalTensor(file, start, length, weight.dtype, shape=shape, name=name)
+        if (stored := weights.get(name.removeprefix("model."))) and (traced := value.const_value) is not None:
+            shape = onnx_ir.Shape(traced.shape.numpy())
+            value.const_value = onnx_ir.ExternalTensor(
+                stored.file, stored.start, stored.size, traced.dtype, shape=shape, name=name
+            )
     graph: bytes = onnx_ir.to_proto(exported.model).SerializeToString()
     return graph
 
 
-def _places(folder: Path) -> dict[str, tuple[str, int, int]]:
-    """Tensor → its file in the folder, where it begins there, and its bytes."""
-    places = {}
+def _stored_weights(folder: Path) -> dict[str, _Stored]:
+    stored = {}
     for name in weight_files(folder):
         with (folder / name).open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
         for tensor, about in header.items():
             if tensor != "__metadata__":
                 begin, end = about["data_offsets"]
-                places[tensor] = (name, 8 + size + begin, end - begin)
-    return places
+                stored[tensor] = _Stored(name, about["dtype"], 8 + length + begin, end - begin)
+    return stored

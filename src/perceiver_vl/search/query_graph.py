@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from perceiver_vl._version import __version__
+from perceiver_vl.models.folder import weight_files
 from perceiver_vl.search.rows import IndexSettings, Vectors
 from perceiver_vl.utils.errors import PerceiverVLError, first_line
-from perceiver_vl.utils.files import user_cache
+from perceiver_vl.utils.files import sha256, user_cache
 from perceiver_vl.utils.onnx import import_onnxruntime
 
 
@@ -72,13 +73,19 @@ class QueryGraph:
         return logits
 
 
-def graph_path(model_folder: Path, settings: IndexSettings) -> Path:
+def graph_path(model_folder: Path, settings: IndexSettings) -> Path | None:
     """Where the graphs of an index's model at the index's budget are, if they are: their name tells all they depend on,
-    the tokenizer's files among it.
+    the tokenizer's files among it. None: there can be none, for another dtype, or for weights that are links out of the
+    folder, which onnxruntime does not follow.
     """
+    weights = [(model_folder / name).resolve() for name in weight_files(model_folder)]
+    if settings.dtype not in (None, "float32") or not all(
+        one.is_relative_to(model_folder.resolve()) for one in weights
+    ):
+        return None
     digest = hashlib.sha256(f"{__version__} {settings.fingerprint} {settings.budget}".encode())
     for path in sorted([*model_folder.glob("*.json"), *model_folder.glob("*.txt")]):
-        digest.update(f"\n{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+        digest.update(f"\n{path.name} {sha256(path)}".encode())
     return user_cache("queries") / f"{digest.hexdigest()}.zip"
 
 
@@ -86,11 +93,9 @@ def open_graph(model_folder: Path, settings: IndexSettings, threads: int | None 
     """The graphs for an index, if there are any and what runs them is installed. Raises `PerceiverVLError` for damaged
     ones, and deletes them.
     """
-    if settings.dtype not in (None, "float32") or find_spec("onnxruntime") is None:
-        return None
     path = graph_path(model_folder, settings)
-    if not path.is_file() or not path.stat().st_size:  # empty: the model has none
-        return None
+    if path is None or not path.is_file() or not path.stat().st_size or find_spec("onnxruntime") is None:
+        return None  # an empty file: the model has none
     try:
         return QueryGraph(path, model_folder, threads)
     except Exception as error:  # onnxruntime and tokenizers raise bare ones

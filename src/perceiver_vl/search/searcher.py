@@ -19,6 +19,7 @@ from perceiver_vl.search.rows import Vectors, numbers
 from perceiver_vl.search.table import APPROXIMATE, open_table
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 from perceiver_vl.utils.text import whole_characters
+from perceiver_vl.utils.threads import use_threads
 
 if TYPE_CHECKING:
     import torch
@@ -81,8 +82,8 @@ class Searcher:
     ) -> None:
         """Open an index with the model that made it; `model_folder` says where it is now, should it have moved.
 
-        light: on the CPU, without importing torch, where `perceiver-vl index` has left the graphs for that; what is
-        found is the same. `threads`: to compute with; None: as torch or onnxruntime is set.
+        light: on the CPU and without importing torch, where `perceiver-vl index` has left the graphs for that
+        (`query_graph`); what is found is the same. `threads`: to compute with; None: as torch or onnxruntime is set.
         Raises `UsageError` for a place without an index, an index without clips, and another model; `PerceiverVLError`
         for a damaged index, as far as it is noticed before it is searched: a small one is checked whole.
         """
@@ -110,7 +111,6 @@ class Searcher:
                 self.notes.append(f"{error}; torch is imported instead, {again} makes it anew")
         if queries is None:
             from perceiver_vl.search.query_model import QueryModel
-            from perceiver_vl.utils.threads import use_threads
 
             if threads is not None:
                 use_threads(threads)
@@ -191,9 +191,8 @@ class Searcher:
 
 
 def _log_softmax(values: Vectors) -> Vectors:
-    """Of `(K,)`, in float32 and without torch."""
-    below = values - values.max(initial=-np.inf)
-    logarithms: Vectors = below - np.log(np.exp(below).sum())
+    """Of `(K,)`, without torch."""
+    logarithms: Vectors = values - float(np.logaddexp.reduce(values, dtype=np.float64))
     return logarithms
 
 
