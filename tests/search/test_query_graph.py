@@ -1,9 +1,6 @@
 """Searches without torch: the same results, from files that may go or break at any time."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +181,3 @@ def test_a_cache_that_cannot_be_written(media: Path, tmp_path: Path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert "cannot be written" in str(write_query_graph(tmp_path / "index"))
     assert Searcher(tmp_path / "index", light=True).search("red").hits
-
-
-def test_nothing_is_told_to_the_makers_of_onnxruntime(tmp_path: Path) -> None:
-    """Which otherwise numbers the machine in the cache, and reports."""
-    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-    code = "from perceiver_vl.utils.onnx import import_onnxruntime as load; load().SessionOptions()"
-    subprocess.run([sys.executable, "-c", code], env=environment | {"HOME": str(tmp_path)}, check=True)
-    assert not list(tmp_path.rglob("*onnxruntime*"))
