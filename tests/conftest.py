@@ -1,5 +1,7 @@
 """Settings of all tests, and what is too slow to be made twice."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,10 @@ from tiny import tiny_recipe
 # The same few examples on every run, and no deadline that a busy machine could miss
 settings.register_profile("perceiver-vl", max_examples=25, deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("perceiver-vl")
+
+_cache = tempfile.TemporaryDirectory(prefix="perceiver-vl-cache-")  # gone at the end of the process
+os.environ["XDG_CACHE_HOME"] = _cache.name
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 torch.set_num_threads(1)  # models this small only wait for further threads
 

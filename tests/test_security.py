@@ -6,6 +6,8 @@ import os
 import pickle
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from perceiver_vl.media.decode import load_frames
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.models.perceiver_vl.convert import convert
 from perceiver_vl.search import Searcher, build_index
+from perceiver_vl.search.query_export import write_query_graph
 from perceiver_vl.training import train
 from perceiver_vl.training.checkpoints import seal
 from perceiver_vl.training.recipe import read_recipe
@@ -316,6 +319,31 @@ def test_nothing_is_fetched_unless_a_hub_name_is_given(
     build_index(tmp_path / "again", tmp_path / "world" / "clips", tmp_path / "index")
     assert Searcher(tmp_path / "index").search("a red circle", top_k=1).hits
     assert no_network == []
+
+
+def test_nothing_is_reported_to_the_makers_of_onnxruntime(tmp_path: Path) -> None:
+    """Which otherwise gives the machine a number, in the user's cache."""
+    pytest.importorskip("onnxruntime")
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    code = "from perceiver_vl.utils.onnx import import_onnxruntime as load; load().SessionOptions()"
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code], env=environment | home, check=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_graphs_are_taken_from_the_cache_alone(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    index = tmp_path / "index"
+    write_world(tmp_path / "world", clips=4, num_frames=2, size=16, held_out=1)
+    build_index(model, tmp_path / "world" / "clips", index)
+    assert write_query_graph(index) is None
+    [graph] = (tmp_path / "cache").rglob("*.zip")
+    whole = Searcher(index, light=True).queries
+    for folder in (model, index):
+        shutil.copy(graph, folder)
+    graph.unlink()
+    assert type(Searcher(index, light=True).queries) is not type(whole)
 
 
 def test_the_files_of_an_index_are_not_unpickled(tmp_path: Path, model: Path, mark: Path) -> None:

@@ -311,6 +311,25 @@ def test_search(index: Path, world: Path, tmp_path: Path) -> None:
     assert all(hit["file_name"] in text for hit in results[0]["hits"])
 
 
+def test_a_search_does_not_wait_for_torch_and_finds_the_same(index: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    words = "search", "--index", str(index), "a red circle moving left", "--json"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", PROGRAM, *words], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    imported = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
+    assert "onnxruntime" in imported
+    assert not imported & {"torch", "transformers", "av", "PIL", "matplotlib"}
+    without_graphs = {**ENVIRONMENT, "XDG_CACHE_HOME": str(index / "none")}
+    other = subprocess.run([PROGRAM, *words], env=without_graphs, capture_output=True, text=True)
+    assert other.stderr == ""
+    found, wanted = ({hit["file_name"]: hit for hit in json.loads(one.stdout)[0]["hits"]} for one in (done, other))
+    assert list(found) == list(wanted)
+    for name, hit in found.items():
+        for score in ("score", "multi_score", "mixed_score"):
+            assert hit[score] == pytest.approx(wanted[name][score], abs=1e-5)
+
+
 def test_queries_are_read_line_by_line_where_none_is_given(index: Path) -> None:
     words = [PROGRAM, "search", "--index", str(index), "--top-k", "2", "--json"]
     search = subprocess.Popen(

@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from perceiver_vl import PerceiverVLError, UsageError
-from perceiver_vl.models.loading import load_retriever, model_fingerprint
+from perceiver_vl.models.folder import model_fingerprint
+from perceiver_vl.models.loading import load_retriever
 
 
 def cut_weights(folder: Path) -> None:

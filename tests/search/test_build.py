@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, UsageError
-from perceiver_vl.models.loading import load_retriever, model_fingerprint
+from perceiver_vl.models.folder import model_fingerprint
+from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.search import IndexReport, build_index
 from perceiver_vl.search.build import content_id
 from perceiver_vl.search.rows import numbers

@@ -84,7 +84,7 @@ def test_stored_summaries_give_the_score_of_the_files_themselves(
     searcher = Searcher(index)
     for hit in searcher.search(QUERY, top_k=12).hits:
         assert hit.mixed_score == pytest.approx(mixed[hit.file_name], abs=1e-5)
-        scale = searcher.model.logit_scale.item()
+        scale = searcher.queries.logit_scale
         assert scale * hit.multi_score == pytest.approx(multi[hit.file_name], abs=1e-4)
 
 

@@ -29,7 +29,8 @@ from perceiver_vl.inference.budget_selection import (
     write_frontier,
 )
 from perceiver_vl.models.budget import ComputeBudget
-from perceiver_vl.models.loading import load_folder, model_fingerprint
+from perceiver_vl.models.folder import model_fingerprint
+from perceiver_vl.models.loading import load_folder
 from perceiver_vl.models.perceiver_vl import (
     PerceiverVLForImageClassification,
     PerceiverVLForRetrieval,

@@ -56,13 +56,15 @@ def ask(
         if not question.strip():
             raise UsageError("question '': say what to ask, in quotes")
     dials = read_budget(budget, model, device, dtype)
+    from perceiver_vl.models.folder import check_model_folder  # light: mistakes are told at once
+
+    check_model_folder(model)
     use_threads(threads)
     from perceiver_vl import pipeline
-    from perceiver_vl.models.loading import check_model_folder
     from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 
     how: dict[str, Any] = {"start": start, "end": end, "fps": fps, "spill": spill, "budget": dials, "progress": True}
-    kinds = PerceiverVLConfig.from_pretrained(check_model_folder(model)).architectures or []
+    kinds = PerceiverVLConfig.from_pretrained(model).architectures or []
     if "PerceiverVLForQuestionAnswering" in kinds:
         answering = pipeline("question-answering", model, device, dtype=dtype)
         answers = answering(str(clip), questions, choices=given, top_k=top_k, **how)

@@ -29,7 +29,7 @@ from perceiver_vl.cli.show import print_damaged, print_hits, print_json, print_s
 from perceiver_vl.models.budget import is_limit
 from perceiver_vl.utils.console import err, out
 from perceiver_vl.utils.errors import UsageError
-from perceiver_vl.utils.threads import use_threads
+from perceiver_vl.utils.threads import count_threads, use_threads
 
 if TYPE_CHECKING:
     from perceiver_vl.search import SearchResult
@@ -87,6 +87,7 @@ def index(
         require_extra("ray", "cluster")
     use_threads(threads)
     from perceiver_vl.search import build_index
+    from perceiver_vl.search.query_export import write_query_graph
 
     if model is not None:
         from perceiver_vl.models.perceiver_vl.from_encoders import resolve_model
@@ -117,6 +118,8 @@ def index(
             compiled=compiled,
             ray=ray,
         )
+        if note := write_query_graph(output, progress=True):
+            report.notes.append(note)
     except KeyboardInterrupt:
         err.print(f"what is encoded is kept, go on with perceiver-vl index --out {shlex.quote(output)}")
         raise
@@ -194,10 +197,11 @@ def search(
     filters.sql()
     if "://" not in index and not Path(index, "clips.lance").is_dir():
         raise UsageError(f"{index}: not an index, make one with perceiver-vl index")
-    use_threads(threads)
     from perceiver_vl.search import Searcher
 
-    searcher = Searcher(index, model, device)
+    searcher = Searcher(index, model, device, light=True, threads=count_threads(threads))
+    for note in searcher.notes:
+        err.print(note)
     how = {"top_k": top_k, "shortlist": shortlist, "rerank": rerank, "filters": filters, "hybrid": hybrid}
     if not queries:
         for line in sys.stdin:  # each is answered at once, in a line of JSON if that is asked for

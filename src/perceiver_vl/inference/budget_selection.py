@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from perceiver_vl.models.budget import ComputeBudget, CostLimit
-from perceiver_vl.models.loading import check_model_folder, load_folder, model_fingerprint
+from perceiver_vl.models.folder import check_model_folder, model_fingerprint
+from perceiver_vl.models.loading import load_folder
 from perceiver_vl.models.perceiver_vl import (
     PerceiverVLForImageClassification,
     PerceiverVLForImagesAndTextClassification,

@@ -4,12 +4,8 @@ Batch, frames and text length stay free; the number of latents and of cross-atte
 graph.
 """
 
-import logging
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +15,8 @@ from torch import Tensor, nn
 
 from perceiver_vl._version import __version__
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.models.loading import check_model_folder, load_folder, model_fingerprint
+from perceiver_vl.models.folder import check_model_folder, model_fingerprint
+from perceiver_vl.models.loading import load_folder
 from perceiver_vl.models.perceiver_vl import (
     PerceiverVLForImageClassification,
     PerceiverVLForQuestionAnswering,
@@ -29,6 +26,7 @@ from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.files import write_json
+from perceiver_vl.utils.onnx import import_onnxruntime, quiet_exporter
 
 Format = Literal["onnx", "torch"]
 _SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -203,7 +201,7 @@ def _export_part(name: str, part: Any, config: PerceiverVLConfig, folder: Path, 
     path = folder / f"{name}{_SUFFIXES[format]}"
     example = _example(part.inputs, config, batch=2, frames=min(3, config.max_frames), length=5)
     free = tuple(dict.fromkeys(range(len(_FREE[given])), torch.export.Dim.DYNAMIC) for given in part.inputs)
-    with _silent():
+    with quiet_exporter():
         # strict: the length of a tensor stays a symbol, where Python's len() would make a number of it
         program = torch.export.export(part, tuple(example.values()), dynamic_shapes=free, strict=True)
         if format == "torch":
@@ -224,8 +222,7 @@ def _export_part(name: str, part: Any, config: PerceiverVLConfig, folder: Path, 
 
 def run_onnx(path: Path, inputs: dict[str, Tensor]) -> list[Tensor]:
     """What the graph of a file gives for named tensors, by onnxruntime on the CPU."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -255,17 +252,3 @@ def _example(
         "text_latents": torch.randn(batch, config.num_text_latents or config.num_latents, width, generator=draw),
     }
     return {name: made[name] for name in names}
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without what the exporter says of packages that are not there, and of its own future."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

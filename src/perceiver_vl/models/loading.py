@@ -1,24 +1,18 @@
-"""A model folder on this machine: what must be in it, its fingerprint, and loading it quietly."""
+"""Loading a model folder, quietly."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
 
+from perceiver_vl.models.folder import check_model_folder
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval, PerceiverVLPreTrainedModel
-from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.quantization import check_dtype, compile_encoder, set_dtype
 from perceiver_vl.utils.console import quiet
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
-from perceiver_vl.utils.files import sha256
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_PROCESSOR = ("processor_config.json", "preprocessor_config.json")
-_TOKENIZER = ("tokenizer.json",)
 _Model = TypeVar("_Model", bound=PerceiverVLPreTrainedModel)
 
 
@@ -74,53 +68,6 @@ def load_folder(
     if compiled:
         compile_encoder(model)
     return model, processor
-
-
-def check_model_folder(model_folder: str | Path) -> Path:
-    """The folder, if it holds a Perceiver-VL model with weights and processor; otherwise a `UsageError` in one line."""
-    folder = Path(model_folder)
-    if not folder.is_dir():
-        raise UsageError(f"model {folder}: no such folder, give one that save_pretrained wrote")
-    config = folder / "config.json"
-    if not config.is_file():
-        raise UsageError(f"model {folder}: no config.json in it, give a folder that save_pretrained wrote")
-    try:
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{config}: not a configuration ({first_line(error)}), save the model again") from error
-    if model_type != PerceiverVLConfig.model_type:
-        raise UsageError(f"{config}: model_type={model_type!r}, need a model of type {PerceiverVLConfig.model_type!r}")
-    _weight_files(folder)
-    for what, names in (("weights", _WEIGHTS), ("processor", _PROCESSOR), ("tokenizer", _TOKENIZER)):
-        if not any((folder / name).is_file() for name in names):
-            raise UsageError(f"model {folder}: no {what} in it ({' or '.join(names)}), save the {what} there")
-    return folder
-
-
-def model_fingerprint(model_folder: str | Path) -> str:
-    """SHA-256 over what the output for a clip depends on: configuration, weights and frame preparation."""
-    folder = check_model_folder(model_folder)
-    names = {"config.json", *_PROCESSOR, *_weight_files(folder)}
-    digest = hashlib.sha256()
-    for name in sorted(names):
-        if (folder / name).is_file():
-            digest.update(f"{name} {sha256(folder / name)}\n".encode())
-    return digest.hexdigest()
-
-
-def _weight_files(folder: Path) -> set[str]:
-    """The files that weights are loaded from, below the folder too; those of an index that lie outside are refused."""
-    names, index = {path.name for path in folder.glob("*.safetensors")}, folder / _WEIGHTS[1]
-    if not index.is_file():
-        return names
-    try:
-        mapped = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{index}: not an index of weights ({first_line(error)}), save the model again") from error
-    for name in mapped:
-        if not isinstance(name, str) or not (folder / name).resolve().is_relative_to(folder.resolve()):
-            raise UsageError(f"{index}: names {name!r}, outside the folder; put the weights into it")
-    return names | mapped
 
 
 def _usable_device(device: str | torch.device) -> torch.device:

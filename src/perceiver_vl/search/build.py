@@ -20,7 +20,8 @@ from perceiver_vl.data.transcode.features import check_features
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.media.files import VIDEO_EXTENSIONS
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.models.loading import load_retriever, model_fingerprint
+from perceiver_vl.models.folder import model_fingerprint
+from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.search import table as tables

@@ -33,7 +33,8 @@ from ray.util.annotations import RayDeprecationWarning
 
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.models.budget import ComputeBudget
-from perceiver_vl.models.loading import load_retriever, model_fingerprint
+from perceiver_vl.models.folder import model_fingerprint
+from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.search.encode import encode_files
 from perceiver_vl.search.engine import location
 from perceiver_vl.search.rows import EncodedClip, IndexEntry, IndexSettings, SkippedFile, WrittenClips

@@ -1,26 +1,28 @@
 """Find clips by words: a shortlist by unit vectors (multi-stream), re-ranked by partial attentions (mixed stream)."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from torch import Tensor
 
-from perceiver_vl.models.budget import ComputeBudget
-from perceiver_vl.models.loading import load_retriever, model_fingerprint
-from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
+from perceiver_vl.models.folder import model_fingerprint
 from perceiver_vl.search.filters import Filters
+from perceiver_vl.search.query_graph import QueryEncoder, open_graph
 from perceiver_vl.search.rows import Vectors, numbers
 from perceiver_vl.search.table import APPROXIMATE, open_table
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 from perceiver_vl.utils.text import whole_characters
+from perceiver_vl.utils.threads import use_threads
+
+if TYPE_CHECKING:
+    import torch
 
 Rerank = Literal["combined", "mixed", "none"]
 RERANK_BATCH = 4096  # bounds the memory of a shortlist of any length
@@ -66,17 +68,22 @@ class SearchResult:
 
 class Searcher:
     """An index opened once, to answer many queries, all from the version that was the newest then: see `refresh`. The
-    model is in memory, the clips are where the index is.
+    model is in memory, the clips are where the index is. `notes`: what a person may want to know.
     """
 
     def __init__(
         self,
         index: str | Path,
         model_folder: str | Path | None = None,
-        device: str | torch.device | None = None,
+        device: "str | torch.device | None" = None,
+        *,
+        light: bool = False,
+        threads: int | None = None,
     ) -> None:
         """Open an index with the model that made it; `model_folder` says where it is now, should it have moved.
 
+        light: on the CPU and without importing torch, where `perceiver-vl index` has left the graphs for that
+        (`query_graph`); what is found is the same. `threads`: to compute with; None: as torch or onnxruntime is set.
         Raises `UsageError` for a place without an index, an index without clips, and another model; `PerceiverVLError`
         for a damaged index, as far as it is noticed before it is searched: a small one is checked whole.
         """
@@ -94,8 +101,21 @@ class Searcher:
                 f"{index}: made by another model than {folder} now holds; "
                 "give the one that made it with --model, or index again into a new folder"
             )
-        self.model, self.processor = load_retriever(folder, device, settings.dtype)
-        self.budget = ComputeBudget.parse("" if settings.budget == "full" else settings.budget)
+        self.notes: list[str] = []
+        queries: QueryEncoder | None = None
+        if light and str(device or "cpu") == "cpu":
+            try:
+                queries = open_graph(folder, settings, threads)
+            except PerceiverVLError as error:
+                again = f"perceiver-vl index --out {shlex.quote(str(index))}"
+                self.notes.append(f"{error}; torch is imported instead, {again} makes it anew")
+        if queries is None:
+            from perceiver_vl.search.query_model import QueryModel
+
+            if threads is not None:
+                use_threads(threads)
+            queries = QueryModel(folder, settings, device)
+        self.queries = queries
 
     def refresh(self) -> None:
         """Go on with the newest version of the index. Raises `UsageError` if another model has made that."""
@@ -104,7 +124,6 @@ class Searcher:
         if self.table.settings.fingerprint != fingerprint:
             raise UsageError("the index was made anew by another model, open it again")
 
-    @torch.inference_mode()
     def search(
         self,
         words: str,
@@ -129,17 +148,14 @@ class Searcher:
         seconds: dict[str, float] = {}
         with _timed(seconds, "total"):
             with _timed(seconds, "encode"):
-                inputs = self.processor(text=[words]).to(self.model.device)
-                given = inputs["input_ids"], inputs["attention_mask"], self.budget
-                text_latents, features = self.model.encode_and_pool_text(*given)
-                vector: Vectors = features[0].float().cpu().numpy()
+                vector, text = self.queries.encode(words)
             with _timed(seconds, "shortlist"):
                 rows, exact = self.table.nearest(vector, count, where)
                 by_words = self.table.matching(words, count, where) if hybrid else None
             with _timed(seconds, "rerank"):
                 rows, text_ranks = _joined(rows, by_words)
                 cosines: Vectors = numbers(rows["vector"]) @ vector
-                mixed = None if rerank == "none" else self._match(numbers(rows["partial_attention"]), text_latents)
+                mixed = None if rerank == "none" else self._match(numbers(rows["partial_attention"]), text)
                 scores = self._scores(cosines, mixed, rerank)
                 if by_words is not None:
                     scores = _fused(np.argsort(np.argsort(-scores, kind="stable"), kind="stable"), text_ranks)
@@ -161,22 +177,23 @@ class Searcher:
         method, recall = ("exact", None) if exact else (APPROXIMATE, self.table.seal.recall)
         return SearchResult(words, hits, method, recall, self.table.count(where), seconds)
 
-    def _match(self, partial_attentions: Vectors, text_latents: Tensor) -> Vectors:
-        """Matching logits `(K,)` of clips with one text `(1,N,D)`, from the stored partial attentions `(K,D+H)`."""
-        stored = torch.from_numpy(partial_attentions).to(self.model.device)
-        text = self.model.partial_match(text_latents)
-        logits = [self.model.merge_matches(clips, text) for clips in stored.split(RERANK_BATCH)]
-        matched: Vectors = torch.cat(logits).float().cpu().numpy()
-        return matched
+    def _match(self, clips: Vectors, text: Any) -> Vectors:
+        """Matching logits `(K,)` of a text with clips, from the stored partial attentions `(K,D+H)`."""
+        parts = [clips[start : start + RERANK_BATCH] for start in range(0, len(clips), RERANK_BATCH)]
+        return np.concatenate([self.queries.match(part, text) for part in parts] or [np.empty(0, np.float32)])
 
     def _scores(self, cosines: Vectors, mixed: Vectors | None, rerank: Rerank) -> Vectors:
         if mixed is None:
             return cosines
         if rerank == "mixed":
             return mixed
-        multi = self.model.logit_scale.item() * torch.from_numpy(cosines)
-        combined: Vectors = combined_scores(multi, torch.from_numpy(mixed)).numpy()
-        return combined
+        return _log_softmax(self.queries.logit_scale * cosines) + _log_softmax(mixed)  # as `combined_scores`
+
+
+def _log_softmax(values: Vectors) -> Vectors:
+    """Of `(K,)`, without torch."""
+    logarithms: Vectors = values - float(np.logaddexp.reduce(values, dtype=np.float64))
+    return logarithms
 
 
 def _joined(rows: pa.Table, by_words: pa.Table | None) -> tuple[pa.Table, Vectors]:

@@ -16,7 +16,7 @@ from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.data.transcode.prepared import describe_prepared
 from perceiver_vl.media.decode import decoder_version
 from perceiver_vl.models.budget import ComputeBudget
-from perceiver_vl.models.loading import model_fingerprint
+from perceiver_vl.models.folder import model_fingerprint
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 
 

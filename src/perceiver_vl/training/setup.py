@@ -15,7 +15,7 @@ from perceiver_vl.data.sources import CachedDataset, VideoDataset
 from perceiver_vl.data.synthetic.tasks import open_world
 from perceiver_vl.data.transcode.features import check_features, has_features
 from perceiver_vl.data.transforms import Augmentation
-from perceiver_vl.models.loading import check_model_folder
+from perceiver_vl.models.folder import check_model_folder
 from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import (

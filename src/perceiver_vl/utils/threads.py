@@ -16,7 +16,13 @@ def use_threads(threads: int | None = None) -> None:
 
     if threads is None and "OMP_NUM_THREADS" in os.environ:
         return
-    torch.set_num_threads(threads or physical_cores())
+    torch.set_num_threads(count_threads(threads))
+
+
+def count_threads(threads: int | None = None) -> int:
+    """How many threads that is."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return threads or (int(asked) if asked.isdecimal() else 0) or physical_cores()
 
 
 def physical_cores() -> int:

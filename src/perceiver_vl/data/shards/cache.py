@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
+from perceiver_vl.utils.files import user_cache
 
 DEFAULT_CACHE_BYTES = 64 << 30
 TRIES, FIRST_WAIT = 4, 0.5  # a fetch that breaks off is tried again after 0.5, 1 and 2 seconds
@@ -25,7 +26,7 @@ def is_url(location: str | os.PathLike[str]) -> bool:
 
 def default_cache_folder() -> Path:
     """Where shards are kept if nobody says: in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceiver-vl" / "shards"
+    return user_cache("shards")
 
 
 def open_remote(location: str, name: str) -> Any:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.folder import MODEL_TYPE
 from perceiver_vl.utils.errors import UsageError
 
 # Keys that transformers itself writes into a config.json or passes to a configuration, beside the declared fields.
@@ -52,7 +53,7 @@ class PerceiverVLConfig(PreTrainedConfig):
     Raises `UsageError` for an unknown key, a value out of range, or values that do not fit each other.
     """
 
-    model_type = "perceiver_vl"
+    model_type = MODEL_TYPE
 
     sub_configs_defaults = {
         name: SubConfigSpec(config_class=AutoConfig, model_type=kind, optional=True)

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.models.loading import check_model_folder
+from perceiver_vl.models.folder import check_model_folder
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops, pretrained_flops
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor
