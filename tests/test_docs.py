@@ -23,6 +23,7 @@ from perceiver_vl.models.perceiver_vl.convert import convert
 from perceiver_vl.training import train
 from perceiver_vl.training.recipe import read_recipe
 from released_checkpoint import forty_words, released_state, save
+from small_encoders import save_dual, save_text, save_vision
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,6 +52,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 128}
     ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16)).save_pretrained(folder / "my-vit")
     BertModel(BertConfig(**sizes, vocab_size=40)).save_pretrained(forty_words(folder / "my-bert"))
+    save_dual(folder / "my-clip", "clip")
+    save_vision(folder / "my-seeing-encoder", "vit")
+    save_text(folder / "my-sentence-encoder")
     overrides = [f"output={folder / 'runs' / 'world'}", "data.train.world.clips=16", "data.validation.world.clips=4"]
     train(read_recipe(ROOT / "recipes" / "world.yaml", [*overrides, *SHORT]), progress=False)
     answers = released_state(hidden_size=32, depth=3, answers=5)
@@ -70,6 +74,8 @@ def commands(block: str) -> list[list[str]]:
 
 
 def shortened(words: list[str]) -> list[str]:
+    if words[1] == "train" and "recipes/encoders.yaml" in words:
+        return [*words, *SHORT[len(TINY_MODEL) :]]
     if words[1] == "train":
         return [*words, *SHORT]
     if words[1] == "world":

@@ -237,7 +237,7 @@ class PerceiverVLConfig(PreTrainedConfig):
         if self.base == "linear":
             return (
                 "its two encoders have never met: search will be no better than chance; train it first, with "
-                "perceiver-vl train encoders.yaml initialise.model=MODEL (docs/start-from-weights.md)"
+                "perceiver-vl train recipes/encoders.yaml initialise.model=MODEL (docs/start-from-weights.md)"
             )
         return (
             "its multi-stream was never trained: search will be no better than chance; train it, or make a model that "

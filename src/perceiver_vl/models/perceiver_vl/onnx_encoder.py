@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
+from perceiver_vl.utils.onnx import import_onnxruntime
 
 MAX_GRAPH_BYTES = 2 << 30
 
@@ -81,7 +82,7 @@ class OnnxVisionModel(PreTrainedModel):
         """onnxruntime's session, made when first needed. Raises `UsageError` without onnxruntime."""
         if self._session is None:
             try:
-                import onnxruntime
+                onnxruntime = import_onnxruntime()
             except ImportError as error:
                 raise UsageError("this model's vision encoder is ONNX: pip install 'perceiver-vl[encoders]'") from error
             options = onnxruntime.SessionOptions()
@@ -109,7 +110,8 @@ def count_flops(graph: bytes, input_name: str, image_size: int) -> int | None:
     """
     try:
         import onnx
-        import onnxruntime
+
+        onnxruntime = import_onnxruntime()
     except ImportError:
         return None
     model = onnx.load_from_string(graph)

@@ -450,6 +450,10 @@ def load_tokenizer(name: Path) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(name))
+    except ImportError as error:  # of a package that some tokenizers are read by
+        raise UsageError(
+            f"tokenizer {name}: {' '.join(str(error).split())[:120]}: pip install sentencepiece"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"tokenizer {name}: cannot be loaded ({first_line(error)}), {hub_hint(name)}") from error
     if tokenizer.pad_token_id is None:
