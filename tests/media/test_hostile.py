@@ -1,9 +1,14 @@
 """Damaged and hostile files: frames or a `MediaError`; never a crash, a hang, a leak, or more than the limits."""
 
+import io
 import json
 import math
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import Pool
 from pathlib import Path
 
@@ -105,6 +110,8 @@ def still(tmp_path: Path) -> Path:
 
 def test_a_file_may_not_expand_without_end(still: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "FREE_PIXELS", 10_000)
+    monkeypatch.setattr(source, "FREE_PICTURE_PIXELS", 10_000)
+    monkeypatch.setattr(source, "MAX_PICTURE_EXPANSION", 1)
     monkeypatch.setattr(source, "MAX_EXPANSION", 1)
     assert len(load_frames(still, 1, end=0.1)) == 1
     for path in (still, write_numbered_animation(tmp_path / "a.gif", 40)):
@@ -174,3 +181,51 @@ def test_hours_of_frames_are_streamed_in_little_memory(tmp_path: Path) -> None:
         seen += len(clip.frames)
     assert seen == count
     assert held == chunk * math.prod((32, 64, 3))
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded() -> None:
+    stored = io.BytesIO()
+    Image.new("RGB", (2000, 2000), "red").save(stored, "JPEG", progressive=True)
+    content = stored.getvalue()
+    assert load_frames(content, 1).shape == (1, 2000, 2000, 3)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    with pytest.raises(MediaError, match=r"expands to more than \d+ pixels, the most for a file of \d+ bytes"):
+        load_frames(content[:-2] + last * 3000 + content[-2:], 1)
+
+
+_PEAK = """
+import resource, sys
+from perceiver_vl.media.decode import load_frames
+load_frames(sys.argv[1], 1, size=(32, 32))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+load_frames(sys.argv[2], 1, size=(32, 32))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_large_picture_takes_its_pixels_and_its_frame_and_little_more(tmp_path: Path) -> None:
+    for name, side in (("small.png", 64), ("large.png", 6000)):
+        Image.new("RGBA", (side, side), (1, 2, 3, 128)).save(tmp_path / name)
+    command = [sys.executable, "-c", _PEAK, str(tmp_path / "small.png"), str(tmp_path / "large.png")]
+    grown = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)  # MiB
+    pixels = 6000 * 6000 / (1 << 20)
+    assert grown < 1.5 * (4 + 3) * pixels  # RGBA as decoded, RGB as given; with every step whole it was 20 a pixel
+
+
+def test_of_large_pictures_one_is_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "LARGE_PIXELS", 100)
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    inside, most = Counter[str](), 0
+
+    def slow(image: Image.Image) -> np.ndarray:
+        nonlocal most
+        inside["now"] += 1
+        most = max(most, inside["now"])
+        time.sleep(0.02)
+        inside["now"] -= 1
+        return np.zeros((40, 40, 3), np.uint8)
+
+    monkeypatch.setattr("perceiver_vl.media.pictures.to_rgb", slow)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: load_frames(tmp_path / "a.png", 1), range(16)))
+    assert most == 1

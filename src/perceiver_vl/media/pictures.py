@@ -13,7 +13,14 @@ from PIL import ExifTags, Image, ImageOps
 
 from perceiver_vl.media.resizing import resize_frame
 from perceiver_vl.media.sampling import DecodedFrame, Frames, Seconds, told_time
-from perceiver_vl.media.source import MAX_FRAMES, MAX_PICTURE_PIXELS, PixelCount, Source, check_pixels
+from perceiver_vl.media.source import (
+    MAX_FRAMES,
+    MAX_PICTURE_PIXELS,
+    PixelCount,
+    Source,
+    check_pixels,
+    one_large_picture,
+)
 from perceiver_vl.utils.errors import MediaError
 
 # Not EPS, for which Pillow would run Ghostscript, nor formats that nobody photographs in
@@ -22,6 +29,7 @@ _ANIMATED_FORMATS = frozenset({"GIF", "WEBP", "PNG", "AVIF"})  # several pages i
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _UNTIMED = 100.0  # milliseconds for which browsers show a frame that does not say
+_BAND = 256  # rows
 _DRAFT_MARGIN = 2  # a JPEG is decoded at a half, a quarter or an eighth, if that is still so often the size wanted
 
 
@@ -57,8 +65,10 @@ class Picture:
         self.name = source.name
         self.damaged = False
         self._source = source
-        self._count_pixels = PixelCount(source)
+        self._count_pixels = PixelCount(source, source.most_picture_pixels)
         self._image = self._open()
+        if self._image.format == "JPEG":
+            self._count_pixels.spend(_scans(source) * self._image.width * self._image.height)
         try:
             frames = self._count_frames() if self._image.format in _ANIMATED_FORMATS else 1
         except BaseException:
@@ -131,10 +141,13 @@ class Picture:
     def read(self, wanted: list[int], size: tuple[int, int] | None) -> Iterator[DecodedFrame]:
         """The frames at the increasing indices `wanted`; if none can be read, the first in its place."""
         if not self._animated:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), one_large_picture(self._image.width * self._image.height):
                 warnings.simplefilter("ignore")
                 _shrink(self._image, size)
-                yield DecodedFrame(0, 0.0, self._frame(size))
+                frame = self._frame(size)
+                if size is not None:
+                    self._image = self._reopen()  # lets go of the pixels, of which there may be far more
+            yield DecodedFrame(0, 0.0, frame)
             return
         waiting = set(wanted)
         spare: tuple[float, Frames] | None = None
@@ -213,15 +226,38 @@ def _shrink(image: Any, size: tuple[int, int] | None) -> None:
         image.draft(None, (side, side))
 
 
+def _scans(source: Source) -> int:
+    """How many scans a JPEG has: each goes over the whole picture, and a small file may have thousands."""
+    scans, before = 0, b""
+    with source.open() as file:
+        while block := file.read(1 << 20):
+            scans += (before + block).count(b"\xff\xda")
+            before = block[-1:]
+    return max(1, scans)
+
+
 def to_rgb(image: Image.Image) -> Frames:
-    """A Pillow image → (H, W, 3) uint8: EXIF orientation applied, transparency on white, 16 bits scaled to 8."""
-    image = ImageOps.exif_transpose(image)
+    """A Pillow image → (H, W, 3) uint8: EXIF orientation applied, transparency on white, 16 bits scaled to 8.
+
+    A band of it at a time, as the steps between would each take as much memory as the whole.
+    """
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.asarray(image.convert("RGB"))
+    image.load()
+    frame: Frames = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _BAND):
+        bottom = min(top + _BAND, image.height)
+        frame[top:bottom] = _band_to_rgb(image.crop((0, top, image.width, bottom)))
+    return frame
+
+
+def _band_to_rgb(band: Image.Image) -> Frames:
+    if band.has_transparency_data:
+        rgba = band.convert("RGBA")
+        band = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.asarray(band.convert("RGB"))
 
 
 def _to_8_bits(values: npt.NDArray[Any]) -> Frames:

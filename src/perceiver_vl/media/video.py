@@ -66,7 +66,7 @@ class VideoFile:
             raise
         self._reading, self._position = self._packets(), sys.maxsize  # nothing is left to read
         self._begun = False  # whether the decoder has seen the first packet
-        self._count_pixels = PixelCount(source)
+        self._count_pixels = PixelCount(source, source.most_pixels)
 
     def close(self) -> None:
         """Let go of the file."""
