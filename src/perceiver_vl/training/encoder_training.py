@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -135,22 +136,24 @@ def fit_base(
     clip. Writes the maps into the model.
     Raises `PerceiverVLError` where too many clips cannot be read.
     """
-    train = _vectors(model, processor, source, recipe)
+    clips, captions, owner = _vectors(model, processor, source, recipe)
+    base: Any = model.base_model.base
+    features, way = _kernel_features(base, clips, recipe)
+    train = features(clips), captions, owner
     if validation is not None:
-        fitted, test, chosen_on = train, _vectors(model, processor, validation, recipe), "validation"
+        others, words, whose = _vectors(model, processor, validation, recipe)
+        fitted, test, chosen_on = train, (features(others), words, whose), "validation"
     else:
-        is_test = torch.arange(len(train[0])) % 5 == 0
+        is_test = torch.arange(len(clips)) % 5 == 0
         fitted, test, chosen_on = _only(*train, ~is_test), _only(*train, is_test), "every fifth clip"
-    moments = _Moments.of(*fitted)
-    recalls = {
-        penalties: _recall(*test, moments.maps(*penalties, model.config.projection_dim)) for penalties in PENALTIES
-    }
+    moments, size = _Moments.of(*fitted), model.config.projection_dim
+    recalls = {penalties: _recall(*test, moments.maps(*penalties, size)) for penalties in PENALTIES}
     best = max(recalls, key=lambda penalties: sum(recalls[penalties]))
-    maps = (moments if validation is not None else _Moments.of(*train)).maps(*best, model.config.projection_dim)
+    maps = (moments if validation is not None else _Moments.of(*train)).maps(*best, size)
     with torch.no_grad():
         for side, (weight, bias) in zip(("vision", "text"), maps, strict=True):
-            linear = model.base_model.base.maps[side]
-            linear.weight.copy_(weight)
+            linear = base.maps[side]
+            linear.weight.copy_(weight @ way if side == "vision" and way is not None else weight)
             linear.bias.copy_(bias)
     model.config.knows_search = True
     return BaseFit(best, recalls[best][0], len(train[0]), len(train[1]), chosen_on)
@@ -198,6 +201,30 @@ class Base:
 
 
 _BASE = "checkpoints/base.json"
+
+
+def _kernel_features(base: Any, clips: Tensor, recipe: Recipe) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
+    """What the map of vision is fitted on: of vectors `(C,W)` those themselves, or with anchors, which are chosen here,
+    features `(C,A)` whose products are the kernel's; and the way there from similarities to the anchors `(A,A)`.
+    """
+    if base.scale is None:
+        return lambda vectors: vectors, None
+    count = min(len(clips), len(base.anchors))
+    chosen = np.random.default_rng(recipe.training.get("seed", 42)).permutation(len(clips))[:count]
+    with torch.no_grad():
+        base.centre.copy_(F.normalize(clips, dim=-1).mean(0))
+        base.anchors.zero_()
+        base.anchors[:count] = base.place(clips[np.sort(chosen)].to(base.anchors)).to(base.anchors)
+    anchors, centre = base.anchors[:count].double().cpu(), base.centre.double().cpu()
+
+    def similarities(vectors: Tensor) -> Tensor:
+        places = F.normalize(F.normalize(vectors, dim=-1) - centre, dim=-1)
+        return torch.exp(base.scale * (places @ anchors.T - 1))
+
+    values, components = torch.linalg.eigh(torch.exp(base.scale * (anchors @ anchors.T - 1)))
+    way = torch.zeros(count, len(base.anchors), dtype=torch.float64)
+    way[:, :count] = (components / values.clamp(min=1e-6 * float(values.max())).sqrt()).T
+    return lambda vectors: similarities(vectors) @ way[:, :count].T, way
 
 
 def _vectors(

@@ -63,6 +63,9 @@ class FeatureSettings:
         return (FEATURES,)
 
 
+_FORMAT = 1  # of what `encode_frames` gives; another number where the same encoder's features are others
+
+
 @lru_cache(maxsize=1)
 def _load(model: str) -> tuple[Any, PerceiverVLProcessor]:
     return load_retriever(model, "cpu")
@@ -94,7 +97,7 @@ def encoder_fingerprint(model: PerceiverVLPreTrainedModel, processor: PerceiverV
         )
     images = processor.image_processor
     digest = hashlib.sha256(
-        repr((model.config.grid, dict(images.size), list(images.image_mean), list(images.image_std))).encode()
+        repr((_FORMAT, model.config.grid, dict(images.size), list(images.image_mean), list(images.image_std))).encode()
     )
     for name, weight in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())

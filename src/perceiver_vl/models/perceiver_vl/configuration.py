@@ -102,6 +102,10 @@ class PerceiverVLConfig(PreTrainedConfig):
     # Retrieval
     projection_dim: int | None = None  # E, the length of the multi-stream vectors; None: D
     base: Literal["none", "dual", "linear"] = "none"  # what latents add to: the encoders' own vectors, or maps of them
+    base_anchors: int = (
+        0  # of a linear base: clips that others are compared with, whose similarities are mapped; 0: none
+    )
+    base_kernel_scale: float = 2.0  # of these similarities, exp(scale · (cosine - 1))
     encoder_projections: bool = False  # the towers of the dual encoder have projections of their own, as CLIP's
     logit_bias: bool = False  # beside the logit scale, as SigLIP has
     knows_search: bool = False  # the multi-stream was trained, or stands on a dual encoder; else `search_warning`
@@ -183,6 +187,10 @@ class PerceiverVLConfig(PreTrainedConfig):
                     raise UsageError(f"{name}.{key}={value}: need 0 to {most}")
         if self.base != "none" and (self.vision_config is None or self.text_config is None):
             raise UsageError(f"base={self.base}: needs a vision_config and a text_config, what it is made of")
+        if not 0 <= self.base_anchors <= 100_000 or (self.base_anchors and self.base != "linear"):
+            raise UsageError(f"base_anchors={self.base_anchors}: need 0 to 100000, and base=linear")
+        if not self.base_kernel_scale > 0:
+            raise UsageError(f"base_kernel_scale={self.base_kernel_scale}: need more than 0")
         if self.encoder_projections and self.base != "dual":
             raise UsageError("encoder_projections=True: are those of a dual encoder, set base=dual")
         if self.vision_config is None and self.token_grid is not None:

@@ -85,8 +85,8 @@ class VisionEncoder(_Encoder):
             vector = pooler.flatten(1)
         elif before.shape[1]:
             vector = before[:, 0]
-        else:
-            vector = tokens.mean(1)
+        else:  # of square roots: few large values would drown the others (power normalisation, Perronnin et al. 2010)
+            vector = (tokens.sign() * tokens.abs().sqrt()).mean(1)
         return vector if self.projection is None else self.projection(vector)
 
 
@@ -160,15 +160,25 @@ class BaseVectors(nn.Module):
     """What the encoders alone say of a clip and of a text, as vectors `(·,E)` of length 1 that can be compared.
 
     dual: the towers' own embeddings, those of frames averaged (CLIP4Clip's mean pooling, Luo et al. 2021). linear: of
-    two encoders that never met, a linear map a side, fitted in closed form (`training.base`); zero until then.
+    two encoders that never met, a linear map a side, fitted in closed form (`training.encoder_training`); zero until
+    then. With anchors A, clips of the training, a clip is mapped from its similarities to these (a Gaussian kernel on
+    the sphere), which a map of its vector alone cannot follow.
     """
+
+    anchors: Tensor
+    centre: Tensor
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
         self.size = config.projection_dim if config.base == "dual" else vision_embedding_size(config.vision_config)
+        self.scale = config.base_kernel_scale if config.base_anchors else None
         self.maps: nn.ModuleDict | None = None
         if config.base == "linear":
             sizes = {"vision": vision_embedding_size(config.vision_config), "text": config.text_config.hidden_size}
+            if config.base_anchors:
+                self.register_buffer("anchors", torch.zeros(config.base_anchors, sizes["vision"]))
+                self.register_buffer("centre", torch.zeros(sizes["vision"]))
+                sizes["vision"] = config.base_anchors
             self.maps = nn.ModuleDict(
                 {side: ZeroLinear(size, config.projection_dim or size) for side, size in sizes.items()}
             )
@@ -180,7 +190,15 @@ class BaseVectors(nn.Module):
         if self.maps is None:
             frame_vectors = F.normalize(frame_vectors, dim=-1)
         mean = (frame_vectors * real).sum(1) / real.sum(1).clamp(min=1)
-        return self._unit("vision", mean)
+        return self._unit("vision", self.compared(mean) if self.scale else mean)
+
+    def place(self, vectors: Tensor) -> Tensor:
+        """Vectors of clips `(B,W)` → their places on the sphere around `centre` `(B,W)`."""
+        return F.normalize(F.normalize(vectors, dim=-1) - self.centre, dim=-1)
+
+    def compared(self, vectors: Tensor) -> Tensor:
+        """Vectors of clips `(B,W)` → their similarities to the anchors `(B,A)`."""
+        return torch.exp(self.scale * (self.place(vectors) @ self.anchors.T - 1))
 
     def of_text(self, text_vectors: Tensor) -> Tensor:
         """`(B,W)` → `(B,E)`."""

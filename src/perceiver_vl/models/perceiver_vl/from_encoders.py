@@ -44,6 +44,7 @@ SMALL: dict[str, Any] = {
     "hidden_dropout_prob": 0.1,
 }
 """What stands on the encoders unless said otherwise: they have seen the world, so little is left to learn."""
+ANCHORS = 2048
 NUM_FRAMES = 8
 MAX_TEXT_LENGTH = 77
 _OPEN = re.compile(r"apache|mit|bsd|cc0|cc-by-\d|cc-by-sa|openrail|unlicense|isc|mpl", re.IGNORECASE)
@@ -154,7 +155,11 @@ def _over_two(vision: str, text: str, num_frames: int, config: dict[str, Any]) -
     tokenizer = load_tokenizer(text)
     width = reading.model.config.hidden_size
     model, processor = _assemble(
-        seeing, reading.model, tokenizer, num_frames, {"base": "linear", "projection_dim": width} | config
+        seeing,
+        reading.model,
+        tokenizer,
+        num_frames,
+        {"base": "linear", "base_anchors": ANCHORS, "projection_dim": width} | config,
     )
     return model, processor, {vision: seeing.license, text: reading.license}
 
