@@ -207,7 +207,7 @@ def _kernel_features(base: Any, clips: Tensor, recipe: Recipe) -> tuple[Callable
     """What the map of vision is fitted on: of vectors `(C,W)` those themselves, or with anchors, which are chosen here,
     features `(C,A)` whose products are the kernel's; and the way there from similarities to the anchors `(A,A)`.
     """
-    if base.scale is None:
+    if not base.compares:
         return lambda vectors: vectors, None
     count = min(len(clips), len(base.anchors))
     chosen = np.random.default_rng(recipe.training.get("seed", 42)).permutation(len(clips))[:count]

@@ -171,7 +171,7 @@ class BaseVectors(nn.Module):
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
         self.size = config.projection_dim if config.base == "dual" else vision_embedding_size(config.vision_config)
-        self.scale = config.base_kernel_scale if config.base_anchors else None
+        self.compares, self.scale = bool(config.base_anchors), config.base_kernel_scale
         self.maps: nn.ModuleDict | None = None
         if config.base == "linear":
             sizes = {"vision": vision_embedding_size(config.vision_config), "text": config.text_config.hidden_size}
@@ -190,7 +190,7 @@ class BaseVectors(nn.Module):
         if self.maps is None:
             frame_vectors = F.normalize(frame_vectors, dim=-1)
         mean = (frame_vectors * real).sum(1) / real.sum(1).clamp(min=1)
-        return self._unit("vision", self.compared(mean) if self.scale else mean)
+        return self._unit("vision", self.compared(mean) if self.compares else mean)
 
     def place(self, vectors: Tensor) -> Tensor:
         """Vectors of clips `(B,W)` → their places on the sphere around `centre` `(B,W)`."""
