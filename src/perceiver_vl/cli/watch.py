@@ -122,7 +122,7 @@ def _how(state: "RunState") -> str:
         return "ended"
     if state.stopped:
         again = f"perceiver-vl train {shlex.quote(str(state.folder / 'recipe.yaml'))} --resume"
-        return f"nothing written for {_duration(state.silent)}, it may have stopped; {again} goes on"
+        return f"nothing written for {_duration(state.silent)}, it may have stopped: go on with {again}"
     if state.steps_per_second is None:
         return "running"
     speed = f"{state.steps_per_second:.3g} steps a second"
