@@ -406,12 +406,12 @@ BAD_METADATA = [
     (
         "metadata.csv",
         "file;text\na.mp4;one\n",
-        "no column 'file_name' but file, text; map it with columns file_name=file",
+        "no column 'file_name' but file, text; map it with columns={'file_name': 'file'}",
     ),
     (
         "metadata.csv",
         "file_name,Caption\na.mp4,one\n",
-        "no column 'text' but Caption, file_name; map it with columns text=",
+        "no column 'text' but Caption, file_name; map it with columns={'text': 'Caption'}",
     ),
     ("metadata.csv", "file_name,text\na.mp4,\"['one' 'two']\"\n", "write it as JSON"),
     ("metadata.parquet", "no parquet", "cannot be read as parquet"),
@@ -463,7 +463,7 @@ def test_folders_that_cannot_be_read_without_more_are_refused(folder: Path) -> N
     with pytest.raises(UsageError, match=r"no metadata\.jsonl[^\n]+folder for each class"):
         read_folder(folder / "pictures", need="label")
     (folder / "captions.csv").touch()
-    with pytest.raises(UsageError, match=r"but captions.csv; name it with metadata=captions.csv"):
+    with pytest.raises(UsageError, match=r"but captions.csv; name it with metadata='captions.csv'"):
         read_folder(folder)
     (folder / "captions.csv").rename(folder / "pictures" / "metadata.csv")
     with pytest.raises(UsageError, match=r"but pictures has one; give [^\n]+pictures as the folder"):
@@ -561,7 +561,7 @@ def test_media_without_a_row_are_counted_and_taken_where_they_are_asked_for(fold
 
 def test_a_foreign_table_can_be_ignored(folder: Path) -> None:
     (folder / "metadata.csv").write_text("track,bpm\nsong,120\n")
-    with pytest.raises(UsageError, match="or ignore the file with --metadata none"):
+    with pytest.raises(UsageError, match="or ignore the file with metadata='none'"):
         read_folder(folder, need=None)
     assert len(read_folder(folder, need=None, metadata="none").records) == 3
 

@@ -30,3 +30,10 @@ def test_what_is_not_there(source: str, tmp_path: Path, monkeypatch: pytest.Monk
     said = run_cli("convert", source, tmp_path / "out")
     assert source in said.error(1 if source.startswith("hf://") else 2)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_page_is_no_checkpoint(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("# Weights")
+    assert f"{page}: not a checkpoint" in run_cli("convert", page, tmp_path / "out").error(2)
+    assert not (tmp_path / "out").exists()

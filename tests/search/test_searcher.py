@@ -301,7 +301,7 @@ def test_model_that_moved(model_folder: Path, tmp_path: Path) -> None:
     write_clip(tmp_path / "media" / "clip.mp4", seed=0)
     build_index(model, tmp_path / "media", tmp_path / "index")
     model.rename(tmp_path / "moved")
-    with pytest.raises(UsageError, match="--model"):
+    with pytest.raises(UsageError, match="say where it is with model="):
         Searcher(tmp_path / "index")
     assert names(Searcher(tmp_path / "index", tmp_path / "moved").search(QUERY)) == ["clip.mp4"]
 

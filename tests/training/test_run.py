@@ -507,7 +507,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
     run(tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    with pytest.raises(UsageError, match=r"^output=[^\n]+holds a run already, add --resume[^\n]+$"):
+    with pytest.raises(UsageError, match=r"^output=[^\n]+holds a run already, go on with it with resume=True[^\n]+$"):
         run(tmp_path / "run")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perceiver_vl.bench.tables import BenchReport, Section, or_dash
+from perceiver_vl.data.skipped import MAX_FAILED_FRACTION
 from perceiver_vl.data.sources import CachedDataset, Subset, VideoDataset
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
@@ -90,6 +91,7 @@ def measure_cascade(
     most_seconds: float = MOST_SECONDS,
     budget: ComputeBudget = FULL_BUDGET,
     batch_size: int = 32,
+    max_failed_fraction: float = MAX_FAILED_FRACTION,
     data: str = "",
     progress: bool = False,
 ) -> CascadeReport:
@@ -106,6 +108,7 @@ def measure_cascade(
     num_frames = budget.frames or int(processor.image_processor.num_frames)
     decoded = CachedDataset(Subset(source, max(items)))
     common: dict[str, Any] = {"captions_per_clip": 1, "shortlist": shortlist, "budget": budget}
+    common["max_failed_fraction"] = max_failed_fraction
     measured: list[StreamRun] = []
     with ProgressBars(progress) as stages:
         advance = stages.stage("Decoding", len(decoded))

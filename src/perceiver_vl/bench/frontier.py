@@ -17,6 +17,7 @@ from perceiver_vl.bench.profiling import count_flops, time_interleaved
 from perceiver_vl.bench.tables import BenchReport, Section
 from perceiver_vl.bench.videos import open_videos
 from perceiver_vl.data.records import Need
+from perceiver_vl.data.skipped import MAX_FAILED_FRACTION
 from perceiver_vl.data.sources import CachedDataset, VideoDataset
 from perceiver_vl.inference.budget_selection import (
     RETRIEVAL,
@@ -39,7 +40,7 @@ from perceiver_vl.models.perceiver_vl import (
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.quantization import DTYPES
-from perceiver_vl.tasks import example_task_of
+from perceiver_vl.tasks import example_task_of, load_for
 from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.utils.console import ProgressBars
@@ -144,6 +145,9 @@ def measure_frontier(
     task: str = RETRIEVAL,
     stream: str = "mixed",
     split: str | None = None,
+    metadata: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_failed_fraction: float = MAX_FAILED_FRACTION,
     clips: int | None = None,
     grid: Mapping[str, Sequence[int]] | None = None,
     runs: int = 5,
@@ -154,9 +158,10 @@ def measure_frontier(
 ) -> FrontierReport:
     """Score the model of a folder on `data` at every setting of `grid`, measure what each costs, write the front.
 
-    `data`, `clips`: as of `videos.open_videos`. `stream`: of retrieval, whose R@1 (text → video, the first caption of
-    each clip) is the score; of other tasks it is the first metric. `grid`: values by dial, one of `DIALS`; those left
-    out have the values of `default_grid`.
+    `data` and how it is read (`split`, `metadata`, `columns`, `max_failed_fraction`), `clips`: as of
+    `videos.open_videos`. `stream`: of retrieval, whose R@1 (text → video, the first caption of each clip) is the score;
+    of other tasks it is the first metric. `grid`: values by dial, one of `DIALS`; those left out have the values of
+    `default_grid`.
     Raises `UsageError` for values that the model does not have, and what loading and evaluating raise.
     """
     if runs < 1 or batch_size < 1:
@@ -164,14 +169,23 @@ def measure_frontier(
     if stream not in STREAMS:
         raise UsageError(f"stream={stream}: choose from {', '.join(STREAMS)}")
     kind = model_class(task)
-    model, processor = load_folder(kind, task, model_folder, device, dtype)
+    model, processor = load_for(task, kind, model_folder, device, dtype)
     model.requires_grad_(False)  # as torch's counter wants it
     budgets = grid_of(model, processor, grid or {})
     need: Need | None = "text" if task == RETRIEVAL else None
     if issubclass(kind, PerceiverVLForImageClassification):
         need = "label"
-    source = open_videos(data, processor, split=split, clips=clips, need=need)
-    score = _Scorer(task, stream, processor, batch_size)
+    source = open_videos(
+        data,
+        processor,
+        split=split,
+        metadata=metadata,
+        columns=columns,
+        max_failed_fraction=max_failed_fraction,
+        clips=clips,
+        need=need,
+    )
+    score = _Scorer(task, stream, processor, batch_size, max_failed_fraction)
     with ProgressBars(progress) as stages:
         product = MatrixProduct(2 * model.config.hidden_size, model.device)
         advance = stages.stage("Counting operations", len(budgets))
@@ -270,13 +284,18 @@ class _Scorer:
     stream: str
     processor: PerceiverVLProcessor
     batch_size: int
+    max_failed_fraction: float
 
     @property
     def name(self) -> str:
         return self.stream if self.task == RETRIEVAL else example_task_of(self.task).metrics[0]
 
     def __call__(self, model: Any, source: VideoDataset, budget: ComputeBudget) -> dict[str, float]:
-        common: dict[str, Any] = {"budget": budget, "batch_size": self.batch_size}
+        common: dict[str, Any] = {
+            "budget": budget,
+            "batch_size": self.batch_size,
+            "max_failed_fraction": self.max_failed_fraction,
+        }
         if self.task == RETRIEVAL:
             ranked = evaluate_retrieval(model, self.processor, source, streams=STREAMS, captions_per_clip=1, **common)
             return {one.stream: one.text_to_video.r1 for one in ranked.streams}

@@ -1,6 +1,6 @@
 """All benches in one run: `bench.json`, and one HTML page that needs nothing else (no script, no font, no file)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from perceiver_vl.bench.tables import BenchReport
 from perceiver_vl.bench.videos import open_videos
 from perceiver_vl.bench.vision_cache import FRAMES as CACHED_FRAMES
 from perceiver_vl.bench.vision_cache import VisionCacheReport, measure_vision_cache
+from perceiver_vl.data.skipped import MAX_FAILED_FRACTION
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.tasks.provenance import RunInfo
@@ -69,12 +70,16 @@ def run_benches(
     candidates: int = CANDIDATES,
     trained: Path | None = None,
     data: str = "",
+    metadata: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_failed_fraction: float = MAX_FAILED_FRACTION,
     device: str = "cpu",
     progress: bool = False,
 ) -> AllReports:
     """Run all benches, then write `output/bench.json` and `output/bench.html`; `candidates` are those re-ranked.
 
-    `trained`: a folder of a model of retrieval, whose frontier and cascade are measured on `data` too.
+    `trained`: a folder of a model of retrieval, whose frontier and cascade are measured on `data` too, which is read as
+    `metadata`, `columns` and `max_failed_fraction` say.
     `quick`: one run of everything, of what takes two seconds at most, short videos and clips.
     """
     runs = 1 if quick else runs
@@ -93,12 +98,22 @@ def run_benches(
     if trained is not None:
         clips = QUICK_CLIPS if quick else None
         _announce("Frontier", progress)
-        frontier = measure_frontier(trained, data, clips=clips, runs=runs, device=device, progress=progress)
+        how: dict[str, Any] = {"metadata": metadata, "columns": columns, "max_failed_fraction": max_failed_fraction}
+        frontier = measure_frontier(trained, data, clips=clips, runs=runs, device=device, progress=progress, **how)
         _announce("Cascade", progress)
         model, processor = load_retriever(trained, device)
-        source = open_videos(data, processor, clips=clips)
+        source = open_videos(data, processor, clips=clips, **how)
         items = [number for number in TRAINED_ITEMS if number <= len(source)] or [len(source)]
-        cascade = measure_cascade(model, processor, source, items=items, runs=runs, data=data, progress=progress)
+        cascade = measure_cascade(
+            model,
+            processor,
+            source,
+            items=items,
+            runs=runs,
+            max_failed_fraction=max_failed_fraction,
+            data=data,
+            progress=progress,
+        )
     report = AllReports(cost, length, ask, rerank, frontier, cascade)
     write_text(output / "bench.html", render_page(report))
     write_json(output / "bench.json", report.to_dict())

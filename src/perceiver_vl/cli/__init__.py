@@ -18,6 +18,7 @@ from perceiver_vl.cli.convert import convert, export
 from perceiver_vl.cli.demo import demo
 from perceiver_vl.cli.evaluate import evaluate
 from perceiver_vl.cli.init import init
+from perceiver_vl.cli.options import as_typed
 from perceiver_vl.cli.report import report
 from perceiver_vl.cli.search import index_app, search
 from perceiver_vl.cli.train import train
@@ -93,12 +94,12 @@ def _run() -> None:
     try:
         app()
     except PreemptedError as stopped:
-        err.print(str(stopped))
+        err.print(stopped.spelled(as_typed))
         sys.exit(PREEMPTED)
     except UsageError as error:
-        _fail(str(error), 2)
+        _fail(error.spelled(as_typed), 2)
     except PerceiverVLError as error:
-        _fail(str(error), 1)
+        _fail(error.spelled(as_typed), 1)
     except OSError as error:
         _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:

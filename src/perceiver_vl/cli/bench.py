@@ -7,12 +7,16 @@ import typer
 
 from perceiver_vl.cli.options import (
     BudgetOption,
+    ColumnsOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
+    MaxFailedFractionOption,
+    MetadataOption,
     ModelOption,
     SplitOption,
     ThreadsOption,
+    parse_columns,
     read_budget,
     read_numbers,
     require_extra,
@@ -184,6 +188,9 @@ def all_benches(
     output: Annotated[Path, typer.Option("--out", help="Folder for bench.html and bench.json.")],
     model: Annotated[Path | None, typer.Option(help="A trained model of retrieval: frontier and cascade too.")] = None,
     data: Annotated[str | None, typer.Option(help="Its clips, as for bench frontier; `world` for made ones.")] = None,
+    metadata: MetadataOption = None,
+    columns: ColumnsOption = "",
+    max_failed_fraction: MaxFailedFractionOption = 0.1,
     runs: RunsOption = 3,
     quick: QuickOption = False,
     seed: SeedOption = 0,
@@ -196,10 +203,21 @@ def all_benches(
     require_extra("matplotlib", "report")
     if (model is None) != (data is None):
         raise UsageError("model and data: go together, the frontier is of a trained model on some data")
+    names = parse_columns(columns)
     from perceiver_vl.bench.run_all import run_benches
 
     report = run_benches(
-        output, quick=quick, runs=runs, trained=model, data=data or "", seed=seed, device=device, progress=True
+        output,
+        quick=quick,
+        runs=runs,
+        trained=model,
+        data=data or "",
+        metadata=metadata,
+        columns=names,
+        max_failed_fraction=max_failed_fraction,
+        seed=seed,
+        device=device,
+        progress=True,
     )
     if as_json:
         print_json(report.to_dict())
@@ -291,6 +309,9 @@ def frontier(
     task: Annotated[str, typer.Option(help="As for evaluate: retrieval, question-answering, …")] = "retrieval",
     stream: Annotated[str, typer.Option(help="Retrieval, whose R@1 is the score: multi, mixed or cascade.")] = "mixed",
     split: SplitOption = None,
+    metadata: MetadataOption = None,
+    columns: ColumnsOption = "",
+    max_failed_fraction: MaxFailedFractionOption = 0.1,
     clips: ClipsOption = None,
     frames: Annotated[
         str, typer.Option("--num-frames", help="Of the grid (default: the processor's, a half, a quarter).")
@@ -327,6 +348,9 @@ def frontier(
         task=task,
         stream=stream,
         split=split,
+        metadata=metadata,
+        columns=parse_columns(columns),
+        max_failed_fraction=max_failed_fraction,
         clips=clips,
         grid=grid,
         runs=runs,
@@ -348,6 +372,9 @@ def cascade(
     model: ModelOption,
     data: DataOption,
     split: SplitOption = None,
+    metadata: MetadataOption = None,
+    columns: ColumnsOption = "",
+    max_failed_fraction: MaxFailedFractionOption = 0.1,
     items: Annotated[str, typer.Option(help="n, of n texts against n clips, one number or more.")] = "10,30,100,300",
     shortlist: Annotated[int, typer.Option(min=1, help="Candidates that the cascade re-ranks.")] = 20,
     runs: RunsOption = 3,
@@ -361,7 +388,7 @@ def cascade(
     as_json: JsonOption = False,
 ) -> None:
     """n texts against n clips in every stream: what the cascade saves of the single stream's time, and its recall."""
-    numbers = read_numbers("items", items)
+    numbers, names = read_numbers("items", items), parse_columns(columns)
     chosen = read_budget(budget, model, device, dtype)
     use_threads(threads)
     from perceiver_vl.bench.cascade import measure_cascade
@@ -372,11 +399,20 @@ def cascade(
     report = measure_cascade(
         retriever,
         processor,
-        open_videos(data, processor, split=split, default_clips=max(numbers)),
+        open_videos(
+            data,
+            processor,
+            split=split,
+            metadata=metadata,
+            columns=names,
+            max_failed_fraction=max_failed_fraction,
+            default_clips=max(numbers),
+        ),
         items=numbers,
         shortlist=shortlist,
         runs=runs,
         most_seconds=most_seconds,
+        max_failed_fraction=max_failed_fraction,
         budget=chosen,
         data=data,
         progress=True,

@@ -23,7 +23,7 @@ from perceiver_vl.cli.options import (
     read_budget,
 )
 from perceiver_vl.cli.show import print_damaged, print_json, print_skipped
-from perceiver_vl.tasks import EXAMPLE_TASKS, TASKS, task_of
+from perceiver_vl.tasks import EXAMPLE_TASKS, TASKS, load_for, task_of
 from perceiver_vl.utils.console import out
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.threads import use_threads
@@ -91,7 +91,6 @@ def evaluate(
     use_threads(threads)
     from perceiver_vl.data.open import open_dataset
     from perceiver_vl.data.transcode.features import check_features
-    from perceiver_vl.models.loading import load_folder
     from perceiver_vl.tasks.provenance import evaluation_record
     from perceiver_vl.utils.files import write_text
     from perceiver_vl.utils.launch import is_first_process, join_others
@@ -103,7 +102,7 @@ def evaluate(
         if chosen.in_one_process:
             raise UsageError(f"task={task}: is measured in one process, start it without torchrun")
         how["shared"] = True
-    loaded, processor = load_folder(chosen.model_class, task, model, device, dtype, compiled)
+    loaded, processor = load_for(task, chosen.model_class, model, device, dtype, compiled)
     size = processor.image_processor.size["height"], processor.image_processor.size["width"]
     frames = dials.frames or num_frames or processor.image_processor.num_frames
     check_features(data, loaded, processor, frames)

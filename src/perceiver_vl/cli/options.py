@@ -1,14 +1,16 @@
 """Options that several commands have, and what is made of them."""
 
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from perceiver_vl.models.budget import ComputeBudget, CostLimit, is_limit
 from perceiver_vl.utils.console import err
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import Setting, UsageError
 
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder, as written by train or save_pretrained.")]
 BudgetOption = Annotated[
@@ -44,6 +46,19 @@ ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads to compute with (default: a core each, or OMP_NUM_THREADS).")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def as_typed(setting: Setting) -> str:
+    """A setting as it is typed: an option of a command, or (`data.num_frames=8`) a key of a recipe."""
+    name, value = setting.name, setting.value
+    if "." in name:
+        plain = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
+        return shlex.quote(f"{name}={plain}")
+    option = f"--{name.replace('_', '-')}"
+    if value is True:
+        return option
+    text = ",".join(f"{key}={of_it}" for key, of_it in value.items()) if isinstance(value, dict) else str(value)
+    return f"{option} {shlex.quote(text)}"
 
 
 def read_numbers(name: str, text: str) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from perceiver_vl.cli.options import DeviceOption, JsonOption, require_extra
+from perceiver_vl.cli.options import DeviceOption, JsonOption, as_typed, require_extra
 from perceiver_vl.cli.show import print_json
 from perceiver_vl.utils.console import err, out
 from perceiver_vl.utils.errors import PerceiverVLError
@@ -41,4 +41,5 @@ def report_at_end(run: Path) -> None:
     try:
         write_report(run, progress=True)
     except (PerceiverVLError, OSError) as error:
-        err.print(f"no report.html: {error}")
+        said = error.spelled(as_typed) if isinstance(error, PerceiverVLError) else error
+        err.print(f"no report.html: {said}")

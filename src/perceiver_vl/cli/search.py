@@ -81,7 +81,7 @@ def index(
     if context.invoked_subcommand is not None:
         return
     if output is None:
-        raise UsageError("--out is missing: say where the index is, or is to be made")
+        raise UsageError("--out is missing: say where the index is, or is to be made, with --out INDEX")
     names = parse_columns(columns)
     if ray is not None:
         require_extra("ray", "cluster")
@@ -94,7 +94,7 @@ def index(
 
         model = resolve_model(model, err.print)
     if is_limit(budget) and model is None:
-        raise UsageError(f"--budget {budget}: say of which model, with --model")
+        raise UsageError(f"--budget {budget}: say of which model, with --model MODEL")
     dials = read_budget(budget, model or Path(), device, dtype) if budget else None
 
     try:
@@ -183,7 +183,8 @@ def search(
         raise UsageError("-0: ends paths, ask for --paths")
     if html and not queries:
         raise UsageError(f"--html {html}: is of queries that are given as words, give some")
-    from perceiver_vl.search.filters import Filters  # light: mistakes are told at once
+    from perceiver_vl.search.engine import how_to_make  # light, as the next: mistakes are told at once
+    from perceiver_vl.search.filters import Filters
 
     filters = Filters(
         folder=folder,
@@ -196,7 +197,7 @@ def search(
     )
     filters.sql()
     if "://" not in index and not Path(index, "clips.lance").is_dir():
-        raise UsageError(f"{index}: not an index, make one with perceiver-vl index")
+        raise UsageError(f"{index}: not an index, make one with {how_to_make(index)}")
     from perceiver_vl.search import Searcher
 
     searcher = Searcher(index, model, device, light=True, threads=count_threads(threads))

@@ -31,7 +31,7 @@ def print_check(check: "Check") -> None:
     if check.decoded:
         out.print("one frame of every file was decoded")
     else:
-        out.print("looked only whether files are there and not empty; --decode decodes one frame of each")
+        out.print("looked only whether files are there and not empty; to decode one frame of each: --decode")
     print_skipped(check.problems)
 
 

@@ -1,6 +1,7 @@
 """`perceiver-vl watch`: a training run as it goes on, in a terminal."""
 
 import json
+import shlex
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -120,7 +121,8 @@ def _how(state: "RunState") -> str:
     if state.ended:
         return "ended"
     if state.stopped:
-        return f"nothing written for {_duration(state.silent)}, it may have stopped (train --resume goes on)"
+        again = f"perceiver-vl train {shlex.quote(str(state.folder / 'recipe.yaml'))} --resume"
+        return f"nothing written for {_duration(state.silent)}, it may have stopped: go on with {again}"
     if state.steps_per_second is None:
         return "running"
     speed = f"{state.steps_per_second:.3g} steps a second"

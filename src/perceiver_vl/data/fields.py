@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from perceiver_vl.data.records import Record
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import Setting, UsageError
 from perceiver_vl.utils.text import whole_characters
 
 COLUMNS = tuple(
@@ -78,8 +78,9 @@ def find_columns(table: Path, present: Sequence[str], mapped: Mapping[str, str],
         column = mapped.get(name, name)
         if column not in present and not (name == "label" and has_choices):
             nearest = _nearest(name, present) or "NAME"
-            ignore = ", or ignore the file with --metadata none" if need is None else ""
-            raise UsageError(f"{table}: no column {column!r} but {has}; map it with columns {name}={nearest}{ignore}")
+            ignore = (", or ignore the file with ", Setting("metadata", "none")) if need is None else ()
+            remedy = Setting("columns", {**mapped, name: nearest})
+            raise UsageError(f"{table}: no column {column!r} but {has}; map it with ", remedy, *ignore)
     return found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from perceiver_vl.data.fields import SPLITS, Columns, RowError, class_names, find_columns, row_to_record, split_name
-from perceiver_vl.data.metadata import METADATA_NAMES, find_metadata, metadata_elsewhere, read_rows
+from perceiver_vl.data.metadata import METADATA_NAMES, find_metadata, metadata_elsewhere, read_rows, tables_beside
 from perceiver_vl.data.records import Folder, Need, Record, SkippedSample
 from perceiver_vl.media.files import find_media, is_media
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
@@ -69,7 +69,7 @@ def read_folder(
     elif need == "label":
         found = _from_class_folders(result, split)
     else:
-        found = _all_media(result, split, need, exclude)
+        found = _all_media(result, split, need, exclude, ignored=metadata is not None)
     for record in _usable(found, result, need):
         result.records.append(record)
         if strict and result.skipped:
@@ -278,13 +278,20 @@ def has_class_folders(folder: Path, metadata: str | Path | None = None) -> bool:
     return not any(is_media(path) for path in folder.iterdir())
 
 
-def _all_media(result: Folder, split: str | None, need: Need | None, exclude: Sequence[str]) -> list[Record]:
+def _all_media(
+    result: Folder, split: str | None, need: Need | None, exclude: Sequence[str], ignored: bool
+) -> list[Record]:
+    """A record for each media file. ignored: there is to be no metadata."""
     folder = result.path
     if need is not None:
-        other = metadata_elsewhere(folder) or f"with {_WORDS[need]}s, write one or name it with metadata="
-        raise UsageError(f"{folder}: no {', '.join(METADATA_NAMES)} {other}")
+        other = metadata_elsewhere(folder) or (f"with {_WORDS[need]}s, write one",)
+        raise UsageError(f"{folder}: no {', '.join(METADATA_NAMES)} ", *other)
     if split is not None:
         raise UsageError(f"split={split}: {folder} has no metadata that could say so, leave the split out")
+    if not ignored and (tables := tables_beside(folder)):
+        result.notes.append(
+            f"{tables[0]} is not read: its name is not {METADATA_NAMES[0]}, and it is not named as metadata"
+        )
     return [Record(name, Path(name)) for name in _media_names(result, exclude)]
 
 
@@ -334,8 +341,8 @@ def _from_class_folders(result: Folder, split: str | None) -> list[Record]:
             continue
         records.append((Record(name, Path(name), split=split_name(top) if has_splits else None), of_class[-1]))
     if not records:
-        other = metadata_elsewhere(folder) or "and no folder for each class, as in cat/1.jpg"
-        raise UsageError(f"{folder}: no {', '.join(METADATA_NAMES)} {other}")
+        other = metadata_elsewhere(folder) or ("and no folder for each class, as in cat/1.jpg",)
+        raise UsageError(f"{folder}: no {', '.join(METADATA_NAMES)} ", *other)
     result.classes = result.classes or tuple(sorted({name for _, name in records}))
     places = {name: index for index, name in enumerate(result.classes)}
     wanted = None if split is None else split_name(split)

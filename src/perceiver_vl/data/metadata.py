@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perceiver_vl.data.records import Record
-from perceiver_vl.utils.errors import UsageError, first_line
+from perceiver_vl.utils.errors import Setting, UsageError, first_line
 from perceiver_vl.utils.jsonl import write_lines
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -35,16 +35,21 @@ def find_metadata(folder: Path, metadata: str | Path | None) -> Path | None:
     raise UsageError(f"metadata={metadata}: no such file in {folder}")
 
 
-def metadata_elsewhere(folder: Path) -> str | None:
-    """What to do about metadata that lies where it is not looked for; None if there is nothing like it."""
-    inside = sorted(folder.iterdir())
-    below = next((path for path in inside if _is_folder(path) and _has_table(path)), None)
-    beside = [path.name for path in inside if not _is_folder(path) and path.suffix.lower() in _TABLES]
-    if beside:
-        return f"but {', '.join(beside[:5])}; name it with metadata={beside[0]}"
+def metadata_elsewhere(folder: Path) -> tuple[str | Setting, ...]:
+    """What to do about metadata that lies where it is not looked for, as parts of a message; nothing if there is
+    nothing like it.
+    """
+    below = next((path for path in sorted(folder.iterdir()) if _is_folder(path) and _has_table(path)), None)
+    if beside := tables_beside(folder):
+        return f"but {', '.join(beside[:5])}; name it with ", Setting("metadata", beside[0])
     if below is not None:
-        return f"but {below.name} has one; give {below} as the folder"
-    return None
+        return (f"but {below.name} has one; give {below} as the folder",)
+    return ()
+
+
+def tables_beside(folder: Path) -> list[str]:
+    """Files of a folder that look like metadata."""
+    return sorted(path.name for path in folder.iterdir() if not _is_folder(path) and path.suffix.lower() in _TABLES)
 
 
 def _has_table(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from perceiver_vl.data.records import SkippedSample
-from perceiver_vl.utils.errors import PerceiverVLError, UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError
 from perceiver_vl.utils.jsonl import write_lines
 
 FEWEST_TRIED = 20
@@ -34,8 +34,10 @@ def check_failures(broken: int, tried: int, total: int, most: float, first: Skip
     if first is None or tried < FEWEST_TRIED or broken <= most * tried + doubt:
         return
     raise PerceiverVLError(
-        f"{broken} of {tried} clips cannot be read, more than max_failed_fraction={most:g}: mend them or allow more; "
-        f"one of them: {first}"
+        f"{broken} of {tried} clips cannot be read, more than max_failed_fraction={most:g}: mend them, or allow any "
+        "number with ",
+        Setting("max_failed_fraction", 1),
+        f"; one of them: {first}",
     )
 
 

@@ -11,11 +11,12 @@ from typing import Any
 from perceiver_vl.data.datasets.read import BenchmarkRecords, find_benchmark, read_splits
 from perceiver_vl.data.datasets.table import Split
 from perceiver_vl.data.folder import read_folder
+from perceiver_vl.data.metadata import METADATA_NAMES, find_metadata, metadata_elsewhere
 from perceiver_vl.data.prefetch import decode_ahead
 from perceiver_vl.data.records import Folder, Record, SkippedSample
 from perceiver_vl.media.decode import load_frames
 from perceiver_vl.utils.console import ProgressBars
-from perceiver_vl.utils.errors import MediaError, UsageError
+from perceiver_vl.utils.errors import MediaError, Setting, UsageError
 
 FOLDER = "folder"  # the name of a folder of one's own
 _BUNDLE = 64  # files that a thread looks at in one go: handing it each by itself costs more than the look
@@ -84,6 +85,8 @@ def check_data(
         notes: list[str] = []
         if name == FOLDER:
             content = read_folder(folder, split=split, metadata=metadata, columns=columns, need=None)
+            if metadata is None and find_metadata(content.path, None) is None:
+                _refuse_metadata_elsewhere(content.path)
             parts, notes = _by_split(content), content.notes
         else:
             read = stages.stage("read the annotations", total=1 if split else len(published))
@@ -100,6 +103,15 @@ def check_data(
     problems |= dict.fromkeys(SkippedSample(files[path], fault) for path, fault in faults.items())
     absent = [part for part in published if split is None and part not in parts]
     return Check(name, Path(folder), decode, checks, absent, list(problems), notes)
+
+
+def _refuse_metadata_elsewhere(folder: Path) -> None:
+    """A file that looks like metadata and is not read, which training would stop at."""
+    if elsewhere := metadata_elsewhere(folder):
+        alone = Setting("metadata", "none")
+        raise UsageError(
+            f"{folder}: no {', '.join(METADATA_NAMES)} ", *elsewhere, ", or check the media alone with ", alone
+        )
 
 
 def _by_split(content: Folder) -> dict[str, BenchmarkRecords]:

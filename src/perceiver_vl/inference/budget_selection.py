@@ -7,6 +7,7 @@ here each setting that is considered is timed anew, and the front's times serve 
 Shapes: T frames, L text tokens.
 """
 
+import shlex
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +27,8 @@ from perceiver_vl.models.perceiver_vl import (
     PerceiverVLForRetrieval,
     PerceiverVLPreTrainedModel,
 )
-from perceiver_vl.tasks import example_task_of
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.tasks import example_task_of, tasks_for
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 from perceiver_vl.utils.files import write_json
 from perceiver_vl.utils.timing import timed
@@ -103,7 +105,7 @@ def read_frontier(model_folder: str | Path) -> Frontier:
     """
     folder = check_model_folder(model_folder)
     path = folder / FILE
-    measure = f"perceiver-vl bench frontier --model {folder} --data FOLDER"
+    measure = f"perceiver-vl bench frontier --model {shlex.quote(str(folder))} --data FOLDER{_task_option(folder)}"
     if not path.is_file():
         raise UsageError(f"{folder}: what its budgets cost is not measured yet, run {measure}")
     try:
@@ -120,6 +122,15 @@ def read_frontier(model_folder: str | Path) -> Frontier:
     if found.model_hash != model_fingerprint(folder):
         raise UsageError(f"{path}: measured on another model or other weights, run {measure}")
     return found
+
+
+def _task_option(folder: Path) -> str:
+    """What `bench frontier` has to be told of a model that is not one of retrieval."""
+    config = PerceiverVLConfig.from_pretrained(folder)
+    tasks = [name for kind in config.architectures or () for name in tasks_for(kind)]
+    if "counting" in tasks and config.problem_type == "regression":
+        tasks = ["counting"]
+    return f" --task {tasks[0]}" if tasks else ""
 
 
 def choose_budget(

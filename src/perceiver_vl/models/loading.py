@@ -8,10 +8,20 @@ from safetensors import SafetensorError
 
 from perceiver_vl.models.folder import check_model_folder
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval, PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.quantization import check_dtype, compile_encoder, set_dtype
 from perceiver_vl.utils.console import quiet
-from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
+from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError, first_line
+
+
+class OtherKindError(UsageError):
+    """A model that was trained for something else. kind: the class that its folder was saved from, "" if not known."""
+
+    def __init__(self, kind: str, *parts: str | Setting) -> None:
+        super().__init__(*parts)
+        self.kind = kind
+
 
 _Model = TypeVar("_Model", bound=PerceiverVLPreTrainedModel)
 
@@ -38,7 +48,8 @@ def load_folder(
 
     `dtype`: float32, bfloat16 or int8 (`quantization.set_dtype`); None: as it was saved. `compiled`: its encoder is
     (`quantization.compile_encoder`).
-    Raises `UsageError` naming what the folder lacks (weights that a model trained for `purpose` would have), another
+    Raises `UsageError` naming what the folder lacks (weights that a model trained for `purpose` would have: this is
+    an `OtherKindError`), another
     dtype or a device that is not here, `PerceiverVLError` if its files are damaged.
     """
     check_dtype(dtype)
@@ -55,8 +66,12 @@ def load_folder(
             raise UsageError(f"{folder}: weights of other shapes, give a model trained for {purpose}") from error
         raise PerceiverVLError(f"{folder}: cannot be loaded ({first_line(error)}), save the model again") from error
     if missing := sorted(loading["missing_keys"]):
-        raise UsageError(
-            f"{folder}: no weights for {missing[0]} and {len(missing) - 1} more, give a model trained for {purpose}"
+        saved = next(iter(PerceiverVLConfig.from_pretrained(folder).architectures or ()), "")
+        lacking = f"{missing[0]} and {len(missing) - 1} more"
+        raise OtherKindError(
+            saved,
+            f"{folder}: {f'a {saved}, ' if saved else ''}without weights for {purpose} ({lacking}), give "
+            f"a model trained for {purpose}",
         )
     if len(processor.tokenizer) > model.config.vocab_size:
         raise UsageError(

@@ -90,9 +90,9 @@ def compile_encoder(model: PerceiverVLPreTrainedModel) -> None:
     """
     on_gpu = model.device.type == "cuda"
     if on_gpu and find_spec("triton") is None:
-        raise UsageError("compile: needs triton on a GPU, pip install triton, or leave --compile out")
+        raise UsageError("compile: needs triton on a GPU, install it or do not compile")
     if not on_gpu and shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
-        raise UsageError("compile: needs a C++ compiler, install g++ or clang++, or leave --compile out")
+        raise UsageError("compile: needs a C++ compiler, install g++ or clang++, or do not compile")
     encoder = model.base_model.encoder
     compiled = torch.compile(encoder.forward, mode="reduce-overhead" if on_gpu else "default")
 

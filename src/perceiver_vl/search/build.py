@@ -38,7 +38,7 @@ from perceiver_vl.search.rows import (
 )
 from perceiver_vl.search.table import ClipTable
 from perceiver_vl.utils.console import ProgressBars
-from perceiver_vl.utils.errors import PerceiverVLError, UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError
 
 COMMIT_CLIPS = 256
 COMMIT_SECONDS = 30.0
@@ -79,6 +79,9 @@ class IndexReport:
         parts += [f"{count} {name}" for name in ("moved", "mended") if (count := getattr(self, name))]
         parts += [f"{len(self.skipped)} skipped"] if self.skipped else []
         return f"{self.index}: {self.total} clips ({', '.join(parts)}) in {self.seconds:.1f} s"
+
+
+_ELSEWHERE = Setting("out", "OTHER")
 
 
 def build_index(
@@ -130,7 +133,8 @@ def build_index(
         raise UsageError(f"compile, ray={ray}: the workers of a cluster do not compile, leave one out")
     before = tables.settings_of(out)
     if before is None and (model_folder is None or media is None):
-        raise UsageError(f"{out}: not an index, say with --model and --media what to make one of")
+        needed = Setting("model", "MODEL"), " and ", Setting("media", "FOLDER")
+        raise UsageError(f"{out}: not an index, say what to make one of with ", *needed)
     if before is not None:
         model_folder, media = model_folder or before.model, media or before.media
         budget = ComputeBudget.parse("" if before.budget == "full" else before.budget) if budget is None else budget
@@ -348,11 +352,12 @@ def _open_or_create(out: str | Path, settings: IndexSettings, verify: bool) -> t
     table = tables.open_table(out, recover=True)
     before = table.settings
     if before.fingerprint != settings.fingerprint:
-        raise UsageError(f"{out}: made by another model ({before.model}), use --model {before.model} or another --out")
+        own = Setting("model", before.model)
+        raise UsageError(f"{out}: made by another model ({before.model}), use ", own, " or ", _ELSEWHERE)
     for dial in ("budget", "frames", "dtype"):
         was, asked = (getattr(made, dial) or "as saved" for made in (before, settings))
         if was != asked:
-            raise UsageError(f"{out}: made with {dial} {was}, not {asked}; ask for {was} or give another --out")
+            raise UsageError(f"{out}: made with {dial} {was}, not {asked}; leave that out or use ", _ELSEWHERE)
     mended = 0
     if verify or table.exact:
         try:
@@ -382,7 +387,8 @@ def _check_media(
     moved = before.media != settings.media
     if moved and stored and not any(name in found and _same_file(clip, found[name]) for name, clip in stored.items()):
         raise UsageError(
-            f"{out}: holds clips of {before.media}, none of them is in {settings.media}; give another --out"
+            f"{out}: holds clips of {before.media}, none of them is in {settings.media}; use ",
+            _ELSEWHERE,
         )
 
 

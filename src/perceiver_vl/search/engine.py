@@ -23,6 +23,11 @@ def location(index: str | Path) -> str:
     return place
 
 
+def how_to_make(index: str) -> str:
+    """What to type to have an index made."""
+    return f"perceiver-vl index --model MODEL --media FOLDER --out {shlex.quote(index)}"
+
+
 def remedy(index: str) -> str:
     """What to type to have a damaged index mended."""
     return f"perceiver-vl index --verify --out {shlex.quote(index)}"
@@ -60,7 +65,7 @@ def engine_errors(index: str, where: str | None = None) -> Iterator[None]:
             raise
         said = " ".join(str(error).split())
         if re.search(r"Dataset at path .* was not found|Not a directory", said):
-            raise NoIndexError(f"{index}: not an index, make one with perceiver-vl index") from error
+            raise NoIndexError(f"{index}: not an index, make one with {how_to_make(index)}") from error
         for pattern, meaning in SAYINGS:
             if re.search(pattern, said):
                 raise UsageError(f"{index}: {meaning}") from error

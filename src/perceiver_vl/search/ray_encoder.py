@@ -39,7 +39,7 @@ from perceiver_vl.search.encode import encode_files
 from perceiver_vl.search.engine import location
 from perceiver_vl.search.rows import EncodedClip, IndexEntry, IndexSettings, SkippedFile, WrittenClips
 from perceiver_vl.search.table import write_rows
-from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError, first_line
+from perceiver_vl.utils.errors import MediaError, PerceiverVLError, Setting, UsageError, first_line
 
 LOCAL = "local"
 """Instead of the address of a cluster: one of this machine alone, for as long as the run takes."""
@@ -239,8 +239,8 @@ def _cluster(address: str) -> Iterator[None]:
                 ray.shutdown()
                 if not left:
                     raise UsageError(
-                        f"ray={address}: no cluster there ({first_line(error)}), start one with ray start --head, "
-                        "or use local"
+                        f"ray={address}: no cluster there ({first_line(error)}), start one with ray start --head, or ",
+                        Setting("ray", LOCAL),
                     ) from error
         stack.callback(ray.shutdown)
         stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints there what becomes of its workers

@@ -13,11 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from perceiver_vl.models.folder import model_fingerprint
+from perceiver_vl.search.engine import how_to_make
 from perceiver_vl.search.filters import Filters
 from perceiver_vl.search.query_graph import QueryEncoder, open_graph
 from perceiver_vl.search.rows import Vectors, numbers
 from perceiver_vl.search.table import APPROXIMATE, open_table
-from perceiver_vl.utils.errors import PerceiverVLError, UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError
 from perceiver_vl.utils.text import whole_characters
 from perceiver_vl.utils.threads import use_threads
 
@@ -90,16 +91,18 @@ class Searcher:
         self.table = open_table(index)
         settings = self.table.settings
         if not len(self.table):
-            raise UsageError(f"{index}: an index without clips, run perceiver-vl index on a folder that has some")
+            raise UsageError(f"{index}: an index without clips, give it some with {how_to_make(str(index))}")
         if self.table.exact:
             self.table.check()
         folder = Path(model_folder or settings.model)
         if model_folder is None and not folder.is_dir():
-            raise UsageError(f"{index}: its model {folder} is not there any more, say where with --model")
+            where = Setting("model", "FOLDER")
+            raise UsageError(f"{index}: its model {folder} is not there any more, say where it is with ", where)
         if model_fingerprint(folder) != settings.fingerprint:
             raise UsageError(
-                f"{index}: made by another model than {folder} now holds; "
-                "give the one that made it with --model, or index again into a new folder"
+                f"{index}: made by another model than {folder} now holds; give the one that made it with ",
+                Setting("model", "FOLDER"),
+                ", or index again into a new folder",
             )
         self.notes: list[str] = []
         queries: QueryEncoder | None = None

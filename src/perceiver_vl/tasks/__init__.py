@@ -5,11 +5,13 @@ Retrieval ranks a whole split, pre-training asks two things of each caption; the
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import Setting, UsageError
 
 if TYPE_CHECKING:
+    from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
     from perceiver_vl.tasks.example_task import ExampleTask
     from perceiver_vl.tasks.task import Task
 
@@ -37,6 +39,28 @@ def task_of(name: str) -> "Task[Any]":
 def example_task_of(name: str) -> "ExampleTask":
     """A task that is answered example by example; raises `UsageError` for none of `EXAMPLE_TASKS`."""
     return cast("ExampleTask", _task(name, EXAMPLE_TASKS))
+
+
+def tasks_for(kind: str) -> list[str]:
+    """The tasks of `EXAMPLE_TASKS` that a model does whose class is called `kind`."""
+    return [name for name in EXAMPLE_TASKS if example_task_of(name).model_class.__name__ == kind]
+
+
+def load_for(
+    task: str, model_class: type[Any], model_folder: str | Path, *how: Any
+) -> "tuple[Any, PerceiverVLProcessor]":
+    """What `load_folder` loads for a task, which it calls by its name; an error about a model of another task names
+    the tasks that it is for.
+    """
+    from perceiver_vl.models.loading import OtherKindError, load_folder
+
+    try:
+        return load_folder(model_class, task, model_folder, *how)
+    except OtherKindError as error:
+        if others := tasks_for(error.kind):
+            choices = [part for other in others for part in (" or ", Setting("task", other))]
+            error.args = (*error.args, ", or choose ", *choices[1:])
+        raise
 
 
 def _task(name: str, known: tuple[str, ...]) -> object:

@@ -25,7 +25,7 @@ from perceiver_vl.tasks.example_task import ExampleTask, number_or_text
 from perceiver_vl.tasks.metrics import probabilities, question_word, vqa_accuracy
 from perceiver_vl.tasks.question_types import vqa_question_type
 from perceiver_vl.tasks.task_result import TaskResult
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import Setting, UsageError
 
 MOST_ANSWERS = 1500
 """How many answers a head gets for open questions, the most frequent ones: what ClipBERT gives MSRVTT-QA."""
@@ -103,7 +103,8 @@ class QuestionAnswering(QuestionTask):
     def _check_answers(self, config: PerceiverVLConfig, answers: set[str]) -> None:
         wrong = f"task={self.name}: the model"
         if config.problem_type == "regression":
-            raise UsageError(f"{wrong} answers with a number (problem_type=regression), use task counting")
+            counting = Setting("task", "counting")
+            raise UsageError(f"{wrong} answers with a number (problem_type=regression), use ", counting)
         if config.id2label.get(0) == "LABEL_0":
             raise UsageError(f"{wrong}'s answers have no names, give them in its config.json as id2label")
         if answers and answers.isdisjoint(config.label2id):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from perceiver_vl.utils.errors import UsageError, first_line
+from perceiver_vl.utils.errors import Setting, UsageError, first_line
 
 _OWN_LOSS = "the losses are those of the objectives or of the task"
 _OWN_BATCHES = "batches are made by this package"
@@ -40,7 +40,7 @@ IDLE = {
     "do_train": _BY_COMMAND,
     "do_eval": _BY_COMMAND,
     "do_predict": _BY_COMMAND,
-    "resume_from_checkpoint": "train RECIPE --resume",
+    "resume_from_checkpoint": "to go on is asked for beside the recipe, as --resume",
     "local_rank": "torchrun says it",
     "deepspeed": "set training.fsdp, which shards the same things",
     "push_to_hub": _UPLOAD,
@@ -65,7 +65,8 @@ def refuse_idle(given: dict[str, Any]) -> None:
 def check_values(arguments: TrainingArguments) -> None:
     """Raise `UsageError` for an optimizer, a schedule or a precision that cannot be had here."""
     if arguments.fp16 and arguments.device.type == "cpu":
-        raise UsageError("training.fp16=true: float16 needs a GPU, set training.bf16=true or leave it out")
+        instead = Setting("training.fp16", False), " ", Setting("training.bf16", True)
+        raise UsageError("training.fp16=true: float16 needs a GPU, leave it out or set ", *instead)
     optimizer = arguments.optim.value if hasattr(arguments.optim, "value") else arguments.optim
     try:
         Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Linear(1, 1))

@@ -22,7 +22,7 @@ from perceiver_vl.training.checkpoints import (
     keep_last,
     put_in_place,
 )
-from perceiver_vl.utils.errors import PerceiverVLError
+from perceiver_vl.utils.errors import PerceiverVLError, Setting
 from perceiver_vl.utils.files import write_json
 
 SUMS = "sums.json"
@@ -122,14 +122,14 @@ class CheckpointTrainer(Trainer):
             if not could_not_write(failed, self.output):
                 raise
             shutil.rmtree(place.parent / PART, ignore_errors=True)
-            raise PerceiverVLError(self._no_room(failed)) from failed
+            raise self._no_room(failed) from failed
         finally:
             self._written_in = None
-        for reason in self._of_all(error):
-            if reason is not None:
-                raise PerceiverVLError(reason)
+        for refused in self._of_all(error):
+            if refused is not None:
+                raise refused
 
-    def _put_in_place(self, place: Path, sums: dict[str, Any]) -> str | None:
+    def _put_in_place(self, place: Path, sums: dict[str, Any]) -> PerceiverVLError | None:
         """What comes after all processes have written; why it could not be done, for all of them."""
         part = place.parent / PART / place.name
         try:
@@ -142,7 +142,7 @@ class CheckpointTrainer(Trainer):
         keep_last(place.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
         return None
 
-    def _no_room(self, error: Exception) -> str:
+    def _no_room(self, error: Exception) -> PerceiverVLError:
         weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
         return cannot_write(self.output, error, 3 * weights)  # with the two moments of Adam
 
@@ -151,7 +151,9 @@ class CheckpointTrainer(Trainer):
         reason = first_for_all(lambda: damage(best))
         if reason is not None:
             raise PerceiverVLError(
-                f"{best}: the best model is damaged ({reason}); --resume training.load_best_model_at_end=false "
-                "ends with the last one"
+                f"{best}: the best model is damaged ({reason}); to end with the last one: ",
+                Setting("resume", True),
+                " ",
+                Setting("training.load_best_model_at_end", False),
             )
         super()._load_best_model()

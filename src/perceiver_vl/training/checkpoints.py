@@ -28,7 +28,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import rotate_checkpoints
 
 from perceiver_vl.utils.console import err
-from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
+from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError, first_line
 from perceiver_vl.utils.files import sha256, write_json
 from perceiver_vl.utils.launch import LostProcessError
 
@@ -159,7 +159,11 @@ def checkpoint_of(output: Path, resume: bool) -> Path | None:
     checkpoints = output / "checkpoints"
     newest_first = _newest_first(checkpoints)
     if not resume and (newest_first or (output / "metrics.json").is_file()):
-        raise UsageError(f"output={output}: holds a run already, add --resume to go on with it or name another output")
+        raise UsageError(
+            f"output={output}: holds a run already, go on with it with ",
+            Setting("resume", True),
+            " or name another output",
+        )
     for part in (output / PART, checkpoints / PART):
         shutil.rmtree(part, ignore_errors=True)
     damaged: list[tuple[Path, str]] = []
@@ -203,14 +207,15 @@ def told_in_one_line(output: Path) -> Iterator[None]:
         raise PerceiverVLError(_which_brings_code(output) or f"{output}: {first_line(error)}") from error
     except (OSError, RuntimeError, SafetensorError) as error:
         if could_not_write(error, output):
-            raise PerceiverVLError(cannot_write(output, error)) from error
+            raise cannot_write(output, error) from error
         if "DataLoader worker" in str(error):
             raise PerceiverVLError(
                 "a data worker was killed, perhaps for want of memory: fewer training.dataloader_num_workers need "
-                f"less; {_what_is_kept(output)}"
+                "less; ",
+                *_what_is_kept(output),
             ) from error
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
-            raise LostProcessError(_what_is_kept(output)) from error
+            raise LostProcessError(*_what_is_kept(output)) from error
         raise
 
 
@@ -241,22 +246,25 @@ def could_not_write(error: Exception, output: Path) -> bool:
     return bool(re.search(r"os error|PytorchStreamWriter|inline_container|iostream", str(error)))
 
 
-def cannot_write(output: Path, error: Exception, checkpoint_bytes: int | None = None) -> str:
-    """One line: the folder, why, what is needed, and which checkpoint is safe."""
+def cannot_write(output: Path, error: Exception, checkpoint_bytes: int | None = None) -> PerceiverVLError:
+    """What says in one line: the folder, why, what is needed, and which checkpoint is safe."""
     reason = error.strerror if isinstance(error, OSError) else "a file could not be written whole"
     if isinstance(error, SafetensorError):
         reason = first_line(error)
     need = f" and a checkpoint takes about {checkpoint_bytes / 1e6:,.1f} MB" if checkpoint_bytes else ""
     free = shutil.disk_usage(output).free / 1e6
-    return (
+    return PerceiverVLError(
         f"{output}: cannot be written ({reason}); {free:,.1f} MB are free there{need}: "
-        f"make room or give the right to write; {_what_is_kept(output)}"
+        "make room or give the right to write; ",
+        *_what_is_kept(output),
     )
 
 
-def _what_is_kept(output: Path) -> str:
+def _what_is_kept(output: Path) -> tuple[str | Setting, ...]:
     sealed = [path for path in _newest_first(output / "checkpoints") if (path / CHECKSUMS).is_file()]
-    return f"{sealed[0].name} is whole, go on from it with --resume" if sealed else "no checkpoint is lost, begin again"
+    if not sealed:
+        return ("no checkpoint is lost, begin again",)
+    return f"{sealed[0].name} is whole, go on from it with ", Setting("resume", True)
 
 
 def _which_brings_code(output: Path) -> str | None:

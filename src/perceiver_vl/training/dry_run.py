@@ -29,6 +29,7 @@ from perceiver_vl.training.run import checked_arguments, examples_of, sampler_fo
 from perceiver_vl.training.setup import prepare_start
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.training.statistics import memory
+from perceiver_vl.utils.errors import within
 
 _BYTES_A_PARAMETER = 16
 """In float32: the parameter, its gradient and the two moments of Adam."""
@@ -73,6 +74,7 @@ class DryRun:
         return asdict(self)
 
 
+@within("data", "max_failed_fraction")
 def dry_run(recipe: Recipe, processes: int = 1) -> DryRun:
     """Do all that `train` does before its first step, and read one small batch of the training clips.
 

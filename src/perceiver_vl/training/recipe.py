@@ -16,7 +16,7 @@ from perceiver_vl.tasks.retrieval import STREAMS
 from perceiver_vl.training.elastic import Elastic
 from perceiver_vl.training.losses import OBJECTIVES
 from perceiver_vl.training.objectives import Objectives
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import Setting, UsageError
 
 Parsed = TypeVar("Parsed")
 ENCODERS = ("vision_encoder", "text_encoder")
@@ -107,7 +107,10 @@ class Data:
         check_share(self.max_failed_fraction, "data.max_failed_fraction")
         if self.cache and self.sampling == "random":
             raise UsageError(
-                "data.cache=true: random sampling takes new frames each time, set sampling=uniform or no cache"
+                "data.cache=true: random sampling takes new frames each time, set ",
+                Setting("data.sampling", "uniform"),
+                " or ",
+                Setting("data.cache", False),
             )
 
 
@@ -265,7 +268,7 @@ class Recipe:
             some = ", ".join([name for name, objective in OBJECTIVES.items() if objective.needs_decoder][:3])
             raise UsageError(
                 f"stages: train=[decoder]: {whose} asks the decoder, add an objective ({some}, …) "
-                "or leave out answers_from=mean_latents"
+                "or leave out answers_from: mean_latents"
             )
         for name in ("max_steps", "num_train_epochs"):
             if self.stages and name in self.training:
@@ -378,11 +381,18 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     at: Any = values
     for parent in parents:
+        at = _only(at, parent)
         below = at[_place(at, parent, dotted)] if isinstance(at, list) else at.get(parent)
         if not isinstance(below, dict | list):
             below = at[parent] = {}
         at = below
+    at = _only(at, last)
     at[_place(at, last, dotted) if isinstance(at, list) else last] = value
+
+
+def _only(at: Any, word: str) -> Any:
+    """The one source of a list, where a word that is no place says of which nothing."""
+    return at[0] if isinstance(at, list) and len(at) == 1 and not word.isdecimal() else at
 
 
 def _place(values: list[Any], word: str, dotted: str) -> int:

@@ -55,7 +55,7 @@ from perceiver_vl.training.signals import Stop, stop_on_signals
 from perceiver_vl.training.stages import StageSwitch, stage_schedule
 from perceiver_vl.training.trainers import RetrievalTrainer, TaskTrainer, measured_by
 from perceiver_vl.utils.console import err, quiet
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import UsageError, within
 from perceiver_vl.utils.files import write_json, write_text
 
 _TRAINING_DEFAULTS: dict[str, Any] = {
@@ -104,6 +104,7 @@ class TrainingResult:
         }
 
 
+@within("data", "max_failed_fraction")
 def train(
     recipe: Recipe,
     *,

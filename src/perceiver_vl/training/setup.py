@@ -37,8 +37,9 @@ from perceiver_vl.training.encoder_training import (
 from perceiver_vl.training.recipe import Data, DataSource, Recipe
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.utils.console import quiet
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import UsageError, within
 
+_OF_A_SOURCE = ("metadata", "columns")
 _OF_A_HEAD = ("id2label", "label2id", "num_labels", "problem_type")
 
 
@@ -81,7 +82,8 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
         config = _with_head(config, task, source, pools)
     validation = None
     if data.validation is not None:
-        validation, more = open_split(data.validation, size, data, task, _class_names(config, task))
+        with within("data.validation", *_OF_A_SOURCE):
+            validation, more = open_split(data.validation, size, data, task, _class_names(config, task))
         problems += more
         if task is not None:
             labelled, _ = task.usable_examples(validation, labelled=True)
@@ -156,7 +158,8 @@ def open_training(
     problems: list[SkippedSample] = []
     for split in data.train:
         known = classes or (classes_of(sources[0]) if sources else ())
-        source, left = open_split(split, data.augmentation.decoding_size(size), data, task, known)
+        with within("data.train" if len(data.train) == 1 else f"data.train.{len(sources)}", *_OF_A_SOURCE):
+            source, left = open_split(split, data.augmentation.decoding_size(size), data, task, known)
         sources.append(source)
         problems += left
     return Mixture(sources), problems
@@ -280,7 +283,8 @@ def starting_model(
     else:
         model, fresh = _model_of(kind, start.model, config, start.latents)
     if checkpoint is None and (start.vision or start.text):
-        initialise_from(model, vision=start.vision, text=start.text)
+        with within("model"):
+            initialise_from(model, vision=start.vision, text=start.text)
     return model, fresh
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from perceiver_vl.utils.errors import PreemptedError
+from perceiver_vl.utils.errors import PreemptedError, Setting
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """What asks a run to save and leave."""
@@ -35,7 +35,7 @@ class Stop(TrainerCallback):
         """The handler of a signal: before the first step there is nothing to save, after the last nothing to stop."""
         self.asked = signal.Signals(number).name
         if not self._begun:
-            raise PreemptedError(f"stopped by {self.asked} before the first step, which train --resume takes")
+            raise PreemptedError(f"stopped by {self.asked} before the first step, to go on: ", Setting("resume", True))
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._begun = True
@@ -49,7 +49,8 @@ class Stop(TrainerCallback):
         if dist.is_available() and dist.is_initialized():
             dist.barrier()  # a launcher that sees one process leave may end the others
         by = self.asked or "a signal to another process"
-        raise PreemptedError(f"stopped by {by} at step {state.global_step}, which is saved: train --resume goes on")
+        step = state.global_step
+        raise PreemptedError(f"stopped by {by} at step {step}, which is saved, to go on: ", Setting("resume", True))
 
 
 @contextmanager

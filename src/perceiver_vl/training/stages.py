@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 
 from perceiver_vl.training.recipe import ENCODERS, Stage
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import Setting, UsageError
 
 _PLACES = {
     "vision_encoder": r"perceiver_vl\.vision_encoder\.",
@@ -100,7 +100,8 @@ def _schedule_of(stage: Stage, arguments: TrainingArguments) -> Callable[[int], 
         )
     if stage.warmup_steps and kind == "constant":
         raise UsageError(
-            f"stages: warmup_steps={warmup}: lr_scheduler_type=constant has no warm-up, use constant_with_warmup"
+            f"stages: warmup_steps={warmup}: a constant learning rate has no warm-up, set ",
+            Setting("training.lr_scheduler_type", "constant_with_warmup"),
         )
     if peak and not base:
         raise UsageError(

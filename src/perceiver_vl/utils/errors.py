@@ -1,12 +1,53 @@
 """What goes wrong, said in one line: the thing, its value, and what to do."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A setting to be typed, in the message of an error. Who raises knows its name; where it was typed (an argument, an
+    option, a key of a recipe) knows its spelling.
+    """
+
+    name: str
+    value: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value!r}"
+
+
 class PerceiverVLError(Exception):
-    """Base of the errors that perceiver-vl raises on purpose; the command line prints the message and exits with 1."""
+    """Base of the errors that perceiver-vl raises on purpose; the command line prints the message and exits with 1.
+
+    The message is given in parts: texts, and each `Setting` that it says to type.
+    """
+
+    def __str__(self) -> str:
+        return self.spelled(str)
+
+    def spelled(self, spell: Callable[[Setting], str]) -> str:
+        """The message, with its settings as `spell` writes them."""
+        return "".join(spell(part) if isinstance(part, Setting) else str(part) for part in self.args)
+
+
+@contextmanager
+def within(section: str, *names: str) -> Iterator[None]:
+    """The settings that errors from in here ask for, all or those of `names`, are keys of a section of a recipe."""
+
+    def placed(part: Any) -> Any:
+        inside = isinstance(part, Setting) and "." not in part.name and (not names or part.name in names)
+        return replace(part, name=f"{section}.{part.name}") if inside else part
+
+    try:
+        yield
+    except PerceiverVLError as error:
+        error.args = tuple(placed(part) for part in error.args)
+        raise
 
 
 class UsageError(PerceiverVLError, ValueError):

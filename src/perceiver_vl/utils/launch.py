@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 import torch.distributed as dist
 
-from perceiver_vl.utils.errors import PerceiverVLError, UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError
 
 _was_one_of_several = False
 
@@ -24,9 +24,9 @@ _was_one_of_several = False
 class LostProcessError(PerceiverVLError):
     """Another process of the same run has gone. advice: what to do about it."""
 
-    def __init__(self, advice: str) -> None:
+    def __init__(self, *advice: str | Setting) -> None:
         self.advice = advice
-        super().__init__(f"another process of this run is gone; {advice}")
+        super().__init__("another process of this run is gone; ", *advice)
 
 
 @contextmanager
@@ -66,10 +66,9 @@ def beside_others(processes: int, command: Sequence[str]) -> Iterator[None]:
         except (RuntimeError, LostProcessError) as error:  # what gloo and NCCL raise when another rank is gone
             for rank, (other, _) in enumerate(others, start=1):
                 if (code := _code_of(other)) < 0:
-                    advice = f"; {error.advice}" if isinstance(error, LostProcessError) else ""
-                    raise PerceiverVLError(
-                        f"process {rank} of {processes} was ended by {signal.Signals(-code).name}{advice}"
-                    ) from error
+                    ended = f"process {rank} of {processes} was ended by {signal.Signals(-code).name}"
+                    advice = ("; ", *error.advice) if isinstance(error, LostProcessError) else ()
+                    raise PerceiverVLError(ended, *advice) from error
             for rank, (other, stderr) in enumerate(others, start=1):
                 if code := _code_of(other):
                     stderr.seek(0)

@@ -149,8 +149,8 @@ def bad(folder: Path, kind: str) -> tuple[Path, str, type[PerceiverVLError]]:
             path.touch()
             return path, "damaged or cut short", PerceiverVLError
         case "text":
-            path.write_text("not a checkpoint")
-            return path, "holds more than tensors", PerceiverVLError
+            path.write_text("# a page about a checkpoint")
+            return path, "not a checkpoint", UsageError
         case "list":
             torch.save([1, 2], path)
             return path, "no state_dict of tensors", PerceiverVLError
@@ -190,7 +190,7 @@ def test_other_bad_arguments(tmp_path: Path, tokenizer: Path) -> None:
     for source, out, given, said in (
         (tmp_path / "none", "out", HEADS, "no such file"),
         (path, "full", HEADS, "is not empty"),
-        (path, "out", {}, "num-attention-heads"),
+        (path, "out", {}, "num_attention_heads='N'"),
         (path, "out", {"num_attention_heads": 3}, "must divide"),
         (path, "out", {"task": "asking"}, "choose from"),
         (path, "out", HEADS | {"tokenizer": str(tmp_path / "full")}, "cannot be loaded"),

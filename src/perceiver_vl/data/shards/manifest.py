@@ -11,6 +11,7 @@ from perceiver_vl.data.records import Need, Record
 from perceiver_vl.data.shards.cache import is_url, open_remote
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
 
+WRITTEN_BY = "perceiver-vl data shard folder DIR OUT"
 FORMAT, VERSION = "perceiver-vl shards", 1
 MANIFEST, INDEX = "manifest.json", "index.parquet"
 _MAX_MANIFEST_BYTES = 256 << 20
@@ -49,7 +50,7 @@ def read_manifest(location: str | Path) -> dict[str, Any]:
             with Path(location, MANIFEST).open("rb") as file:
                 text = file.read(_MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{location}: no {MANIFEST} in it; give what `perceiver-vl data shard` wrote") from None
+        raise UsageError(f"{location}: no {MANIFEST} in it; give what {WRITTEN_BY} wrote") from None
     except PerceiverVLError:
         raise
     except Exception as error:  # each file system has errors of its own
@@ -61,7 +62,7 @@ def read_manifest(location: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise PerceiverVLError(f"{where}: damaged: {first_line(error)}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UsageError(f"{where}: not a manifest of shards; give what `perceiver-vl data shard` wrote")
+        raise UsageError(f"{where}: not a manifest of shards; give what {WRITTEN_BY} wrote")
     if manifest.get("version") != VERSION:
         raise PerceiverVLError(
             f"{where}: version {manifest.get('version')}, this program reads {VERSION}: write them again, or update"

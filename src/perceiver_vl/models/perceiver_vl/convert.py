@@ -95,7 +95,8 @@ def convert(
             model = MODELS[task](model_config)
             conversion = load_released(model, state)
         except PerceiverVLError as error:
-            raise type(error)(f"{source}: {error}") from error
+            error.args = (f"{source}: ", *error.args)
+            raise
         advance(note="writing")
         size = {"height": model_config.image_size, "width": model_config.image_size}
         processor = PerceiverVLProcessor(PerceiverVLImageProcessor(size=size, num_frames=num_frames), words)
@@ -143,6 +144,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise PerceiverVLError(f"{path}: damaged or cut short ({error}), get it again") from error
+    with path.open("rb") as file:
+        beginning = file.read(2)
+    if beginning and beginning != b"PK" and not beginning.startswith(b"\x80"):  # a zip archive, or a bare pickle
+        raise UsageError(f"{path}: not a checkpoint, give a .ckpt or .safetensors of the authors' code")
     stand_ins: list[Any] = [(type(name.rpartition(".")[2], (), {}), name) for name in _LIGHTNING]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():

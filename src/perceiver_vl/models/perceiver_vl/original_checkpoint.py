@@ -20,7 +20,7 @@ from perceiver_vl.models.perceiver_vl.question_answering import (
     PerceiverVLForQuestionAnswering,
 )
 from perceiver_vl.models.perceiver_vl.retrieval import PerceiverVLForRetrieval
-from perceiver_vl.utils.errors import PerceiverVLError, UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError
 
 MODELS: dict[str, type[PerceiverVLPreTrainedModel]] = {
     "pretraining": PerceiverVLForPreTraining,
@@ -85,7 +85,10 @@ def released_config(state: dict[str, Tensor], task: str, **given: Any) -> Percei
             "checkpoint that can be held"
         )
     if hidden_size % _WIDTH_OF_A_HEAD and "num_attention_heads" not in given:
-        raise UsageError(f"width {hidden_size}: not a multiple of {_WIDTH_OF_A_HEAD}, say --num-attention-heads")
+        raise UsageError(
+            f"width {hidden_size}: not a multiple of {_WIDTH_OF_A_HEAD}, say how many heads it has with ",
+            Setting("num_attention_heads", "N"),
+        )
     told: dict[str, Any] = {
         "hidden_size": hidden_size,
         "num_attention_heads": hidden_size // _WIDTH_OF_A_HEAD,

@@ -30,9 +30,10 @@ from perceiver_vl.models.perceiver_vl.encoder import self_attentions_by_block
 from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.original_checkpoint import Conversion
 from perceiver_vl.utils.console import quiet
-from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
+from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError, first_line
 
 _Role = Literal["vision", "text"]
+_Remedy = tuple[str | Setting, ...]
 _TOWERS = {  # by model_type; the class of one tower also reads it from a whole CLIP
     "vision": {"vit": ViTModel, "clip": CLIPVisionModel, "clip_vision_model": CLIPVisionModel},
     "text": {"bert": BertModel, "clip": CLIPTextModel, "clip_text_model": CLIPTextModel},
@@ -174,7 +175,7 @@ def _load(role: _Role, name: str | Path, config: PerceiverVLConfig) -> _Source:
         theirs = theirs.vision_config if role == "vision" else theirs.text_config
     for field, value, needed, remedy in _needs(role, theirs, config):
         if value != needed:
-            raise UsageError(f"{what}: {field}={value}, but the model needs {needed}, {remedy}")
+            raise UsageError(f"{what}: {field}={value}, but the model needs {needed}, ", *remedy)
     family = kind.split("_")[0]
     try:
         with quiet():
@@ -213,28 +214,38 @@ def _pixels(name: str | Path, family: str) -> tuple[list[float], list[float]]:
     return list(own.get("image_mean", mean)), list(own.get("image_std", std))
 
 
-def _needs(role: _Role, theirs: Any, config: PerceiverVLConfig) -> Iterator[tuple[str, int, int, str]]:
+def _needs(role: _Role, theirs: Any, config: PerceiverVLConfig) -> Iterator[tuple[str, int, int, _Remedy]]:
     """What of a source's configuration must have which value: the field, its value, the one needed, and the remedy."""
+
+    def set_to(name: str, value: int, otherwise: str = "") -> _Remedy:
+        return "set ", Setting(name, value), otherwise
+
+    other = " or name another"
     width = theirs.hidden_size
-    yield "hidden_size", width, config.hidden_size, f"set hidden_size={width} or name another"
+    yield "hidden_size", width, config.hidden_size, set_to("hidden_size", width, other)
     if role == "text":
         words, positions = theirs.vocab_size, theirs.max_position_embeddings
-        yield "vocab_size", words + _added_words(theirs, config), config.vocab_size, "use that source's own tokenizer"
+        yield (
+            "vocab_size",
+            words + _added_words(theirs, config),
+            config.vocab_size,
+            ("use that source's own tokenizer",),
+        )
         enough = max(positions, config.max_text_length)
-        yield "max_position_embeddings", positions, enough, f"set max_text_length={positions}"
+        yield "max_position_embeddings", positions, enough, set_to("max_text_length", positions)
         segments = getattr(theirs, "type_vocab_size", 0)
         if segments and config.type_vocab_size:
-            yield "type_vocab_size", segments, config.type_vocab_size, f"set type_vocab_size={segments} or 0"
+            yield "type_vocab_size", segments, config.type_vocab_size, set_to("type_vocab_size", segments, " or 0")
         return
     heads, inner, depth = theirs.num_attention_heads, theirs.intermediate_size, theirs.num_hidden_layers
-    yield "num_attention_heads", heads, config.num_attention_heads, f"set num_attention_heads={heads} or name another"
-    ratio = "" if inner % width else f"set intermediate_ratio={inner // width} or "
-    yield "intermediate_size", inner, config.intermediate_size, f"{ratio}name another"
+    yield "num_attention_heads", heads, config.num_attention_heads, set_to("num_attention_heads", heads, other)
+    ratio = ("name another",) if inner % width else set_to("intermediate_ratio", inner // width, other)
+    yield "intermediate_size", inner, config.intermediate_size, ratio
     self_attentions = config.num_blocks * config.self_attentions_per_block
     remedy = f"set num_blocks and self_attentions_per_block to numbers whose product is {depth}"
-    yield "num_hidden_layers", depth, self_attentions, remedy
-    yield "num_channels", theirs.num_channels, 3, "name a source of colour images"
-    yield "num_channels", 3, config.num_channels, "set num_channels=3"
+    yield "num_hidden_layers", depth, self_attentions, (remedy,)
+    yield "num_channels", theirs.num_channels, 3, ("name a source of colour images",)
+    yield "num_channels", 3, config.num_channels, set_to("num_channels", 3)
 
 
 def _added_words(theirs: Any, config: PerceiverVLConfig) -> int:
