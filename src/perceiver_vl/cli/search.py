@@ -169,7 +169,7 @@ def search(
     if null and not paths:
         raise UsageError("-0: ends paths, ask for --paths")
     if html and not queries:
-        raise UsageError(f"--html {html}: is of queries that are given as words, give some")
+        raise UsageError(f"html={html}: is of queries that are given as words, give some")
     from perceiver_vl.search.engine import how_to_make  # light, as the next: mistakes are told at once
     from perceiver_vl.search.filters import Filters
 
