@@ -387,7 +387,7 @@ def test_an_index_is_brought_up_to_date_and_verified_without_its_model_and_media
     words = shlex.split(remedy[1])[1:]
     assert run_cli(*words, "--json").json()["mended"] > 0
     assert run_cli("search", "--index", index, "red", "--json").json()[0]["searched"] == 23
-    assert "--model and --media" in run_cli("index", "--out", tmp_path / "none").error(2)
+    assert "--model MODEL and --media FOLDER" in run_cli("index", "--out", tmp_path / "none").error(2)
     assert "--out is missing" in run_cli("index").error(2)
 
 

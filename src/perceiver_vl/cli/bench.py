@@ -150,7 +150,7 @@ def elastic(
     output: Annotated[Path, typer.Option("--out", help="Folder of the runs; those done are not trained again.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Of the recipe, key=value.")] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="An elastic recipe of retrieval (default: recipes/world_elastic.yaml).")
+        Path | None, typer.Option(help="An elastic recipe of retrieval, a file or a name (default: world_elastic).")
     ] = None,
     budgets: Annotated[
         str | None, typer.Option(help="Budgets with semicolons between, as in 'full;latents=8;frames=4,blocks=1'.")
