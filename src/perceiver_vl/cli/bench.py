@@ -16,6 +16,7 @@ from perceiver_vl.cli.options import (
     ModelOption,
     SplitOption,
     ThreadsOption,
+    check_file,
     parse_columns,
     read_budget,
     read_numbers,
@@ -339,6 +340,7 @@ def frontier(
     grid = {name: read_numbers(name, text) for name, text in typed.items() if text}
     if svg is not None:
         require_extra("matplotlib", "report")
+    check_file("--svg", svg)
     use_threads(threads)
     from perceiver_vl.bench.frontier import measure_frontier
 
