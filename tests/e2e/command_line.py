@@ -58,7 +58,7 @@ def run_program(*words: object) -> Answer:
 
 def run_cli(*words: object) -> Answer:
     """Run `perceiver-vl WORDS…` in this process, which has the heavy imports behind it."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     code: Any = 0
     with (
         patch.object(sys, "argv", ["perceiver-vl", *map(str, words)]),
@@ -69,7 +69,8 @@ def run_cli(*words: object) -> Answer:
             cli.main()
         except SystemExit as stop:
             code = stop.code
-    return Answer(code or 0, out.getvalue(), err.getvalue())
+    said, told = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+    return Answer(code or 0, said, told)
 
 
 def tiny_recipe(output: Path, train: dict[str, Any], validation: dict[str, Any] | None) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_world_does_not_write_over_other_things(tmp_path: Path, own_world: Path)
         (["data.train.metadata=none.csv"], ["none.csv", "no such file"]),
         (["data.train.split=rehearsal"], ["split=rehearsal", "train", "validation"]),
         (["data.train={world: {clips: 0}}"], ["clips=0"]),
-        (["model.hidden_sizes=64"], ["hidden_sizes=64", "PerceiverVLConfig"]),
+        (["model.hidden_sizes=64"], ["hidden_sizes=64", "did you mean hidden_size?"]),
         (["model.hidden_size=wide"], ["hidden_size='wide'", "int"]),
         (["model.num_attention_heads=5"], ["num_attention_heads=5", "hidden_size=32"]),
         (["model.num_blocks=0"], ["num_blocks=0", "at least 1"]),

@@ -406,7 +406,7 @@ def test_an_index_is_brought_up_to_date_and_verified_without_its_model_and_media
     words = shlex.split(remedy[1])[1:]
     assert run_cli(*words, "--json").json()["mended"] > 0
     assert run_cli("search", "--index", index, "red", "--json").json()[0]["searched"] == 23
-    assert "--model and --media" in run_cli("index", "--out", tmp_path / "none").error(2)
+    assert "--model MODEL and --media FOLDER" in run_cli("index", "--out", tmp_path / "none").error(2)
     assert "--out is missing" in run_cli("index").error(2)
 
 
@@ -460,3 +460,36 @@ def test_demo(tmp_path: Path) -> None:
     links.feed(result.report.read_text(encoding="utf-8"))
     assert "script" not in links.tags
     assert all(address.startswith(("data:image/", "#", tmp_path.as_uri())) for address in links.addresses)
+
+
+@pytest.mark.parametrize("kind", ["html", "parquet", "svg", "submission", "report"])
+def test_a_file_in_a_folder_that_is_not_there_is_refused_before_any_work(
+    kind: str, index: Path, model: Path, world: Path, training: tuple[Path, Answer], tmp_path: Path
+) -> None:
+    file = tmp_path / "a new folder" / f"page.{kind}"
+    words = {
+        "html": ("search", "--index", index, "red", "--html", file),
+        "parquet": ("index", "export", index, "--parquet", file),
+        "svg": ("bench", "frontier", "--model", model, "--data", world, "--svg", file),
+        "submission": ("evaluate", "--model", model, "--data", world, "--task", "vqa", "--submission", file),
+        "report": ("report", training[0], "--out", file),
+    }[kind]
+    message = run_cli(*words).error(2)
+    assert f"no folder {file.parent} to write it into" in message
+    assert list(tmp_path.iterdir()) == []
+    subprocess.run(message.partition("make it first: ")[2], shell=True, check=True)
+    if kind in ("html", "parquet", "report"):
+        assert run_cli(*words).code == 0
+        assert file.is_file()
+    assert "is a folder" in run_cli(*words[:-1], tmp_path).error(2)
+
+
+def test_names_are_left_out_of_what_is_prepared(world: Path, tmp_path: Path) -> None:
+    words = ("prepare", world / "clips", tmp_path / "out", "--size", 16, "--exclude", "train-*", "--exclude", "val*")
+    answer = run_cli(*words)
+    assert answer.code == 0, answer.err
+    assert "18 left out by name" in answer.out
+    kept = {path.stem for path in (tmp_path / "out").rglob("*.mp4")}
+    assert kept == {f"test-{number:06d}" for number in range(6)}
+    error = run_cli("prepare", world, tmp_path / "other", "--benchmark", "msrvtt", "--exclude", "*.gif").error(2)
+    assert "metadata, columns, exclude: for a folder of your own" in error

@@ -75,7 +75,7 @@ def test_after_a_full_disk_nothing_is_half_written_and_the_run_goes_on(
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(told.value).startswith(f"{tmp_path / 'run'}: cannot be written (")
     assert "a checkpoint takes about" in str(told.value)
-    assert "checkpoint-2 is whole, go on from it with --resume" in str(told.value)
+    assert "checkpoint-2 is whole, go on from it with resume=True" in str(told.value)
     assert damage(tmp_path / "run" / "checkpoints" / "checkpoint-2") is None
     assert not (tmp_path / "run" / "checkpoints" / ".part").exists()
     assert not (tmp_path / "run" / "model.safetensors").exists()

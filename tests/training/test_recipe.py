@@ -1,5 +1,7 @@
 """Recipes: YAML and overrides into dataclasses, everything misspelt refused by name."""
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ import yaml
 
 from perceiver_vl import UsageError
 from perceiver_vl.data.transforms import Augmentation
+from perceiver_vl.training import train
 from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.training.recipe import (
+    RECIPES,
     Data,
     DataSource,
     Evaluation,
@@ -21,7 +25,7 @@ from perceiver_vl.training.recipe import (
 )
 from tiny import tiny_recipe
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(folder: Path, values: Any) -> Path:
@@ -143,7 +147,7 @@ def test_overrides_change_what_they_name_and_nothing_else(tmp_path: Path) -> Non
         ("data.augmentation.mirror=true", "mirror"),
         ("data.train=[]", "data.train=[]"),
         ("data.train=[{folder: a, weight: 1}, {folder: b}]", "data.train[1]"),
-        ("data.train=[{folder: a}, {foldr: b}]", "data.train[1]: Option 'foldr'"),
+        ("data.train=[{folder: a}, {foldr: b}]", "data.train[1]: foldr: unknown key"),
         ("data.train=[3]", "data.train[0]: a int"),
         ("data.train={folder: a, weight: 0}", "weight=0"),
         ("data.train={benchmark: msrvtt}", "one of them"),
@@ -208,3 +212,58 @@ def test_a_number_may_be_written_without_its_point(tmp_path: Path) -> None:
     path.write_text("output: runs/a\ndata: {train: {world: {}}}\nmodel: {layer_norm_eps: 1e-5}\n", encoding="utf-8")
     recipe = read_recipe(path, ["model.initializer_range=2E-2"])
     assert recipe.model == {"layer_norm_eps": 1e-5, "initializer_range": 2e-2}
+
+
+@pytest.mark.parametrize("name", ["world", "world.yaml", "recipes/world.yaml"])
+def test_a_recipe_of_the_package_is_found_by_name_from_anywhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "world").mkdir()  # as `perceiver-vl world world` writes
+    assert read_recipe(name) == read_recipe(RECIPES / "world.yaml")
+    own = tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    if not own.is_dir():
+        own.write_text("output: mine\ndata: {train: {world: {clips: 9}}}\n")
+        assert read_recipe(name).output == Path("mine"), "a file of one's own comes first"
+
+
+def test_all_recipes_go_with_the_package() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "perceiver_vl"
+    ]
+    package = ROOT / "src" / "perceiver_vl"
+    packed = {path for pattern in patterns for path in package.glob(pattern)}
+    of_the_repository = {path.resolve() for path in (ROOT / "recipes").glob("*.yaml")}
+    assert of_the_repository == set(RECIPES.glob("*.yaml")) <= packed
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("outptu=x", "outptu: unknown key, did you mean output?"),
+        ("data.num_frame=3", "data.num_frame: unknown key, did you mean num_frames?"),
+        ("data.train.foldr=x", "data.train: foldr: unknown key, did you mean folder?"),
+        ("data.train.world.clip=3", "data.train: world.clip: unknown key, did you mean clips?"),
+        ("objectives.mixed_vtk=1", "objectives.mixed_vtk: unknown key, did you mean mixed_vtm?"),
+        ("elastic.token=0.5", "elastic.token: unknown key, did you mean tokens?"),
+        ("stages.0.step=4", "stages.step: unknown key, did you mean steps?"),
+        ("evaluation.qqq=4", "evaluation.qqq: unknown key, choose from batch_size, captions_per_clip"),
+    ],
+)
+def test_the_nearest_key_is_named(override: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe(tmp_path / "run") | {"stages": [{"steps": 4}]}))
+    with pytest.raises(UsageError, match=re.escape(said)):
+        read_recipe(path, [override])
+
+
+def test_the_nearest_names_of_recipes_arguments_and_sizes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^recipe wrold: cannot be read [^\n]+ did you mean world.yaml\?$"):
+        read_recipe("wrold")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe(tmp_path / "run")))
+    with pytest.raises(UsageError, match=r"training.max_step=4: [^\n]+ did you mean max_steps\?"):
+        train(read_recipe(path, ["training.max_step=4"]))
+    with pytest.raises(UsageError, match=r"hidden_sise=8: unknown, did you mean hidden_size\?"):
+        train(read_recipe(path, ["model.hidden_sise=8"]))

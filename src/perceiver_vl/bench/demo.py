@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from perceiver_vl.tasks.provenance import machine, versions
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.tasks.retrieval_result import RetrievalResult, StreamResult
 from perceiver_vl.training import train
-from perceiver_vl.training.recipe import read_recipe
+from perceiver_vl.training.recipe import RECIPES, read_recipe
 from perceiver_vl.utils.console import err
 from perceiver_vl.utils.files import write_json, write_text
 from perceiver_vl.utils.html import render
@@ -130,7 +129,7 @@ def run_demo(output: Path, seed: int = 0, overrides: tuple[str, ...] = ()) -> De
 
 def demo_recipe() -> Path:
     """The recipe that the demo trains; part of the package, and `recipes/world.yaml` in the repository."""
-    return Path(str(files("perceiver_vl") / "training" / "recipes" / "world.yaml"))
+    return RECIPES / "world.yaml"
 
 
 @contextmanager

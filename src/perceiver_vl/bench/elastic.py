@@ -19,7 +19,7 @@ from perceiver_vl.models.perceiver_vl.flops import encoder_flops
 from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
-from perceiver_vl.training.recipe import Recipe, read_recipe
+from perceiver_vl.training.recipe import RECIPES, Recipe, read_recipe
 from perceiver_vl.training.setup import open_split
 from perceiver_vl.training.trainers import RECALLS
 from perceiver_vl.utils.console import ProgressBars, err
@@ -29,7 +29,7 @@ BUDGETS = (
     "full;latents=8,text_latents=4;latents=4,text_latents=2;frames=4;frames=2;cross_attentions=1;blocks=2;blocks=1;"
     "frames=4,latents=8,text_latents=4,cross_attentions=1;frames=2,latents=4,text_latents=2,blocks=1"
 )
-RECIPE = Path(__file__).parents[1] / "training" / "recipes" / "world_elastic.yaml"
+RECIPE = RECIPES / "world_elastic.yaml"
 
 
 @dataclass(frozen=True)

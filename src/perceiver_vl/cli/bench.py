@@ -16,6 +16,7 @@ from perceiver_vl.cli.options import (
     ModelOption,
     SplitOption,
     ThreadsOption,
+    check_file,
     parse_columns,
     read_budget,
     read_numbers,
@@ -150,7 +151,7 @@ def elastic(
     output: Annotated[Path, typer.Option("--out", help="Folder of the runs; those done are not trained again.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Of the recipe, key=value.")] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="An elastic recipe of retrieval (default: recipes/world_elastic.yaml).")
+        Path | None, typer.Option(help="An elastic recipe of retrieval, a file or a name (default: world_elastic).")
     ] = None,
     budgets: Annotated[
         str | None, typer.Option(help="Budgets with semicolons between, as in 'full;latents=8;frames=4,blocks=1'.")
@@ -339,6 +340,7 @@ def frontier(
     grid = {name: read_numbers(name, text) for name, text in typed.items() if text}
     if svg is not None:
         require_extra("matplotlib", "report")
+    check_file("--svg", svg)
     use_threads(threads)
     from perceiver_vl.bench.frontier import measure_frontier
 

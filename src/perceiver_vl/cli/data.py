@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from perceiver_vl.cli.options import ColumnsOption, JsonOption, MetadataOption, SplitOption, StrictOption, parse_columns
+from perceiver_vl.cli.options import (
+    ColumnsOption,
+    ExcludeOption,
+    JsonOption,
+    MetadataOption,
+    SplitOption,
+    StrictOption,
+    parse_columns,
+)
 from perceiver_vl.cli.show import print_json, print_skipped
 from perceiver_vl.utils.console import err, out
 from perceiver_vl.utils.errors import UsageError
@@ -76,6 +84,7 @@ def prepare(
     split: SplitOption = None,
     metadata: MetadataOption = None,
     columns: ColumnsOption = "",
+    exclude: ExcludeOption = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one a core).")] = None,
     strict: StrictOption = False,
     features: Annotated[
@@ -113,7 +122,9 @@ def prepare(
         settings = feature_settings(features, num_frames)
     elif num_frames is not None:
         raise UsageError(f"--num-frames {num_frames}: of --features, which is not given; see --fps and --min-frames")
-    folder = read_records(source, benchmark, split=split, metadata=metadata, columns=names, strict=strict)
+    folder = read_records(
+        source, benchmark, split=split, metadata=metadata, columns=names, strict=strict, exclude=exclude or ()
+    )
     about = {"benchmark": benchmark, "split": split}
     report = run(folder, output, settings, workers=workers, strict=strict, progress=True, about=about)
     if as_json:
@@ -256,4 +267,6 @@ def shard(
         f"{report.bytes / 1e6:.1f} MB, records: {parts}",
         markup=False,
     )
+    for note in source.notes:
+        out.print(note)
     print_skipped(report.skipped)

@@ -19,6 +19,7 @@ from perceiver_vl.cli.options import (
     SplitOption,
     StrictOption,
     ThreadsOption,
+    check_file,
     parse_columns,
     read_budget,
 )
@@ -87,6 +88,7 @@ def evaluate(
     how = _options_of(task, {**ranking, "captions_per_clip": captions_per_clip, "seed": seed})
     if submission and task not in EXAMPLE_TASKS:
         raise UsageError(f"submission={submission}: {task} has none, its figures are its result")
+    check_file("--submission", submission)
     dials = read_budget(budget, model, device, dtype)
     use_threads(threads)
     from perceiver_vl.data.open import open_dataset

@@ -25,6 +25,10 @@ MetadataOption = Annotated[Path | None, typer.Option(help="Metadata file, if it 
 ColumnsOption = Annotated[
     str, typer.Option(help="Names of the metadata's columns, as in file_name=file,text=captions,split=split.")
 ]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="PATTERN", help="Names to leave out, as in '*.gif' (may be repeated)."),
+]
 BenchmarkOption = Annotated[
     str | None, typer.Option(help="Read the folder as the official files of this benchmark; see data list.")
 ]
@@ -59,6 +63,17 @@ def as_typed(setting: Setting) -> str:
         return option
     text = ",".join(f"{key}={of_it}" for key, of_it in value.items()) if isinstance(value, dict) else str(value)
     return f"{option} {shlex.quote(text)}"
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Before any work: whether a file of this name can be written; `UsageError` where its folder is not there."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: is a folder, name a file to write")
+    if not path.parent.is_dir():
+        make = f"mkdir -p {shlex.quote(str(path.parent))}"
+        raise UsageError(f"{option} {path}: no folder {path.parent} to write it into, make it first: {make}")
 
 
 def read_numbers(name: str, text: str) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from perceiver_vl.cli.options import DeviceOption, JsonOption, as_typed, require_extra
+from perceiver_vl.cli.options import DeviceOption, JsonOption, as_typed, check_file, require_extra
 from perceiver_vl.cli.show import print_json
 from perceiver_vl.utils.console import err, out
 from perceiver_vl.utils.errors import PerceiverVLError
@@ -20,6 +20,7 @@ def report(
 ) -> None:
     """Write a page about a training run: its curves, recipe and data, clips that it gets right and wrong."""
     require_extra("matplotlib", "report")
+    check_file("--out", output)
     from perceiver_vl.training.reporting.report import write_report
 
     written = write_report(run, output, progress=True, device=device)

@@ -14,12 +14,14 @@ from perceiver_vl.cli.options import (
     CompileOption,
     DeviceOption,
     DtypeOption,
+    ExcludeOption,
     JsonOption,
     MaxFailedFractionOption,
     MetadataOption,
     SplitOption,
     StrictOption,
     ThreadsOption,
+    check_file,
     parse_columns,
     read_budget,
     read_seconds,
@@ -57,9 +59,7 @@ def index(
     columns: ColumnsOption = "",
     split: SplitOption = None,
     num_frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Names to leave out, as in '*.gif' (may be repeated).")
-    ] = None,
+    exclude: ExcludeOption = None,
     budget: BudgetOption = "",
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     strict: StrictOption = False,
@@ -140,6 +140,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write all rows of an index to one Parquet file, for Milvus, Qdrant, pgvector and others."""
+    check_file("--parquet", parquet)
     from perceiver_vl.search import export_parquet
 
     clips = export_parquet(index, parquet)
@@ -182,7 +183,7 @@ def search(
     if null and not paths:
         raise UsageError("-0: ends paths, ask for --paths")
     if html and not queries:
-        raise UsageError(f"--html {html}: is of queries that are given as words, give some")
+        raise UsageError(f"html={html}: is of queries that are given as words, give some")
     from perceiver_vl.search.engine import how_to_make  # light, as the next: mistakes are told at once
     from perceiver_vl.search.filters import Filters
 
@@ -196,6 +197,7 @@ def search(
         where=where,
     )
     filters.sql()
+    check_file("--html", html)
     if "://" not in index and not Path(index, "clips.lance").is_dir():
         raise UsageError(f"{index}: not an index, make one with {how_to_make(index)}")
     from perceiver_vl.search import Searcher

@@ -17,7 +17,7 @@ from perceiver_vl.utils.console import out
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file; see recipes/.")],
+    recipe: Annotated[Path, typer.Argument(help="YAML file, or the name of a recipe of the package, as in world.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in training.max_steps=100.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the output folder.")

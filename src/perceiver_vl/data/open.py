@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from perceiver_vl.data.datasets.read import read_benchmark
 from perceiver_vl.data.folder import read_folder
@@ -55,19 +56,22 @@ def read_records(
     need: Need | None = None,
     classes: Sequence[str] = (),
     strict: bool = False,
+    exclude: Sequence[str] = (),
 ) -> Folder:
     """The records of a folder, as `read_folder` reads them; or as a `benchmark` those of its official files.
 
     `need`: what every record must have. `classes`: the names of classes in their order (those of a model), where labels
     are names; without them those of a folder are those found in it.
-    Raises `UsageError` for metadata or columns of a benchmark; otherwise as `read_folder` and `read_benchmark`.
+    `exclude`: as of `read_folder`. Raises `UsageError` for metadata, columns or exclude of a benchmark; otherwise as
+    `read_folder` and `read_benchmark`.
     """
     if benchmark is None:
-        return read_folder(
-            where, split=split, metadata=metadata, columns=columns, need=need, classes=classes, strict=strict
+        how: dict[str, Any] = {"classes": classes, "strict": strict, "exclude": exclude}
+        return read_folder(where, split=split, metadata=metadata, columns=columns, need=need, **how)
+    if metadata or columns or exclude:
+        raise UsageError(
+            f"metadata, columns, exclude: for a folder of your own; {benchmark} has files and columns of its own"
         )
-    if metadata or columns:
-        raise UsageError(f"metadata, columns: for a folder of your own; {benchmark} has files and columns of its own")
     folder = read_benchmark(benchmark, where, split=split, strict=strict)
     kept = [record for record in folder.records if need is None or record.has(need)]
     if not kept:

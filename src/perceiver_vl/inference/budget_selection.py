@@ -28,7 +28,7 @@ from perceiver_vl.models.perceiver_vl import (
     PerceiverVLPreTrainedModel,
 )
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.tasks import example_task_of, tasks_for
+from perceiver_vl.tasks import example_task_of, task_for
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 from perceiver_vl.utils.files import write_json
 from perceiver_vl.utils.timing import timed
@@ -126,11 +126,8 @@ def read_frontier(model_folder: str | Path) -> Frontier:
 
 def _task_option(folder: Path) -> str:
     """What `bench frontier` has to be told of a model that is not one of retrieval."""
-    config = PerceiverVLConfig.from_pretrained(folder)
-    tasks = [name for kind in config.architectures or () for name in tasks_for(kind)]
-    if "counting" in tasks and config.problem_type == "regression":
-        tasks = ["counting"]
-    return f" --task {tasks[0]}" if tasks else ""
+    task = task_for(PerceiverVLConfig.from_pretrained(folder))
+    return f" --task {task}" if task else ""
 
 
 def choose_budget(

@@ -16,11 +16,11 @@ from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError, fir
 
 
 class OtherKindError(UsageError):
-    """A model that was trained for something else. kind: the class that its folder was saved from, "" if not known."""
+    """A model that was trained for something else. config: its own."""
 
-    def __init__(self, kind: str, *parts: str | Setting) -> None:
+    def __init__(self, config: PerceiverVLConfig, *parts: str | Setting) -> None:
         super().__init__(*parts)
-        self.kind = kind
+        self.config = config
 
 
 _Model = TypeVar("_Model", bound=PerceiverVLPreTrainedModel)
@@ -66,10 +66,11 @@ def load_folder(
             raise UsageError(f"{folder}: weights of other shapes, give a model trained for {purpose}") from error
         raise PerceiverVLError(f"{folder}: cannot be loaded ({first_line(error)}), save the model again") from error
     if missing := sorted(loading["missing_keys"]):
-        saved = next(iter(PerceiverVLConfig.from_pretrained(folder).architectures or ()), "")
+        own = PerceiverVLConfig.from_pretrained(folder)
+        saved = next(iter(own.architectures or ()), "")
         lacking = f"{missing[0]} and {len(missing) - 1} more"
         raise OtherKindError(
-            saved,
+            own,
             f"{folder}: {f'a {saved}, ' if saved else ''}without weights for {purpose} ({lacking}), give "
             f"a model trained for {purpose}",
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from perceiver_vl.utils.errors import Setting, UsageError
 
 if TYPE_CHECKING:
+    from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
     from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
     from perceiver_vl.tasks.example_task import ExampleTask
     from perceiver_vl.tasks.task import Task
@@ -41,25 +42,27 @@ def example_task_of(name: str) -> "ExampleTask":
     return cast("ExampleTask", _task(name, EXAMPLE_TASKS))
 
 
-def tasks_for(kind: str) -> list[str]:
-    """The tasks of `EXAMPLE_TASKS` that a model does whose class is called `kind`."""
-    return [name for name in EXAMPLE_TASKS if example_task_of(name).model_class.__name__ == kind]
+def task_for(config: "PerceiverVLConfig") -> str | None:
+    """The one of `EXAMPLE_TASKS` that a model of this configuration was trained for, as far as that tells."""
+    if config.problem_type == "regression":
+        return "counting"
+    kinds = config.architectures or ()
+    return next((name for name in EXAMPLE_TASKS if example_task_of(name).model_class.__name__ in kinds), None)
 
 
 def load_for(
     task: str, model_class: type[Any], model_folder: str | Path, *how: Any
 ) -> "tuple[Any, PerceiverVLProcessor]":
     """What `load_folder` loads for a task, which it calls by its name; an error about a model of another task names
-    the tasks that it is for.
+    that one.
     """
     from perceiver_vl.models.loading import OtherKindError, load_folder
 
     try:
         return load_folder(model_class, task, model_folder, *how)
     except OtherKindError as error:
-        if others := tasks_for(error.kind):
-            choices = [part for other in others for part in (" or ", Setting("task", other))]
-            error.args = (*error.args, ", or choose ", *choices[1:])
+        if other := task_for(error.config):
+            error.args = (*error.args, ", or choose ", Setting("task", other))
         raise
 
 

@@ -17,8 +17,11 @@ from perceiver_vl.training.elastic import Elastic
 from perceiver_vl.training.losses import OBJECTIVES
 from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.utils.errors import Setting, UsageError
+from perceiver_vl.utils.text import did_you_mean
 
 Parsed = TypeVar("Parsed")
+RECIPES = Path(__file__).parent / "recipes"
+"""Those of the package, `recipes/` in the repository."""
 ENCODERS = ("vision_encoder", "text_encoder")
 PARTS = ("cross_attentions", "latents", "self_attentions", "embeddings", "decoder", "heads", *ENCODERS, "all")
 
@@ -290,12 +293,25 @@ class Recipe:
         return plain
 
 
+def find_recipe(name: str | Path) -> Path:
+    """The file of this name, or the recipe of the package that is called so; `UsageError` if there is neither."""
+    path, own = Path(name), {recipe.name: recipe for recipe in RECIPES.glob("*.yaml")}
+    if path.exists() and not (path.is_dir() and f"{path}.yaml" in own):
+        return path
+    called = f"{path.name.removesuffix('.yaml')}.yaml"
+    if str(path.parent) in (".", "recipes") and called in own:
+        return own[called]
+    raise UsageError(f"recipe {path}: cannot be read (no such file); of the package, {did_you_mean(called, own)}")
+
+
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe; `overrides` are `dotted.key=value`, as in `training.max_steps=100` or, `stages.0.steps=9`.
+    """Read a recipe: a file, or one of the package by its name (`world`, `world.yaml`, `recipes/world.yaml`).
+
+    `overrides` are `dotted.key=value`, as in `training.max_steps=100` or, `stages.0.steps=9`.
 
     Raises `UsageError` for a file that cannot be read, an unknown key or a value of the wrong type.
     """
-    path = Path(path)
+    path = find_recipe(path)
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
@@ -340,6 +356,7 @@ def _parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
 
     if not isinstance(values, dict):
         raise UsageError(f"{where}: a {type(values).__name__}, need a mapping")
+    _refuse_unknown(kind, values, where)
     _refuse_names_of_code(kind, values, where)
     _refuse_class_paths(values, where)
     parser = ArgumentParser(exit_on_error=False)
@@ -350,6 +367,18 @@ def _parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
         raise
     except Exception as error:  # jsonargparse raises its own kinds, and what our dataclasses raise inside them
         raise UsageError(f"{where}: {_one_line(error)}") from error
+
+
+def _refuse_unknown(kind: Any, values: dict[str, Any], where: str, section: str = "") -> None:
+    """Keys that there are not, in the sections too, with the nearest that there is."""
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        if name not in hints:
+            raise UsageError(f"{where}: {section}{name}: unknown key, {did_you_mean(str(name), hints)}")
+        for inner in (part for part in (hints[name], *get_args(hints[name])) if is_dataclass(part)):
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, dict):
+                    _refuse_unknown(inner, one, where, f"{section}{name}.")
 
 
 def _refuse_names_of_code(kind: Any, values: dict[str, Any], where: str) -> None:

@@ -57,6 +57,7 @@ from perceiver_vl.training.trainers import RetrievalTrainer, TaskTrainer, measur
 from perceiver_vl.utils.console import err, quiet
 from perceiver_vl.utils.errors import UsageError, within
 from perceiver_vl.utils.files import write_json, write_text
+from perceiver_vl.utils.text import did_you_mean
 
 _TRAINING_DEFAULTS: dict[str, Any] = {
     "remove_unused_columns": False,
@@ -292,9 +293,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     for name, value in recipe.training.items():
         if name not in known or name in ("output_dir", "parallelism_config"):  # the latter would name a class to import
-            raise UsageError(
-                f"training.{name}={value!r}: not an argument of transformers.TrainingArguments to set here"
-            )
+            what = "not an argument of transformers.TrainingArguments to set here"
+            near = did_you_mean(name, known - {name}, "leave it out")
+            raise UsageError(f"training.{name}={value!r}: {what}, {near}")
     refuse_idle(recipe.training)
     try:
         # `eval_strategy: no` is a false in YAML

@@ -1,6 +1,5 @@
 """Reading a benchmark: its splits by name, what is missing named and counted, never a long job stopped."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from perceiver_vl.data.datasets.table import BENCHMARKS, Benchmark
 from perceiver_vl.data.fields import split_name
 from perceiver_vl.data.records import Folder, Record, SkippedSample
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
+from perceiver_vl.utils.text import did_you_mean
 
 
 @dataclass
@@ -22,9 +22,8 @@ class BenchmarkRecords(Folder):
 def find_benchmark(name: str) -> Benchmark:
     """The benchmark of this name; `UsageError` if there is none."""
     if name not in BENCHMARKS:
-        close = difflib.get_close_matches(name.lower().replace("_", "-"), BENCHMARKS, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(f"{name}: unknown benchmark, {hint}perceiver-vl data list names them all")
+        near = did_you_mean(name.replace("_", "-"), BENCHMARKS, "see the names")
+        raise UsageError(f"{name}: unknown benchmark, {near} perceiver-vl data list names them all")
     return BENCHMARKS[name]
 
 

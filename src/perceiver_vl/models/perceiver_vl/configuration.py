@@ -11,6 +11,7 @@ from transformers.configuration_utils import SubConfigSpec
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.folder import MODEL_TYPE
 from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.text import did_you_mean
 
 # Keys that transformers itself writes into a config.json or passes to a configuration, beside the declared fields.
 _KEYS_OF_TRANSFORMERS = frozenset(
@@ -122,9 +123,8 @@ class PerceiverVLConfig(PreTrainedConfig):
         declared = {field.name for field in fields(self)}
         for key in kwargs:
             if key not in declared | _KEYS_OF_TRANSFORMERS and not key.startswith("_"):
-                raise UsageError(
-                    f"configuration key {key}={kwargs[key]!r}: unknown, see PerceiverVLConfig for the names"
-                )
+                near = did_you_mean(key, declared, "see PerceiverVLConfig for the names")
+                raise UsageError(f"configuration key {key}={kwargs[key]!r}: unknown, {near}")
         if self.num_text_latents is None:
             self.num_text_latents = self.num_latents
         if self.projection_dim is None:
