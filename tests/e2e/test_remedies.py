@@ -615,12 +615,8 @@ ELSEWHERE = {
     "its vector of a": "tests/models/perceiver_vl/test_encoders.py",
     "torch is imported instead": "tests/search/test_query_graph.py",
     "unknown benchmark, ": "tests/data/test_validate.py",
-    "train --resume": "tests/e2e/test_commands.py",
     "are asked for; ask for fewer": "tests/training/test_encoder_training.py",
-    "What to type to have": "tests/search/test_table.py",
-    "has to be told of a model that is not": "tests/e2e/test_budget_commands.py",
     "What of a source's configuration must": "tests/models/perceiver_vl/test_warm_start.py",
-    "is of queries that are given as words": "tests/e2e/test_bad_input.py",
 }
 """Messages of what ends a command from outside, takes a cluster or encoders: the tests that meet them."""
 
