@@ -66,7 +66,7 @@ def save(
     processor = tiny_processor(CAPTIONS)
     processor.tokenizer.model_max_length = most_tokens
     torch.manual_seed(0)
-    model = kind(tiny_config(vocab_size=len(processor.tokenizer), initializer_range=0.3, **changes))
+    model = kind(tiny_config(vocab_size=len(processor.tokenizer), initializer_range=0.3, knows_search=True, **changes))
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
     processor.save_pretrained(folder)
     return folder

@@ -323,3 +323,18 @@ def test_page_is_self_contained_and_escapes(indexed: tuple[Path, Path], model_fo
     assert addresses
     assert all(address.startswith(("data:image/jpeg;base64,", "file:///")) for address in addresses)
     assert page.count("<figure") == 13 * 8
+
+
+def test_words_that_the_model_does_not_know_and_words_cut_off_are_said(indexed: tuple[Path, Path]) -> None:
+    searcher = Searcher(indexed[0])
+    assert searcher.search("a red circle").notes == []
+    [unknown] = searcher.search("a red Ω circle 漢").notes
+    assert unknown.startswith("the model does not know Ω, 漢: ")
+    [cut] = searcher.search("a red circle " * 20 + "at last").notes
+    assert cut.startswith("the model reads ")
+    assert "at last” was cut off" in cut
+
+
+def test_a_model_that_never_learned_to_search_is_named_when_it_is_opened(indexed: tuple[Path, Path]) -> None:
+    [note] = Searcher(indexed[0]).notes
+    assert "its multi-stream was never trained: search will be no better than chance" in note

@@ -70,6 +70,8 @@ def print_hits(result: "SearchResult") -> None:
             str(hit.rank), hit.file_name, f"{hit.score:.2f}", f"{hit.multi_score:.3f}", match, duration, caption
         )
     print_whole(table)
+    for note in result.notes:
+        out.print(f"note: {note}")
     total = 1e3 * result.seconds["total"]
     recall = "" if result.recall is None else f", recall of the shortlist against exact search {result.recall:.3f}"
     out.print(f"{result.searched} clips searched in {total:.1f} ms ({result.method}{recall})")

@@ -58,3 +58,27 @@ def weight_files(folder: Path) -> set[str]:
         if not isinstance(name, str) or not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise UsageError(f"{index}: names {name!r}, outside the folder; put the weights into it")
     return names | mapped
+
+
+def search_warning(base: str, knows_search: bool) -> str | None:
+    """What a user of a model's multi-stream must know, in one line; None: it was trained, or stands on a dual encoder.
+
+    The arguments are fields of its configuration.
+    """
+    if knows_search:
+        return None
+    if base == "linear":
+        return (
+            "its two encoders have never met: search will be no better than chance; train it first, with "
+            "perceiver-vl train recipes/encoders.yaml initialise.model=MODEL (docs/start-from-weights.md)"
+        )
+    return (
+        "its multi-stream was never trained: search will be no better than chance; train it, or make a model that "
+        "knows the world with perceiver-vl init OUT --dual openai/clip-vit-base-patch32"
+    )
+
+
+def warning_of_folder(model_folder: Path) -> str | None:
+    """`search_warning` of the model in a folder, which is whole."""
+    config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    return search_warning(config.get("base", "none"), bool(config.get("knows_search", False)))

@@ -8,7 +8,7 @@ import hashlib
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from perceiver_vl.search.rows import IndexSettings, Vectors
 from perceiver_vl.utils.errors import PerceiverVLError, first_line
 from perceiver_vl.utils.files import sha256, user_cache
 from perceiver_vl.utils.onnx import import_onnxruntime
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 class QueryEncoder(Protocol):
@@ -29,9 +32,29 @@ class QueryEncoder(Protocol):
         """The unit vector of a query `(E,)`, and what `match` wants of it."""
         ...
 
+    def notes(self, words: str) -> list[str]:
+        """What of a query that was encoded the model does not know, or has not read: `notes_on`."""
+        ...
+
     def match(self, clips: Vectors, text: Any) -> Vectors:
         """Matching logits `(K,)` of a query with clips, from their stored partial attentions `(K,D+H)`."""
         ...
+
+
+def notes_on(words: str, tokenizer: "Tokenizer") -> list[str]:
+    """What of a query its tokenizer, which cuts as the model needs it, does not know or cuts off."""
+    encoding = tokenizer.encode(words)
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    lost = dict.fromkeys(
+        words[begin:end]
+        for token, (begin, end) in zip(encoding.tokens, encoding.offsets, strict=True)
+        if token == unknown and end > begin
+    )
+    notes = [f"the model does not know {', '.join(lost)}: the score says nothing of that"] if lost else []
+    if encoding.overflowing:
+        read = max((end for _, end in encoding.offsets), default=0)
+        notes.append(f"the model reads {len(encoding.ids)} tokens, no more: “{words[read:].strip()}” was cut off")
+    return notes
 
 
 class QueryGraph:
@@ -66,6 +89,10 @@ class QueryGraph:
         """The unit vector `(E,)` and the partial attention `(1,D+H)` of a query."""
         vector, partial = self._text.run(None, {"input_ids": np.array([self._tokenizer.encode(words).ids], np.int64)})
         return vector[0], partial
+
+    def notes(self, words: str) -> list[str]:
+        """As of `QueryEncoder`."""
+        return notes_on(words, self._tokenizer)
 
     def match(self, clips: Vectors, text: Vectors) -> Vectors:
         """As of `QueryEncoder`."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.loading import load_retriever
+from perceiver_vl.search.query_graph import notes_on
 from perceiver_vl.search.rows import IndexSettings, Vectors
 
 
@@ -27,6 +28,10 @@ class QueryModel:
         latents, features = self.model.encode_and_pool_text(*given)
         vector: Vectors = features[0].float().cpu().numpy()
         return vector, self.model.partial_match(latents)
+
+    def notes(self, words: str) -> list[str]:
+        """As of `QueryEncoder`."""
+        return notes_on(words, self.processor.tokenizer.backend_tokenizer)
 
     @torch.inference_mode()
     def match(self, clips: Vectors, text: Tensor) -> Vectors:

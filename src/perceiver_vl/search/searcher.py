@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from perceiver_vl.models.folder import model_fingerprint
+from perceiver_vl.models.folder import model_fingerprint, warning_of_folder
 from perceiver_vl.search.engine import how_to_make
 from perceiver_vl.search.filters import Filters
 from perceiver_vl.search.query_graph import QueryEncoder, open_graph
@@ -48,6 +48,7 @@ class Hit:
 class SearchResult:
     """The answer to a query: hits, best first; seconds by stage (encode, shortlist, rerank, total); how it was found.
 
+    `notes`: words of the query that the model does not know, or that were cut off.
     `method` is that of the shortlist, exact or approximate, then with its `recall` (the share of the true nearest that
     it finds, on a sample); `searched` is the number of clips in the index that the filters keep.
     """
@@ -58,6 +59,7 @@ class SearchResult:
     recall: float | None
     searched: int
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -104,7 +106,8 @@ class Searcher:
                 Setting("model", "FOLDER"),
                 ", or index again into a new folder",
             )
-        self.notes: list[str] = []
+        warning = warning_of_folder(Path(folder))
+        self.notes = [f"{folder}: {warning}"] if warning else []
         queries: QueryEncoder | None = None
         if light and str(device or "cpu") == "cpu":
             try:
@@ -178,7 +181,7 @@ class Searcher:
             for rank, (place, row) in enumerate(zip(order, found, strict=True), start=1)
         ]
         method, recall = ("exact", None) if exact else (APPROXIMATE, self.table.seal.recall)
-        return SearchResult(words, hits, method, recall, self.table.count(where), seconds)
+        return SearchResult(words, hits, method, recall, self.table.count(where), seconds, self.queries.notes(words))
 
     def _match(self, clips: Vectors, text: Any) -> Vectors:
         """Matching logits `(K,)` of a text with clips, from the stored partial attentions `(K,D+H)`."""

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from perceiver_vl.models.budget import ComputeBudget
-from perceiver_vl.models.folder import MODEL_TYPE
+from perceiver_vl.models.folder import MODEL_TYPE, search_warning
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.text import did_you_mean
 
@@ -237,20 +237,8 @@ class PerceiverVLConfig(PreTrainedConfig):
         return cls(**(departures | changes))
 
     def search_warning(self) -> str | None:
-        """What a user of this model's multi-stream must know, in one line; None: it was trained, or stands on a dual
-        encoder.
-        """
-        if self.knows_search:
-            return None
-        if self.base == "linear":
-            return (
-                "its two encoders have never met: search will be no better than chance; train it first, with "
-                "perceiver-vl train recipes/encoders.yaml initialise.model=MODEL (docs/start-from-weights.md)"
-            )
-        return (
-            "its multi-stream was never trained: search will be no better than chance; train it, or make a model that "
-            "knows the world with perceiver-vl init OUT --dual openai/clip-vit-base-patch32"
-        )
+        """`folder.search_warning` of this model."""
+        return search_warning(self.base, self.knows_search)
 
     @property
     def intermediate_size(self) -> int:
