@@ -55,7 +55,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 def as_typed(setting: Setting) -> str:
     """A setting as it is typed: an option of a command, or (`data.num_frames=8`) a key of a recipe."""
     name, value = setting.name, setting.value
-    if "." in name:
+    if setting.in_recipe or "." in name:
         plain = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
         return shlex.quote(f"{name}={plain}")
     option = f"--{name.replace('_', '-')}"
