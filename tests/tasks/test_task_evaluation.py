@@ -263,7 +263,7 @@ def test_a_head_that_cannot_answer_is_refused(name: str, head: dict[str, Any], s
 
 def test_vqa_needs_annotators() -> None:
     records = [replace(record, answers=("red",)) for record in records_of("vqa")]
-    with pytest.raises(UsageError, match=r"^0\.mp4: 1 answer to [^\n]+use task question-answering$"):
+    with pytest.raises(UsageError, match=r"^0\.mp4: 1 answer to [^\n]+use task='question-answering'$"):
         evaluate("vqa", records)
 
 

@@ -71,6 +71,9 @@ def check_file(option: str, path: Path | None) -> None:
         return
     if path.is_dir():
         raise UsageError(f"{option} {path}: is a folder, name a file to write")
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir():
+        raise UsageError(f"{option} {path}: {there} is a file, not a folder, name another place")
     if not path.parent.is_dir():
         make = f"mkdir -p {shlex.quote(str(path.parent))}"
         raise UsageError(f"{option} {path}: no folder {path.parent} to write it into, make it first: {make}")
