@@ -11,11 +11,11 @@ from perceiver_vl.bench.learning.blind_baselines import (
     accuracy,
     bag_of_words,
     chance_accuracy,
-    chance_recall,
     majority,
     majority_by_kind,
 )
 from perceiver_vl.data.records import Record
+from perceiver_vl.tasks.baselines import chance_recall
 from perceiver_vl.utils.errors import UsageError
 
 

@@ -1,6 +1,7 @@
 """The benches of trained models, the front that goes with a model, and budgets chosen from it, at a small size."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -264,3 +265,17 @@ def test_more_items_than_clips_are_refused(model: Path) -> None:
         measure_cascade(retriever, processor, source, items=(2, 4), data="world")
     with pytest.raises(UsageError, match="items=1, runs=3: need two items"):
         measure_cascade(retriever, processor, source, items=(1,))
+
+
+def test_times_that_fall_with_more_frames_are_told(report: FrontierReport) -> None:
+    def timed(milliseconds: Callable[[int], float]) -> FrontierReport:
+        frames = [ComputeBudget.parse(one.budget).frames or 0 for one in report.settings]
+        paired = zip(report.settings, frames, strict=True)
+        return replace(report, settings=[replace(one, milliseconds=milliseconds(count)) for one, count in paired])
+
+    ordered, reversed_ = timed(float), timed(lambda count: -float(count))
+    wrong, pairs = reversed_.out_of_order
+    assert wrong == pairs > 0
+    assert ordered.out_of_order == (0, pairs)
+    assert "longer with fewer" not in str(ordered.sections())
+    assert f"Of {pairs} pairs of settings that differ in frames alone {wrong} took longer" in str(reversed_.sections())

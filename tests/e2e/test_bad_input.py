@@ -280,7 +280,9 @@ def test_output_that_cannot_be_made(model: Path, world: Path, index: Path, tmp_p
     fails_naming(run_cli(*words, "--out", file / "index"), 2, file / "index", "another folder")
     fails_naming(run_cli(*words, "--out", model), 2, model, "new or empty")
     fails_naming(run_cli("world", file, "--clips", 8), 2, file, "is a file")
-    fails_naming(run_cli("search", "--index", index, "red", "--html", file / "page.html"), 1, file)
+    fails_naming(
+        run_cli("search", "--index", index, "red", "--html", file / "page.html"), 2, f"{file} is a file, not a folder"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "recipe.yaml"]
     assert file.read_text() == "not a folder"
 

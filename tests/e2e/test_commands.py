@@ -284,7 +284,8 @@ class Links(HTMLParser):
 
 
 def test_search(index: Path, world: Path, tmp_path: Path) -> None:
-    page = tmp_path / "new folder" / "page.html"
+    page = tmp_path / "a folder" / "page.html"
+    page.parent.mkdir()
     queries = "a red circle moving left", "<marquee>ein großes Quadrat"
     answer = run_program("search", "--index", index, *queries, "--top-k", 3, "--json", "--html", page)
     results = answer.json()
@@ -434,9 +435,9 @@ def test_search_of_some_clips(index: Path) -> None:
 
 
 def test_an_index_as_parquet(index: Path, tmp_path: Path) -> None:
-    said = run_cli("index", "export", index, "--parquet", tmp_path / "new" / "clips.parquet", "--json").json()
-    assert said["clips"] == parquet.read_metadata(tmp_path / "new" / "clips.parquet").num_rows == 6
-    assert "6 clips" in run_cli("index", "export", index, "--parquet", tmp_path / "clips.parquet").out
+    said = run_cli("index", "export", index, "--parquet", tmp_path / "clips.parquet", "--json").json()
+    assert said["clips"] == parquet.read_metadata(tmp_path / "clips.parquet").num_rows == 6
+    assert "6 clips" in run_cli("index", "export", index, "--parquet", tmp_path / "again.parquet").out
     assert "not an index" in run_cli("index", "export", tmp_path, "--parquet", tmp_path / "x").error(2)
 
 

@@ -26,6 +26,7 @@ from perceiver_vl.search.table import open_table
 from released_checkpoint import forty_words, released_state, save
 
 ROOT = Path(__file__).resolve().parents[2]
+KEY = r"[a-z_]+(?:\.[a-z0-9_]+)*="
 GRID = ("--num-frames", "2", "--latents", "6", "--text-latents", "3", "--cross-attentions", "1", "--runs", "1")
 
 
@@ -202,7 +203,7 @@ def frontier_of_broken_files(w: Workshop) -> Attempt:
 
 @case
 def a_benchmark_that_is_not_known(w: Workshop) -> Attempt:
-    return Attempt(("data", "check", "msrvt", w.world), "did you mean ", mends=False)
+    return Attempt(("data", "check", "msrvt", w.world), ": unknown benchmark, ", mends=False)
 
 
 @case
@@ -266,6 +267,29 @@ def frontier_of_a_model_for_questions(w: Workshop) -> Attempt:
 def counting_as_answering(w: Workshop) -> Attempt:
     words = ("evaluate", "--model", w.counting, "--data", w.questions / "count", "--task", "question-answering")
     return Attempt((*words, "--split", "test"), "(problem_type=regression), use ")
+
+
+@case
+def one_answer_where_there_should_be_ten(w: Workshop) -> Attempt:
+    words = ("evaluate", "--model", w.answering, "--data", w.questions / "yesno", "--task", "vqa", "--split", "test")
+    return Attempt(words, "task vqa needs those of several annotators, use ")
+
+
+@case
+def training_on_one_answer_where_there_should_be_ten(w: Workshop) -> Attempt:
+    recipe = world_recipe(w.folder / "run", w.questions / "yesno")
+    del recipe["objectives"]
+    path = write_recipe(w.folder / "recipe.yaml", recipe)
+    return Attempt(("train", path, "task=vqa"), "task vqa needs those of several annotators, use ")
+
+
+@case
+def many_files_that_are_skipped(w: Workshop) -> Attempt:
+    world = w.copy(w.world, "world")
+    for path in sorted((world / "clips").iterdir())[2:]:
+        path.write_bytes(b"no video")
+    words = ("index", "--model", w.model, "--media", world, "--out", w.folder / "index", "--max-failed-fraction", 1)
+    return Attempt(words, "more (all of them with ")
 
 
 @case
@@ -539,11 +563,11 @@ def typed(words: list[str]) -> Iterator[str]:
     """Options with their values, and keys with theirs, of words among which there may be others."""
     for word, following in zip(words, [*words[1:], "and"], strict=True):
         if word.startswith("--"):
-            yield word.rstrip(",")
-            if following != "and" and not re.match(r"--|[a-z]+\.[a-z0-9_.]+=", following):
-                yield following.rstrip(",")
-        elif re.match(r"[a-z]+\.[a-z0-9_.]+=", word):
-            yield word.rstrip(",")
+            yield word.rstrip(",)")
+            if following != "and" and not re.match(rf"--|{KEY}", following):
+                yield following.rstrip(",)")
+        elif re.match(KEY, word):
+            yield word.rstrip(",)")
 
 
 def message_of(answer: Answer) -> str:
@@ -595,11 +619,27 @@ def test_what_is_said_to_type_works(name: str, workshop: Workshop, tmp_path: Pat
         choice += 1
 
 
+def test_an_index_that_is_interrupted_goes_on_as_is_said(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    index = shutil.copytree(workshop.index, tmp_path / "an index")
+    with monkeypatch.context() as patch:
+        patch.setattr("perceiver_vl.search.build_index", interrupted)
+        answer = run_cli("index", "--out", index)
+    assert answer.code == 130
+    [[program, *words]] = remedies(answer.err.splitlines()[0], "what is encoded is kept, go on with ")
+    assert program == "perceiver-vl"
+    assert run_cli(*words).code == 0
+
+
 # The guard
 
 REMEDY = re.compile(r"(?<![\w-])--[a-z](?![a-z-]*$)|\s--[a-z]|perceiver-vl [a-z]")
 ELSEWHERE = {
-    "what is encoded is kept": "tests/e2e/test_commands.py",
+    "what is encoded is kept": "tests/e2e/test_remedies.py",
     "before the first step": "tests/training/test_signals.py",
     "which is saved, to go on": "tests/training/test_signals.py",
     "is whole, go on from it with": "tests/faults/test_kills.py",

@@ -428,3 +428,11 @@ def test_a_pipeline_runs_in_the_dtype_asked_for(retrieval_model: Path, clips: Pa
     assert len(find(QUERIES[0], clips, top_k=3)) == 3
     with pytest.raises(UsageError, match=r"^dtype=int4: choose from"):
         perceiver_vl.pipeline("retrieval", retrieval_model, dtype="int4")
+
+
+def test_metadata_that_cannot_be_read_can_be_passed_over(find: RetrievalPipeline, clips: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clips, tmp_path / "clips"))
+    (folder / "metadata.jsonl").write_text('{"nothing": 1}\n')
+    with pytest.raises(UsageError, match="or ignore the file with metadata='none'"):
+        find("a red circle", folder)
+    assert len(find("a red circle", folder, top_k=9, metadata="none")) == 6

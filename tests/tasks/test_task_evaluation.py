@@ -244,7 +244,7 @@ def test_records_that_are_no_examples_are_left_out_and_if_all_are_refused(
 
 
 HEADS: list[tuple[str, dict[str, Any], str]] = [
-    ("question-answering", {"num_labels": 1, "problem_type": "regression"}, "use task counting"),
+    ("question-answering", {"num_labels": 1, "problem_type": "regression"}, "use task='counting'"),
     ("question-answering", {"id2label": {0: "LABEL_0", 1: "LABEL_1"}}, "have no names"),
     ("question-answering", {"id2label": {0: "x", 1: "y"}, "label2id": {"x": 0, "y": 1}}, "trained on other data?"),
     ("counting", {"problem_type": None, "num_labels": 4}, "trained to count"),
@@ -263,7 +263,7 @@ def test_a_head_that_cannot_answer_is_refused(name: str, head: dict[str, Any], s
 
 def test_vqa_needs_annotators() -> None:
     records = [replace(record, answers=("red",)) for record in records_of("vqa")]
-    with pytest.raises(UsageError, match=r"^0\.mp4: 1 answer to [^\n]+use task question-answering$"):
+    with pytest.raises(UsageError, match=r"^0\.mp4: 1 answer to [^\n]+use task='question-answering'$"):
         evaluate("vqa", records)
 
 

@@ -325,7 +325,7 @@ def test_a_folder_that_takes_no_more_is_one_line_with_the_checkpoint_that_is_saf
     said = str(told.value)
     assert said.startswith(f"{output}: cannot be written ({os.strerror(number)}); ")
     assert "MB are free there" in said
-    assert "checkpoint-4 is whole, go on from it with --resume" in said
+    assert "checkpoint-4 is whole, go on from it with resume=True" in said
 
 
 def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:

@@ -302,7 +302,7 @@ def test_a_stage_that_cannot_be_meant_is_refused(tmp_path: Path, stage: dict[str
             "lr_scheduler_type=reduce_lr_on_plateau: not a function",
         ),
         ({"training": {"lr_scheduler_type": "cosine_with_min_lr"}}, "lr_scheduler_type=cosine_with_min_lr"),
-        ({"training": {"lr_scheduler_type": "constant"}}, "lr_scheduler_type=constant"),
+        ({"training": {"lr_scheduler_type": "constant"}}, "a constant learning rate has no warm-up"),
         ({"training": {"warmup_steps": 3}}, "training.warmup_steps=3"),
         ({"training": {"learning_rate": 0.0}}, "training.learning_rate"),
         ({"objectives": {"vtm": 0, "mlm": 0, "vtc": 1}}, "train=[decoder]"),

@@ -55,7 +55,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 def as_typed(setting: Setting) -> str:
     """A setting as it is typed: an option of a command, or (`data.num_frames=8`) a key of a recipe."""
     name, value = setting.name, setting.value
-    if "." in name:
+    if setting.in_recipe or "." in name:
         plain = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
         return shlex.quote(f"{name}={plain}")
     option = f"--{name.replace('_', '-')}"
@@ -71,6 +71,9 @@ def check_file(option: str, path: Path | None) -> None:
         return
     if path.is_dir():
         raise UsageError(f"{option} {path}: is a folder, name a file to write")
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir():
+        raise UsageError(f"{option} {path}: {there} is a file, not a folder, name another place")
     if not path.parent.is_dir():
         make = f"mkdir -p {shlex.quote(str(path.parent))}"
         raise UsageError(f"{option} {path}: no folder {path.parent} to write it into, make it first: {make}")

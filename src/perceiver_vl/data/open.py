@@ -69,9 +69,8 @@ def read_records(
         how: dict[str, Any] = {"classes": classes, "strict": strict, "exclude": exclude}
         return read_folder(where, split=split, metadata=metadata, columns=columns, need=need, **how)
     if metadata or columns or exclude:
-        raise UsageError(
-            f"metadata, columns, exclude: for a folder of your own; {benchmark} has files and columns of its own"
-        )
+        given = "metadata, columns, exclude" if exclude else "metadata, columns"
+        raise UsageError(f"{given}: for a folder of your own; {benchmark} has files and columns of its own")
     folder = read_benchmark(benchmark, where, split=split, strict=strict)
     kept = [record for record in folder.records if need is None or record.has(need)]
     if not kept:

@@ -106,14 +106,15 @@ class RetrievalPipeline:
         rerank: bool = True,
         shortlist: int = 100,
         budget: ComputeBudget = FULL_BUDGET,
+        metadata: str | Path | None = None,
     ) -> list[Any]:
         """The `top_k` media for a query, best first; for several queries a list of such lists.
 
         `media`: a folder, whose broken files are left out with a warning, or a list of paths, images, arrays and
-        tensors as `PerceiverVLProcessor` takes them. A result has its `file` (None if it came without one), its `index`
-        among the media, its `score`, the cosine `multi_score` and the matching logit `mixed_score`: the `shortlist`
-        media with the largest cosine are scored again by the mixed stream and ordered by `combined_scores`; without
-        `rerank` the cosine is the score, and `mixed_score` None.
+        tensors as `PerceiverVLProcessor` takes them. `metadata`: of a folder, as `read_folder` takes it. A result has
+        its `file` (None if it came without one), its `index` among the media, its `score`, the cosine `multi_score` and
+        the matching logit `mixed_score`: the `shortlist` media with the largest cosine are scored again by the mixed
+        stream and ordered by `combined_scores`; without `rerank` the cosine is the score, and `mixed_score` None.
         Raises `UsageError` for numbers below 1 or nothing to search, `MediaError` for a broken file of a list.
         """
         if top_k < 1 or shortlist < 1:
@@ -121,7 +122,7 @@ class RetrievalPipeline:
         self.model.config.check_budget(budget)
         words = self.processor(text=[queries] if isinstance(queries, str) else list(queries)).to(self.model.device)
         text, features = self.model.encode_and_pool_text(words["input_ids"], words["attention_mask"], budget)
-        listed = _listed(media)
+        listed = _listed(media, metadata)
         indices, vectors, partial_attentions = self._encode(listed, budget, skip_broken=isinstance(media, str | Path))
         cosines = features.float() @ vectors.T  # (Q,C)
         found = []
@@ -261,10 +262,10 @@ class MultipleChoicePipeline:
         return [{"answer": choices[place], "score": score} for place, score in pairs]
 
 
-def _listed(media: Any) -> Sequence[Medium]:
+def _listed(media: Any, metadata: str | Path | None) -> Sequence[Medium]:
     """The files of a folder, or the media of a list, at least one."""
     if isinstance(media, str | Path):
-        return list(dict.fromkeys(record.path for record in read_folder(media, need=None).records))
+        return list(dict.fromkeys(record.path for record in read_folder(media, need=None, metadata=metadata).records))
     if not isinstance(media, Sequence | np.ndarray | Tensor):
         raise UsageError(f"media of type {type(media).__name__}: need a folder, or a list of paths, images or arrays")
     if len(media) == 0:

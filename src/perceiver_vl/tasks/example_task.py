@@ -192,7 +192,7 @@ class ExampleTask(Task[TaskResult]):
         if not answers.predictions:
             first = f"{problems[0].file_name}: {problems[0].reason}"
             raise PerceiverVLError(f"no example of {len(indices)} could be read, the first: {first}")
-        metrics, kinds = self._measure([(records[index], answers.scores[index]) for index in sorted(answers.scores)])
+        scored = [(records[index], answers.scores[index]) for index in sorted(answers.scores)]
         return TaskResult(
             self.name,
             examples=len(answers.predictions),
@@ -201,28 +201,25 @@ class ExampleTask(Task[TaskResult]):
             budget=str(budget),
             num_frames=frames,
             seconds_per_example=(time.perf_counter() - start) / len(answers.predictions),
-            metrics=metrics,
-            by_kind=kinds,
+            metrics=self.metrics_of(scored),
+            by_kind=self._by_kind(scored),
             predictions=[answers.predictions[index] for index in sorted(answers.predictions)],
             skipped=problems,
             damaged=sorted(answers.damaged),
         )
 
-    def _measure(
-        self, scored: Sequence[tuple[Record, dict[str, float]]]
-    ) -> tuple[dict[str, float], dict[str, KindScore]]:
-        """The metrics of labelled examples and their scores, and the first metric by kind; nothing of none."""
+    def metrics_of(self, scored: Sequence[tuple[Record, dict[str, float]]]) -> dict[str, float]:
+        """The metrics of labelled records and what `score` gives for each; nothing of none."""
         if not scored:
-            return {}, {}
-        records = [record for record, _ in scored]
+            return {}
         columns = {name: [scores[name] for _, scores in scored] for name in scored[0][1]}
-        first = columns[self.metrics[0]]
-        metrics = {name: sum(column) / len(column) for name, column in columns.items()}
-        kinds = by_kind(
-            (score, kind) for record, score in zip(records, first, strict=True) for kind in self.kinds(record)
-        )
-        by_name = {kind: KindScore(count, score) for kind, (count, score) in kinds.items()}
-        return metrics | self.group_metrics(records, first), by_name
+        means = {name: sum(column) / len(column) for name, column in columns.items()}
+        return means | self.group_metrics([record for record, _ in scored], columns[self.metrics[0]])
+
+    def _by_kind(self, scored: Sequence[tuple[Record, dict[str, float]]]) -> dict[str, KindScore]:
+        """The first metric by kind."""
+        kinds = by_kind((scores[self.metrics[0]], kind) for record, scores in scored for kind in self.kinds(record))
+        return {kind: KindScore(count, score) for kind, (count, score) in kinds.items()}
 
 
 @dataclass

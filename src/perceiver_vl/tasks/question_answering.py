@@ -136,7 +136,8 @@ class VQA(QuestionAnswering):
             if len(record.answers) < 2:
                 raise UsageError(
                     f"{record.file_name}: 1 answer to {record.question!r}: task vqa needs those of several annotators, "
-                    "use task question-answering"
+                    "use ",
+                    Setting("task", "question-answering"),
                 )
         self._check_answers(config, {normalise_answer(answer) for record in records for answer in record.answers})
 

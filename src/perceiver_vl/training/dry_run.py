@@ -74,6 +74,7 @@ class DryRun:
         return asdict(self)
 
 
+@within("", "task")
 @within("data", "max_failed_fraction")
 def dry_run(recipe: Recipe, processes: int = 1) -> DryRun:
     """Do all that `train` does before its first step, and read one small batch of the training clips.

@@ -105,6 +105,7 @@ class TrainingResult:
         }
 
 
+@within("", "task")
 @within("data", "max_failed_fraction")
 def train(
     recipe: Recipe,

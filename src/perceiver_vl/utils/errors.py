@@ -12,10 +12,13 @@ from typing import Any
 class Setting:
     """A setting to be typed, in the message of an error. Who raises knows its name; where it was typed (an argument, an
     option, a key of a recipe) knows its spelling.
+
+    in_recipe: a key of a recipe, as what has sections is in any case.
     """
 
     name: str
     value: Any
+    in_recipe: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}={self.value!r}"
@@ -37,11 +40,13 @@ class PerceiverVLError(Exception):
 
 @contextmanager
 def within(section: str, *names: str) -> Iterator[None]:
-    """The settings that errors from in here ask for, all or those of `names`, are keys of a section of a recipe."""
+    """The settings that errors from in here ask for, all or those of `names`, are keys of a section of a recipe ("": of
+    none).
+    """
 
     def placed(part: Any) -> Any:
         inside = isinstance(part, Setting) and "." not in part.name and (not names or part.name in names)
-        return replace(part, name=f"{section}.{part.name}") if inside else part
+        return replace(part, name=f"{section}.{part.name}".lstrip("."), in_recipe=True) if inside else part
 
     try:
         yield

@@ -2,6 +2,7 @@
 its captions.
 """
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ from perceiver_vl.data.synthetic.tasks import TASKS, splits_of
 from perceiver_vl.data.synthetic.writing import write_world
 
 SPLITS = ("train", "validation", "test")
+
+
+def the_library() -> Any:
+    """`datasets`; not the folder of tests of that name, which stands in for it where it is not installed."""
+    pytest.importorskip("datasets.load", reason="datasets is not installed, pip install -e '.[dev]'")
+    return importlib.import_module("datasets")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,7 @@ def test_all_splits_have_the_same_columns(world: Path, task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_datasets_loads_every_split_with_its_words(world: Path, task: str, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed, pip install -e '.[dev]'")
+    datasets = the_library()
     pictures = task in ("image", "pairs")
     kind, column = ("imagefolder", "image") if pictures else ("videofolder", "video")
     loaded = datasets.load_dataset(kind, data_dir=str(world / task), cache_dir=str(tmp_path))
@@ -69,7 +76,7 @@ def test_datasets_loads_every_split_with_its_words(world: Path, task: str, tmp_p
 
 
 def test_the_splits_of_generalisation_are_loaded_by_name(world: Path, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed, pip install -e '.[dev]'")
+    datasets = the_library()
     files = {"test_systematic": str(world / "frame" / "systematic" / "metadata.jsonl")}
     loaded = datasets.load_dataset("videofolder", data_files=files, cache_dir=str(tmp_path))
     assert [row["split"] for row in loaded["test_systematic"].remove_columns("video")] == ["test-systematic"] * 2

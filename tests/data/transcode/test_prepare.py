@@ -520,7 +520,10 @@ def test_the_command_reads_benchmarks(
         (["SOURCE", "OUT", "--format", "gif"], "format=gif"),
         (["SOURCE", "OUT", "--split", "holdout"], "split=holdout"),
         (["SOURCE", "OUT", "--benchmark", "nothing"], "nothing: unknown benchmark"),
-        (["SOURCE", "OUT", "--benchmark", "imagenet", "--columns", "text=x"], "metadata, columns: for a folder"),
+        (
+            ["SOURCE", "OUT", "--benchmark", "imagenet", "--columns", "text=x"],
+            "metadata, columns: for a folder",
+        ),
         (["SOURCE", "SOURCE/small"], "lies in the folder that is read"),
         (["--verify", "SOURCE"], "not a prepared folder"),
     ],

@@ -55,7 +55,8 @@ def retrieval_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def task_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("task")
-    recipe = tiny_recipe(folder / "run", data=QUESTIONS) | {"task": "question-answering"}
+    how = {"eval_strategy": "steps", "eval_steps": 3}
+    recipe = tiny_recipe(folder / "run", data=QUESTIONS, training=how) | {"task": "question-answering"}
     recipe["model"] = recipe["model"] | {"max_text_length": 24}
     del recipe["objectives"]
     return trained(folder, recipe)
@@ -122,6 +123,51 @@ def test_answers_are_beside_the_truth(task_run: Path) -> None:
     accuracy = json.loads((task_run / "metrics.json").read_text())["task"]["metrics"]["accuracy"]
     assert 100 * examples.right / examples.asked == pytest.approx(accuracy)
     assert f"<td>accuracy</td><td>{accuracy:.2f}</td>" in page_of(task_run)
+
+
+def cells_of(page: str) -> list[list[str]]:
+    """The table of scores."""
+    table = page.partition("<h2>The last validation</h2>")[2].partition("</table>")[0]
+    return [re.findall(r"<t[dh]>([^<]*)</t[dh]>", row) for row in table.split("<tr>")[1:]]
+
+
+def validations_of(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if any(name.startswith("eval_") for name in line)]
+
+
+def test_chance_and_the_best_validation_are_beside_the_last_of_retrieval(retrieval_run: Path) -> None:
+    head, *rows = cells_of(page_of(retrieval_run))
+    assert all(len(row) == len(head) for row in rows)
+    by_name = {re.sub(r" \(step \d+\)", "", row[0]): dict(zip(head[1:], row[1:], strict=True)) for row in rows}
+    assert list(by_name) == [
+        *(f"{one}{best}" for one in ("multi", "mixed", "cascade") for best in ("", ", best")),
+        "chance",
+    ]
+    best = max(line["eval_mixed_r1"] for line in validations_of(retrieval_run))
+    assert by_name["mixed, best"]["text → video R@1"] == f"{best:.1f}"
+    assert by_name["chance"]["text → video R@1"] == f"{100 / 6:.1f}"
+    assert by_name["chance"]["text → video R@5"] == f"{500 / 6:.1f}"
+    assert by_name["chance"]["text → video R@10"] == "100.0"
+    assert by_name["chance"]["text → video median rank"] == "3.5"
+    assert 0 < float(by_name["chance"]["video → text R@1"]) < 100
+
+
+def test_chance_and_the_most_frequent_answer_are_beside_the_last_of_a_task(task_run: Path) -> None:
+    head, row = cells_of(page_of(task_run))
+    found = dict(zip(head, row, strict=True))
+    metrics = json.loads((task_run / "metrics.json").read_text())["task"]["metrics"]
+    assert found["at the end"] == f"{metrics['accuracy']:.2f}"
+    assert found["best"] == f"{max(line['eval_accuracy'] for line in validations_of(task_run)):.2f}"
+    start = prepare_start(read_recipe(task_run / "recipe.yaml"), task_run, 1, 0)
+    assert start.validation is not None
+    answers = [start.source.record(place).answers[0] for place in range(24)]
+    asked = [start.validation.record(place).answers[0] for place in range(6)]
+    known = set(answers)
+    assert found["chance"] == f"{100 * sum(one in known for one in asked) / 6 / len(known):.2f}"
+    most = max(answers.count(answer) for answer in known)
+    favourites = [answer for answer in known if answers.count(answer) == most]
+    assert found["the most frequent answer"] in {f"{100 * asked.count(answer) / 6:.2f}" for answer in favourites}
 
 
 def cut(folder: Path, name: str, to: int) -> None:

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
-from math import comb
 
 import torch
 import torch.nn.functional as F
@@ -24,19 +23,6 @@ PENALTIES = (1e-3, 1e-4, 1e-5)
 """Weights of the squared weights in the loss that `bag_of_words` chooses from, the simplest model first."""
 _ITERATIONS, _HISTORY = 25, 5
 _WORD = re.compile(r"[a-z0-9']+")
-
-
-def chance_recall(captions: Sequence[int], k: int) -> tuple[float, float]:
-    """R@k that an order drawn at random is expected to have, in per cent: of clips for a text, of texts for a clip.
-
-    captions: how many each clip has. A clip has found a text when the first of its own is among the first k of all.
-    Raises `UsageError` without clips, or for a clip without captions.
-    """
-    if not captions or min(captions) < 1 or k < 1:
-        raise UsageError(f"captions={list(captions)[:5]}, k={k}: need clips with at least one caption each, and k >= 1")
-    every = sum(captions)
-    missed = [comb(every - own, k) / comb(every, k) if k <= every else 0.0 for own in captions]
-    return 100.0 * min(1.0, k / len(captions)), per_cent([1.0 - one for one in missed])
 
 
 def chance_accuracy(training: Iterable[Record], records: Sequence[Record]) -> float:

@@ -21,6 +21,7 @@ from perceiver_vl.training.recipe import DataSource, Recipe, read_recipe
 from perceiver_vl.training.recipe_trainer import SKIPPED
 from perceiver_vl.training.reporting.examples import Examples, retrieval_examples, task_examples
 from perceiver_vl.training.reporting.monitor import RunReader, RunState
+from perceiver_vl.training.reporting.scores import Blind, Table, blind_scores, score_table
 from perceiver_vl.training.setup import Start, prepare_start
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, first_line
@@ -81,6 +82,13 @@ class Report:
     data: list[tuple[str, int]] = field(default_factory=list)
     skipped: list[SkippedSample] = field(default_factory=list)
     examples: Examples | None = None
+    blind: Blind = field(default_factory=Blind)
+
+    def scores(self, validations: Sequence[Line]) -> Table | None:
+        """The last validation beside the best one, chance and the most frequent answer."""
+        with self.saying("the last validation"):
+            return score_table(self.metrics, validations, self.blind)
+        return None
 
     @contextmanager
     def saying(self, what: str) -> Iterator[None]:
@@ -123,7 +131,7 @@ def render(report: Report) -> str:
         name=report.run.resolve().name,
         facts=_facts(report),
         figures=[Markup(figure) for figure in figures],
-        scores=_scores(report),
+        scores=report.scores(validations),
         listed=LISTED,
     )
 
@@ -191,6 +199,8 @@ def _look_at_data(report: Report, device: str | None) -> None:
             report.data.append((f"validation: {_source_name(recipe.data.validation)}", len(start.validation)))
     if start is None:
         return
+    with report.saying("chance"):
+        report.blind = blind_scores(recipe, start)
     with report.saying("examples"):
         report.examples = _examples(run, recipe, start, device)
     if start.validation is None:
@@ -235,30 +245,6 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     if damaged := report.metrics.get("damaged"):
         facts.append(("files that lacked frames, and were used", str(len(damaged))))
     return facts
-
-
-def _scores(report: Report) -> tuple[list[str], list[list[str]]] | None:
-    """The last validation as a table: its head, its rows; None where there was none."""
-    retrieval, task = (report.metrics.get(name) for name in ("retrieval", "task"))
-    with report.saying("the last validation"):
-        if retrieval:
-            names = ("r1", "r5", "r10", "median_rank")
-            head = ["stream", *(f"{way} {one}" for way in ("text → video", "video → text") for one in _WORDS)]
-            rows = [
-                [one["stream"], *(f"{one[way][k]:.1f}" for way in ("text_to_video", "video_to_text") for k in names)]
-                for one in retrieval["streams"]
-            ]
-            return head, rows
-        if task:
-            return ["metric", "score"], [[name, f"{value:.2f}"] for name, value in task["metrics"].items()]
-    if report.state and report.state.validations:
-        last = report.state.validations[-1]
-        found = [[name, f"{value:.2f}"] for name, value in last.items() if name not in ("step", "epoch")]
-        return [f"at step {last['step']:.0f}", "score"], found
-    return None
-
-
-_WORDS = ("R@1", "R@5", "R@10", "median rank")
 
 
 def _duration(seconds: float) -> str:
