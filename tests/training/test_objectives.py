@@ -109,7 +109,7 @@ def test_a_new_objective_says_what_it_needs(distance: str, tmp_path: Path) -> No
 
 
 def test_its_name_is_none_without_its_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^[^\n]+'distance'[^\n]*$"):
+    with pytest.raises(UsageError, match=r"^[^\n]+objectives.distance: unknown key[^\n]*$"):
         recipe_of(tmp_path / "run", objectives={"distance": 1})
 
 

@@ -53,6 +53,11 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
         part = part_of(name)
         may_learn = part not in ENCODERS or getattr(parameter, "is_tuned", False)
         parameter.requires_grad_(may_learn and ("all" in parts or part in parts))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(
+            f"stages: train={list(parts)}: nothing of that learns in this model; of pretrained encoders, say how many "
+            "blocks with encoders.vision_blocks or encoders.text_blocks"
+        )
 
 
 class StageSwitch(TrainerCallback):

@@ -63,9 +63,8 @@ def write_world(
     captions, 16 with questions), a long one lasts `seconds` (60) at 2 a second.
 
     layout: `folder` gives `clips/<split>-000000.mp4` (`pictures/….png`); `metadata.jsonl` with a line for each
-    (`file_name`, `split`, captions or questions, `scene`: the truth); the same without the truth in a folder for each
-    split, for `datasets.load_dataset`; and `world.json`, the arguments. `official` gives the benchmarks' own annotation
-    files, and the splits that these have, as `synthetic.official` says.
+    (`file_name`, `split`, captions or questions, `scene`: the truth); and `world.json`, the arguments. `official` gives
+    the benchmarks' own annotation files, and the splits that these have, as `synthetic.official` says.
 
     The same arguments give the same bytes. Called again after an interruption it writes what is missing; annotations
     come last, so a folder that has them is complete.
@@ -163,24 +162,13 @@ def _claim(out: Path, arguments: dict[str, Any]) -> None:
 def _write_folder(out: Path, task: str, worlds: Sequence[AnyWorld], advance: Callable[..., None]) -> None:
     lines = []
     for world in worlds:
-        of_split = []
         for index in range(len(world)):
             record = world.record(index)
             _write_media(out, [record.file_name, record.second_file_name], world, index)
             texts = {"text": record.texts} if task == "captions" else {}  # a list, however many there are
-            row = record_to_row(record) | texts
-            lines.append(row | {"scene": _truth(world, index)})
-            of_split.append(row | {name: f"../{row[name]}" for name in row if name.endswith("file_name")})
+            lines.append(record_to_row(record) | texts | {"scene": _truth(world, index)})
             advance()
-        write_lines(out / _split_folder(world.split) / "metadata.jsonl", of_split)
     write_lines(out / "metadata.jsonl", lines)
-
-
-def _split_folder(split: str) -> str:
-    """Where `datasets` looks for a split: in `train`, `validation` and `test`, of which it would take
-    `test-systematic` for a part.
-    """
-    return split.removeprefix("test-")
 
 
 def _write_official(out: Path, task: str, worlds: Sequence[AnyWorld], advance: Callable[..., None]) -> None:
