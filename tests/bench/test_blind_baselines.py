@@ -15,7 +15,7 @@ from perceiver_vl.bench.learning.blind_baselines import (
     majority_by_kind,
 )
 from perceiver_vl.data.records import Record
-from perceiver_vl.tasks.baselines import chance_recall
+from perceiver_vl.tasks.chance import chance_recall
 from perceiver_vl.utils.errors import UsageError
 
 

@@ -25,7 +25,7 @@ from perceiver_vl.bench.tables import Section
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.records import Need, Record
 from perceiver_vl.data.transforms import Augmentation
-from perceiver_vl.tasks.baselines import chance_recall
+from perceiver_vl.tasks.chance import chance_recall
 from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.training.recipe import Data, DataSource, Evaluation, Recipe, TokenizerConfig
 from perceiver_vl.utils.errors import UsageError

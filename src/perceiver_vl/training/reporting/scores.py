@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from perceiver_vl.tasks import example_task_of
-from perceiver_vl.tasks.baselines import chance_metrics, chance_recall, majority_metrics
+from perceiver_vl.tasks.chance import chance_metrics, chance_recall, majority_metrics
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.setup import Start
 

@@ -7,7 +7,7 @@ import pytest
 
 from perceiver_vl.data.records import Record
 from perceiver_vl.tasks import example_task_of
-from perceiver_vl.tasks.baselines import chance_metrics, majority_metrics
+from perceiver_vl.tasks.chance import chance_metrics, majority_metrics
 from tiny import tiny_config
 
 
