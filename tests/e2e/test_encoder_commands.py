@@ -1,6 +1,7 @@
 """Pretrained encoders from the command line: init, a dual encoder for a model, features, and what is warned of."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from command_line import run_cli
 
 from perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.data.synthetic.writing import write_world
-from small_encoders import save_dual, save_text, save_vision
+from small_encoders import save_dual, save_onnx, save_text, save_vision
 from tiny import tiny_model, tiny_processor
 
 
@@ -89,6 +90,26 @@ def test_a_model_that_never_learned_to_search_says_so(place: Path, tmp_path: Pat
         made = run_cli(*map(str, words))
         assert made.code == 0
         assert f"{why}: search will be no better than chance" in made.err
+
+
+def test_a_model_over_an_onnx_file_is_not_exported(place: Path, tmp_path: Path) -> None:
+    save_onnx(tmp_path / "onnx")
+    run_cli("init", str(tmp_path / "model"), "--vision", str(tmp_path / "onnx"), "--text", str(place / "text"))
+    made = run_cli("export", "--model", str(tmp_path / "model"), str(tmp_path / "out"))
+    assert made.code == 2
+    assert made.err.count("\n") == 1
+    assert "its vision encoder is an ONNX file, which cannot be traced" in made.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dual_encoder_that_has_changed_is_another(place: Path, tmp_path: Path, own_cache: Path) -> None:
+    clip = tmp_path / "clip"
+    shutil.copytree(place / "clip", clip)
+    words = ["index", "--model", clip, "--media", place / "media", "--out"]
+    assert run_cli(*map(str, [*words, tmp_path / "a"])).code == 0
+    (clip / "config.json").write_text((clip / "config.json").read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert run_cli(*map(str, [*words, tmp_path / "b"])).code == 0
+    assert len(list((own_cache / "perceiver-vl" / "models").iterdir())) == 2
 
 
 def test_features_are_prepared_at_the_size_of_their_encoder(place: Path, tmp_path: Path) -> None:

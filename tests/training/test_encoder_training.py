@@ -19,6 +19,7 @@ from perceiver_vl.data.transcode.prepare import prepare
 from perceiver_vl.models.perceiver_vl.from_encoders import initialise
 from perceiver_vl.search import Searcher, build_index
 from perceiver_vl.training import TrainingResult, train
+from perceiver_vl.training.dry_run import dry_run
 from perceiver_vl.training.recipe import read_recipe
 from small_encoders import SMALL, save_onnx, save_text, save_vision
 from tiny import tiny_model
@@ -179,6 +180,37 @@ def test_features_of_another_encoder_or_of_fewer_frames_are_refused(place: Path,
     PerceiverVLProcessor.from_pretrained(place / "model").save_pretrained(tmp_path / "plain")
     with pytest.raises(UsageError, match=r"features: of a pretrained vision encoder, which this model has none of"):
         feature_settings(tmp_path / "plain")
+
+
+def test_arrays_beside_media_are_no_media(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "media", tmp_path / "media")
+    for number in range(20):
+        np.save(tmp_path / "media" / f"notes{number}.npy", np.zeros((2, 2)))
+    report = build_index(place / "model", tmp_path / "media", tmp_path / "index")
+    assert (report.total, report.skipped) == (40, [])
+
+
+def test_a_training_that_is_undone_keeps_no_average(place: Path, tmp_path: Path) -> None:
+    ruinous = {"max_steps": 4, "learning_rate": 3.0}
+    result = run(place, tmp_path / "run", training=ruinous, ema=0.5)
+    assert result.base is not None
+    assert result.retrieval is not None
+    assert result.base["streams"][0]["text_to_video"] == vars(result.retrieval.streams[0].text_to_video)
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    assert not saved["contrastive.vision_projection.weight"].any()
+
+
+def test_a_dry_run_reads_no_texts(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(place, tmp_path / "run", training={"max_steps": 1})
+
+    def never(*_: object) -> None:
+        raise AssertionError("all texts of a run were encoded")
+
+    monkeypatch.setattr("perceiver_vl.training.encoder_training.remember_texts", never)
+    monkeypatch.setattr("perceiver_vl.training.run.remember_texts", never)
+    recipe = read_recipe(tmp_path / "run.yaml", [f"output={tmp_path / 'dry'}"])
+    assert dry_run(recipe).to_dict()
+    assert not (tmp_path / "dry").exists()
 
 
 def test_a_file_of_features_that_is_none_is_skipped(place: Path, tmp_path: Path) -> None:

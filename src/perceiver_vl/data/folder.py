@@ -14,6 +14,7 @@ from typing import Any, get_args
 from perceiver_vl.data.fields import SPLITS, Columns, RowError, class_names, find_columns, row_to_record, split_name
 from perceiver_vl.data.metadata import METADATA_NAMES, find_metadata, metadata_elsewhere, read_rows, tables_beside
 from perceiver_vl.data.records import Folder, Need, Record, SkippedSample
+from perceiver_vl.data.transcode.prepared import has_features
 from perceiver_vl.media.files import find_media, is_media
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
@@ -297,7 +298,7 @@ def _all_media(
 
 def _media_names(result: Folder, exclude: Sequence[str] = ()) -> list[str]:
     """The media files of the folder; what could not be listed or was left out is told."""
-    found = find_media(result.path, exclude)
+    found = find_media(result.path, exclude, features=has_features(result.path))
     result.unseen += found.unlisted
     result.skipped += [
         SkippedSample(name, f"a folder that cannot be listed: {why}") for name, why in found.unlisted.items()

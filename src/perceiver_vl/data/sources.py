@@ -141,9 +141,6 @@ class EncodedDataset:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.source, name)  # classes, frame counts and what else the source may know
-
     def record(self, index: int) -> Record:
         """As the source has it."""
         return self.source.record(index)

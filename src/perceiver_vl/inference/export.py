@@ -167,6 +167,8 @@ def export(
     kind, purpose, parts = _PARTS[architecture]
     model, processor = load_folder(kind, purpose, source, "cpu")
     model.config.check_budget(budget)
+    if "onnx" in getattr(model.config.vision_config, "model_type", ""):
+        raise UsageError(f"{source}: its vision encoder is an ONNX file, which cannot be traced; name another model")
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

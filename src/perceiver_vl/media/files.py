@@ -38,13 +38,14 @@ class MediaFiles:
 
 
 def is_media(path: str | os.PathLike[str]) -> bool:
-    """Whether the extension is one of a video or an image, or of features of one."""
-    return os.path.splitext(path)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS | {FEATURES}  # noqa: PTH122 (a million of them)
+    """Whether the extension is one of a video or an image."""
+    return os.path.splitext(path)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS  # noqa: PTH122 (a million of them)
 
 
-def find_media(folder: str | os.PathLike[str], exclude: Sequence[str] = ()) -> MediaFiles:
+def find_media(folder: str | os.PathLike[str], exclude: Sequence[str] = (), *, features: bool = False) -> MediaFiles:
     """All media files below `folder`; linked folders are followed, each once, so that loops end.
 
+    features: those that `prepare --features` wrote there count, too.
     exclude: patterns as a shell has them (`*`, `?`), of names or of whole relative names, beside `EXCLUDED`.
     """
     found = MediaFiles()
@@ -66,7 +67,7 @@ def find_media(folder: str | os.PathLike[str], exclude: Sequence[str] = ()) -> M
         for entry in entries:
             name = f"{parent}/{entry.name}" if parent else entry.name
             is_folder = entry.is_dir()
-            if not is_folder and not is_media(name):
+            if not is_folder and not (is_media(name) or (features and name.endswith(FEATURES))):
                 continue
             if any(fnmatchcase(entry.name, pattern) or fnmatchcase(name, pattern) for pattern in (*EXCLUDED, *exclude)):
                 found.excluded += [] if entry.name.startswith(".") else [name]

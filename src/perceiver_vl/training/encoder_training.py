@@ -25,15 +25,13 @@ from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.evaluation import evaluating, vision_batch_of
 from perceiver_vl.training.recipe import EncoderTuning, Recipe
 from perceiver_vl.utils.distributed import ProcessGroup
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
 from perceiver_vl.utils.files import write_json, write_with
 
 PENALTIES = tuple((vision, text) for vision in (0.03, 0.1, 0.3, 1.0, 3.0) for text in (0.1, 0.3, 1.0))
 """Strengths of the ridge of either side that are tried: of vision, in hundredths of the variance of its vectors in all;
 of text, in means of the variances of its components.
 """
-
-
 MOST_TEXTS = 50_000
 """Whose tokens are kept in memory: less than a GB of a small encoder's."""
 _TEXTS_AT_ONCE = 256
@@ -186,7 +184,10 @@ class Base:
         """As a run has left it in `output`; None for one that had none."""
         if not (output / _BASE).is_file():
             return None
-        return cls(**json.loads((output / _BASE).read_text()), weights=output / "checkpoints" / "base.safetensors")
+        try:
+            return cls(**json.loads((output / _BASE).read_text()), weights=output / "checkpoints" / "base.safetensors")
+        except (ValueError, TypeError) as error:
+            raise PerceiverVLError(f"{output / _BASE}: damaged ({first_line(error)}), start the run anew") from error
 
     def is_better(self, trainer: Any, score: Any) -> bool:
         """Whether training has ended below the base, by the metric that the best model is chosen by, or R@1 of the
@@ -196,7 +197,8 @@ class Base:
         return trainer.figures(score)[name] < self.figures[name]
 
     def restore(self, trainer: Any) -> None:
-        """Give the model the weights that it had."""
+        """Give the model the weights that it had, which no average stands for."""
+        trainer.average = None
         trainer.model.load_state_dict(load_file(self.weights), strict=False)
 
 

@@ -165,22 +165,16 @@ class Initialise:
 class EncoderTuning:
     """What of the pretrained encoders of a model learns; as it stands, nothing.
 
-    vision_blocks, text_blocks: their last so many blocks. lora_rank: of low-rank additions to the linear layers of
-    these blocks, which learn in the place of the blocks and are merged into them at the end (Hu et al. 2022).
+    vision_blocks, text_blocks: their last so many blocks.
     """
 
     vision_blocks: int = 0
     text_blocks: int = 0
-    lora_rank: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("vision_blocks", "text_blocks"):
             if getattr(self, name) < 0:
                 raise UsageError(f"encoders.{name}={getattr(self, name)}: need 0 or more")
-        if self.lora_rank is not None and (self.lora_rank < 1 or not (self.vision_blocks or self.text_blocks)):
-            raise UsageError(
-                f"encoders.lora_rank={self.lora_rank}: need at least 1, and vision_blocks or text_blocks to add to"
-            )
 
 
 @dataclass(frozen=True)

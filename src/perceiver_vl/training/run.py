@@ -44,7 +44,7 @@ from perceiver_vl.training.checkpoints import (
     only_run_in,
     told_in_one_line,
 )
-from perceiver_vl.training.encoder_training import Base, fit_base
+from perceiver_vl.training.encoder_training import Base, fit_base, remember_texts
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.recipe_trainer import SKIPPED, RecipeTrainer
 from perceiver_vl.training.reporting.model_card import write_model_card
@@ -77,7 +77,7 @@ class TrainingResult:
 
     fresh: parts of the model that `initialise.model` did not have. damaged: files that lacked frames and were used all
     the same. base: what pretrained encoders alone reach on the validation clips, as of `RetrievalResult.to_dict`, where
-    the model stands on some; a training that ends below is undone.
+    the model stands on some (and its weights are not sharded); a training that ends below is undone.
     """
 
     output: Path
@@ -148,6 +148,8 @@ def _train(
         change(start.model)
     first = arguments.process_index == 0
     config = start.model.config
+    has_base = config.base != "none"
+    remember_texts(start.model, start.processor, start.texts())
     if checkpoint is None and config.base == "linear" and not config.knows_search and start.task is None:
         fit = fit_base(start.model, start.processor, start.source, start.validation, recipe)
         if progress and first:
@@ -197,19 +199,18 @@ def _train(
             trainer.add_callback(ProgressBar(bars))
         trainer.add_callback(stop)
         base = None
-        if config.base != "none" and start.task is None and start.validation is not None:
+        if has_base and start.task is None and start.validation is not None and not is_sharded(arguments):
             base = Base.of(trainer, output) if checkpoint is None else Base.read(output)
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.use_average()
+        _save_to(trainer, output)
         score = trainer.validate() if start.validation is not None else None
         if base is not None and base.is_better(trainer, score):
-            base.restore(trainer)
-            score = trainer.validate()
             if progress and first:
                 err.print("training did not improve on what the encoders alone say: that is kept")
-        trainer.save_model(str(output / PART))
-        if first:
-            move_out(output / PART, output)
+            base.restore(trainer)
+            _save_to(trainer, output)
+            score = trainer.validate()
         skipped, damaged = trainer.write_skipped()
     result = TrainingResult(
         output,
@@ -226,6 +227,13 @@ def _train(
         write_model_card(output, recipe=recipe, steps=result.steps, retrieval=result.retrieval, task=result.task)
         write_json(output / "metrics.json", {k: v for k, v in result.to_dict().items() if k != "output"})
     return result
+
+
+def _save_to(trainer: RecipeTrainer[Any], output: Path) -> None:
+    """The model, whole or not at all."""
+    trainer.save_model(str(output / PART))
+    if trainer.args.process_index == 0:
+        move_out(output / PART, output)
 
 
 def examples_of(recipe: Recipe, start: Start, seed: int) -> tuple[DrawnExamples[Any], Callable[[Any], dict[str, Any]]]:

@@ -1,6 +1,6 @@
 """What a run starts from: its clips, its processor and configuration, and its model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +11,10 @@ from torch import nn
 from perceiver_vl.data.mixture import Mixture, Pool, SkipReason, make_pools, no_caption
 from perceiver_vl.data.open import open_dataset
 from perceiver_vl.data.records import Need, Record, SkippedSample
-from perceiver_vl.data.sources import CachedDataset, VideoDataset
+from perceiver_vl.data.sources import CachedDataset, EncodedDataset, VideoDataset
 from perceiver_vl.data.synthetic.tasks import open_world
-from perceiver_vl.data.transcode.features import check_features, has_features
+from perceiver_vl.data.transcode.features import check_features
+from perceiver_vl.data.transcode.prepared import has_features
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.models.folder import check_model_folder
 from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
@@ -27,13 +28,7 @@ from perceiver_vl.models.perceiver_vl.processing import (
 from perceiver_vl.models.perceiver_vl.warm_start import initialise_from
 from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.example_task import ExampleTask
-from perceiver_vl.training.encoder_training import (
-    encoded,
-    frame_encoder,
-    remember_texts,
-    sees_each_clip_once,
-    tune_encoders,
-)
+from perceiver_vl.training.encoder_training import encoded, frame_encoder, sees_each_clip_once, tune_encoders
 from perceiver_vl.training.recipe import Data, DataSource, Recipe
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.utils.console import quiet
@@ -60,6 +55,12 @@ class Start:
     problems: list[SkippedSample]
     model: PerceiverVLPreTrainedModel
     fresh: list[str]
+
+    def texts(self) -> Iterator[str]:
+        """All that a model may read in training and validation."""
+        for source in (self.source, *([self.validation] if self.validation is not None else [])):
+            for index in range(len(source)):
+                yield from _words_of(source.record(index), self.task)
 
 
 def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int) -> Start:
@@ -100,9 +101,6 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
                     f"data: {split.folder}: features of frozen frames, which no augmentation and no tuning of the "
                     "encoder can change; leave those out, or name the media"
                 )
-    read = [source, *([validation] if validation is not None else [])]
-    records = (one.record(index) for one in read for index in range(len(one)))
-    remember_texts(model, processor, (text for record in records for text in _words_of(record, task)))
     if sees_each_clip_once(recipe, model):
         encode = frame_encoder(model, processor)
         source.sources = [encoded(one, encode) for one in source.sources]
@@ -174,7 +172,7 @@ def lacks_of(task: ExampleTask | None) -> SkipReason:
 
 def classes_of(source: VideoDataset) -> tuple[str, ...]:
     """The names that the labels of a source are indices of; nothing where they are numbers."""
-    bare = source.source if isinstance(source, CachedDataset) else source
+    bare = source.source if isinstance(source, CachedDataset | EncodedDataset) else source
     return tuple(getattr(bare, "classes", ()))
 
 

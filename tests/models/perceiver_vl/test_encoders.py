@@ -11,6 +11,7 @@ from torch import Tensor
 
 from perceiver_vl import (
     PerceiverVLConfig,
+    PerceiverVLForImagesAndTextClassification,
     PerceiverVLForPreTraining,
     PerceiverVLForQuestionAnswering,
     PerceiverVLForRetrieval,
@@ -147,6 +148,34 @@ def test_answers_and_caches_take_encoded_frames_too(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_pairs_of_pictures_are_taken_as_the_encoder_saw_them(tmp_path: Path) -> None:
+    save_dual(tmp_path / "dual", "siglip")
+    initialise(tmp_path / "made", dual=tmp_path / "dual", **SMALL)
+    model = PerceiverVLForImagesAndTextClassification.from_pretrained(tmp_path / "made").eval()
+    pixels = pixels_of(clips=4, frames=1)
+    words = {"input_ids": torch.randint(5, 20, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    given = (pixels, model.perceiver_vl.encode_frames(pixels))
+    logits = [model(**words, pixel_values=one.unflatten(0, (2, 2))).logits for one in given]
+    assert torch.allclose(*logits, atol=1e-5)
+    with pytest.raises(UsageError, match=r"need two pictures an example"):
+        model(**words, pixel_values=pixels)
+
+
+@torch.no_grad()
+def test_a_cache_of_another_graph_is_refused(tmp_path: Path) -> None:
+    save_onnx(tmp_path / "vision")
+    save_text(tmp_path / "text")
+    initialise(tmp_path / "made", vision=tmp_path / "vision", text=tmp_path / "text", **SMALL)
+    model = PerceiverVLForRetrieval.from_pretrained(tmp_path / "made").eval()
+    words = {"input_ids": torch.ones(1, 4, dtype=torch.long), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    cache = model.cache_vision(pixels_of(clips=1))
+    model.match_jointly(**words, vision_cache=cache)
+    model.perceiver_vl.vision_encoder.model.graph += 1
+    with pytest.raises(UsageError, match=r"^vision_cache: made by another model"):
+        model.match_jointly(**words, vision_cache=cache)
+
+
+@torch.no_grad()
 def test_the_processor_batches_encoded_frames(tmp_path: Path) -> None:
     save_dual(tmp_path / "dual", "clip")
     initialise(tmp_path / "made", dual=tmp_path / "dual", num_frames=2, **SMALL)
@@ -158,6 +187,8 @@ def test_the_processor_batches_encoded_frames(tmp_path: Path) -> None:
     assert (batch["pixel_values"][1] == 5).all()
     with pytest.raises(UsageError, match=r"^encoded frames of shapes [^\n]+: need those of one encoder"):
         processor(videos=[clips[0], np.ones((1, 9, 32), np.float16)])
+    pictures = [np.ones((3, 16, 16), np.float32)] * 2  # one clip of two, colours first
+    assert processor(videos=pictures)["pixel_values"].shape == (1, 2, 3, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +248,7 @@ def test_a_vision_encoder_without_a_processor_is_refused(tmp_path: Path) -> None
     ("changes", "message"),
     [
         ({"base": "linear"}, "base=linear: needs a vision_config and a text_config"),
+        ({"text_config": {"model_type": "bert"}, "tie_word_embeddings": True}, "tie_word_embeddings=True: of the"),
         ({"token_grid": 3}, "token_grid=3: of the tokens of a vision_config"),
         ({"vision_config": {"model_type": "vit", "num_hidden_layers": 10**8}}, r"vision_config.num_hidden_layers="),
         ({"text_config": {"model_type": "bert", "hidden_size": 10**12}}, r"text_config.hidden_size="),

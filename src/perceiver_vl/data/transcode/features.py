@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from perceiver_vl.data.transcode.one_file import Transcoded, ended
-from perceiver_vl.data.transcode.prepared import read_manifest
+from perceiver_vl.data.transcode.prepared import has_features, read_manifest
 from perceiver_vl.media.decode import load_clip
 from perceiver_vl.media.files import FEATURES
 from perceiver_vl.models.loading import load_retriever
@@ -105,18 +105,13 @@ def encoder_fingerprint(model: PerceiverVLPreTrainedModel, processor: PerceiverV
     return digest.hexdigest()
 
 
-def has_features(folder: str | Path) -> bool:
-    """Whether a folder holds features, as its manifest says."""
-    return "encoder" in (read_manifest(Path(folder)) or {}).get("settings", {})
-
-
 def check_features(
     folder: str | Path, model: PerceiverVLPreTrainedModel, processor: PerceiverVLProcessor, num_frames: int
 ) -> None:
     """Refuse a folder of features that another encoder has made, or with fewer frames than are asked for; another kind
     of folder is none of this function's business. Raises `UsageError`.
     """
-    if not has_features(folder):
+    if not has_features(Path(folder)):
         return
     settings = (read_manifest(Path(folder)) or {})["settings"]
     again = f"perceiver-vl prepare MEDIA {folder} --features MODEL"

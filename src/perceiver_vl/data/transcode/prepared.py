@@ -62,6 +62,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
+def has_features(folder: Path) -> bool:
+    """Whether a folder holds features instead of media (`prepare --features`), as its manifest says."""
+    try:
+        settings = (read_manifest(folder) or {}).get("settings", {})
+    except PerceiverVLError:  # whose it is will be said where it matters
+        return False
+    return isinstance(settings, dict) and "encoder" in settings
+
+
 def read_files(folder: Path) -> dict[Key, PreparedFile]:
     """The files of a prepared folder by what they show; a line that a stopped run left half-written is passed over."""
     known = {field.name for field in fields(PreparedFile)}

@@ -103,9 +103,7 @@ class PerceiverVLConfig(PreTrainedConfig):
     # Retrieval
     projection_dim: int | None = None  # E, the length of the multi-stream vectors; None: D
     base: Literal["none", "dual", "linear"] = "none"  # what latents add to: the encoders' own vectors, or maps of them
-    base_anchors: int = (
-        0  # of a linear base: clips that others are compared with, whose similarities are mapped; 0: none
-    )
+    base_anchors: int = 0  # of a linear base: clips that others are compared with, to map their similarities; 0: none
     base_kernel_scale: float = 2.0  # of these similarities, exp(scale · (cosine - 1))
     encoder_projections: bool = False  # the towers of the dual encoder have projections of their own, as CLIP's
     logit_bias: bool = False  # beside the logit scale, as SigLIP has
@@ -191,6 +189,8 @@ class PerceiverVLConfig(PreTrainedConfig):
             raise UsageError(f"base_anchors={self.base_anchors}: need 0 to 100000, and base=linear")
         if not self.base_kernel_scale > 0:
             raise UsageError(f"base_kernel_scale={self.base_kernel_scale}: need more than 0")
+        if self.text_config is not None and self.tie_word_embeddings:
+            raise UsageError("tie_word_embeddings=True: of the model's own word table, which a text_config replaces")
         if self.encoder_projections and self.base != "dual":
             raise UsageError("encoder_projections=True: are those of a dual encoder, set base=dual")
         if self.vision_config is None and self.token_grid is not None:

@@ -6,7 +6,6 @@ Shapes: B batch, T frames, F frames of all clips, P tokens a frame, L text token
 vector.
 """
 
-from collections.abc import Iterator
 from math import isqrt
 from typing import Any
 
@@ -246,10 +245,3 @@ def token_side(encoder: PreTrainedConfig, tokens: int, pixels: int) -> int:
 
 def _dtype_of(model: nn.Module) -> torch.dtype:
     return next((weight.dtype for weight in model.parameters()), torch.float32)
-
-
-def frozen_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The weights of the pretrained encoders in a model."""
-    for module in model.modules():
-        if isinstance(module, _Encoder):
-            yield from module.parameters()

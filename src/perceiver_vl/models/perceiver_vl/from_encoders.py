@@ -47,7 +47,7 @@ SMALL: dict[str, Any] = {
 ANCHORS = 2048
 NUM_FRAMES = 8
 MAX_TEXT_LENGTH = 77
-_OPEN = re.compile(r"apache|mit|bsd|cc0|cc-by-\d|cc-by-sa|openrail|unlicense|isc|mpl", re.IGNORECASE)
+_OPEN = re.compile(r"apache|mit|bsd|cc0|cc-by-\d|cc-by-sa|unlicense|isc|mpl", re.IGNORECASE)
 _SPEC = "encoder.json"
 
 
@@ -101,7 +101,8 @@ def initialise(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: is not empty, name a new folder")
-    if (dual is None) == (vision is None and text is None) or (dual is None and (vision is None or text is None)):
+    given = [name for name, source in {"vision": vision, "text": text, "dual": dual}.items() if source is not None]
+    if given not in (["vision", "text"], ["dual"]):
         raise UsageError("encoders: give a vision and a text source, or a dual one (--vision and --text, or --dual)")
     with quiet():
         if dual is not None:
@@ -131,7 +132,10 @@ def resolve_model(model: Source, say: Callable[[str], object] = lambda _: None) 
             return folder
     elif str(model).count("/") != 1 or folder.is_absolute() or folder.parent.exists():
         return folder
-    name = str(model) if not folder.exists() else str(folder.resolve())
+    name = str(model)
+    if folder.exists():  # another one of the same name is not this
+        stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
+        name = f"{folder.resolve()} {[(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()]}"
     made = user_cache("models") / f"{folder.name}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     if not made.exists():
         result = initialise(made, dual=model)

@@ -48,7 +48,7 @@ class PerceiverVLForImagesAndTextClassification(PerceiverVLPreTrainedModel):
     image" is not the right one. `answers_from="mean_latents"` takes the mean of each pass's latents instead.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(vtm_|mlm_|contrastive)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(vtm_|mlm_|contrastive|base_matching)"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)
@@ -76,7 +76,8 @@ class PerceiverVLForImagesAndTextClassification(PerceiverVLPreTrainedModel):
         T is 1 for photographs; clips are taken too. `labels (B,)`: 1 for true, 0 for false (cross-entropy).
         Raises `UsageError` for another number of pictures than two.
         """
-        if pixel_values is None or pixel_values.ndim != 6 or pixel_values.shape[1] != 2:
+        dimensions = (5, 6) if self.perceiver_vl.vision_encoder is not None else (6,)  # encoded frames have one less
+        if pixel_values is None or pixel_values.ndim not in dimensions or pixel_values.shape[1] != 2:
             found = None if pixel_values is None else tuple(pixel_values.shape)
             raise UsageError(f"pixel_values of shape {found}: need two pictures an example, (B, 2, T, 3, H, W)")
         budget = budget or FULL_BUDGET

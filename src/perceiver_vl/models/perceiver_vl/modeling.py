@@ -176,7 +176,7 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
 class PerceiverVLModel(PerceiverVLPreTrainedModel):
     """Words and pixels → input array → latents (paper 3.1 to 3.3)."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(decoder|vtm_|contrastive|mlm_|answer_)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(decoder|vtm_|contrastive|base_matching|mlm_|answer_)"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)
@@ -298,9 +298,11 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
             config.zero_frames_are_padding,
             config.modality_aggregation,
         )
-        weights = [*self.embeddings.parameters(), *encoder.parameters(recurse=False)]
+        weights: list[Tensor] = [*self.embeddings.parameters(), *encoder.parameters(recurse=False)]
         if self.vision_encoder is not None:
-            weights += self.vision_encoder.parameters()
+            weights += [*self.vision_encoder.parameters(), *self.vision_encoder.buffers()]  # an ONNX graph is a buffer
+        if self.base is not None:
+            weights += [*self.base.parameters(), *self.base.buffers()]
         weights += [weight for block in encoder.vision_cross_attentions for weight in block.parameters()]
         return weights_fingerprint(settings, weights)
 

@@ -106,14 +106,18 @@ class OnnxVisionModel(PreTrainedModel):
 
 def count_flops(graph: bytes, input_name: str, image_size: int) -> int | None:
     """Operations of a graph on one frame, by the shapes that come out of its convolutions and products; None without
-    the packages that can tell.
+    the packages that can tell, and for graphs that these do not follow.
     """
     try:
-        import onnx
-
-        onnxruntime = import_onnxruntime()
-    except ImportError:
+        return _count_flops(graph, input_name, image_size)
+    except Exception:  # the packages raise whatever a graph leads them to; that it runs is known before
         return None
+
+
+def _count_flops(graph: bytes, input_name: str, image_size: int) -> int | None:
+    import onnx
+
+    onnxruntime = import_onnxruntime()
     model = onnx.load_from_string(graph)
     sizes = {weight.name: list(weight.dims) for weight in model.graph.initializer}
     counted = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]

@@ -177,7 +177,7 @@ class PerceiverVLProcessor(ProcessorMixin):
         images: one or several, each a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W) or (H, W, 3).
         videos: one or several, each a path, a list of images, an array (T, H, W, 3) or a tensor (T, 3, H, W) or
         (T, H, W, 3). Arrays and tensors hold uint8 in 0..255 or floats in 0..1. Frames that a model's `encode_frames`
-        has seen already are given as a list of float arrays (T, 1+P, W), and become `pixel_values` (B, T, 1+P, W).
+        has seen already are given as a list of float16 arrays (T, 1+P, W), and become `pixel_values` (B, T, 1+P, W).
         Images and videos → `pixel_values` (B, T, 3, H, W) float32, `frame_mask` (B, T) int64; an image has T = 1, a
         video at most `num_frames` (default: the image processor's).
         kwargs: options of the tokenizer (`max_length`, `padding`, `truncation`, …), of the image processor (see
@@ -276,11 +276,11 @@ def _several(value: Any, name: str, image_ndim: int) -> list[tuple[str, Any]]:
 
 
 def _are_encoded(videos: Any) -> bool:
-    """Whether clips are given as an encoder's tokens: a list of float arrays of three dimensions."""
+    """Whether clips are given as an encoder's tokens: a list of float16 arrays of three dimensions."""
     if not isinstance(videos, list | tuple):
         return False
     return bool(videos) and all(
-        isinstance(clip, np.ndarray) and clip.ndim == 3 and clip.dtype.kind == "f" and clip.shape[-1] != 3
+        isinstance(clip, np.ndarray) and clip.ndim == 3 and clip.dtype == np.float16 and clip.shape[-1] != 3
         for clip in videos
     )
 

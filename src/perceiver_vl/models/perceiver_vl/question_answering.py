@@ -67,7 +67,7 @@ def beside(vision: InputArray, rows: Tensor, text: InputArray) -> InputArray:
 class _AnsweringModel(PerceiverVLPreTrainedModel):
     """Latents → one vector, by a learned query through the decoder or by their mean → one logit a label."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(vtm|mlm|contrastive)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(vtm|mlm|contrastive|base_matching)"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)
