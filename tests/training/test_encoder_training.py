@@ -1,6 +1,7 @@
 """Training over pretrained encoders: the base, what stays frozen, features instead of media, a run that goes on."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(place: Path, output: Path, media: Path | None = None, resume: bool = False, **changes: Any) -> TrainingResult:
+def run(
+    place: Path,
+    output: Path,
+    media: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    **changes: Any,
+) -> TrainingResult:
     media = media or place / "media"
     recipe: dict[str, Any] = {
         "output": str(output),
@@ -72,7 +80,7 @@ def run(place: Path, output: Path, media: Path | None = None, resume: bool = Fal
         recipe[name] = {**recipe.get(name, {}), **value} if isinstance(value, dict) else value
     file = output.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return train(read_recipe(file), resume=resume, progress=False)
+    return train(read_recipe(file), resume=resume, progress=progress)
 
 
 def test_a_run_reports_the_base_beside_what_was_trained(place: Path, tmp_path: Path) -> None:
@@ -92,6 +100,16 @@ def test_the_base_that_is_fitted_tells_colours_apart(place: Path, tmp_path: Path
     base = result.base["streams"][0]["text_to_video"]
     assert base == vars(result.retrieval.streams[0].text_to_video)  # nothing was learned, and nothing was added
     assert base["r1"] > 3 * 100 / 8  # of 8 clips, some of which look alike
+
+
+def test_the_model_compares_as_the_fit_did(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(place, tmp_path / "run", progress=True, training={"max_steps": 1, "learning_rate": 0.0})
+    told = re.search(
+        r"base: canonical correlations of 32 clips with 64 captions, .*; R@1 ([\d.]+)", capsys.readouterr().err
+    )
+    assert told is not None
+    assert result.base is not None
+    assert float(told[1]) == pytest.approx(result.base["streams"][0]["text_to_video"]["r1"], abs=0.05)
 
 
 def test_a_training_that_ends_below_the_base_is_undone(place: Path, tmp_path: Path) -> None:

@@ -49,8 +49,7 @@ def load_folder(
     `dtype`: float32, bfloat16 or int8 (`quantization.set_dtype`); None: as it was saved. `compiled`: its encoder is
     (`quantization.compile_encoder`).
     Raises `UsageError` naming what the folder lacks (weights that a model trained for `purpose` would have: this is
-    an `OtherKindError`), another
-    dtype or a device that is not here, `PerceiverVLError` if its files are damaged.
+    an `OtherKindError`), another dtype or a device that is not here, `PerceiverVLError` if its files are damaged.
     """
     check_dtype(dtype)
     folder = check_model_folder(model_folder)

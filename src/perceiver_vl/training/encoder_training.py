@@ -5,6 +5,7 @@ Shapes: C clips, Q captions, T frames, P tokens a frame, W width of an encoder, 
 
 import json
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -216,17 +217,12 @@ def _kernel_features(base: Any, clips: Tensor, recipe: Recipe) -> tuple[Callable
     with torch.no_grad():
         base.centre.copy_(F.normalize(clips, dim=-1).mean(0))
         base.anchors.zero_()
-        base.anchors[:count] = base.place(clips[np.sort(chosen)].to(base.anchors)).to(base.anchors)
-    anchors, centre = base.anchors[:count].double().cpu(), base.centre.double().cpu()
-
-    def similarities(vectors: Tensor) -> Tensor:
-        places = F.normalize(F.normalize(vectors, dim=-1) - centre, dim=-1)
-        return torch.exp(base.scale * (places @ anchors.T - 1))
-
-    values, components = torch.linalg.eigh(torch.exp(base.scale * (anchors @ anchors.T - 1)))
+        base.anchors[:count] = base.place(clips[np.sort(chosen)].to(base.anchors))
+    exact = deepcopy(base).cpu().double()  # the model's own arithmetic, with more digits
+    values, components = torch.linalg.eigh(exact.compared(exact.anchors[:count])[:, :count])
     way = torch.zeros(count, len(base.anchors), dtype=torch.float64)
     way[:, :count] = (components / values.clamp(min=1e-6 * float(values.max())).sqrt()).T
-    return lambda vectors: similarities(vectors) @ way[:, :count].T, way
+    return lambda vectors: exact.compared(exact.place(vectors)) @ way.T, way
 
 
 def _vectors(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import VideoMAEConfig, VideoMAEModel
 
 from perceiver_vl import (
     PerceiverVLConfig,
@@ -19,7 +20,7 @@ from perceiver_vl import (
     UsageError,
 )
 from perceiver_vl.models.perceiver_vl.from_encoders import initialise
-from small_encoders import SMALL, TEXTS, save_dual, save_onnx, save_text, save_vision
+from small_encoders import SMALL, TEXTS, TOWER, save_dual, save_onnx, save_text, save_vision
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -234,6 +235,15 @@ def test_encoders_in_the_wrong_place_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message) as raised:
             initialise(tmp_path / "made", **wrong)
         assert "\n" not in str(raised.value)
+
+
+def test_a_vision_model_that_takes_no_single_frames_is_refused(tmp_path: Path) -> None:
+    save_vision(tmp_path / "vision", "vit")
+    save_text(tmp_path / "text")
+    video = VideoMAEModel(VideoMAEConfig(**TOWER, image_size=32, patch_size=8, num_frames=4))
+    video.save_pretrained(tmp_path / "vision")
+    with pytest.raises(UsageError, match=r"vision: does not take one frame of 32x32 pixels \([^\n]+\), name another"):
+        initialise(tmp_path / "made", vision=tmp_path / "vision", text=tmp_path / "text")
 
 
 def test_a_vision_encoder_without_a_processor_is_refused(tmp_path: Path) -> None:

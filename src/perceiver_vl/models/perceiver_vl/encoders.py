@@ -101,7 +101,7 @@ class TextEncoder(_Encoder):
         size = encoder.hidden_size
         self.projection = _projection(size, config)
         self.pooled = config.base == "dual"
-        self.padded_length = encoder.max_position_embeddings if encoder.model_type == "siglip_text_model" else None
+        self.padded_length = encoder.max_position_embeddings if "siglip" in encoder.model_type else None
         self.pad_token_id = config.pad_token_id or 0
         self.remembered: dict[bytes, tuple[Tensor, Tensor]] | None = None
         self.requires_grad_(False)
@@ -189,15 +189,15 @@ class BaseVectors(nn.Module):
         if self.maps is None:
             frame_vectors = F.normalize(frame_vectors, dim=-1)
         mean = (frame_vectors * real).sum(1) / real.sum(1).clamp(min=1)
-        return self._unit("vision", self.compared(mean) if self.compares else mean)
+        return self._unit("vision", self.compared(self.place(mean)) if self.compares else mean)
 
     def place(self, vectors: Tensor) -> Tensor:
         """Vectors of clips `(B,W)` → their places on the sphere around `centre` `(B,W)`."""
         return F.normalize(F.normalize(vectors, dim=-1) - self.centre, dim=-1)
 
-    def compared(self, vectors: Tensor) -> Tensor:
-        """Vectors of clips `(B,W)` → their similarities to the anchors `(B,A)`."""
-        return torch.exp(self.scale * (self.place(vectors) @ self.anchors.T - 1))
+    def compared(self, places: Tensor) -> Tensor:
+        """Places of clips `(B,W)` → their similarities to the anchors `(B,A)`."""
+        return torch.exp(self.scale * (places @ self.anchors.T - 1))
 
     def of_text(self, text_vectors: Tensor) -> Tensor:
         """`(B,W)` → `(B,E)`."""

@@ -253,7 +253,13 @@ _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # which co
 @torch.no_grad()
 def _probe(seeing: Encoder, size: int) -> tuple[int, bool]:
     """Rows of the token grid of a frame, and whether there is a class token: by looking at one."""
-    hidden = seeing.model.eval()(pixel_values=torch.zeros(1, 3, size, size)).last_hidden_state
+    try:
+        hidden = seeing.model.eval()(pixel_values=torch.zeros(1, 3, size, size)).last_hidden_state
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UsageError(
+            f"vision={seeing.source}: does not take one frame of {size}x{size} pixels ({first_line(error)}), name "
+            "another vision model"
+        ) from error
     if hidden.ndim == 4:
         return min(hidden.shape[-2:]), False
     side = token_side(seeing.model.config, hidden.shape[1], size)
