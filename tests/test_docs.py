@@ -37,7 +37,7 @@ SHORT += ["training.per_device_train_batch_size=2", "training.use_cpu=true", "tr
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     write_world(folder / "my-videos", clips=12, held_out=3, captions_per_clip=2)
-    for name, clip in zip(("a.mp4", "b.mp4"), sorted((folder / "my-videos" / "clips").iterdir()), strict=False):
+    for name, clip in zip(("a.mp4", "b.mp4"), sorted((folder / "my-videos" / "clips").rglob("*.mp4")), strict=False):
         shutil.copy(clip, folder / "my-videos" / name)
     photos = folder / "my-photos"
     photos.mkdir()

@@ -257,7 +257,7 @@ ELSEWHERE = ["../secret.mp4", "a/../../secret.mp4", "/etc/hostname", "..\\secret
 def test_a_name_in_metadata_does_not_leave_its_folder(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     write_world(folder, clips=4, num_frames=2, size=16, held_out=1)
-    shutil.copy(next((folder / "clips").iterdir()), tmp_path / "secret.mp4")
+    shutil.copy(next((folder / "clips").rglob("*.mp4")), tmp_path / "secret.mp4")
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "a"}) + "\n")
     with pytest.raises(UsageError, match=r"leads out of the folder|an absolute path"):
         read_folder(folder)

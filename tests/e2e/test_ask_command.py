@@ -20,7 +20,7 @@ def answering(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ask(answering: Path, world: Path) -> None:
-    clip = sorted((world / "clips").iterdir())[0]
+    clip = sorted((world / "clips").rglob("*.mp4"))[0]
     questions = "which colour is it?", "how many are there?"
     told = run_program("ask", "--model", answering, clip, *questions)
     assert told.code == 0, told.err
@@ -40,7 +40,7 @@ def test_ask(answering: Path, world: Path) -> None:
 
 
 def test_any_matching_model_chooses(model: Path, world: Path) -> None:
-    clip = sorted((world / "clips").iterdir())[0]
+    clip = sorted((world / "clips").rglob("*.mp4"))[0]
     (result,) = run_cli(
         "ask", "--model", model, clip, "what is it?", "--choices", "a circle | a star|a cross", "--end", 0.5, "--json"
     ).json()
@@ -49,7 +49,7 @@ def test_any_matching_model_chooses(model: Path, world: Path) -> None:
 
 
 def test_what_cannot_be_asked(answering: Path, model: Path, world: Path, tmp_path: Path) -> None:
-    clip = sorted((world / "clips").iterdir())[0]
+    clip = sorted((world / "clips").rglob("*.mp4"))[0]
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing")
     for words, code, said in (

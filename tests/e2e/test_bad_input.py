@@ -331,7 +331,7 @@ def write_sound(path: Path) -> None:
 @pytest.fixture
 def damaged_world(own_world: Path) -> tuple[Path, dict[str, str]]:
     """A world with six of twelve training clips spoilt, and what should be said of each."""
-    names = [f"clips/train-{number:06d}.mp4" for number in range(6)]
+    names = [f"clips/train/{number:06d}.mp4" for number in range(6)]
     gone, empty, text, cut, sound, mute = (own_world / name for name in names)
     gone.unlink()
     empty.write_bytes(b"")
@@ -371,7 +371,7 @@ def test_broken_files_are_counted_and_listed(
 
 @pytest.mark.parametrize("job", LONG_JOBS)
 def test_strict_stops_at_the_first_broken_file(job: str, own_world: Path, model: Path, tmp_path: Path) -> None:
-    broken = own_world / "clips" / "train-000003.mp4"
+    broken = own_world / "clips" / "train" / "000003.mp4"
     broken.write_bytes(b"")
     words = long_jobs(model, own_world, tmp_path / "run", strict=True)[job]
     fails_naming(run_cli(*words), 1, broken, "empty file")
@@ -383,7 +383,7 @@ def test_strict_stops_at_the_first_broken_file(job: str, own_world: Path, model:
 @pytest.mark.parametrize("job", ["train", "evaluate"])
 def test_nothing_readable_is_a_failure(job: str, own_world: Path, model: Path, tmp_path: Path) -> None:
     words = long_jobs(model, own_world, tmp_path / "run")[job]
-    for path in (own_world / "clips").glob("train-*"):
+    for path in (own_world / "clips" / "train").glob("*.mp4"):
         path.write_bytes(b"")
     fails_naming(run_cli(*words), 1, "can be read", "empty file")
 
@@ -391,9 +391,9 @@ def test_nothing_readable_is_a_failure(job: str, own_world: Path, model: Path, t
 @pytest.mark.parametrize("job", LONG_JOBS)
 def test_metadata_that_names_only_files_that_are_gone(job: str, own_world: Path, model: Path, tmp_path: Path) -> None:
     words = long_jobs(model, own_world, tmp_path / "run")[job]
-    for path in (own_world / "clips").glob("train-*"):
+    for path in (own_world / "clips" / "train").glob("*.mp4"):
         path.unlink()
-    fails_naming(run_cli(*words), 1, own_world / "metadata.jsonl", "train-000000.mp4", "not there")
+    fails_naming(run_cli(*words), 1, own_world / "metadata.jsonl", "train/000000.mp4", "not there")
     assert not (tmp_path / "run").exists()
 
 

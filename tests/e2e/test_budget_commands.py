@@ -91,7 +91,7 @@ def test_an_index_keeps_its_dtype(model: Path, world: Path, tmp_path: Path) -> N
 
 
 def test_every_frame_of_a_clip_is_asked_about(model: Path, world: Path, tmp_path: Path) -> None:
-    clip = sorted((world / "clips").iterdir())[0]
+    clip = sorted((world / "clips").rglob("*.mp4"))[0]
     asking = ("ask", "--model", model, clip, "what is it?", "--choices", "a circle|a star", "--json")
     (decoded,) = run_cli(*asking, "--fps", 30).json()  # more frames than the model's temporal table has rows
     (spilt,) = run_cli(*asking, "--fps", 30, "--spill", tmp_path).json()

@@ -84,11 +84,11 @@ def test_world(written_world: tuple[Path, Answer]) -> None:
 
 
 def test_the_same_world_again_costs_nothing_and_changes_nothing(own_world: Path) -> None:
-    before = {path: (path.stat().st_mtime_ns, sha256(path)) for path in (own_world / "clips").iterdir()}
+    before = {path: (path.stat().st_mtime_ns, sha256(path)) for path in (own_world / "clips").rglob("*.mp4")}
     answer = run_cli("world", own_world, "--clips", 24, "--held-out", 6, "--size", 32, "--num-frames", 4)
     assert answer.code == 0
     assert "12 clips for train, 6 clips for validation, 6 clips for test" in answer.out
-    assert {path: (path.stat().st_mtime_ns, sha256(path)) for path in (own_world / "clips").iterdir()} == before
+    assert {path: (path.stat().st_mtime_ns, sha256(path)) for path in (own_world / "clips").rglob("*.mp4")} == before
 
 
 # Training
@@ -261,8 +261,8 @@ def test_index_encodes_only_what_is_new(model: Path, own_world: Path, tmp_path: 
 
     assert counts() == (24, 0, 0, 24)
     assert counts() == (0, 24, 0, 24)
-    (clips / "test-000000.mp4").unlink()
-    shutil.copy(clips / "test-000001.mp4", clips / "a new clip.mp4")
+    (clips / "test" / "000000.mp4").unlink()
+    shutil.copy(clips / "test" / "000001.mp4", clips / "a new clip.mp4")
     assert counts() == (0, 23, 1, 24)  # a copy is known by its content
     with (clips / "a new clip.mp4").open("ab") as file:
         file.write(b"more")
@@ -376,7 +376,7 @@ def test_search_as_a_table(rerank: str, index: Path) -> None:
     answer = run_cli("search", "--index", index, "a red circle", "--top-k", 100, "--rerank", rerank)
     assert (answer.code, answer.err) == (0, "")
     assert "6 clips searched" in answer.out
-    assert all(f"clips/test-{number:06}.mp4" in answer.out for number in range(6)), "names are whole in a file"
+    assert all(f"clips/test/{number:06}.mp4" in answer.out for number in range(6)), "names are whole in a file"
     assert "…" not in answer.out
 
 
@@ -395,7 +395,7 @@ def test_an_index_is_brought_up_to_date_and_verified_without_its_model_and_media
     index = tmp_path / "index"
     budget = ("--budget", "latents=4")
     assert run_cli("index", "--out", index, "--model", model, "--media", own_world / "clips", *budget).code == 0
-    (own_world / "clips" / "test-000000.mp4").unlink()
+    (own_world / "clips" / "test" / "000000.mp4").unlink()
     said = run_cli("index", "--out", index, "--json").json()
     assert (said["unchanged"], said["removed"], said["mended"]) == (23, 1, 0)
     newest = index / "clips.lance" / "data" / open_table(index).data_files()[0]

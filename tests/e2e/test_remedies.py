@@ -59,7 +59,7 @@ class Workshop:
 
     def broken(self) -> Path:
         world = self.copy(self.world, "world")
-        for path in sorted((world / "clips").iterdir())[::3]:
+        for path in sorted((world / "clips").rglob("*.mp4"))[::3]:
             path.write_bytes(b"no video")
         return world
 
@@ -186,7 +186,7 @@ def index_of_broken_files(w: Workshop) -> Attempt:
 @case
 def train_of_missing_files(w: Workshop) -> Attempt:
     world = w.broken()
-    for path in (world / "clips").iterdir():
+    for path in (world / "clips").rglob("*.mp4"):
         path.unlink() if path.read_bytes() == b"no video" else None
     recipe = w.recipe(world, training={"max_steps": 2, "per_device_train_batch_size": 2})
     return Attempt(("train", recipe, "data.train.split=null"), "allow any number with ")
@@ -286,7 +286,7 @@ def training_on_one_answer_where_there_should_be_ten(w: Workshop) -> Attempt:
 @case
 def many_files_that_are_skipped(w: Workshop) -> Attempt:
     world = w.copy(w.world, "world")
-    for path in sorted((world / "clips").iterdir())[2:]:
+    for path in sorted((world / "clips").rglob("*.mp4"))[2:]:
         path.write_bytes(b"no video")
     words = ("index", "--model", w.model, "--media", world, "--out", w.folder / "index", "--max-failed-fraction", 1)
     return Attempt(words, "more (all of them with ")
@@ -311,7 +311,7 @@ def a_budget_that_is_not_measured(w: Workshop) -> Attempt:
 @case
 def a_budget_of_a_model_for_questions(w: Workshop) -> Attempt:
     model = w.copy(w.answering, "model")
-    clip = next((w.world / "clips").iterdir())
+    clip = next((w.world / "clips").rglob("*.mp4"))
     words = ("ask", "--model", model, clip, "is it red?", "--budget", "1TFLOPs")
     return Attempt(words, "is not measured yet, run ", {"FOLDER": w.questions / "yesno"})
 
@@ -335,7 +335,7 @@ def the_world_has_no_questions(w: Workshop) -> Attempt:
 
 @case
 def a_model_without_answers(w: Workshop) -> Attempt:
-    clip = next((w.world / "clips").iterdir())
+    clip = next((w.world / "clips").rglob("*.mp4"))
     return Attempt(("ask", "--model", w.model, clip, "what is it?"), "give some to choose from: ")
 
 

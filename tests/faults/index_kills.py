@@ -62,7 +62,7 @@ def rows_of(index: Path) -> dict[str, tuple[list[str], np.ndarray]]:
 
 def change(media: Path, draw: random.Random, round_: int) -> None:
     """Touch, rename, change, add and delete some of the files."""
-    clips = sorted(media.glob("*.mp4"))
+    clips = sorted(media.rglob("*.mp4"))
     touched, renamed, changed, gone = (draw.choice(clips) for _ in range(4))
     for clip in clips[: len(clips) // 2]:
         os.utime(clip)
@@ -77,7 +77,7 @@ def change(media: Path, draw: random.Random, round_: int) -> None:
 
 
 def write_captions(media: Path, round_: int) -> None:
-    names = [path.name for path in sorted(media.glob("*.mp4"))]
+    names = [path.name for path in sorted(media.rglob("*.mp4"))]
     lines = [json.dumps({"file_name": name, "text": f"caption {round_} of {name}"}) for name in names]
     (media / "metadata.jsonl").write_text("\n".join(lines))
 

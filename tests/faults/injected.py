@@ -185,14 +185,14 @@ def media_vanishing(this: Try) -> list[str]:
     shutil.copytree(this.folder / "world", world)
     run = this.run(f"data.train.folder={world}", f"data.validation.folder={world}", "data.max_failed_fraction=0.2")
     this.wait(run, last=0.4)
-    names = {f"clips/train-{number:06d}.mp4" for number in this.draw.sample(range(10, 20), 3)}
+    names = {f"clips/train/{number:06d}.mp4" for number in this.draw.sample(range(10, 20), 3)}
     for name in names:
         (world / name).unlink()
     code, said = run.outcome()
     if code:
         return [f"exit code {code}: {said}"]
     lines = (this.output / "skipped.jsonl").read_text().splitlines()
-    skipped = {json.loads(line)["file_name"] for line in lines} - {"clips/train-000002.mp4"}
+    skipped = {json.loads(line)["file_name"] for line in lines} - {"clips/train/000002.mp4"}
     return [] if skipped and skipped <= names else [f"{sorted(names)} are gone, but skipped were {sorted(skipped)}"]
 
 

@@ -212,7 +212,7 @@ def prepare(folder: Path, processes: int, steps: int) -> None:
     world = folder / "world"
     words = ["world", world, "--clips", 36, "--held-out", 6, "--size", 16, "--num-frames", 4]
     subprocess.run([PROGRAM, *map(str, words)], stdout=subprocess.DEVNULL, check=True)
-    (world / "clips" / "train-000002.mp4").write_bytes(b"no video")
+    (world / "clips" / "train" / "000002.mp4").write_bytes(b"no video")
     splits = {name: {"folder": str(world), "split": name} for name in ("train", "validation")}
     training = RECIPE["training"] | {"max_steps": steps, "per_device_train_batch_size": 4 // processes}
     augmentation = {"crop": 0.5, "flip": True, "randaugment": [1, 9]}

@@ -89,7 +89,7 @@ def test_clips_that_vanish_while_a_run_reads_them_are_passed_over_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_world(tmp_path / "world", clips=14, num_frames=2, size=16, held_out=1)
-    gone = [f"clips/train-{number:06d}.mp4" for number in (2, 5)]
+    gone = [f"clips/train/{number:06d}.mp4" for number in (2, 5)]
 
     class Vanish(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -96,17 +96,17 @@ def test_the_weights_of_the_objectives_count(tmp_path: Path) -> None:
 
 def test_a_broken_file_is_passed_over_and_reported(tmp_path: Path) -> None:
     write_world(tmp_path / "world", clips=12, num_frames=4, size=16, held_out=3)
-    broken = tmp_path / "world" / "clips" / "train-000002.mp4"
+    broken = tmp_path / "world" / "clips" / "train" / "000002.mp4"
     broken.write_bytes(b"no video")
-    (tmp_path / "world" / "clips" / "validation-000001.mp4").unlink()
+    (tmp_path / "world" / "clips" / "validation" / "000001.mp4").unlink()
     data = {
         "train": {"folder": str(tmp_path / "world"), "split": "train"},
         "validation": {"folder": str(tmp_path / "world"), "split": "validation"},
     }
     result = run(tmp_path / "run", data=data, training={"max_steps": 3})
     assert sorted(problem.file_name for problem in result.skipped) == [
-        "clips/train-000002.mp4",
-        "clips/validation-000001.mp4",
+        "clips/train/000002.mp4",
+        "clips/validation/000001.mp4",
     ]
     assert result.retrieval is not None
     assert result.retrieval.clips == 2
@@ -121,7 +121,7 @@ def skipped_of(output: Path) -> list[dict[str, str]]:
 def spoilt_world(folder: Path, broken: int, clips: int = 32) -> list[str]:
     """A world of `clips` training clips, the first `broken` of which cannot be read; their names."""
     write_world(folder, clips=clips + 2, num_frames=2, size=16, held_out=1)
-    names = [f"clips/train-{number:06d}.mp4" for number in range(broken)]
+    names = [f"clips/train/{number:06d}.mp4" for number in range(broken)]
     for name in names:
         (folder / name).write_bytes(b"no video")
     return names
@@ -150,7 +150,7 @@ def test_what_a_list_names_in_vain_counts_before_the_run(tmp_path: Path) -> None
     for name in spoilt_world(tmp_path / "world", broken=8):
         (tmp_path / "world" / name).unlink()
     data = {"train": {"folder": str(tmp_path / "world"), "split": "train"}}
-    with pytest.raises(PerceiverVLError, match=r"^8 of 32 clips cannot be read[^\n]+train-000000\.mp4: [^\n]+$"):
+    with pytest.raises(PerceiverVLError, match=r"^8 of 32 clips cannot be read[^\n]+train/000000\.mp4: [^\n]+$"):
         run(tmp_path / "run", data=data)
     assert not (tmp_path / "run").exists()
 
@@ -159,7 +159,7 @@ def test_what_a_list_names_in_vain_counts_before_the_run(tmp_path: Path) -> None
 def test_strict_stops_at_a_broken_file_in_one_line_from_any_process(tmp_path: Path, workers: int) -> None:
     spoilt_world(tmp_path / "world", broken=32)
     data = {"train": {"folder": str(tmp_path / "world"), "split": "train"}, "strict": True}
-    with pytest.raises(MediaError, match=r"^[^\n]+train-0000\d\d\.mp4: not a media file[^\n]+$"):
+    with pytest.raises(MediaError, match=r"^[^\n]+train/0000\d\d\.mp4: not a media file[^\n]+$"):
         run(tmp_path / "run", data=data, training={"dataloader_num_workers": workers})
 
 

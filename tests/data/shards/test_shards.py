@@ -201,7 +201,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_a_file_of_many_records_is_stored_once_and_every_record_comes_back(world: Path, tmp_path: Path) -> None:
-    clip = next(path for path in sorted((world / "clips").iterdir()) if path.stat().st_size > 1000)
+    clip = next(path for path in sorted((world / "clips").rglob("*.mp4")) if path.stat().st_size > 1000)
     asked = [
         Record(clip.name, clip, question="what moves?", answers=("a star", "the star"), label=3, example_id="q1"),
         Record(clip.name, clip, question="where?", choices=("left", "right"), label=0, kind="action", start=0.2),
@@ -222,7 +222,7 @@ def test_a_file_of_many_records_is_stored_once_and_every_record_comes_back(world
 
 
 def test_records_can_be_kept_by_what_they_have(world: Path, tmp_path: Path) -> None:
-    paths = sorted((world / "clips").iterdir())[:4]
+    paths = sorted((world / "clips").rglob("*.mp4"))[:4]
     said: list[dict[str, Any]] = [{"texts": ("one",)}, {"question": "what?"}, {"label": 0}, {"texts": ("four",)}]
     records = [Record(path.name, path, **values) for path, values in zip(paths, said, strict=True)]
     write_shards(Folder(world, records), tmp_path / "out", samples_per_shard=1)

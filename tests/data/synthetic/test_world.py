@@ -407,7 +407,7 @@ def test_the_folder_holds_what_the_world_holds(written: Path) -> None:
         split = str(line["split"])
         index = number - {"train": 0, "validation": 8, "test": 10}[split]
         world = World(split, clips=8, seed=4)
-        assert line["file_name"] == f"clips/{split}-{index:06d}.mp4"
+        assert line["file_name"] == f"clips/{split}/{index:06d}.mp4"
         assert tuple(line["text"]) == world.captions(index)  # type: ignore[arg-type]
         told = line["scene"]["objects"]  # type: ignore[index]
         names = ("size", "colour", "shape", "motion")
@@ -420,7 +420,7 @@ def test_the_folder_holds_what_the_world_holds(written: Path) -> None:
 def test_colours_survive_the_encoding(written: Path) -> None:
     for index in range(8):
         world = World("train", clips=8, seed=4)
-        drawn, decoded = world.frames(index), decode(written / f"clips/train-{index:06d}.mp4")
+        drawn, decoded = world.frames(index), decode(written / f"clips/train/{index:06d}.mp4")
         for colour in {thing.colour for thing in world.scene(index).objects}:
             where = pixels_of(drawn, colour)
             assert np.abs(drawn[where].mean(axis=0) - decoded[where].mean(axis=0)).max() < 10
@@ -428,7 +428,7 @@ def test_colours_survive_the_encoding(written: Path) -> None:
 
 def test_the_decoder_of_the_library_reads_the_clips(written: Path) -> None:
     media = pytest.importorskip("perceiver_vl.media.decode")
-    frames = media.load_frames(written / "clips" / "train-000000.mp4", num_frames=8)
+    frames = media.load_frames(written / "clips" / "train" / "000000.mp4", num_frames=8)
     drawn = World("train", clips=8, seed=4).frames(0)
     assert frames.shape == drawn.shape
     assert np.abs(frames.astype(int) - drawn).mean() < 6
@@ -444,11 +444,11 @@ def test_an_interrupted_world_is_completed(written: Path, tmp_path: Path) -> Non
     out = tmp_path / "torn"
     write_world(out, clips=12, seed=4, held_out=2)
     (out / "metadata.jsonl").unlink()
-    (out / "clips" / "test-000001.mp4").unlink()
-    kept = (out / "clips" / "train-000000.mp4").stat().st_mtime_ns
+    (out / "clips" / "test" / "000001.mp4").unlink()
+    kept = (out / "clips" / "train" / "000000.mp4").stat().st_mtime_ns
     write_world(out, clips=12, seed=4, held_out=2, progress=True)
     assert contents(out) == contents(written)
-    assert (out / "clips" / "train-000000.mp4").stat().st_mtime_ns == kept
+    assert (out / "clips" / "train" / "000000.mp4").stat().st_mtime_ns == kept
 
 
 def test_a_folder_of_something_else_is_left_alone(written: Path, tmp_path: Path) -> None:

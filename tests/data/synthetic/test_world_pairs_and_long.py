@@ -83,8 +83,8 @@ def test_a_pair_gives_both_pictures() -> None:
     world = PairWorld("test-systematic", clips=8, size=32)
     record, pair = world.record(5), world.pair(5)
     assert (record.file_name, record.second_file_name) == (
-        "pictures/test_systematic-1-1-img0.png",
-        "pictures/test_systematic-1-1-img1.png",
+        "pictures/systematic/test_systematic-1-1-img0.png",
+        "pictures/systematic/test_systematic-1-1-img1.png",
     )
     left, right = world.frames(5), world.second.frames(5, 8)
     assert left.shape == right.shape == (1, 32, 32, 3)

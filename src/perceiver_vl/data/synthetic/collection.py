@@ -11,12 +11,12 @@ import numpy as np
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.synthetic.captions import MOST_CAPTIONS, captions
 from perceiver_vl.data.synthetic.render import frame_times, render
-from perceiver_vl.data.synthetic.scene import SPLITS, Description, Scene, draw_scene, generator
+from perceiver_vl.data.synthetic.scene import SPLITS, Description, Scene, draw_scene, generator, media_folder
 from perceiver_vl.media.sampling import Frames
 from perceiver_vl.utils.errors import UsageError
 
-GENERATOR_VERSION = 1
-"""To be raised with every change that alters scenes, captions or pixels: a folder is never a mixture of two."""
+GENERATOR_VERSION = 2
+"""To be raised with every change that alters scenes, captions, pixels or names: a folder is never a mixture of two."""
 MOST_HELD_OUT = 20_000
 """About a third of the descriptions that a held-out split has."""
 _CAPTION_STREAM = 1
@@ -57,7 +57,7 @@ class World:
 
     def record(self, index: int) -> Record:
         """Clip `index` as a record; the file is the one that `write_world` would write."""
-        name = f"clips/{self.split}-{index:06d}.mp4"
+        name = f"{media_folder('clips', self.split)}/{index:06d}.mp4"
         return Record(name, Path(name), self.captions(index), self.split)
 
     def scene(self, index: int) -> Scene:

@@ -18,6 +18,15 @@ Floats = npt.NDArray[np.float64]
 Colour = tuple[int, int, int]
 
 SPLITS = ("train", "validation", "test")
+
+
+def media_folder(kind: str, split: str) -> str:
+    """Where the media of a split lie, as in `clips/train`: what `datasets` looks for, which would take
+    `clips/test-systematic` for a part of the test split.
+    """
+    return f"{kind}/{split.removeprefix('test-')}"
+
+
 SIZES: dict[str, float] = {"small": 0.09, "large": 0.16}
 """The radius of a thing of each size (of a growing or shrinking one: its largest)."""
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")

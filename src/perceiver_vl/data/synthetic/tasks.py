@@ -19,7 +19,7 @@ from perceiver_vl.data.synthetic.long import SHORTEST_SECONDS, LongClip, draw_lo
 from perceiver_vl.data.synthetic.questions import QUESTIONS, Question, draw_question
 from perceiver_vl.data.synthetic.references import difficulty_of
 from perceiver_vl.data.synthetic.render import frame_times
-from perceiver_vl.data.synthetic.scene import SPLITS
+from perceiver_vl.data.synthetic.scene import SPLITS, media_folder
 from perceiver_vl.data.synthetic.statements import PAIRS_PER_STATEMENT, Pair, draw_pair, draw_statements
 from perceiver_vl.media.sampling import Frames
 from perceiver_vl.utils.errors import UsageError
@@ -126,7 +126,7 @@ class PairWorld:
         pair = self.pair(index)
         group, place = divmod(index, PAIRS_PER_STATEMENT)
         name = f"{self.split.replace('-', '_')}-{group}-{place}"
-        left, right = (f"pictures/{name}-img{number}.png" for number in (0, 1))
+        left, right = (f"{media_folder('pictures', self.split)}/{name}-img{number}.png" for number in (0, 1))
         shown = right if self.right else left
         return Record(
             shown,
@@ -232,11 +232,11 @@ def open_world(
 
 
 def _clip_name(split: str, index: int) -> str:
-    return f"clips/{split}-{index:06d}.mp4"
+    return f"{media_folder('clips', split)}/{index:06d}.mp4"
 
 
 def _picture_name(split: str, index: int) -> str:
-    return f"pictures/{split}-{index:06d}.png"
+    return f"{media_folder('pictures', split)}/{index:06d}.png"
 
 
 def _generator(task: str, seed: int, split: str, index: int) -> np.random.Generator:

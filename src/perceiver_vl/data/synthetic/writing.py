@@ -35,7 +35,7 @@ from perceiver_vl.utils.jsonl import write_lines
 
 FRAMES_PER_SECOND = 8
 LAYOUTS = ("folder", "official")
-TASKS_VERSION = 1
+TASKS_VERSION = 2
 """As `GENERATOR_VERSION`, of all tasks but captions."""
 _OF_ONE_FRAME = ("image", "pairs")
 
@@ -62,9 +62,10 @@ def write_world(
     than captions have, come on top with as many. A clip has `num_frames` frames at 8 a second (unless given, 8 with
     captions, 16 with questions), a long one lasts `seconds` (60) at 2 a second.
 
-    layout: `folder` gives `clips/<split>-000000.mp4` (`pictures/….png`); `metadata.jsonl` with a line for each
-    (`file_name`, `split`, captions or questions, `scene`: the truth); and `world.json`, the arguments. `official` gives
-    the benchmarks' own annotation files, and the splits that these have, as `synthetic.official` says.
+    layout: `folder` gives `clips/<split>/000000.mp4` (`pictures/….png`), beside them a `metadata.jsonl` with a line for
+    each, from which `datasets` loads them; the same for all splits in one, with the truth (`scene`); and `world.json`,
+    the arguments. `official` gives the benchmarks' own annotation files, and the splits that these have, as
+    `synthetic.official` says.
 
     The same arguments give the same bytes. Called again after an interruption it writes what is missing; annotations
     come last, so a folder that has them is complete.
@@ -162,12 +163,16 @@ def _claim(out: Path, arguments: dict[str, Any]) -> None:
 def _write_folder(out: Path, task: str, worlds: Sequence[AnyWorld], advance: Callable[..., None]) -> None:
     lines = []
     for world in worlds:
+        of_split = []
         for index in range(len(world)):
             record = world.record(index)
             _write_media(out, [record.file_name, record.second_file_name], world, index)
             texts = {"text": record.texts} if task == "captions" else {}  # a list, however many there are
-            lines.append(record_to_row(record) | texts | {"scene": _truth(world, index)})
+            row = record_to_row(record) | texts
+            lines.append(row | {"scene": _truth(world, index)})
+            of_split.append(row | {name: Path(row[name]).name for name in row if name.endswith("file_name")})
             advance()
+        write_lines(out / Path(lines[-1]["file_name"]).parent / "metadata.jsonl", of_split)
     write_lines(out / "metadata.jsonl", lines)
 
 
