@@ -86,6 +86,16 @@ def no_caption(record: Record) -> str | None:
     return None if record.texts else "no caption"
 
 
+def any_clip(record: Record) -> str | None:
+    """What learning from a teacher can do without: words."""
+    return None
+
+
+def no_words(record: Record, key: tuple[int, int, int]) -> int:
+    """No words go with a record that a teacher speaks of."""
+    return 0
+
+
 def caption_length(record: Record, key: tuple[int, int, int]) -> int:
     """Those of the caption that is drawn."""
     return len(drawn_captions(record.texts, key)[0])
@@ -132,7 +142,9 @@ def _uncached(source: VideoDataset) -> VideoDataset:
 
 def _kinds(source: VideoDataset, skip_reason: SkipReason) -> tuple[dict[str, Sequence[int]], list[SkippedSample]]:
     """The places of "videos" and of "images" in a source, as far as it has such, and why other clips are skipped."""
-    if skip_reason is no_caption and isinstance(_uncached(source), World):  # to go through the records would draw all
+    if skip_reason in (no_caption, any_clip) and isinstance(
+        _uncached(source), World
+    ):  # to go through the records would draw all
         return {"videos": range(len(source))}, []
     kinds: dict[str, list[int]] = {}
     skipped: list[SkippedSample] = []

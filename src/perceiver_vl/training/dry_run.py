@@ -21,6 +21,7 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.encoder import PerceiverVLEncoder
 from perceiver_vl.tasks.dataset import task_loss
 from perceiver_vl.tasks.example_task import ExampleTask
+from perceiver_vl.training.distillation import DistillationModule
 from perceiver_vl.training.elastic import ElasticTaskModule, budgets_of_step
 from perceiver_vl.training.losses.base import PreTrainingBatch
 from perceiver_vl.training.objectives import PreTrainingModule
@@ -85,7 +86,10 @@ def dry_run(recipe: Recipe, processes: int = 1) -> DryRun:
     arguments = checked_arguments(recipe)
     batch = arguments.train_batch_size * max(processes, arguments.world_size)
     start = prepare_start(recipe, None, batch, arguments.seed)
-    examples, collate = examples_of(recipe, start, arguments.seed)
+    vectors = None
+    if recipe.teacher is not None:  # any will do
+        vectors = torch.ones(len(start.source), start.config.projection_dim or 0)
+    examples, collate = examples_of(recipe, start, arguments.seed, vectors)
     sampler = sampler_for(recipe, start, batch, arguments.seed)
     items = [item for item, _ in zip(sampler, range(min(_examples(recipe), batch)), strict=False)]
     read = collate(examples.__getitems__(items))
@@ -168,6 +172,8 @@ def _forward(
 
     def run(budgets: list[ComputeBudget]) -> object:
         distill = recipe.elastic.distill if recipe.elastic else 0.0
+        if recipe.teacher is not None:
+            return DistillationModule(model)(tensors)
         if recipe.task is None:
             return PreTrainingModule(model, objectives, distill)(PreTrainingBatch.from_dict(tensors), budgets)  # type: ignore[arg-type]
         if len(budgets) == 1:

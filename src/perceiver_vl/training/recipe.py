@@ -162,6 +162,22 @@ class Initialise:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A model whose vectors of clips are learned, instead of what captions say (`training.distillation`).
+
+    model: a Perceiver-VL that searches, or a dual encoder (CLIP, SigLIP), a folder or hub name. num_frames: that it
+    looks at, of each clip; None: as many as its processor samples.
+    """
+
+    model: str
+    num_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_frames is not None and self.num_frames < 1:
+            raise UsageError(f"teacher.num_frames={self.num_frames}: need at least 1, or leave it out")
+
+
+@dataclass(frozen=True)
 class EncoderTuning:
     """What of the pretrained encoders of a model learns; as it stands, nothing.
 
@@ -219,7 +235,8 @@ class Recipe:
     `patience`: stop after so many evaluations without a better `training.metric_for_best_model`; None: never.
     `max_nonfinite`: stop after so many steps in a row whose loss or gradient is not finite.
     `elastic`: train smaller budgets beside the full one; None: the full one alone. `encoders`: what of pretrained
-    encoders learns.
+    encoders learns. `teacher`: whose vectors of clips are learned, no captions being needed; its text side becomes the
+    model's.
     """
 
     output: Path
@@ -238,8 +255,11 @@ class Recipe:
     max_nonfinite: int = 5
     elastic: Elastic | None = None
     encoders: EncoderTuning = field(default_factory=EncoderTuning)
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
+        if self.teacher is not None:
+            self._check_student()
         if self.elastic is not None and self.elastic.text_latents is not None and not self._reads_text_alone():
             *those, last = (name for name, objective in OBJECTIVES.items() if objective.encodings)
             raise UsageError(
@@ -271,6 +291,26 @@ class Recipe:
             if self.stages and name in self.training:
                 raise UsageError(
                     f"training.{name}={self.training[name]}: the stages say how long to train, leave one of them out"
+                )
+
+    def _check_student(self) -> None:
+        """Refuse what a student has from its teacher, or has no use for."""
+        assert self.teacher is not None
+        about = f"teacher.model={self.teacher.model}"
+        if self.task is not None:
+            raise UsageError(f"task={self.task}: {about} is learned from instead, leave one of them out")
+        for name, unused in (
+            ("objectives", self.objectives != Objectives()),
+            ("elastic", self.elastic is not None),
+            ("tokenizer", self.tokenizer != TokenizerConfig()),
+            ("initialise.text", self.initialise.text is not None),
+            ("encoders.text_blocks", self.encoders.text_blocks > 0),
+            ("evaluation", self.evaluation != Evaluation(batch_size=self.evaluation.batch_size)),
+        ):
+            if unused:
+                but = " but batch_size" if name == "evaluation" else ""
+                raise UsageError(
+                    f"{name}: {about} says what is learned and scored, and of what words; leave it out{but}"
                 )
 
     def _reads_text_alone(self) -> bool:

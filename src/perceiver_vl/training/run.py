@@ -5,17 +5,19 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from perceiver_vl.data.batching import DrawnExamples, EpochSampler, PreTrainingCollator, TrainingExamples
-from perceiver_vl.data.mixture import MixtureSampler, caption_length, make_sampler
+from perceiver_vl.data.mixture import MixtureSampler, caption_length, make_sampler, no_words
 from perceiver_vl.data.prefetch import other_pictures
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.data.skipped import read_skipped
@@ -44,16 +46,17 @@ from perceiver_vl.training.checkpoints import (
     only_run_in,
     told_in_one_line,
 )
+from perceiver_vl.training.distillation import DistillationCollator, DistillationExamples
 from perceiver_vl.training.encoder_training import Base, fit_base, remember_texts
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.recipe_trainer import SKIPPED, RecipeTrainer
 from perceiver_vl.training.reporting.model_card import write_model_card
 from perceiver_vl.training.resume import batch_of
-from perceiver_vl.training.setup import Start, prepare_start
+from perceiver_vl.training.setup import Start, prepare_start, teacher_vectors
 from perceiver_vl.training.sharding import is_sharded, make_shardable, sharding_arguments
 from perceiver_vl.training.signals import Stop, stop_on_signals
 from perceiver_vl.training.stages import StageSwitch, stage_schedule
-from perceiver_vl.training.trainers import RetrievalTrainer, TaskTrainer, measured_by
+from perceiver_vl.training.trainers import DistillationTrainer, RetrievalTrainer, TaskTrainer, measured_by
 from perceiver_vl.utils.console import err, quiet
 from perceiver_vl.utils.errors import UsageError, within
 from perceiver_vl.utils.files import write_json, write_text
@@ -148,13 +151,16 @@ def _train(
         change(start.model)
     first = arguments.process_index == 0
     config = start.model.config
-    has_base = config.base != "none"
-    remember_texts(start.model, start.processor, start.texts())
+    has_base = config.has_vision_base
+    if recipe.teacher is None:
+        remember_texts(start.model, start.processor, start.texts())
     if checkpoint is None and config.base == "linear" and not config.knows_search and start.task is None:
         fit = fit_base(start.model, start.processor, start.source, start.validation, recipe)
         if progress and first:
             err.print(str(fit))
-    examples, collate = examples_of(recipe, start, data_seed)
+    vectors = {} if recipe.teacher is None else teacher_vectors(recipe, start, progress and first)
+    start.teacher = None  # it has said all that it is asked
+    examples, collate = examples_of(recipe, start, data_seed, vectors.get("train"))
     _compile(start.model, recipe.training)
     if is_sharded(arguments):
         make_shardable(start.model)
@@ -167,8 +173,10 @@ def _train(
             err.print(what_changes)
     before = read_skipped(output / SKIPPED) if checkpoint else []
     sampler = sampler_for(recipe, start, batch.examples, data_seed)
-    kind = RetrievalTrainer if start.task is None else TaskTrainer
-    trainer: RecipeTrainer[Any] = kind(
+    kind: Callable[..., RecipeTrainer[Any]] = RetrievalTrainer if start.task is None else TaskTrainer
+    if recipe.teacher is not None:
+        kind = partial(DistillationTrainer, targets=vectors.get("validation"))
+    trainer = kind(
         recipe,
         stop,
         start.validation,
@@ -188,7 +196,7 @@ def _train(
         trainer.remove_callback(callback)
     trainer.add_callback(AtBegin(lambda: trainer.restore(checkpoint)))
     trainer.add_callback(AtSaves(trainer.write_skipped))
-    if start.task is None and recipe.objectives.encodings:
+    if start.task is None and recipe.teacher is None and recipe.objectives.encodings:
         config.knows_search = True
     if recipe.stages:
         trainer.add_callback(StageSwitch(recipe.stages))
@@ -236,8 +244,10 @@ def _save_to(trainer: RecipeTrainer[Any], output: Path) -> None:
         move_out(output / PART, output)
 
 
-def examples_of(recipe: Recipe, start: Start, seed: int) -> tuple[DrawnExamples[Any], Callable[[Any], dict[str, Any]]]:
-    """The training examples, and what makes batches of them."""
+def examples_of(
+    recipe: Recipe, start: Start, seed: int, vectors: Tensor | None = None
+) -> tuple[DrawnExamples[Any], Callable[[Any], dict[str, Any]]]:
+    """The training examples, and what makes batches of them. vectors: the teacher's, of all clips `(C,E)`."""
     data, size = recipe.data, start.processor.image_processor.size
     decoded = data.augmentation.decoding_size((size["height"], size["width"]))
     how: dict[str, Any] = {
@@ -245,6 +255,9 @@ def examples_of(recipe: Recipe, start: Start, seed: int) -> tuple[DrawnExamples[
         "augmentation": None if data.augmentation == Augmentation() else data.augmentation,
     }
     drawing = data.num_frames, data.sampling, seed, data.strict
+    if vectors is not None:
+        students = DistillationExamples(vectors, start.source, *drawing, **how, size=(size["height"], size["width"]))
+        return students, DistillationCollator(start.processor)
     if start.task is None:
         examples = TrainingExamples(start.source, *drawing, **how, size=(size["height"], size["width"]))
         objectives = recipe.objectives
@@ -265,6 +278,8 @@ def examples_of(recipe: Recipe, start: Start, seed: int) -> tuple[DrawnExamples[
 def sampler_for(recipe: Recipe, start: Start, batch: int, seed: int) -> EpochSampler | MixtureSampler:
     """The order of the training examples."""
     letters = caption_length if start.task is None else letters_of_task
+    if recipe.teacher is not None:
+        letters = no_words
     data = recipe.data
     return make_sampler(start.source, start.pools, batch, seed, data.bucket, data.num_frames, letters)
 
@@ -276,7 +291,7 @@ def checked_arguments(recipe: Recipe) -> TrainingArguments:
     """
     arguments = training_arguments(recipe)
     examples = arguments.train_batch_size * arguments.world_size
-    if recipe.task is None and examples < 2 and recipe.objectives.compare_pairs:
+    if recipe.task is None and recipe.teacher is None and examples < 2 and recipe.objectives.compare_pairs:
         raise UsageError(
             f"training.per_device_train_batch_size={arguments.per_device_train_batch_size}: "
             "the objectives compare pairs, need at least 2"

@@ -1,14 +1,15 @@
 """What a run starts from: its clips, its processor and configuration, and its model."""
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from perceiver_vl.data.mixture import Mixture, Pool, SkipReason, make_pools, no_caption
+from perceiver_vl.data.mixture import Mixture, Pool, SkipReason, any_clip, make_pools, no_caption
 from perceiver_vl.data.open import open_dataset
 from perceiver_vl.data.records import Need, Record, SkippedSample
 from perceiver_vl.data.sources import CachedDataset, EncodedDataset, VideoDataset
@@ -17,7 +18,11 @@ from perceiver_vl.data.transcode.features import check_features
 from perceiver_vl.data.transcode.prepared import has_features
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.models.folder import check_model_folder
-from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl import (
+    PerceiverVLForPreTraining,
+    PerceiverVLForRetrieval,
+    PerceiverVLPreTrainedModel,
+)
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import (
     PerceiverVLImageProcessor,
@@ -28,13 +33,24 @@ from perceiver_vl.models.perceiver_vl.processing import (
 from perceiver_vl.models.perceiver_vl.warm_start import initialise_from
 from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.example_task import ExampleTask
+from perceiver_vl.training.distillation import (
+    LoadedTeacher,
+    keep_vectors,
+    kept_vectors,
+    load_teacher,
+    look_at,
+    student_config,
+    take_over_text,
+)
 from perceiver_vl.training.encoder_training import encoded, frame_encoder, sees_each_clip_once, tune_encoders
 from perceiver_vl.training.recipe import Data, DataSource, Recipe
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.utils.console import quiet
+from perceiver_vl.utils.distributed import ProcessGroup
 from perceiver_vl.utils.errors import UsageError, within
 
 _OF_A_SOURCE = ("metadata", "columns")
+_OF_ITS_TEACHER = re.compile(r"(^|\.)(text|contrastive)")
 _OF_A_HEAD = ("id2label", "label2id", "num_labels", "problem_type")
 
 
@@ -43,7 +59,8 @@ class Start:
     """Everything at the beginning of a run.
 
     source, pools: the training clips, and which of them a batch can be made of. problems: records that were left out.
-    fresh: the parts of the model that `initialise.model` does not have, nothing where there is none.
+    fresh: the parts of the model that `initialise.model` does not have, nothing where there is none. teacher: of a
+    student that is not resumed.
     """
 
     task: ExampleTask | None
@@ -55,6 +72,7 @@ class Start:
     problems: list[SkippedSample]
     model: PerceiverVLPreTrainedModel
     fresh: list[str]
+    teacher: LoadedTeacher | None = None
 
     def texts(self) -> Iterator[str]:
         """All that a model may read in training and validation."""
@@ -71,25 +89,27 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
     """
     task = None if recipe.task is None else example_task_of(recipe.task)
     data = recipe.data
-    processor, config = processor_and_config(recipe, checkpoint)
+    teacher = None if recipe.teacher is None or checkpoint is not None else load_teacher(recipe.teacher)
+    processor, config = processor_and_config(recipe, checkpoint, teacher)
     if recipe.elastic is not None:
         recipe.elastic.check(config, data.num_frames)
     size = processor.image_processor.size["height"], processor.image_processor.size["width"]
     known = _class_names(config, task) if checkpoint else ()
-    source, problems = open_training(data, size, task, known)
-    pools, few = make_pools(source, [split.weight for split in data.train], batch, lacks_of(task))
+    need = need_of(recipe)
+    source, problems = open_training(data, size, task, known, need)
+    pools, few = make_pools(source, [split.weight for split in data.train], batch, lacks_of(recipe))
     problems += few
     if task is not None and checkpoint is None:
         config = _with_head(config, task, source, pools)
     validation = None
     if data.validation is not None:
         with within("data.validation", *_OF_A_SOURCE):
-            validation, more = open_split(data.validation, size, data, task, _class_names(config, task))
+            validation, more = open_split(data.validation, size, data, task, _class_names(config, task), need)
         problems += more
         if task is not None:
             labelled, _ = task.usable_examples(validation, labelled=True)
             task.check_head(config, [validation.record(index) for index in labelled])
-    model, fresh = starting_model(recipe, config, seed, checkpoint)
+    model, fresh = starting_model(recipe, config, seed, checkpoint, teacher)
     tune_encoders(model, recipe.encoders)
     for split in (*data.train, *([data.validation] if data.validation else [])):
         if split.folder is not None:
@@ -105,16 +125,46 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
         encode = frame_encoder(model, processor)
         source.sources = [encoded(one, encode) for one in source.sources]
         validation = validation and encoded(validation, encode)
-    return Start(task, processor, config, source, pools, validation, problems, model, fresh)
+    return Start(task, processor, config, source, pools, validation, problems, model, fresh, teacher)
+
+
+def teacher_vectors(recipe: Recipe, start: Start, progress: bool) -> dict[str, Tensor]:
+    """What the teacher of a recipe makes of its clips, unit vectors `(C,E)` of `train` and `validation`.
+
+    A run that goes on finds them in its folder.
+    """
+    assert recipe.teacher is not None
+    if start.teacher is None:
+        known = kept_vectors(recipe.output)
+        if len(known.get("train", ())) == len(start.source):
+            return known
+    teacher = start.teacher or load_teacher(recipe.teacher)
+    data = replace(recipe.data, cache=False, augmentation=Augmentation())  # clips as they are, once
+    size = teacher.processor.image_processor.size["height"], teacher.processor.image_processor.size["width"]
+    sources: dict[str, VideoDataset] = {"train": open_training(data, size, need=None)[0]}
+    if data.validation is not None:
+        sources["validation"] = open_split(data.validation, size, data, need=None)[0]
+    found = {
+        name: look_at(teacher, source, recipe, f"What {teacher.name} says, {name}", progress)
+        for name, source in sources.items()
+    }
+    if ProcessGroup(shared=True).rank == 0:
+        keep_vectors(recipe.output, found)
+    return found
 
 
 def open_split(
-    split: DataSource, size: tuple[int, int], data: Data, task: ExampleTask | None = None, classes: Sequence[str] = ()
+    split: DataSource,
+    size: tuple[int, int],
+    data: Data,
+    task: ExampleTask | None = None,
+    classes: Sequence[str] = (),
+    need: Need | None = "text",
 ) -> tuple[VideoDataset, list[SkippedSample]]:
     """The clips of one split of a recipe, at `size` (height, width), and the records that had to be left out.
 
-    classes: of the model, in their order. Raises `PerceiverVLError` where more records than `data.max_failed_fraction`
-    allows cannot be used.
+    classes: of the model, in their order. need: what every record must have, as of `need_of`.
+    Raises `PerceiverVLError` where more records than `data.max_failed_fraction` allows cannot be used.
     """
     source: VideoDataset
     problems: list[SkippedSample] = []
@@ -132,7 +182,7 @@ def open_split(
             split=split.split,
             metadata=split.metadata,
             columns=split.columns,
-            need=_need_of(task),
+            need=need if task is None else task.need,
             classes=classes,
             strict=data.strict,
             max_failed_fraction=data.max_failed_fraction,
@@ -146,7 +196,11 @@ def open_split(
 
 
 def open_training(
-    data: Data, size: tuple[int, int], task: ExampleTask | None = None, classes: Sequence[str] = ()
+    data: Data,
+    size: tuple[int, int],
+    task: ExampleTask | None = None,
+    classes: Sequence[str] = (),
+    need: Need | None = "text",
 ) -> tuple[Mixture, list[SkippedSample]]:
     """The clips that a recipe trains on, decoded for frames of `size`, and the records that had to be left out.
 
@@ -157,16 +211,19 @@ def open_training(
     for split in data.train:
         known = classes or (classes_of(sources[0]) if sources else ())
         with within("data.train" if len(data.train) == 1 else f"data.train.{len(sources)}", *_OF_A_SOURCE):
-            source, left = open_split(split, data.augmentation.decoding_size(size), data, task, known)
+            source, left = open_split(split, data.augmentation.decoding_size(size), data, task, known, need)
         sources.append(source)
         problems += left
     return Mixture(sources), problems
 
 
-def lacks_of(task: ExampleTask | None) -> SkipReason:
+def lacks_of(recipe: Recipe) -> SkipReason:
     """What a record lacks to be trained on."""
-    if task is None:
+    if recipe.teacher is not None:
+        return any_clip
+    if recipe.task is None:
         return no_caption
+    task = example_task_of(recipe.task)
     return lambda record: task.missing(record) or (None if task.is_labelled(record) else "does not say what is right")
 
 
@@ -176,8 +233,15 @@ def classes_of(source: VideoDataset) -> tuple[str, ...]:
     return tuple(getattr(bare, "classes", ()))
 
 
+def need_of(recipe: Recipe) -> Need | None:
+    """What every record of a recipe must have; of other tasks the records themselves tell."""
+    if recipe.teacher is not None:
+        return None
+    return _need_of(None if recipe.task is None else example_task_of(recipe.task))
+
+
 def _need_of(task: ExampleTask | None) -> Need | None:
-    """What every record must have; of other tasks the records themselves tell."""
+    """The same without a teacher."""
     return "text" if task is None else task.need
 
 
@@ -199,8 +263,14 @@ def _with_head(
     return PerceiverVLConfig.from_dict(without | head)
 
 
-def processor_and_config(recipe: Recipe, checkpoint: Path | None) -> tuple[PerceiverVLProcessor, PerceiverVLConfig]:
-    """The processor and configuration of a run: of the checkpoint, of the model it starts from, or new ones."""
+def processor_and_config(
+    recipe: Recipe, checkpoint: Path | None, teacher: LoadedTeacher | None = None
+) -> tuple[PerceiverVLProcessor, PerceiverVLConfig]:
+    """The processor and configuration of a run: of the checkpoint, of the model it starts from, or new ones; of a
+    student the words are its teacher's.
+    """
+    if teacher is not None:
+        return _of_student(recipe, teacher)
     start = checkpoint or recipe.initialise.model
     if start is not None:
         folder = check_model_folder(start)
@@ -233,12 +303,32 @@ def processor_and_config(recipe: Recipe, checkpoint: Path | None) -> tuple[Perce
         processor = PerceiverVLProcessor(
             PerceiverVLImageProcessor(size=size, num_frames=recipe.data.num_frames), tokenizer
         )
+    _check_frames(recipe, config)
+    return processor, config
+
+
+def _of_student(recipe: Recipe, teacher: LoadedTeacher) -> tuple[PerceiverVLProcessor, PerceiverVLConfig]:
+    own: dict[str, Any] = {}
+    if recipe.initialise.model is not None:
+        folder = check_model_folder(recipe.initialise.model)
+        own = PerceiverVLConfig.from_pretrained(folder).to_dict() | {"num_text_latents": None}
+        with quiet():
+            images = PerceiverVLImageProcessor.from_pretrained(folder)
+        images.num_frames = recipe.data.num_frames
+    config = student_config(teacher, own, recipe.model)
+    if recipe.initialise.model is None:
+        size = {"height": config.image_size, "width": config.image_size}
+        images = PerceiverVLImageProcessor(size=size, num_frames=recipe.data.num_frames)
+    _check_frames(recipe, config)
+    return PerceiverVLProcessor(images, teacher.processor.tokenizer), config
+
+
+def _check_frames(recipe: Recipe, config: PerceiverVLConfig) -> None:
     if recipe.data.num_frames > config.max_frames:
         raise UsageError(
             f"data.num_frames={recipe.data.num_frames}: more than model.max_frames={config.max_frames}, "
             "the rows of the temporal table"
         )
-    return processor, config
 
 
 def _tokenizer(recipe: Recipe, longest: int) -> Any:
@@ -264,18 +354,32 @@ def _words_of(record: Record, task: ExampleTask | None) -> tuple[str, ...]:
 
 
 def starting_model(
-    recipe: Recipe, config: PerceiverVLConfig, seed: int, checkpoint: Path | None = None
+    recipe: Recipe,
+    config: PerceiverVLConfig,
+    seed: int,
+    checkpoint: Path | None = None,
+    teacher: LoadedTeacher | None = None,
 ) -> tuple[PerceiverVLPreTrainedModel, list[str]]:
     """The model at the start of a run, and its parts that `initialise.model` lacks. Of one that is resumed the Trainer
     loads the weights; but pretrained encoders are asked before that, and come from the checkpoint.
     """
-    kind = PerceiverVLForPreTraining if recipe.task is None else example_task_of(recipe.task).model_class
+    kind: type[PerceiverVLPreTrainedModel] = PerceiverVLForPreTraining
+    if recipe.teacher is not None:
+        kind = PerceiverVLForRetrieval
+    elif recipe.task is not None:
+        kind = example_task_of(recipe.task).model_class
     torch.manual_seed(seed)
     start = recipe.initialise
     fresh: list[str] = []
     if checkpoint is not None and (config.vision_config is not None or config.text_config is not None):
         with quiet():
             model: PerceiverVLPreTrainedModel = kind.from_pretrained(checkpoint, config=config)
+    elif teacher is not None:
+        student = PerceiverVLForRetrieval(config)
+        if start.model is not None:
+            fresh = _take_vision(student, start.model)
+        take_over_text(student, teacher)
+        model = student
     elif checkpoint is not None or start.model is None:
         model = kind(config)
     else:
@@ -284,6 +388,16 @@ def starting_model(
         with within("model"):
             initialise_from(model, vision=start.vision, text=start.text)
     return model, fresh
+
+
+def _take_vision(student: PerceiverVLForRetrieval, folder: Path) -> list[str]:
+    """Give a student all of a model that fits it, → what does not, of vision; its vectors are those of another."""
+    with quiet():
+        theirs = PerceiverVLForRetrieval.from_pretrained(folder).state_dict()
+    own = {name: weight for name, weight in student.state_dict().items() if not _OF_ITS_TEACHER.search(name)}
+    fitting = {name for name, weight in own.items() if name in theirs and theirs[name].shape == weight.shape}
+    student.load_state_dict({name: theirs[name] for name in fitting}, strict=False)
+    return sorted({name.removeprefix("perceiver_vl.").split(".")[0] for name in own.keys() - fitting})
 
 
 def _model_of(

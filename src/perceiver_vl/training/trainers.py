@@ -10,12 +10,14 @@ from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.tasks.retrieval_result import RetrievalResult
 from perceiver_vl.tasks.task_result import TaskResult
+from perceiver_vl.training.distillation import DistillationModule
 from perceiver_vl.training.elastic import ElasticTaskModule
 from perceiver_vl.training.losses.base import PreTrainingBatch
 from perceiver_vl.training.objectives import PreTrainingModule
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.recipe_trainer import RecipeTrainer
-from perceiver_vl.training.statistics import pretraining_flops, task_flops
+from perceiver_vl.training.statistics import encoding_flops, pretraining_flops, task_flops
+from perceiver_vl.training.student_score import MEASURED, Texts, score_student, texts_of
 from perceiver_vl.utils.distributed import GlobalBatch
 
 RECALLS = ("r1", "r5", "r10")
@@ -75,6 +77,63 @@ class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
         return metrics
 
 
+class DistillationTrainer(RecipeTrainer[TaskResult]):
+    """The distance from a teacher's vectors as the loss, and how near the student's come as the evaluation.
+
+    targets: the teacher's vectors of the validation clips `(C,E)`.
+    """
+
+    def __init__(self, *args: Any, targets: Tensor | None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.targets = targets
+        self._texts: Texts | None = None
+
+    def module(self) -> nn.Module:
+        """The student with its loss."""
+        return DistillationModule(self.model)
+
+    def loss_of(self, module: nn.Module, inputs: dict[str, Any], global_batch: GlobalBatch) -> Tensor:
+        """`distillation_loss`."""
+        own = global_batch.sizes[global_batch.rank]  # 0 where what there is only stands in
+        tensors = {name: value[:own] for name, value in inputs.items() if isinstance(value, Tensor)}
+        return self.loss_of_parts(module, tensors, global_batch)
+
+    def score(self, validation: VideoDataset) -> TaskResult:
+        """As `score_student` says."""
+        assert self.targets is not None
+        data, model = self.recipe.data, self._whole_model()
+        if self._texts is None:
+            self._texts = texts_of(model, self.processing_class, validation)
+        return score_student(
+            model,
+            self.processing_class,
+            validation,
+            self.targets,
+            self._texts,
+            num_frames=data.num_frames,
+            batch_size=self.recipe.evaluation.batch_size,
+            strict=data.strict,
+            max_failed_fraction=data.max_failed_fraction,
+            shared=True,
+        )
+
+    def flops(self, batch: Mapping[str, Tensor]) -> float:
+        """Of the student's clips, forward and backward."""
+        clips, frames = batch["pixel_values"].shape[:2]
+        return 3 * clips * encoding_flops(self._config(), frames)
+
+    def run_encoder(self, few: dict[str, Tensor]) -> object:
+        """The clips alone."""
+        return self.encode(pixel_values=few["pixel_values"], frame_mask=few["frame_mask"])
+
+    def figures(self, result: TaskResult) -> dict[str, float]:
+        """The metrics; raises `UsageError` where the one that the best model goes by is not among them."""
+        best = self.args.metric_for_best_model
+        if best is not None:
+            result.metric(best.removeprefix("eval_"))
+        return result.metrics
+
+
 class TaskTrainer(RecipeTrainer[TaskResult]):
     """The loss of a task's model, and the task's official metric on the validation clips as the evaluation."""
 
@@ -126,6 +185,8 @@ class TaskTrainer(RecipeTrainer[TaskResult]):
 
 def measured_by(recipe: Recipe) -> list[str]:
     """The names of the figures that the evaluation of a recipe can log."""
+    if recipe.teacher is not None:
+        return list(MEASURED)
     if recipe.task is not None:
         return list(example_task_of(recipe.task).metrics)
     streams = recipe.evaluation.streams

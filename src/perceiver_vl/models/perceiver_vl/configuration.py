@@ -103,6 +103,7 @@ class PerceiverVLConfig(PreTrainedConfig):
     # Retrieval
     projection_dim: int | None = None  # E, the length of the multi-stream vectors; None: D
     base: Literal["none", "dual", "linear"] = "none"  # what latents add to: the encoders' own vectors, or maps of them
+    base_of_vision: bool = True  # vision has such a vector too; else only text, as in a student (training.distillation)
     base_anchors: int = 0  # of a linear base: clips that others are compared with, to map their similarities; 0: none
     base_kernel_scale: float = 2.0  # of these similarities, exp(scale · (cosine - 1))
     encoder_projections: bool = False  # the towers of the dual encoder have projections of their own, as CLIP's
@@ -183,8 +184,11 @@ class PerceiverVLConfig(PreTrainedConfig):
                 most = _MOST_LAYERS if "layers" in key else _MOST_WIDTH
                 if key.startswith(_SIZES_OF_ENCODERS) and isinstance(value, int) and not 0 <= value <= most:
                     raise UsageError(f"{name}.{key}={value}: need 0 to {most}")
-        if self.base != "none" and (self.vision_config is None or self.text_config is None):
+        sides = [*["text_config"] * (self.base != "none"), *["vision_config"] * self.has_vision_base]
+        if any(getattr(self, side) is None for side in sides):
             raise UsageError(f"base={self.base}: needs a vision_config and a text_config, what it is made of")
+        if not self.base_of_vision and (self.base == "none" or self.base_anchors):
+            raise UsageError("base_of_vision=False: of a model whose text alone has a base, without base_anchors")
         if not 0 <= self.base_anchors <= 100_000 or (self.base_anchors and self.base != "linear"):
             raise UsageError(f"base_anchors={self.base_anchors}: need 0 to 100000, and base=linear")
         if not self.base_kernel_scale > 0:
@@ -239,6 +243,11 @@ class PerceiverVLConfig(PreTrainedConfig):
     def search_warning(self) -> str | None:
         """`folder.search_warning` of this model."""
         return search_warning(self.base, self.knows_search)
+
+    @property
+    def has_vision_base(self) -> bool:
+        """Whether the latents add to a vector of a clip that there is without them."""
+        return self.base != "none" and self.base_of_vision
 
     @property
     def intermediate_size(self) -> int:

@@ -52,7 +52,7 @@ class VisionEncoder(_Encoder):
         encoder = config.vision_config
         self.model = AutoModel.from_config(encoder)
         size = vision_embedding_size(encoder)
-        self.projection = _projection(size, config)
+        self.projection = _projection(size, config) if config.base_of_vision else None
         self.has_class_token, self.token_grid = config.frame_class_token, config.token_grid
         self.pooled = config.base == "dual"
         self.requires_grad_(False)
@@ -98,8 +98,7 @@ class TextEncoder(_Encoder):
         super().__init__()
         encoder = config.text_config
         self.model = text_model(encoder)
-        size = encoder.hidden_size
-        self.projection = _projection(size, config)
+        self.projection = _projection(encoder.hidden_size, config)
         self.pooled = config.base == "dual"
         self.padded_length = encoder.max_position_embeddings if "siglip" in encoder.model_type else None
         self.pad_token_id = config.pad_token_id or 0
@@ -144,6 +143,8 @@ class TextEncoder(_Encoder):
                 filled = input_ids.masked_fill(attention_mask == 0, self.pad_token_id)
                 filled = F.pad(filled, (0, self.padded_length - filled.shape[1]), value=self.pad_token_id)
                 output = self.model(input_ids=filled)
+            elif isinstance(self.model.config, PerceiverVLConfig):  # the text side of another Perceiver-VL
+                return self.model.tokens_and_features(input_ids, attention_mask)
             else:
                 output = self.model(input_ids=input_ids, attention_mask=attention_mask)
             tokens = output.last_hidden_state[:, : input_ids.shape[1]]
@@ -169,17 +170,20 @@ class BaseVectors(nn.Module):
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
-        self.size = config.projection_dim if config.base == "dual" else vision_embedding_size(config.vision_config)
+        self.size = 0
+        if config.base_of_vision:
+            of_tower = vision_embedding_size(config.vision_config)
+            self.size = of_tower if config.base == "linear" else config.projection_dim or of_tower
         self.compares, self.scale = bool(config.base_anchors), config.base_kernel_scale
         self.maps: nn.ModuleDict | None = None
         if config.base == "linear":
-            sizes = {"vision": vision_embedding_size(config.vision_config), "text": config.text_config.hidden_size}
+            sizes = {"vision": self.size, "text": config.text_config.hidden_size}
             if config.base_anchors:
                 self.register_buffer("anchors", torch.zeros(config.base_anchors, sizes["vision"]))
                 self.register_buffer("centre", torch.zeros(sizes["vision"]))
                 sizes["vision"] = config.base_anchors
             self.maps = nn.ModuleDict(
-                {side: ZeroLinear(size, config.projection_dim or size) for side, size in sizes.items()}
+                {side: ZeroLinear(size, config.projection_dim or size) for side, size in sizes.items() if size}
             )
 
     def of_vision(self, frame_vectors: Tensor, frame_mask: Tensor) -> Tensor:
@@ -215,6 +219,10 @@ def _projection(size: int, config: PerceiverVLConfig) -> nn.Linear | None:
 def text_model(encoder: PreTrainedConfig) -> PreTrainedModel:
     """A text model of a configuration, its weights new; of an encoder and decoder the encoder."""
     towers = {"siglip_text_model": transformers.SiglipTextModel, "siglip2_text_model": transformers.Siglip2TextModel}
+    if isinstance(encoder, PerceiverVLConfig):
+        from perceiver_vl.models.perceiver_vl.retrieval import PerceiverVLForRetrieval  # which has a text encoder
+
+        return PerceiverVLForRetrieval(encoder)
     if encoder.model_type in towers:  # which AutoModel does not know alone
         return towers[encoder.model_type]._from_config(encoder)
     kind = AutoModelForTextEncoding if getattr(encoder, "is_encoder_decoder", False) else AutoModel

@@ -66,6 +66,8 @@ def _vision_encoder_flops(config: PerceiverVLConfig) -> int:
 
 
 def _text_encoder_flops(config: PerceiverVLConfig, tokens: int) -> int:
+    if isinstance(side := config.text_config, PerceiverVLConfig):  # the text side of another Perceiver-VL
+        return encoder_flops(side, 0, tokens) + pretrained_flops(side, 0, tokens) + pooling_flops(side)
     return _counted(config.text_config.to_json_string(), "text", tokens)
 
 

@@ -50,7 +50,8 @@ class ContrastiveHead(nn.Module):
         super().__init__()
         projection_dim = config.projection_dim or config.hidden_size
         linear = _added_to_a_base(config)
-        self.vision_projection = linear(config.hidden_size, projection_dim, bias=False)
+        of_vision = linear if config.base_of_vision else nn.Linear
+        self.vision_projection = of_vision(config.hidden_size, projection_dim, bias=False)
         self.text_projection = linear(config.hidden_size, projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.logit_bias = nn.Parameter(torch.zeros(())) if config.logit_bias else None

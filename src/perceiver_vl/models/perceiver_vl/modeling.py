@@ -155,10 +155,10 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
         """
         numbers = {"num_latents": num_latents, "num_text_latents": self.config.text_latents_of(num_latents)}
         PerceiverVLConfig.from_dict(self.config.to_dict() | numbers)  # which refuses what cannot be
-        for encoder in (module for module in self.modules() if isinstance(module, PerceiverVLEncoder)):
-            encoder.resize_latents(num_latents)
-            if how == "fresh":
-                self._init_weights(encoder)
+        encoder = self.base_model.encoder
+        encoder.resize_latents(num_latents)
+        if how == "fresh":
+            self._init_weights(encoder)
         for name, number in numbers.items():
             setattr(self.config, name, number)
 
@@ -244,7 +244,7 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
             pixel_values = self.encode_frames(pixel_values)
             if self.vision_encoder is not None:
                 vectors, pixel_values = pixel_values[:, :, 0], pixel_values[:, :, 1:]
-                if self.base is not None:
+                if self.base is not None and self.config.base_of_vision:
                     real = torch.ones_like(vectors[..., 0]) if frame_mask is None else frame_mask
                     inputs.vision_base = self.base.of_vision(vectors, real)
             inputs.vision, inputs.vision_mask = self.embeddings.embed_vision(pixel_values, frame_mask)

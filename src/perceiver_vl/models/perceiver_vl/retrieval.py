@@ -57,7 +57,7 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         self.vtm_query = ClassQuery(config)
         self.vtm_head = MatchingHead(config)
         self.contrastive = ContrastiveHead(config)
-        self.base_matching = None if config.base == "none" else BaseMatching()
+        self.base_matching = BaseMatching() if config.has_vision_base else None
         self.post_init()
 
     def encode_text(
@@ -94,6 +94,14 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         inputs = self.perceiver_vl.embed_inputs(input_ids, attention_mask, budget=budget)
         latents = self.perceiver_vl.encode(inputs, budget)
         return latents, self.pool_text(latents, inputs.text_base)
+
+    def tokens_and_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The text part of the input array `(B,L,D)` and what `get_text_features` gives `(B,E)`: of a model whose text
+        side another has taken over.
+        """
+        inputs = self.perceiver_vl.embed_inputs(input_ids, attention_mask)
+        assert inputs.text is not None
+        return inputs.text, self.pool_text(self.perceiver_vl.encode(inputs), inputs.text_base)
 
     def encode_and_pool_vision(
         self, pixel_values: Tensor, frame_mask: Tensor | None = None, budget: ComputeBudget | None = None

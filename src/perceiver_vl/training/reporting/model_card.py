@@ -153,8 +153,9 @@ def write_model_card(
         steps=steps,
         start=_start(recipe.initialise) if recipe else "",
         objectives={name: value for name, value in recipe.objectives.to_dict().items() if value}
-        if recipe and not recipe.task
+        if recipe and not recipe.task and not recipe.teacher
         else {},
+        teacher=_name(recipe.teacher.model) if recipe and recipe.teacher else None,
         describe=_describe,
         retrieval=retrieval if figures else None,
         task=task if figures else None,
@@ -189,8 +190,13 @@ def _costs(config: PerceiverVLConfig, num_frames: int) -> list[tuple[str, int]]:
 def _start(initialise: Initialise) -> str:
     """What the weights started from; of what lies on somebody's disk only the last name."""
     given = {part: getattr(initialise, part) for part in ("model", "vision", "text")}
-    names = {part: Path(one).name if Path(one).exists() else one for part, one in given.items() if one}
+    names = {part: _name(one) for part, one in given.items() if one}
     return ", ".join(f"{part} `{name}`" for part, name in names.items()) or "random weights"
+
+
+def _name(model: str | Path) -> str:
+    """Of a model on somebody's disk the last name."""
+    return Path(model).name if Path(model).exists() else str(model)
 
 
 def _describe(split: DataSource) -> str:

@@ -208,7 +208,7 @@ def _look_at_data(report: Report, device: str | None) -> None:
 
 
 def _examples(run: Path, recipe: Recipe, start: Start, device: str | None) -> Examples | None:
-    if start.validation is None:
+    if start.validation is None or recipe.teacher is not None:
         return None
     if start.task is None:
         return retrieval_examples(run, start.validation, recipe.objectives, recipe.data.num_frames, device)

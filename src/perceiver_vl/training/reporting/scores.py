@@ -8,6 +8,7 @@ from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.chance import chance_metrics, chance_recall, majority_metrics
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.setup import Start
+from perceiver_vl.training.student_score import DISTILLATION
 
 Line = Mapping[str, float]
 Table = tuple[list[str], list[list[str]]]
@@ -28,7 +29,7 @@ class Blind:
 
 def blind_scores(recipe: Recipe, start: Start) -> Blind:
     """Of the validation of a run, its files left alone; nothing where it has none."""
-    if start.validation is None:
+    if start.validation is None or recipe.teacher is not None:
         return Blind()
     records = [start.validation.record(place) for place in range(len(start.validation))]
     if start.task is None:
@@ -49,7 +50,7 @@ def score_table(metrics: Mapping[str, Any], validations: Sequence[Line], blind: 
     if retrieval := metrics.get("retrieval"):
         return _of_retrieval(retrieval, validations, blind)
     if task := metrics.get("task"):
-        lower = example_task_of(task["task"]).lower_is_better
+        lower = task["task"] != DISTILLATION and example_task_of(task["task"]).lower_is_better
         return _of_metrics("the end", task["metrics"], validations, blind, lower)
     if validations:
         last = {name: value for name, value in validations[-1].items() if not _is_no_score(name)}
