@@ -1,5 +1,6 @@
 """`perceiver-vl bench …`: cost and accuracy, measured."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ from perceiver_vl.cli.options import (
     require_extra,
 )
 from perceiver_vl.cli.show import print_bench, print_json, print_section
-from perceiver_vl.utils.console import out
+from perceiver_vl.utils.console import err, out
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.threads import use_threads
 
@@ -416,6 +417,55 @@ def cascade(
         most_seconds=most_seconds,
         max_failed_fraction=max_failed_fraction,
         budget=chosen,
+        data=data,
+        progress=True,
+    )
+    print_bench(report, as_json)
+
+
+@bench_app.command()
+def distill(
+    model: ModelOption,
+    teacher: Annotated[str, typer.Option(help="What it learned from: a model folder, or a dual encoder.")],
+    data: DataOption,
+    split: SplitOption = None,
+    metadata: MetadataOption = None,
+    columns: ColumnsOption = "",
+    max_failed_fraction: MaxFailedFractionOption = 0.1,
+    clips: ClipsOption = None,
+    frames: FrameCountsOption = "8,32,128",
+    runs: RunsOption = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips scored at once; times are of one at a time.")] = 16,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A student beside its teacher: recall by captions where there are some, operations and time, by frames."""
+    numbers, names = read_numbers("num_frames", frames), parse_columns(columns)
+    use_threads(threads)
+    from perceiver_vl.bench.students import measure_distillation
+    from perceiver_vl.bench.videos import WORLD, open_videos
+    from perceiver_vl.models.loading import load_retriever
+    from perceiver_vl.models.perceiver_vl.from_encoders import resolve_model
+
+    open_them = partial(
+        open_videos,
+        data,
+        split=split,
+        metadata=metadata,
+        columns=names,
+        max_failed_fraction=max_failed_fraction,
+        clips=clips,
+        need="text" if data == WORLD else None,
+    )
+    report = measure_distillation(
+        load_retriever(resolve_model(teacher, err.print), device),
+        load_retriever(model, device),
+        open_them,
+        frames=numbers,
+        runs=runs,
+        batch_size=batch_size,
+        max_failed_fraction=max_failed_fraction,
         data=data,
         progress=True,
     )
