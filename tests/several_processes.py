@@ -34,7 +34,7 @@ from perceiver_vl.training.objectives import Objectives, PreTrainingModule
 from perceiver_vl.training.sharding import UNITS, make_shardable, whole_model
 from perceiver_vl.utils.distributed import rank_and_world_size
 from perceiver_vl.utils.launch import leave_at_once
-from tiny import tiny_batch, tiny_model, tiny_processor
+from tiny import tiny_batch, tiny_encoders, tiny_model, tiny_processor
 
 sys.path.append(str(Path(__file__).with_name("tasks")))
 from small_tasks import ANSWERS, PROCESSOR, Pictures, model_of, records_of
@@ -43,6 +43,8 @@ EVERYTHING = Objectives({"vtm": 1, "mlm": 1, "vtc": 1, "ttc": 1, "mixed_vtm": 1,
 NOTHING = {"vtm": 0.0, "mlm": 0.0}
 CASES: dict[str, tuple[Objectives, int]] = {
     **{f"{name} of 7": (Objectives(NOTHING | {name: 1.0}), 7) for name in OBJECTIVES},
+    "structure of 7": (Objectives(NOTHING | {"structure": 1.0}, structure_levels=3), 7),
+    "vtc of 7, weighed and mixed": (Objectives(NOTHING | {"vtc": 1.0}, focal_gamma=0.5, mixed_negatives=3), 7),
     "all of 7": (EVERYTHING, 7),
     "all of 7, in chunks": (replace(EVERYTHING, chunk=2), 7),
     "all of 8, half of it jointly": (replace(EVERYTHING, joint_share=0.5), 8),
@@ -157,7 +159,8 @@ def found() -> dict[str, Tensor]:
         everything.update({f"{case}: {name}": value.contiguous() for name, value in values})
 
     for case, (objectives, pairs) in CASES.items():
-        keep(case, trained(objectives, pairs, 3 if case.startswith("all") else 1, torch.float64, data_parallel))
+        steps, encoders = 3 if case.startswith("all") else 1, tiny_encoders() if "structure" in case else {}
+        keep(case, trained(objectives, pairs, steps, torch.float64, data_parallel, **encoders))
     keep("float32", trained(EVERYTHING, 7, 3, torch.float32, data_parallel))
     keep("sharded", trained(EVERYTHING, 7, 3, torch.float64, sharded, tie_word_embeddings=True))
     keep("sharded, in chunks", trained(replace(EVERYTHING, chunk=2), 7, 1, torch.float64, sharded))

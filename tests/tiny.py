@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from transformers import BertConfig, ViTConfig
 
 import perceiver_vl
 from perceiver_vl import (
@@ -63,6 +64,19 @@ def tiny_model(kind: type[Model] = PerceiverVLForPreTraining, seed: int = 0, **c
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
     return model
+
+
+def tiny_encoders() -> dict[str, Any]:
+    """Changes to `tiny_config` that put it on a ViT and a BERT, which never met."""
+    tower = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return {
+        "vision_config": ViTConfig(**tower, image_size=16, patch_size=8),
+        "text_config": BertConfig(**tower, vocab_size=40, max_position_embeddings=8),
+        "base": "linear",
+        "token_grid": 2,
+        "frame_class_token": True,
+        "patch_size": 1,
+    }
 
 
 def tiny_inputs(batch: int = 2, frames: int = 3, words: int = 6, seed: int = 0, size: int = 16) -> dict[str, Tensor]:

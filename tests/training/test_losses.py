@@ -1,7 +1,9 @@
 """What the objectives ask, against what their definitions say."""
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,17 +16,21 @@ from perceiver_vl import ComputeBudget, PerceiverVLForPreTraining, UsageError
 from perceiver_vl.data.batching import DRAW_BITS
 from perceiver_vl.training.losses import OBJECTIVES
 from perceiver_vl.training.losses.base import PreTrainingBatch, contrast
+from perceiver_vl.training.losses.structure import TEMPERATURE, structure_divergence
+from perceiver_vl.training.losses.vtc import mixed_negatives
 from perceiver_vl.training.objectives import Objectives, PreTrainingModule, draw_hard_negatives
 from perceiver_vl.utils.distributed import GlobalBatch
-from tiny import assert_same, differs, tiny_batch, tiny_model
+from tiny import assert_same, differs, tiny_batch, tiny_encoders, tiny_model
 
 EVERYTHING = Objectives({"vtm": 1, "mlm": 1, "vtc": 1, "ttc": 1, "mixed_vtm": 1, "mixed_vtc": 1}, hard_negatives=True)
 WITHOUT_WORDS = replace(EVERYTHING, weights=EVERYTHING.weights | {"mlm": 0})
 FULL = ComputeBudget()
 
 
-def ask(batch: PreTrainingBatch, objectives: Objectives, budget: ComputeBudget = FULL) -> dict[str, Tensor]:
-    return losses_of(tiny_model(), batch, objectives, budget)
+def ask(
+    batch: PreTrainingBatch, objectives: Objectives, budget: ComputeBudget = FULL, **config: Any
+) -> dict[str, Tensor]:
+    return losses_of(tiny_model(**config), batch, objectives, budget)
 
 
 def losses_of(
@@ -201,6 +207,157 @@ def test_contrast_of_the_mixed_stream_is_over_the_matching_logits_of_all_pairs()
     assert_same(found["mixed_vtc"], (of_texts + of_clips) / 2)
 
 
+# --- Contrast, weighed and mixed -------------------------------------------------------------------------------------
+
+
+def unit_vectors(pairs: int, width: int = 7) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.nn.functional.normalize(torch.randn(pairs, width, generator=draw, dtype=torch.float64), dim=1)
+        for _ in range(2)
+    )  # type: ignore[return-value]
+
+
+def mixed_contrast_by_definition(vision: Tensor, text: Tensor, scale: Tensor, gamma: float, mixed: int) -> Tensor:
+    """One question at a time: the other side's hardest, in order, and halfway between neighbours."""
+    total = torch.zeros(()).double()
+    for queries, candidates in ((text, vision), (vision, text)):
+        for i, query in enumerate(queries):
+            others = sorted(
+                (j for j in range(len(candidates)) if j != i), key=lambda j: -(query @ candidates[j]).item()
+            )
+            made = [candidates[a] + candidates[b] for a, b in pairwise(others)][:mixed]
+            negatives = [candidates[j] for j in others] + [one / one.norm() for one in made]
+            right = (scale * query @ candidates[i]).exp()
+            p = right / (right + sum((scale * query @ one).exp() for one in negatives))
+            total = total - (1 - p.detach()) ** gamma * p.log()
+    return total / (2 * len(vision))
+
+
+@pytest.mark.parametrize(("gamma", "mixed"), [(0.5, 0), (2.0, 0), (0.0, 1), (0.0, 3), (1.0, 9)])
+def test_contrast_weighs_and_mixes_as_its_definition_says(gamma: float, mixed: int) -> None:
+    model, batch = tiny_model(), tiny_batch(6)
+    found = losses_of(
+        model, batch, Objectives({"vtm": 0, "mlm": 0, "vtc": 1}, focal_gamma=gamma, mixed_negatives=mixed)
+    )
+    vision = model.get_vision_features(batch.pixel_values, batch.frame_mask)
+    text = model.get_text_features(batch.input_ids, batch.attention_mask)
+    wanted = mixed_contrast_by_definition(vision, text, model.logit_scale, gamma, mixed)
+    assert_same(found["vtc"], wanted)
+    assert_same(
+        *(torch.autograd.grad(loss, model.contrastive.vision_projection.weight)[0] for loss in (found["vtc"], wanted))
+    )
+
+
+def test_a_question_that_is_answered_counts_for_nothing_and_has_a_gradient_all_the_same() -> None:
+    logits = (torch.eye(4).double() * 1000).requires_grad_()
+    found = contrast(logits, GlobalBatch((4,)), focal_gamma=0.5)
+    found.loss.backward()
+    assert found.loss == 0
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_mixed_negatives_are_units_between_neighbours_and_never_the_own_pair() -> None:
+    text, vision = unit_vectors(8)
+    vision.requires_grad_()
+    own = torch.arange(8)
+    found = mixed_negatives(text, vision, own, 3)
+    assert_same(found.norm(dim=2), torch.ones(8, 3).double())
+    order = (text @ vision.T).scatter(1, own[:, None], -torch.inf).argsort(1, descending=True)
+    assert_same(found[:, 2], torch.nn.functional.normalize(vision[order[:, 2]] + vision[order[:, 3]], dim=1))
+    for row in range(8):
+        (gradient,) = torch.autograd.grad(found[row].sum(), vision, retain_graph=True)
+        assert set(gradient.abs().sum(1).nonzero().squeeze(1).tolist()) == set(order[row, :4].tolist())
+
+
+def test_mixed_negatives_make_every_question_harder() -> None:
+    batch, vtc = tiny_batch(6), Objectives({"vtm": 0, "mlm": 0, "vtc": 1})
+    losses = [ask(batch, replace(vtc, mixed_negatives=count))["vtc"].item() for count in (0, 1, 2, 4)]
+    assert losses == sorted(set(losses))
+
+
+def test_two_pairs_have_nothing_to_mix() -> None:
+    batch, vtc = tiny_batch(2), Objectives({"vtm": 0, "mlm": 0, "vtc": 1})
+    assert_same(ask(batch, replace(vtc, mixed_negatives=5))["vtc"], ask(batch, vtc)["vtc"])
+
+
+# --- Structure -------------------------------------------------------------------------------------------------------
+
+
+def structure_by_definition(frozen: Tensor, trained: Tensor, levels: int) -> Tensor:
+    def neighbourhoods(vectors: Tensor) -> Tensor:
+        units = torch.stack([vector / vector.norm() for vector in vectors])
+        centred = units - units.sum(0) / len(units)
+        similarities = (centred @ centred.T / TEMPERATURE).exp()
+        return similarities / similarities.sum(1, keepdim=True)
+
+    total = torch.zeros(()).double()
+    for level in range(1, levels + 1):
+        p, q = (torch.linalg.matrix_power(neighbourhoods(vectors), level) for vectors in (frozen, trained))
+        m = (p + q) / 2
+        divergence = ((p * (p / m).log()).sum() + (q * (q / m).log()).sum()) / (2 * len(p))
+        total = total + divergence / level
+    return total / levels
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_structure_is_what_its_definition_says_of_both_sides(levels: int) -> None:
+    model, batch = tiny_model(**tiny_encoders()), tiny_batch(6)
+    base = model.perceiver_vl
+    vectors = torch.nn.functional.normalize(base.encode_frames(batch.pixel_values)[:, :, 0], dim=-1)
+    frozen = torch.stack(
+        [clip[: int(mask.sum())].mean(0) for clip, mask in zip(vectors, batch.frame_mask, strict=True)]
+    )
+    sides = (
+        (frozen, model.get_vision_features(batch.pixel_values, batch.frame_mask)),
+        (
+            base.text_encoder(batch.input_ids, batch.attention_mask)[1],
+            model.get_text_features(batch.input_ids, batch.attention_mask),
+        ),
+    )
+    found = losses_of(model, batch, Objectives({"vtm": 0, "mlm": 0, "structure": 1}, structure_levels=levels))
+    assert found.keys() == {"structure"}
+    wanted = torch.stack([structure_by_definition(*side, levels) for side in sides]).mean()
+    assert_same(found["structure"], wanted)
+    weights = [model.contrastive.vision_projection.weight, model.contrastive.text_projection.weight]
+    gradients, by_hand = (torch.autograd.grad(loss, weights) for loss in (found["structure"], wanted))
+    for gradient, wanted_gradient in zip(gradients, by_hand, strict=True):
+        assert wanted_gradient.abs().max() > 1e-6
+        assert_same(gradient, wanted_gradient)
+
+
+@pytest.mark.parametrize("levels", [1, 4])
+def test_structure_asks_nothing_where_neighbourhoods_are_kept(levels: int) -> None:
+    frozen, other = unit_vectors(9)
+    turned = frozen @ torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(1)).double())[0]
+    kept, _ = structure_divergence(frozen, 3 * turned, GlobalBatch((9,)), levels)
+    lost, _ = structure_divergence(frozen, other, GlobalBatch((9,)), levels)
+    assert_same(kept, torch.zeros(9).double())
+    assert lost.mean() > 1e-3
+    assert ((lost > 0) & (lost < math.log(2))).all()
+
+
+def test_structure_has_gradients_where_a_neighbourhood_is_one_point() -> None:
+    frozen = torch.eye(3).repeat(3, 1)  # of single precision
+    trained = (100 * torch.eye(9)).requires_grad_()
+    structure_divergence(frozen, trained, GlobalBatch((9,)), 2)[0].sum().backward()
+    assert trained.grad is not None
+    assert trained.grad.isfinite().all()
+
+
+def test_structure_in_chunks_is_that_of_the_whole() -> None:
+    batch, found = tiny_batch(5), []
+    for chunk in (None, 2):
+        model = tiny_model(**tiny_encoders())
+        objectives = Objectives({"vtm": 0, "mlm": 0, "vtc": 1, "structure": 1}, chunk=chunk, structure_levels=2)
+        PreTrainingModule(model, replace(objectives, mixed_negatives=2, focal_gamma=1.0))(batch, [FULL])[0].backward()
+        found.append({name: one.grad for name, one in model.named_parameters() if one.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert_same(found[1][name], gradient)
+
+
 # --- All together ---------------------------------------------------------------------------------------------------
 
 
@@ -228,8 +385,9 @@ def test_the_contrast_of_captions_is_that_of_two_texts() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_budget_reaches_every_objective(name: str) -> None:
     batch, objectives = tiny_batch(), Objectives({"vtm": 0.0, "mlm": 0.0, name: 1.0})
-    found = ask(batch, objectives, ComputeBudget(cross_attentions=1))
-    assert differs(found[name], ask(batch, objectives)[name])
+    encoders = tiny_encoders() if OBJECTIVES[name].needs_frozen_encoders else {}
+    found = ask(batch, objectives, ComputeBudget(cross_attentions=1), **encoders)
+    assert differs(found[name], ask(batch, objectives, **encoders)[name])
 
 
 @pytest.mark.parametrize(
@@ -241,6 +399,13 @@ def test_the_budget_reaches_every_objective(name: str) -> None:
         (lambda: Objectives(joint_share=0.0), "objectives.joint_share=0.0"),
         (lambda: Objectives(joint_share=1.1), "objectives.joint_share=1.1"),
         (lambda: Objectives(mlm_probability=0.0), "objectives.mlm_probability=0.0"),
+        (lambda: Objectives({"vtc": 1}, focal_gamma=-0.5), "objectives.focal_gamma=-0.5: need 0 or more"),
+        (lambda: Objectives({"vtc": 1}, focal_gamma=float("nan")), "objectives.focal_gamma=nan: need 0 or more"),
+        (lambda: Objectives({"vtc": 1}, mixed_negatives=-1), "objectives.mixed_negatives=-1: need 0 or more"),
+        (lambda: Objectives({"structure": 1}, structure_levels=0), "objectives.structure_levels=0: need 1 or more"),
+        (lambda: Objectives(focal_gamma=0.5), "objectives.focal_gamma=0.5: is of vtc, which has no weight"),
+        (lambda: Objectives(mixed_negatives=2), "objectives.mixed_negatives=2: is of vtc, which has no weight"),
+        (lambda: Objectives(structure_levels=2), "objectives.structure_levels=2: is of structure, which has no"),
     ],
 )
 def test_weights_and_shares_that_cannot_work_are_refused(make: Callable[[], Objectives], named: str) -> None:

@@ -34,7 +34,16 @@ def test_losses_gradients_and_steps_are_those_of_one_process(alone: Ran, several
     one, many = alone[0], several[0]
     assert one.keys() == many.keys()
     cases = {name.split(": ")[0] for name in one}
-    assert {"vtc of 7", "mixed_vtc of 7", "all of 7, in chunks", "all of 2", "sharded", "elastic"} < cases
+    assert {
+        "vtc of 7",
+        "vtc of 7, weighed and mixed",
+        "structure of 7",
+        "mixed_vtc of 7",
+        "all of 7, in chunks",
+        "all of 2",
+        "sharded",
+        "elastic",
+    } < cases
     for case in cases:
         for kind in ("loss", "gradient", "weight"):
             names = [name for name in one if name.startswith(f"{case}: {kind}")]

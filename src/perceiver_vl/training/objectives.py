@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perceiver_vl.data.batching import DRAW_BITS
 from perceiver_vl.models.budget import ComputeBudget
-from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining
+from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
 from perceiver_vl.training.elastic import elastic_loss
 from perceiver_vl.training.losses import OBJECTIVES
 from perceiver_vl.training.losses.base import (
@@ -28,6 +28,8 @@ from perceiver_vl.utils.distributed import GlobalBatch, global_batches
 from perceiver_vl.utils.errors import UsageError
 
 _DEFAULT_WEIGHTS = {"vtm": 1.0, "mlm": 1.0}
+_OPTIONS = {"focal_gamma": (0, "vtc"), "mixed_negatives": (0, "vtc"), "structure_levels": (1, "structure")}
+"""Of one objective alone: the least, which changes nothing, and whose it is."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,11 @@ class Objectives:
     `joint_share`: share of each batch that the objectives with a joint encoding (vtm, mlm) see; they cost most.
     `chunk`: encode and match so many examples at a time, and again in the backward pass (GradCache, Gao et al. 2021):
     the loss and gradients of the whole batch in the memory of a chunk, at a third more work.
-    Raises `UsageError` for an unknown name, values out of range, and if every weight is 0.
+    `focal_gamma`: VTC's questions count by (1 - p) to this power, p the probability of the right answer: those that are
+    answered already, less. `mixed_negatives`: so many negatives of each of its questions are made by mixing the hardest
+    (see `losses.vtc`). `structure_levels`: how many steps far the neighbourhoods reach that `structure` keeps.
+    Raises `UsageError` for an unknown name, values out of range, if every weight is 0, and for an option of an
+    objective that is not asked.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
@@ -47,6 +53,9 @@ class Objectives:
     mlm_probability: float = 0.15
     joint_share: float = 1.0
     chunk: int | None = None
+    focal_gamma: float = 0.0
+    mixed_negatives: int = 0
+    structure_levels: int = 1
 
     def __post_init__(self) -> None:
         known = ", ".join(OBJECTIVES)
@@ -64,6 +73,30 @@ class Objectives:
                 raise UsageError(f"objectives.{name}={getattr(self, name)}: a share, above 0 and at most 1")
         if self.chunk is not None and self.chunk < 1:
             raise UsageError(f"objectives.chunk={self.chunk}: need at least one example at a time")
+        for name, (least, owner) in _OPTIONS.items():
+            value = getattr(self, name)
+            if not least <= value < float("inf"):
+                raise UsageError(f"objectives.{name}={value}: need {least} or more")
+            if value != least and not weights[owner]:
+                raise UsageError(
+                    f"objectives.{name}={value}: is of {owner}, which has no weight; give it one, or leave it out"
+                )
+
+    def check_encoders(self, model: PerceiverVLPreTrainedModel) -> None:
+        """Raise `UsageError` for an objective that asks frozen encoders, where the model's learn or are not there."""
+        for name in (name for name, objective in self.asked.items() if objective.needs_frozen_encoders):
+            for side in ("vision", "text"):
+                encoder = getattr(model.base_model, f"{side}_encoder")
+                if encoder is None:
+                    raise UsageError(
+                        f"objectives.{name}={self.weights[name]:g}: asks pretrained encoders, and this model has no "
+                        f"{side} encoder; make one with perceiver-vl init, or leave it out"
+                    )
+                if encoder.trainable:
+                    raise UsageError(
+                        f"objectives.{name}={self.weights[name]:g}: keeps what frozen encoders say, and the {side} "
+                        f"encoder learns; leave one of them out"
+                    )
 
     @property
     def asked(self) -> dict[str, Objective]:
@@ -172,6 +205,9 @@ def encode_batch(
         joint_rows=shown[global_batch.own].nonzero().squeeze(1).to(places.device),
         joint_batch=global_batch.marked(shown),
         donors=donors,
+        focal_gamma=objectives.focal_gamma,
+        mixed_negatives=objectives.mixed_negatives,
+        structure_levels=objectives.structure_levels,
     )
 
 

@@ -66,7 +66,8 @@ class EncodedBatch:
     `negatives (B,)`: of each text the place, among the vision of all processes, of one that is not its own.
     `joint_rows (R,)`: those of its pairs that are encoded jointly, in all processes `joint_batch`, and `donors (B,)`
     the places of the vision that texts are shown there: of every second one its own, else a negative.
-    `chunk`: how many examples to compute at a time, as `objectives.chunk`.
+    `chunk`: how many examples to compute at a time, as `objectives.chunk`; `focal_gamma`, `mixed_negatives`,
+    `structure_levels`: as of `Objectives`.
     """
 
     model: PerceiverVLForPreTraining
@@ -80,6 +81,9 @@ class EncodedBatch:
     joint_rows: Tensor
     joint_batch: GlobalBatch
     donors: Tensor
+    focal_gamma: float = 0.0
+    mixed_negatives: int = 0
+    structure_levels: int = 1
 
     @cached_property
     def all_vision_matches(self) -> Tensor:
@@ -123,13 +127,15 @@ class Objective(ABC):
     `encodings`: what it needs of vision and text, each encoded alone (see `EncodedBatch`); `features` are those of the
     multi-stream, which an objective that needs them trains.
     `needs_masked_words`, `needs_other_captions`: what the collator is to add to the batch (see `PreTrainingBatch`).
-    `needs_decoder`: the decoder answers, and is trained. `compares_pairs`: a pair alone teaches it nothing.
+    `needs_decoder`: the decoder answers, and is trained. `needs_frozen_encoders`: it asks pretrained encoders, both of
+    them, that do not change. `compares_pairs`: a pair alone teaches it nothing.
     """
 
     encodings: ClassVar[tuple[Encoding, ...]] = ()
     needs_masked_words: ClassVar[bool] = False
     needs_other_captions: ClassVar[bool] = False
     needs_decoder: ClassVar[bool] = False
+    needs_frozen_encoders: ClassVar[bool] = False
     compares_pairs: ClassVar[bool] = True
 
     @abstractmethod
@@ -155,18 +161,29 @@ def in_pieces(compute: Callable[..., Computed], pieces: int, *tensors: Tensor) -
     return torch.cat(found)  # type: ignore[return-value]
 
 
-def contrast(logits: Tensor, global_batch: GlobalBatch) -> ObjectiveOutput:
+def contrast(
+    logits: Tensor, global_batch: GlobalBatch, mixed: tuple[Tensor, Tensor] | None = None, focal_gamma: float = 0.0
+) -> ObjectiveOutput:
     """Symmetric cross-entropy: each text belongs to the vision at its own place, among all, and the reverse.
 
     `logits (B,ΣB)`: of this process's texts with the vision of all processes. No logit is computed twice: what the
-    other texts say of a vision is in the log-sum-exp that each process has of its texts.
+    other texts say of a vision is in the log-sum-exp that each process has of its texts. `mixed`, twice `(B,K)`: logits
+    of its texts, and of its vision, with negatives beside those of the batch. `focal_gamma`: a question whose right
+    answer has the probability p counts (1 - p) to this power (Lin et al. 2017), a weight that has no gradient, as
+    KaLM-Embedding-V2 weighs (Zhao et al. 2025); 0: all alike.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     own = global_batch.places.to(logits.device)
     right = logits.gather(1, own[:, None]).squeeze(1)
+    of_text = logits.logsumexp(1)
     of_vision = global_batch.one_each.rows(logits.logsumexp(0)[None]).logsumexp(0)[own]
+    if mixed is not None:
+        more_of_text, more_of_vision = (more.to(logits.dtype).logsumexp(1) for more in mixed)
+        of_text, of_vision = torch.logaddexp(of_text, more_of_text), torch.logaddexp(of_vision, more_of_vision)
     rows = global_batch.mean_of(global_batch.total)
-    return ObjectiveOutput(((logits.logsumexp(1) + of_vision) / 2 - right).sum() / rows, (logits,), "classes", rows)
+    surprise = torch.stack([of_text, of_vision]) - right
+    weights = (-torch.expm1(-surprise.detach())).clamp(min=0) ** focal_gamma  # which is 1 for a power of 0
+    return ObjectiveOutput((weights * surprise).mean(0).sum() / rows, (logits,), "classes", rows)
 
 
 def matching(logits: Tensor, matches: Tensor, count: int, global_batch: GlobalBatch) -> ObjectiveOutput:
