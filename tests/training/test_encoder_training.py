@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from perceiver_vl import PerceiverVLForRetrieval, PerceiverVLProcessor, UsageErr
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.transcode.features import feature_settings
 from perceiver_vl.data.transcode.prepare import prepare
+from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.from_encoders import initialise
 from perceiver_vl.search import Searcher, build_index
 from perceiver_vl.training import TrainingResult, train
@@ -59,6 +61,7 @@ def run(
     media: Path | None = None,
     resume: bool = False,
     progress: bool = False,
+    change: Callable[[PerceiverVLPreTrainedModel], None] | None = None,
     **changes: Any,
 ) -> TrainingResult:
     media = media or place / "media"
@@ -80,7 +83,7 @@ def run(
         recipe[name] = {**recipe.get(name, {}), **value} if isinstance(value, dict) else value
     file = output.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return train(read_recipe(file), resume=resume, progress=progress)
+    return train(read_recipe(file), resume=resume, progress=progress, change=change)
 
 
 def test_a_run_reports_the_base_beside_what_was_trained(place: Path, tmp_path: Path) -> None:
@@ -144,6 +147,132 @@ def test_the_last_blocks_learn_where_a_recipe_says_so(place: Path, tmp_path: Pat
     assert all(".1." in name for name in changed)  # of the blocks 0 and 1
     with pytest.raises(UsageError, match=r"^encoders.text_blocks=9: the text encoder has 2 blocks [^\n]+$"):
         run(place, tmp_path / "more", encoders={"text_blocks": 9})
+
+
+def test_adapters_learn_and_the_model_that_is_left_is_plain(place: Path, tmp_path: Path) -> None:
+    models: list[PerceiverVLPreTrainedModel] = []
+    run(
+        place,
+        tmp_path / "run",
+        encoders={"vision_lora": 2, "text_lora": 2},
+        data={"validation": None},
+        training={"save_strategy": "steps", "save_steps": 4},
+        change=models.append,
+    )
+    before, after, kept = (
+        load_file(folder / "model.safetensors")
+        for folder in (place / "model", tmp_path / "run", tmp_path / "run" / "checkpoints" / "checkpoint-4")
+    )
+    assert {name for name in after if not name.startswith("mlm_")} == before.keys()
+    changed = {name for name in before if "_encoder." in name and not torch.equal(before[name], after[name])}
+    assert {name.split(".")[1] for name in changed} == {"vision_encoder", "text_encoder"}
+    assert {name.split(".")[-2] for name in changed if ".text_encoder." in name} == {"query", "value"}
+    assert all(torch.equal(after[name], kept[name]) for name in after)  # a checkpoint is a plain model too
+    [trained] = models
+    original = PerceiverVLForRetrieval.from_pretrained(place / "model").state_dict()
+    learning = {name for name, one in trained.named_parameters() if "_encoder." in name and one.requires_grad}
+    assert learning == {name for name in trained.state_dict() if ".lora_" in name}
+    for name, weight in trained.state_dict().items():
+        if "_encoder." in name and name not in learning:  # all else is as it was
+            assert torch.equal(weight, original[name.replace(".base_layer", "")]), name
+    saved = PerceiverVLForRetrieval.from_pretrained(tmp_path / "run").eval()
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "pixel_values": torch.randn(1, 1, 3, 32, 32)}
+    with torch.no_grad():
+        in_memory, loaded = (
+            [model.get_text_features(inputs["input_ids"]), model.get_vision_features(inputs["pixel_values"])]
+            for model in (trained.eval(), saved)
+        )
+    for one, other in zip(in_memory, loaded, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [{}, {"ema": 0.9}])
+def test_a_run_with_adapters_goes_on_as_one_that_was_never_stopped(
+    place: Path, tmp_path: Path, more: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    how: dict[str, Any] = {"encoders": {"vision_lora": 2, "text_lora": 2}, "data": {"validation": None}, **more}
+    how["training"] = {"save_strategy": "steps", "save_steps": 2}
+    run(place, tmp_path / "whole", progress=True, **how)
+    assert "448 weights of the text encoder learn\n" in capsys.readouterr().err
+    run(place, tmp_path / "parts", **how)
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "checkpoint-4")
+    for name in ("model.safetensors", "metrics.json"):
+        (tmp_path / "parts" / name).unlink()
+    run(place, tmp_path / "parts", resume=True, **how)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert "lora" not in " ".join(first)
+
+
+@pytest.mark.parametrize("tuned", [{"vision_blocks": 1, "text_blocks": 1}, {"vision_lora": 2, "text_lora": 2}])
+def test_the_best_model_has_the_encoders_that_it_had(
+    place: Path, tmp_path: Path, tuned: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perceiver_vl.training.run.Base.is_better", lambda *_: False)
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "multi_r1", "save_total_limit": 9}
+    run(place, tmp_path / "run", encoders=tuned, training={"learning_rate": 0.3, **steps, **best})
+    state = json.loads((tmp_path / "run" / "checkpoints" / "checkpoint-4" / "trainer_state.json").read_text())
+    step = state["best_global_step"]
+    assert step < 4
+    last, chosen, left = (
+        load_file(folder / "model.safetensors")
+        for folder in (*(tmp_path / "run" / "checkpoints" / f"checkpoint-{one}" for one in (4, step)), tmp_path / "run")
+    )
+    assert all(torch.equal(left[name], chosen[name]) for name in left)
+    for side in ("vision", "text"):
+        assert any(not torch.equal(last[name], chosen[name]) for name in left if f"{side}_encoder." in name)
+
+
+def test_adapters_that_make_a_model_worse_are_undone(place: Path, tmp_path: Path) -> None:
+    run(place, tmp_path / "run", encoders={"text_lora": 2}, training={"learning_rate": 3.0})
+    before, after = (load_file(folder / "model.safetensors") for folder in (place / "model", tmp_path / "run"))
+    assert all(torch.equal(before[name], after[name]) for name in before if "_encoder." in name)
+
+
+def test_an_encoder_that_was_adapted_is_another(place: Path, tmp_path: Path) -> None:
+    run(place, tmp_path / "run", encoders={"vision_lora": 2}, data={"validation": None})
+    first, second = (feature_settings(folder).encoder for folder in (place / "model", tmp_path / "run"))
+    assert first != second
+    features = tmp_path / "features"
+    prepare(read_folder(place / "media"), features, feature_settings(place / "model"))
+    with pytest.raises(UsageError, match=r"features of frozen frames, which no augmentation and no tuning"):
+        run(place, tmp_path / "more", media=features, encoders={"vision_lora": 2})
+    run(place, tmp_path / "text", media=features, encoders={"text_lora": 2})
+
+
+def test_adapters_are_refused_where_they_cannot_be(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_onnx(tmp_path / "onnx")
+    initialise(tmp_path / "other", vision=tmp_path / "onnx", text=place / "text", **SMALL)
+    seen = {"encoders": {"vision_lora": 4}}
+    with pytest.raises(UsageError, match=r"^encoders.vision_lora=4: the vision encoder has no blocks [^\n]+$"):
+        run(place, tmp_path / "a", initialise={"model": str(tmp_path / "other")}, **seen)
+    tiny_model(PerceiverVLForRetrieval, vocab_size=80).float().save_pretrained(tmp_path / "plain")
+    PerceiverVLProcessor.from_pretrained(place / "model").save_pretrained(tmp_path / "plain")
+    with pytest.raises(UsageError, match=r"^encoders.vision_lora=4: the vision encoder is not there, leave it out$"):
+        run(place, tmp_path / "b", initialise={"model": str(tmp_path / "plain")}, **seen)
+    with pytest.raises(UsageError, match=r"encoders.text_lora=2: adapters leave [^\n]+ text_blocks=1 [^\n]+$"):
+        run(place, tmp_path / "c", encoders={"text_lora": 2, "text_blocks": 1})
+    with pytest.raises(UsageError, match=r"encoders.text_lora=-1: need 0 or more"):
+        run(place, tmp_path / "d", encoders={"text_lora": -1})
+    monkeypatch.setattr("perceiver_vl.training.run.is_sharded", lambda _: True)
+    with pytest.raises(UsageError, match=r"^encoders.vision_lora=4: adapters are not sharded, [^\n]+$"):
+        run(place, tmp_path / "e", **seen)
+
+
+def test_structure_wants_encoders_that_stay_as_they_are(place: Path, tmp_path: Path) -> None:
+    objectives = {"objectives": {"vtm": 0, "mlm": 0, "vtc": 1, "structure": 10}}
+    run(place, tmp_path / "run", training={"logging_steps": 1}, **objectives)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert any(line.get("loss_structure", 0) > 0 for line in lines)
+    with pytest.raises(UsageError, match=r"^objectives.structure=10: [^\n]+ the text encoder learns[^\n]+$"):
+        run(place, tmp_path / "a", encoders={"text_lora": 2}, **objectives)
+    tiny_model(PerceiverVLForRetrieval, vocab_size=80).float().save_pretrained(tmp_path / "plain")
+    PerceiverVLProcessor.from_pretrained(place / "model").save_pretrained(tmp_path / "plain")
+    with pytest.raises(UsageError, match=r"^objectives.structure=10: [^\n]+ this model has no vision encoder[^\n]+$"):
+        run(place, tmp_path / "b", initialise={"model": str(tmp_path / "plain")}, **objectives)
 
 
 def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(place: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from perceiver_vl.media.sampling import Frames
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.evaluation import evaluating, vision_batch_of
+from perceiver_vl.training.adapters import add_adapters
 from perceiver_vl.training.recipe import EncoderTuning, Recipe
 from perceiver_vl.utils.distributed import ProcessGroup
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
@@ -38,23 +39,33 @@ MOST_TEXTS = 50_000
 _TEXTS_AT_ONCE = 256
 
 
-def tune_encoders(model: PerceiverVLPreTrainedModel, tuning: EncoderTuning) -> None:
-    """Let the last blocks of the pretrained encoders learn, as the recipe says; all else of them stays as it is.
+def tune_encoders(model: PerceiverVLPreTrainedModel, tuning: EncoderTuning) -> dict[str, int]:
+    """Let the last blocks of the pretrained encoders learn, or adapters beside their weights, as the recipe says; all
+    else of them stays as it is. → How many weights of either side learn, where any do.
 
-    Raises `UsageError` for an encoder that is not there, that cannot learn, or has fewer blocks.
+    Raises `UsageError` for an encoder that is not there, that cannot learn, or has fewer blocks; without peft, for
+    adapters.
     """
-    base = model.base_model
-    for side, count in (("vision", tuning.vision_blocks), ("text", tuning.text_blocks)):
+    base, learning = model.base_model, {}
+    for side in ("vision", "text"):
         encoder = getattr(base, f"{side}_encoder")
-        if not count:
-            continue
+        count, rank = getattr(tuning, f"{side}_blocks"), getattr(tuning, f"{side}_lora")
         blocks = [] if encoder is None else encoder.blocks()
         if count > len(blocks):
             what = f"has {len(blocks)} blocks that can learn" if encoder is not None else "is not there"
             raise UsageError(f"encoders.{side}_blocks={count}: the {side} encoder {what}, set at most that")
-        for weight in (weight for block in blocks[-count:] for weight in block.parameters()):
+        if rank and not blocks:
+            what = "has no blocks that can learn" if encoder is not None else "is not there"
+            raise UsageError(f"encoders.{side}_lora={rank}: the {side} encoder {what}, leave it out")
+        weights = [weight for block in blocks[len(blocks) - count :] for weight in block.parameters()]
+        if rank:
+            weights = add_adapters(encoder, rank, f"encoders.{side}_lora")
+        for weight in weights:
             weight.requires_grad_(True)
             weight.is_tuned = True  # type: ignore[attr-defined]
+        if weights:
+            learning[side] = sum(weight.numel() for weight in weights)
+    return learning
 
 
 @torch.inference_mode()

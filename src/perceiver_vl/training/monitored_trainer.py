@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import IntervalStrategy
 
+from perceiver_vl.training.adapters import load_tuned, merged_adapters, save_tuned
 from perceiver_vl.training.callbacks import AtSteps
 from perceiver_vl.training.checkpoint_trainer import CheckpointTrainer
 from perceiver_vl.training.checkpoints import first_for_all
@@ -60,8 +61,10 @@ class MonitoredTrainer(CheckpointTrainer):
         """Encode a few examples as training does, without a loss."""
 
     def restore(self, checkpoint: Path | None) -> None:
-        """And the average of the weights, and the steps that were skipped."""
+        """And what of the encoders learns, the average of the weights, and the steps that were skipped."""
         super().restore(checkpoint)
+        if checkpoint is not None:
+            load_tuned(self.model, checkpoint)
         self.nonfinite.restore(first_for_all(lambda: self.nonfinite.skipped_until(self.state.global_step)))
         if self.recipe.ema is not None:
             self.average = WeightAverage(self.model, self.recipe.ema)
@@ -148,18 +151,26 @@ class MonitoredTrainer(CheckpointTrainer):
         return nullcontext() if self.average is None else self.average.in_place_of(self.model)
 
     def use_average(self) -> None:
-        """At the end of a run: the averaged weights are the model's, if there are some."""
+        """At the end of a run: the averaged weights are the model's, if there are some, and stand for no others."""
         if self.average is not None:
             self.average.copy_to(self.model)
+            self.average = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """And into a checkpoint the average of the weights."""
-        super().save_model(output_dir, _internal_call)
+        """The model without adapters; into a checkpoint also what of its encoders learns, as it is, and the average of
+        the weights.
+        """
+        with merged_adapters(self.model):
+            super().save_model(output_dir, _internal_call)
+        folder = Path(output_dir or self.args.output_dir)
+        if _internal_call and self.args.should_save:
+            save_tuned(self.model, folder)
         if self.average is not None and _internal_call:
-            self.average.save(Path(output_dir or self.args.output_dir), writes=self.args.should_save)
+            self.average.save(folder, writes=self.args.should_save)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
+        load_tuned(self.model, Path(self.state.best_model_checkpoint or ""))
         if self.average is not None:
             self.average.load(Path(self.state.best_model_checkpoint or ""), self.model)
 

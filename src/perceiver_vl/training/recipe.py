@@ -181,16 +181,26 @@ class Teacher:
 class EncoderTuning:
     """What of the pretrained encoders of a model learns; as it stands, nothing.
 
-    vision_blocks, text_blocks: their last so many blocks.
+    vision_blocks, text_blocks: their last so many blocks. vision_lora, text_lora: low-rank adapters of this rank
+    instead (`training.adapters`).
     """
 
     vision_blocks: int = 0
     text_blocks: int = 0
+    vision_lora: int = 0
+    text_lora: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("vision_blocks", "text_blocks"):
+        for name in ("vision_blocks", "text_blocks", "vision_lora", "text_lora"):
             if getattr(self, name) < 0:
                 raise UsageError(f"encoders.{name}={getattr(self, name)}: need 0 or more")
+        for side in ("vision", "text"):
+            blocks, rank = getattr(self, f"{side}_blocks"), getattr(self, f"{side}_lora")
+            if blocks and rank:
+                raise UsageError(
+                    f"encoders.{side}_lora={rank}: adapters leave the encoder as it is, {side}_blocks={blocks} does "
+                    "not; leave one of them out"
+                )
 
 
 @dataclass(frozen=True)
@@ -305,6 +315,7 @@ class Recipe:
             ("tokenizer", self.tokenizer != TokenizerConfig()),
             ("initialise.text", self.initialise.text is not None),
             ("encoders.text_blocks", self.encoders.text_blocks > 0),
+            ("encoders.text_lora", self.encoders.text_lora > 0),
             ("evaluation", self.evaluation != Evaluation(batch_size=self.evaluation.batch_size)),
         ):
             if unused:

@@ -28,6 +28,7 @@ from perceiver_vl.tasks.dataset import TaskCollator, TaskExamples, letters_of_ta
 from perceiver_vl.tasks.example_task import ExampleTask
 from perceiver_vl.tasks.retrieval_result import RetrievalResult
 from perceiver_vl.tasks.task_result import TaskResult
+from perceiver_vl.training.adapters import merged_adapters
 from perceiver_vl.training.arguments import check_values, refuse_idle
 from perceiver_vl.training.callbacks import (
     AtBegin,
@@ -169,6 +170,8 @@ def _train(
         write_text(output / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         if start.fresh and progress:
             err.print(f"{recipe.initialise.model} has no {', '.join(start.fresh)}: starts fresh")
+        for side, count in start.tuned.items() if progress else ():
+            err.print(f"{count:,} weights of the {side} encoder learn")
         if what_changes:
             err.print(what_changes)
     before = read_skipped(output / SKIPPED) if checkpoint else []
@@ -211,14 +214,12 @@ def _train(
             base = Base.of(trainer, output) if checkpoint is None else Base.read(output)
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.use_average()
-        _save_to(trainer, output)
-        score = trainer.validate() if start.validation is not None else None
+        score = _save_and_validate(trainer, output)
         if base is not None and base.is_better(trainer, score):
             if progress and first:
                 err.print("training did not improve on what the encoders alone say: that is kept")
             base.restore(trainer)
-            _save_to(trainer, output)
-            score = trainer.validate()
+            score = _save_and_validate(trainer, output)
         skipped, damaged = trainer.write_skipped()
     result = TrainingResult(
         output,
@@ -237,11 +238,13 @@ def _train(
     return result
 
 
-def _save_to(trainer: RecipeTrainer[Any], output: Path) -> None:
-    """The model, whole or not at all."""
+def _save_and_validate(trainer: RecipeTrainer[Any], output: Path) -> Any:
+    """Save the model, whole or not at all and without adapters → its score, where there are validation clips."""
     trainer.save_model(str(output / PART))
     if trainer.args.process_index == 0:
         move_out(output / PART, output)
+    with merged_adapters(trainer.model):
+        return trainer.validate() if trainer.validation is not None else None
 
 
 def examples_of(
@@ -301,6 +304,9 @@ def checked_arguments(recipe: Recipe) -> TrainingArguments:
             "training.auto_find_batch_size=true: the order of the data and the contrasts hang on the batch, set "
             "objectives.chunk: it computes a large one in the memory of a small one"
         )
+    for name in ("vision_lora", "text_lora"):
+        if (rank := getattr(recipe.encoders, name)) and is_sharded(arguments):
+            raise UsageError(f"encoders.{name}={rank}: adapters are not sharded, leave out training.fsdp")
     check_values(arguments)
     _check_evaluation(recipe, arguments)
     _check_trackers(arguments)

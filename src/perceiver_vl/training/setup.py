@@ -59,8 +59,8 @@ class Start:
     """Everything at the beginning of a run.
 
     source, pools: the training clips, and which of them a batch can be made of. problems: records that were left out.
-    fresh: the parts of the model that `initialise.model` does not have, nothing where there is none. teacher: of a
-    student that is not resumed.
+    fresh: the parts of the model that `initialise.model` does not have, nothing where there is none. tuned: how many
+    weights of its pretrained encoders learn, by side. teacher: of a student that is not resumed.
     """
 
     task: ExampleTask | None
@@ -72,6 +72,7 @@ class Start:
     problems: list[SkippedSample]
     model: PerceiverVLPreTrainedModel
     fresh: list[str]
+    tuned: dict[str, int]
     teacher: LoadedTeacher | None = None
 
     def texts(self) -> Iterator[str]:
@@ -110,10 +111,11 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
             labelled, _ = task.usable_examples(validation, labelled=True)
             task.check_head(config, [validation.record(index) for index in labelled])
     model, fresh = starting_model(recipe, config, seed, checkpoint, teacher)
-    tune_encoders(model, recipe.encoders)
+    tuned = tune_encoders(model, recipe.encoders)
+    if task is None:
+        recipe.objectives.check_encoders(model)
     for split in (*data.train, *([data.validation] if data.validation else [])):
         if split.folder is not None:
-            check_features(split.folder, model, processor, data.num_frames)
             encoder = model.base_model.vision_encoder
             changing = data.augmentation != Augmentation() or (encoder is not None and encoder.trainable)
             if has_features(split.folder) and changing:
@@ -121,11 +123,12 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
                     f"data: {split.folder}: features of frozen frames, which no augmentation and no tuning of the "
                     "encoder can change; leave those out, or name the media"
                 )
+            check_features(split.folder, model, processor, data.num_frames)
     if sees_each_clip_once(recipe, model):
         encode = frame_encoder(model, processor)
         source.sources = [encoded(one, encode) for one in source.sources]
         validation = validation and encoded(validation, encode)
-    return Start(task, processor, config, source, pools, validation, problems, model, fresh, teacher)
+    return Start(task, processor, config, source, pools, validation, problems, model, fresh, tuned, teacher)
 
 
 def teacher_vectors(recipe: Recipe, start: Start, progress: bool) -> dict[str, Tensor]:

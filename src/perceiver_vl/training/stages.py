@@ -56,7 +56,8 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(
             f"stages: train={list(parts)}: nothing of that learns in this model; of pretrained encoders, say how many "
-            "blocks with encoders.vision_blocks or encoders.text_blocks"
+            "blocks with encoders.vision_blocks or encoders.text_blocks, or adapters with encoders.vision_lora or "
+            "encoders.text_lora"
         )
 
 
