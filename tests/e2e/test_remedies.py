@@ -655,6 +655,7 @@ ELSEWHERE = {
     "its vector of a": "tests/models/perceiver_vl/test_encoders.py",
     "torch is imported instead": "tests/search/test_query_graph.py",
     "unknown benchmark, ": "tests/data/test_validate.py",
+    "asks pretrained encoders, and this model has no": "tests/training/test_encoder_training.py",
     "are asked for; ask for fewer": "tests/training/test_encoder_training.py",
     "What of a source's configuration must": "tests/models/perceiver_vl/test_warm_start.py",
 }
