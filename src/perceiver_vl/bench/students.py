@@ -28,6 +28,8 @@ from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 from perceiver_vl.utils.timing import MatrixProduct
 
 FRAMES = (8, 32, 128)
+FRAMES_AT_ONCE = 128
+"""Of all clips that are encoded together: an encoder's maps of a frame take about 10 MB."""
 Loaded = tuple[PerceiverVLForRetrieval, PerceiverVLProcessor]
 
 
@@ -94,7 +96,7 @@ def measure_distillation(
 
     A model whose table of times has fewer rows than `frames` is given zeros for the others, as before training. `data`:
     what the clips are called in the report. Raises `UsageError` for models whose vectors cannot be compared, or fewer
-    than one frame, `PerceiverVLError` where fewer than two clips can be read.
+    than one frame; `PerceiverVLError` where fewer than two clips can be read.
     """
     sizes = [model.config.projection_dim for model, _ in (teacher, student)]
     if sizes[0] != sizes[1]:
@@ -111,8 +113,9 @@ def measure_distillation(
             for name, (model, processor) in models.items():
                 _make_room(model, number)
                 advance = stages.stage(f"{name}, {number} frames", len(sources[name]))
+                clips = max(1, min(batch_size, FRAMES_AT_ONCE // number))
                 reader = ClipReader(
-                    sources[name], number, batch_size, False, max_failed_fraction, ProcessGroup(shared=False)
+                    sources[name], number, clips, False, max_failed_fraction, ProcessGroup(shared=False)
                 )
                 found, inputs = _encode(model, processor, reader, advance)
                 vectors[name, number] = found
