@@ -258,6 +258,7 @@ def test_a_vision_encoder_without_a_processor_is_refused(tmp_path: Path) -> None
     ("changes", "message"),
     [
         ({"base": "linear"}, "base=linear: needs a vision_config and a text_config"),
+        ({"base_of_vision": False}, "base_of_vision=False: of a model whose text alone has a base"),
         ({"text_config": {"model_type": "bert"}, "tie_word_embeddings": True}, "tie_word_embeddings=True: of the"),
         ({"token_grid": 3}, "token_grid=3: of the tokens of a vision_config"),
         ({"vision_config": {"model_type": "vit", "num_hidden_layers": 10**8}}, r"vision_config.num_hidden_layers="),
