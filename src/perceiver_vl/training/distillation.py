@@ -223,8 +223,8 @@ def distillation_loss(student: Tensor, teacher: Tensor, scale: Tensor, batch: Gl
 
     cosine: 1 - the cosine of each with its teacher's (CLIP-KD's feature distillation, Yang et al. 2024). likeness: the
     divergence of whom a clip is like, by the softmax of scaled cosines with the teacher's vectors of all clips, from
-    the student's vector and from the teacher's own (as CLIP-KD's contrastive distillation; Park et al. 2019). After 120 steps on
-    photographs (docs/start-from-weights.md) R@10 of the validation is 23.5 with both and 19.5 with cosine alone.
+    the student's vector and from the teacher's own (as CLIP-KD's contrastive distillation; Park et al. 2019).
+    After 120 steps of the run in docs/start-from-weights.md R@10 is 23.5 with both, 19.5 with cosine alone.
     """
     everyone, rows = batch.rows(teacher), batch.mean_of(batch.total)
     wanted = (scale * teacher @ everyone.T).log_softmax(-1)
