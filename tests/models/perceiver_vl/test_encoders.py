@@ -260,6 +260,7 @@ def test_a_vision_encoder_without_a_processor_is_refused(tmp_path: Path) -> None
         ({"base": "linear"}, "base=linear: needs a vision_config and a text_config"),
         ({"base_of_vision": False}, "base_of_vision=False: of a model whose text alone has a base"),
         ({"text_config": {"model_type": "bert"}, "tie_word_embeddings": True}, "tie_word_embeddings=True: of the"),
+        ({"base_queries": 9}, "base_queries=9: need 0 to 100000, and base=linear"),
         ({"token_grid": 3}, "token_grid=3: of the tokens of a vision_config"),
         ({"vision_config": {"model_type": "vit", "num_hidden_layers": 10**8}}, r"vision_config.num_hidden_layers="),
         ({"text_config": {"model_type": "bert", "hidden_size": 10**12}}, r"text_config.hidden_size="),
@@ -277,3 +278,27 @@ def test_licences_that_are_not_open_are_said(tmp_path: Path) -> None:
     made = initialise(tmp_path / "made", vision=tmp_path / "vision", text=tmp_path / "text", **SMALL)
     [warning] = made.warnings()
     assert "licence CC-BY-NC-4.0, which is not an open one" in warning
+
+
+@torch.inference_mode()
+def test_a_clip_near_to_everything_loses_what_it_has_with_any(tmp_path: Path) -> None:
+    save_vision(tmp_path / "vision", "vit")
+    save_text(tmp_path / "text")
+    initialise(tmp_path / "made", vision=tmp_path / "vision", text=tmp_path / "text", **SMALL)
+    base: Any = PerceiverVLForRetrieval.from_pretrained(tmp_path / "made").perceiver_vl.base
+    for tensor in (*base.parameters(), base.anchors, base.queries):
+        tensor.data.normal_(generator=torch.Generator().manual_seed(tensor.numel()))
+    base.queries /= base.queries.norm(dim=1, keepdim=True)
+    for linear in base.maps.values():  # as they are fitted: the last component is left free
+        linear.weight.data[-1], linear.bias.data[-1] = 0, 0
+    frames, words = torch.randn(7, 2, base.size), torch.randn(5, base.queries.shape[1])
+    mask = torch.ones(7, 2, dtype=torch.bool)
+    clips, texts = base.of_vision(frames, mask), base.of_text(words)
+    assert torch.allclose(clips[:, -1], torch.zeros(7)), "nothing, before it has a weight"
+    near = (clips[:, :-1] @ base.of_text(base.queries)[:, :-1].T).topk(len(base.queries) // 100).values.mean(1)
+    base.hubness_weight.fill_(0.4)
+    corrected, asked = base.of_vision(frames, mask), base.of_text(words)
+    for vectors in (corrected, asked):
+        assert torch.allclose(vectors.norm(dim=1), torch.ones(len(vectors)))
+    lengths = (1.4 * (1 + 0.4 * near**2)).sqrt()
+    assert torch.allclose(asked @ corrected.T, (texts @ clips.T - 0.4 * near) / lengths, atol=1e-5)

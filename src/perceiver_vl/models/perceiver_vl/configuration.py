@@ -106,6 +106,7 @@ class PerceiverVLConfig(PreTrainedConfig):
     base_of_vision: bool = True  # vision has such a vector too; else only text, as in a student (training.distillation)
     base_anchors: int = 0  # of a linear base: clips that others are compared with, to map their similarities; 0: none
     base_kernel_scale: float = 2.0  # of these similarities, exp(scale · (cosine - 1))
+    base_queries: int = 0  # of a linear base: texts by which clips that are near to everything are known; 0: none
     encoder_projections: bool = False  # the towers of the dual encoder have projections of their own, as CLIP's
     logit_bias: bool = False  # beside the logit scale, as SigLIP has
     knows_search: bool = False  # the multi-stream was trained, or stands on a dual encoder; else `search_warning`
@@ -191,6 +192,8 @@ class PerceiverVLConfig(PreTrainedConfig):
             raise UsageError("base_of_vision=False: of a model whose text alone has a base, without base_anchors")
         if not 0 <= self.base_anchors <= 100_000 or (self.base_anchors and self.base != "linear"):
             raise UsageError(f"base_anchors={self.base_anchors}: need 0 to 100000, and base=linear")
+        if not 0 <= self.base_queries <= 100_000 or (self.base_queries and self.base != "linear"):
+            raise UsageError(f"base_queries={self.base_queries}: need 0 to 100000, and base=linear")
         if not self.base_kernel_scale > 0:
             raise UsageError(f"base_kernel_scale={self.base_kernel_scale}: need more than 0")
         if self.text_config is not None and self.tie_word_embeddings:

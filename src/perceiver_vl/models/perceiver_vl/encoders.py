@@ -162,11 +162,16 @@ class BaseVectors(nn.Module):
     dual: the towers' own embeddings, those of frames averaged (CLIP4Clip's mean pooling, Luo et al. 2021). linear: of
     two encoders that never met, a linear map a side, fitted in closed form (`training.encoder_training`); zero until
     then. With anchors A, clips of the training, a clip is mapped from its similarities to these (a Gaussian kernel on
-    the sphere), which a map of its vector alone cannot follow.
+    the sphere), which a map of its vector alone cannot follow. With queries, texts of the training, a clip that is near
+    to many of them loses some of what it has with any (a hub; CSLS, Conneau et al. 2018; QB-Norm, Bogolin et al. 2022):
+    the last component of the vectors of clips is `-sqrt(hubness_weight)` times the mean of the largest hundredth of its
+    similarities to them, that of texts `sqrt(hubness_weight)`.
     """
 
     anchors: Tensor
     centre: Tensor
+    queries: Tensor
+    hubness_weight: Tensor
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
@@ -175,6 +180,7 @@ class BaseVectors(nn.Module):
             of_tower = vision_embedding_size(config.vision_config)
             self.size = of_tower if config.base == "linear" else config.projection_dim or of_tower
         self.compares, self.scale = bool(config.base_anchors), config.base_kernel_scale
+        self.corrects = bool(config.base_queries)
         self.maps: nn.ModuleDict | None = None
         if config.base == "linear":
             sizes = {"vision": self.size, "text": config.text_config.hidden_size}
@@ -182,6 +188,10 @@ class BaseVectors(nn.Module):
                 self.register_buffer("anchors", torch.zeros(config.base_anchors, sizes["vision"]))
                 self.register_buffer("centre", torch.zeros(sizes["vision"]))
                 sizes["vision"] = config.base_anchors
+            if config.base_queries:
+                self.register_buffer("hubness_weight", torch.zeros(()))
+                if self.size:
+                    self.register_buffer("queries", torch.zeros(config.base_queries, sizes["text"]))
             self.maps = nn.ModuleDict(
                 {side: ZeroLinear(size, config.projection_dim or size) for side, size in sizes.items() if size}
             )
@@ -193,7 +203,15 @@ class BaseVectors(nn.Module):
         if self.maps is None:
             frame_vectors = F.normalize(frame_vectors, dim=-1)
         mean = (frame_vectors * real).sum(1) / real.sum(1).clamp(min=1)
-        return self._unit("vision", self.compared(self.place(mean)) if self.compares else mean)
+        return self.of_places(self.compared(self.place(mean)) if self.compares else mean)
+
+    def of_places(self, vectors: Tensor) -> Tensor:
+        """What the map of vision takes `(B,·)` → `(B,E)`."""
+        unit = self._unit("vision", vectors)
+        if not self.corrects:
+            return unit
+        near = (unit[:, :-1] @ self._unit("text", self.queries)[:, :-1].T).topk(max(1, len(self.queries) // 100)).values
+        return self._with_last(unit, -self.hubness_weight.sqrt() * near.mean(1))
 
     def place(self, vectors: Tensor) -> Tensor:
         """Vectors of clips `(B,W)` → their places on the sphere around `centre` `(B,W)`."""
@@ -205,10 +223,15 @@ class BaseVectors(nn.Module):
 
     def of_text(self, text_vectors: Tensor) -> Tensor:
         """`(B,W)` → `(B,E)`."""
-        return self._unit("text", F.normalize(text_vectors, dim=-1))
+        unit = self._unit("text", F.normalize(text_vectors, dim=-1))
+        return self._with_last(unit, self.hubness_weight.sqrt().expand(len(unit))) if self.corrects else unit
 
     def _unit(self, side: str, vectors: Tensor) -> Tensor:
         return F.normalize(vectors if self.maps is None else self.maps[side](vectors), dim=-1)
+
+    def _with_last(self, unit: Tensor, last: Tensor) -> Tensor:
+        """Unit vectors `(B,E)` with another last component `(B,)`."""
+        return F.normalize(torch.cat([unit[:, :-1], last[:, None].to(unit)], dim=1), dim=-1)
 
 
 def _projection(size: int, config: PerceiverVLConfig) -> nn.Linear | None:

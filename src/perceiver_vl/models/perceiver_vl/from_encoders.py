@@ -45,6 +45,7 @@ SMALL: dict[str, Any] = {
 }
 """What stands on the encoders unless said otherwise: they have seen the world, so little is left to learn."""
 ANCHORS = 2048
+QUERIES = 2048
 NUM_FRAMES = 8
 MAX_TEXT_LENGTH = 77
 _OPEN = re.compile(r"apache|mit|bsd|cc0|cc-by-\d|cc-by-sa|unlicense|isc|mpl", re.IGNORECASE)
@@ -163,7 +164,7 @@ def _over_two(vision: str, text: str, num_frames: int, config: dict[str, Any]) -
         reading.model,
         tokenizer,
         num_frames,
-        {"base": "linear", "base_anchors": ANCHORS, "projection_dim": width} | config,
+        {"base": "linear", "base_anchors": ANCHORS, "base_queries": QUERIES, "projection_dim": width} | config,
     )
     return model, processor, {vision: seeing.license, text: reading.license}
 
