@@ -37,8 +37,8 @@ of text, in means of the variances of its components.
 MOST_TEXTS = 50_000
 """Whose tokens are kept in memory: less than a GB of a small encoder's."""
 HUBNESS_WEIGHT = 0.4
-"""Of `BaseVectors`, chosen once by three-fold cross-validation over training and validation clips, where 0.3 to 0.5 were
-alike (Flickr8k, R@1 30.9 to 33.0; MSR-VTT 22.2 to 22.9), not anew for each data set: few validation clips have no hubs.
+"""Of `BaseVectors`, chosen once by three-fold cross-validation over training and validation clips, where 0.3 to 0.5
+were alike (Flickr8k, R@1 30.9 to 33.0; MSR-VTT 22.2 to 22.9), not for each data set: few validation clips have no hubs.
 """
 _TEXTS_AT_ONCE = 256
 
