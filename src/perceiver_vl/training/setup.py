@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perceiver_vl.data.mixture import Mixture, Pool, SkipReason, any_clip, make_pools, no_caption
 from perceiver_vl.data.open import open_dataset
@@ -439,11 +439,11 @@ def _model_of(
 
 
 def _rename_labels(model: PerceiverVLPreTrainedModel, config: PerceiverVLConfig) -> set[str]:
-    """Give a model other labels: the last layer of its head starts fresh; → the name of that, if it has one."""
+    """Give a model other labels: the last layer of each of its heads starts fresh; → the names of these."""
     model.config.id2label, model.config.label2id = config.id2label, config.label2id
-    head = getattr(model, "answer_head", None)
-    if head is None:
-        return set()
-    head.classifier = nn.Linear(head.classifier.in_features, config.num_labels)
-    model._init_weights(head.classifier)
-    return {"answer_head.classifier"}
+    names = [name for name in ("answer_head", "base_answers") if getattr(model, name, None) is not None]
+    for name in names:
+        head = getattr(model, name)
+        head.classifier = type(head.classifier)(head.classifier.in_features, config.num_labels)
+        model._init_weights(head.classifier)
+    return {f"{name}.classifier" for name in names}

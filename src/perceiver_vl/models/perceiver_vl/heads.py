@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from perceiver_vl.layers.zero_linear import ZeroLinear
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 
+BILINEAR_WIDTH = 256
+"""Of `BaseAnswers`."""
+
 
 class MatchingHead(nn.Module):
     """Linear and tanh, then the logit that a pair belongs together."""
@@ -60,6 +63,29 @@ class ContrastiveHead(nn.Module):
 def _added_to_a_base(config: PerceiverVLConfig) -> type[nn.Linear]:
     """The way out of the latents: nothing comes out at first, where pretrained encoders already say something."""
     return nn.Linear if config.base == "none" else ZeroLinear
+
+
+class BaseAnswers(nn.Module):
+    """Logits of answers by what pretrained encoders alone say of the question and of both: low-rank bilinear pooling
+    (Kim et al. 2017). Its dropout is that of such heads, not of the latents.
+    """
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        size, width = config.projection_dim or config.hidden_size, BILINEAR_WIDTH
+        self.scale = math.sqrt(size) / 2  # of components about as large as those of normed activations
+        self.question = nn.Linear(size, width)
+        self.vision_factor = nn.Linear(size, width)
+        self.text_factor = nn.Linear(size, width)
+        self.classifier = nn.Linear(2 * width, config.num_labels)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, vision_base: Tensor, text_base: Tensor) -> Tensor:
+        """Unit vectors `(B,E)` of clips and of questions → `(B,num_labels)`."""
+        vision, text = self.scale * vision_base, self.scale * text_base
+        alone = F.relu(self.question(self.dropout(text)))
+        both = F.relu(self.text_factor(text)) * F.relu(self.vision_factor(self.dropout(vision)))
+        return self.classifier(self.dropout(torch.cat([alone, both], dim=-1)))
 
 
 class BaseMatching(nn.Module):

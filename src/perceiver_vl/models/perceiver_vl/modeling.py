@@ -23,7 +23,7 @@ from perceiver_vl.models.perceiver_vl.decoder import ClassQuery
 from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings, VisionEmbeddings
 from perceiver_vl.models.perceiver_vl.encoder import InputArray, PerceiverVLEncoder, fourier_positions
 from perceiver_vl.models.perceiver_vl.encoders import BaseVectors, TextEncoder, VisionEncoder
-from perceiver_vl.models.perceiver_vl.heads import BaseMatching, ContrastiveHead, MaskedWordHead
+from perceiver_vl.models.perceiver_vl.heads import BaseAnswers, BaseMatching, ContrastiveHead, MaskedWordHead
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache, VisionCacheMixin, weights_fingerprint
 from perceiver_vl.utils.errors import UsageError
 
@@ -69,7 +69,7 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
         N(0, initializer_range); biases 0, norms 1 and 0. Latents and their learned positions: N(0,
         latent_initializer_range) between them. Temporal table: 0: a clip starts as a set of images, as released.
         Temperature of VTC: 1/0.07, as CLIP's. Where there is a base, what is added to it, and the maps that it is made
-        by: 0.
+        by: 0. Bilinear pooling: N(0, 1/fan_in), which keeps its products of size 1.
         """
         super()._init_weights(module)
         std = self.config.initializer_range
@@ -90,6 +90,9 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
                     init.normal_(module.class_token, std=std)
         elif isinstance(module, ClassQuery):
             init.normal_(module.query, std=std)
+        elif isinstance(module, BaseAnswers):
+            for layer in (module.question, module.vision_factor, module.text_factor):
+                init.normal_(layer.weight, std=layer.in_features**-0.5)
         elif isinstance(module, ContrastiveHead):
             init.constant_(module.logit_scale, math.log(1 / 0.07))
             if module.logit_bias is not None:

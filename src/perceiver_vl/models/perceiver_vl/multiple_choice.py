@@ -33,7 +33,7 @@ class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):
     pre-trained or retrieval model chooses before any fine-tuning, as MSRVTT's multiple choice is usually scored.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(mlm_|answer_|contrastive|base_matching)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(mlm_|answer_|contrastive|base_matching|base_answers)"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)

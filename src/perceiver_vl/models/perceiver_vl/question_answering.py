@@ -3,19 +3,21 @@
 Shapes: B batch, T frames, L text tokens, M inputs, N latents, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
 from transformers.utils import ModelOutput, can_return_tuple
 
+from perceiver_vl.layers.perceiver import EncoderRecord
+from perceiver_vl.layers.zero_linear import ZeroLinear
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, query_decoder
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
+from perceiver_vl.models.perceiver_vl.heads import BaseAnswers
 from perceiver_vl.models.perceiver_vl.modeling import (
     AskedOutputs,
     PerceiverVLModel,
@@ -37,14 +39,17 @@ class PerceiverVLAnswerOutput(ModelOutput):
 
 
 class AnswerHead(nn.Module):
-    """Linear and tanh, then linear, norm, GELU, linear: the released code's heads of answers and of classes."""
+    """Linear and tanh, then linear, norm, GELU, linear: the released code's heads of answers and of classes.
 
-    def __init__(self, config: PerceiverVLConfig) -> None:
+    adds: to what a base says, nothing at first.
+    """
+
+    def __init__(self, config: PerceiverVLConfig, adds: bool = False) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.expand = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.norm = nn.LayerNorm(2 * config.hidden_size)
-        self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels)
+        self.classifier = (ZeroLinear if adds else nn.Linear)(2 * config.hidden_size, config.num_labels)
 
     def forward(self, answer: Tensor) -> Tensor:
         """`(B,D)` → `(B,num_labels)`."""
@@ -57,17 +62,24 @@ def beside(vision: InputArray, rows: Tensor, text: InputArray) -> InputArray:
     So a clip that several texts ask about is decoded and embedded once. A cache of clips knows itself which texts are
     about which: its `rows` are those of as many texts for each clip, in its order.
     """
+    base = None if vision.vision_base is None else vision.vision_base[rows]
+    both = replace(text, vision_base=base, vision_cache=vision.vision_cache)
     if vision.vision_cache is not None:
-        return InputArray(text=text.text, text_mask=text.text_mask, vision_cache=vision.vision_cache)
+        return both
     assert vision.vision is not None
     assert vision.vision_mask is not None
-    return InputArray(vision.vision[rows], vision.vision_mask[rows], text.text, text.text_mask)
+    return replace(both, vision=vision.vision[rows], vision_mask=vision.vision_mask[rows])
 
 
 class _AnsweringModel(PerceiverVLPreTrainedModel):
-    """Latents → one vector, by a learned query through the decoder or by their mean → one logit a label."""
+    """Latents → one vector, by a learned query through the decoder or by their mean → one logit a label.
 
-    _keys_to_ignore_on_load_unexpected = [r"^(vtm|mlm|contrastive|base_matching)"]
+    Over pretrained encoders, the latents add to what these alone say of a question and a clip (`BaseAnswers`).
+    """
+
+    is_asked = False
+
+    _keys_to_ignore_on_load_unexpected = [r"^(vtm|mlm|contrastive|base_matching|base_answers)"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)
@@ -75,22 +87,31 @@ class _AnsweringModel(PerceiverVLPreTrainedModel):
         if config.answers_from == "query":
             self.decoder = query_decoder(config)
             self.answer_query = ClassQuery(config)
-        self.answer_head = AnswerHead(config)
+        has_base = self.is_asked and config.has_vision_base
+        self.base_answers = BaseAnswers(config) if has_base else None
+        self.answer_head = AnswerHead(config, adds=has_base)
         self.post_init()
 
-    def answer_inputs(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> Tensor:
+    def answer_inputs(
+        self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET, record: EncoderRecord | None = None
+    ) -> Tensor:
         """An input array that is embedded already (`PerceiverVLModel.embed_inputs`) → `logits (B,num_labels)`."""
-        return self._answer(self.perceiver_vl.encode(inputs, budget))
+        latents = self.perceiver_vl.encode(inputs, budget, record)
+        mean = self.config.answers_from == "mean_latents"
+        asked = latents.mean(1) if mean else self.decode(self.answer_query(len(latents)), latents)[:, 0]
+        logits: Tensor = self.answer_head(asked)
+        if self.base_answers is None:
+            return logits
+        assert inputs.vision_base is not None
+        assert inputs.text_base is not None
+        return logits + self.base_answers(inputs.vision_base, inputs.text_base)
 
-    def _answer(self, latents: Tensor) -> Tensor:
-        if self.config.answers_from == "mean_latents":
-            return self.answer_head(latents.mean(1))
-        return self.answer_head(self.decode(self.answer_query(len(latents)), latents)[:, 0])
-
-    def _output(self, encoded: BaseModelOutputWithCrossAttentions, labels: Tensor | None) -> PerceiverVLAnswerOutput:
-        logits = self._answer(encoded.last_hidden_state)
+    def _output(
+        self, inputs: InputArray, budget: ComputeBudget, labels: Tensor | None, record: EncoderRecord | None
+    ) -> PerceiverVLAnswerOutput:
+        logits = self.answer_inputs(inputs, budget, record)
         loss = None if labels is None else answer_loss(logits, labels, self.config.problem_type)
-        return PerceiverVLAnswerOutput(loss=loss, logits=logits, **states_of(encoded))
+        return PerceiverVLAnswerOutput(loss=loss, logits=logits, **states_of(record))
 
 
 class PerceiverVLForQuestionAnswering(_AnsweringModel):
@@ -101,6 +122,8 @@ class PerceiverVLForQuestionAnswering(_AnsweringModel):
     The released code has no decoder here (`answers_from="mean_latents"`); the paper's query for this task is in its
     appendix, ours is one learned vector, as for VTM.
     """
+
+    is_asked = True
 
     @can_return_tuple
     def forward(
@@ -121,17 +144,9 @@ class PerceiverVLForQuestionAnswering(_AnsweringModel):
         targets); with `problem_type="regression"` the numbers `(B,)` (squared error). `vision_cache`: in the place of
         `pixel_values`, as of `PerceiverVLModel.forward`.
         """
-        encoded = self.perceiver_vl(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            frame_mask,
-            budget,
-            vision_cache=vision_cache,
-            return_dict=True,
-            **asked,
-        )
-        return self._output(encoded, labels)
+        budget, record = budget or FULL_BUDGET, self.record(vision_cache, **asked)
+        given = input_ids, attention_mask, pixel_values, frame_mask
+        return self._output(self.perceiver_vl.embed_inputs(*given, budget, vision_cache), budget, labels, record)
 
 
 class PerceiverVLForImageClassification(_AnsweringModel):
@@ -149,10 +164,9 @@ class PerceiverVLForImageClassification(_AnsweringModel):
         **asked: Unpack[AskedOutputs],
     ) -> PerceiverVLAnswerOutput:
         """`pixel_values (B,T,3,H,W)` → `logits (B,num_labels)`; `labels` as for question answering."""
-        encoded = self.perceiver_vl(
-            pixel_values=pixel_values, frame_mask=frame_mask, budget=budget, return_dict=True, **asked
-        )
-        return self._output(encoded, labels)
+        budget, record = budget or FULL_BUDGET, self.record(**asked)
+        inputs = self.perceiver_vl.embed_inputs(None, None, pixel_values, frame_mask, budget)
+        return self._output(inputs, budget, labels, record)
 
 
 def answer_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:
