@@ -368,3 +368,55 @@ def test_a_file_of_features_that_is_none_is_skipped(place: Path, tmp_path: Path)
     report = build_index(place / "model", features, tmp_path / "index")
     assert sorted(sample.file_name for sample in report.skipped) == ["00.png.npy", "01.png.npy"]
     assert report.total == 38
+
+
+def questions_of(place: Path, folder: Path, model: Path, steps: int, output: Path) -> TrainingResult:
+    """A training on what is above in each picture, of what the encoders alone say of it."""
+    shutil.copytree(place / "media", folder)
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    asked = [
+        {**row, "text": None, "question": "what is above?", "answer": row["text"][0].partition(" ")[0]} for row in rows
+    ]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    recipe = {
+        "output": str(output),
+        "task": "question-answering",
+        "data": {
+            "train": {"folder": str(folder), "split": "train"},
+            "validation": {"folder": str(folder), "split": "validation"},
+            "num_frames": 1,
+            "sampling": "uniform",
+            "cache": True,
+        },
+        "initialise": {"model": str(model)},
+        "stages": [{"steps": steps, "train": ["base_answers"]}],
+        "training": {"per_device_train_batch_size": 16, "learning_rate": 1e-2, "report_to": "none"},
+    }
+    file = output.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return train(read_recipe(file), progress=True)
+
+
+def test_answers_are_learned_over_what_the_encoders_say(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(place, tmp_path / "met", training={"max_steps": 1, "learning_rate": 0.0})
+    capsys.readouterr()
+    result = questions_of(place, tmp_path / "questions", tmp_path / "met", 60, tmp_path / "answers")
+    assert "never met" not in capsys.readouterr().err
+    assert result.task is not None
+    answers = [
+        record.answers[0] for record in read_folder(tmp_path / "questions", split="validation", need="question").records
+    ]
+    most_frequent = 100 * max(map(answers.count, answers)) / len(answers)
+    assert result.task.metrics["accuracy"] > most_frequent
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("met", "answers"))
+    kept = [name for name in before if name.startswith("perceiver_vl.")]
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+
+
+def test_answers_over_encoders_that_never_met_are_told(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions_of(place, tmp_path / "questions", place / "model", 1, tmp_path / "answers")
+    assert "its two encoders have never met" in capsys.readouterr().err

@@ -23,7 +23,17 @@ Parsed = TypeVar("Parsed")
 RECIPES = Path(__file__).parent / "recipes"
 """Those of the package, `recipes/` in the repository."""
 ENCODERS = ("vision_encoder", "text_encoder")
-PARTS = ("cross_attentions", "latents", "self_attentions", "embeddings", "decoder", "heads", *ENCODERS, "all")
+PARTS = (
+    "cross_attentions",
+    "latents",
+    "self_attentions",
+    "embeddings",
+    "decoder",
+    "heads",
+    "base_answers",
+    *ENCODERS,
+    "all",
+)
 
 
 @dataclass(frozen=True)
@@ -209,7 +219,8 @@ class Stage:
 
     cross_attentions: those of the encoder; latents: with their positions; self_attentions: the encoder's, and the
     encoder's last norm; embeddings: of words and pixels; decoder: with its queries; heads: whatever else there is;
-    vision_encoder, text_encoder: as far as `encoders` lets them; all.
+    base_answers: what pretrained encoders alone answer (`models.perceiver_vl.heads.BaseAnswers`); vision_encoder,
+    text_encoder: as far as `encoders` lets them; all.
     The learning rate starts anew with each stage; `learning_rate` and `warmup_steps` are those of `training` if None.
     """
 

@@ -170,6 +170,11 @@ def _train(
         write_text(output / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         if start.fresh and progress:
             err.print(f"{recipe.initialise.model} has no {', '.join(start.fresh)}: starts fresh")
+        if progress and start.task is not None and config.base == "linear" and not config.knows_search:
+            err.print(
+                f"{recipe.initialise.model}: its two encoders have never met, what they say adds nothing to an answer "
+                "until it is trained for retrieval (recipes/encoders.yaml)"
+            )
         for side, count in start.tuned.items() if progress else ():
             err.print(f"{count:,} weights of the {side} encoder learn")
         if what_changes:

@@ -424,7 +424,7 @@ def _model_of(
             ignore_mismatched_sizes=True,
         )
     for name, theirs, ours in loading["mismatched_keys"]:
-        if part_of(name) != "heads":  # a head of another task starts fresh
+        if part_of(name) not in ("heads", "base_answers"):  # a head of another task starts fresh
             raise UsageError(
                 f"initialise.model={folder}: does not fit the recipe's model: {name} is {tuple(theirs)}, "
                 f"need {tuple(ours)}"

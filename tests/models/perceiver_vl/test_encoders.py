@@ -12,6 +12,7 @@ from transformers import VideoMAEConfig, VideoMAEModel
 
 from perceiver_vl import (
     PerceiverVLConfig,
+    PerceiverVLForImageClassification,
     PerceiverVLForImagesAndTextClassification,
     PerceiverVLForPreTraining,
     PerceiverVLForQuestionAnswering,
@@ -146,6 +147,38 @@ def test_answers_and_caches_take_encoded_frames_too(tmp_path: Path) -> None:
     answering = PerceiverVLForQuestionAnswering.from_pretrained(tmp_path / "made").eval()
     logits = [answering(**words, pixel_values=one.expand(2, *one.shape[1:])).logits for one in (pixels, encoded)]
     assert torch.allclose(*logits, atol=1e-5)
+
+
+@torch.no_grad()
+def test_answers_begin_with_what_the_encoders_say_of_question_and_clip(tmp_path: Path) -> None:
+    save_dual(tmp_path / "dual", "clip")
+    initialise(tmp_path / "made", dual=tmp_path / "dual", **SMALL)
+    torch.manual_seed(3)
+    model = PerceiverVLForQuestionAnswering.from_pretrained(tmp_path / "made", num_labels=5).eval()
+    assert model.base_answers is not None
+    pixels, ids = pixels_of(clips=2), torch.randint(5, 20, (2, 6))
+    embed = model.perceiver_vl.embed_inputs
+    vision, text = embed(pixel_values=pixels), embed(ids)
+    assert vision.vision_base is not None
+    assert text.text_base is not None
+    logits = model(ids, pixel_values=pixels).logits
+    assert torch.equal(logits, model.base_answers(vision.vision_base, text.text_base)), "latents add nothing at first"
+    assert not torch.allclose(logits, model(ids, pixel_values=pixels.flip(0)).logits)
+    assert not torch.allclose(logits, model(ids.flip(0), pixel_values=pixels).logits)
+    torch.nn.init.normal_(model.answer_head.classifier.weight)
+    added = model(ids, pixel_values=pixels).logits
+    assert not torch.allclose(logits, added)
+    questions = ids.repeat_interleave(2, 0)
+    pairs = model(questions, pixel_values=pixels.repeat_interleave(2, 0)).logits
+    assert torch.allclose(pairs[::2], added, atol=1e-5)
+    cached = model.answer_inputs(embed(questions, vision_cache=model.cache_vision(pixels)))
+    assert torch.allclose(pairs, cached, atol=1e-4)
+    model.save_pretrained(tmp_path / "answers")
+    again = PerceiverVLForQuestionAnswering.from_pretrained(tmp_path / "answers").eval()
+    assert torch.equal(again(ids, pixel_values=pixels).logits, added)
+    classes = PerceiverVLForImageClassification.from_pretrained(tmp_path / "made", num_labels=5).eval()
+    assert classes.base_answers is None
+    assert classes(pixels).logits.abs().max() > 0
 
 
 @torch.no_grad()
