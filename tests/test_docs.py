@@ -75,7 +75,13 @@ def commands(block: str) -> list[list[str]]:
 
 def shortened(words: list[str]) -> list[str]:
     if words[1] == "train" and "recipes/encoders_questions.yaml" in words:
-        return [*words, "stages.0.steps=1", "stages.1.steps=1", *SHORT[len(TINY_MODEL) + 1 :]]
+        return [
+            *words,
+            "stages.0.steps=1",
+            "stages.1.steps=1",
+            "stages.1.warmup_steps=0",
+            *SHORT[len(TINY_MODEL) + 1 :],
+        ]
     if words[1] == "train" and any(word.startswith("recipes/encoders") for word in words):
         return [*words, *SHORT[len(TINY_MODEL) :]]
     if words[1] == "train":
