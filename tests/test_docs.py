@@ -80,6 +80,7 @@ def shortened(words: list[str]) -> list[str]:
             "stages.0.steps=1",
             "stages.1.steps=1",
             "stages.1.warmup_steps=0",
+            "training.warmup_steps=0",
             *SHORT[len(TINY_MODEL) + 1 :],
         ]
     if words[1] == "train" and any(word.startswith("recipes/encoders") for word in words):
