@@ -335,3 +335,16 @@ def test_a_clip_near_to_everything_loses_what_it_has_with_any(tmp_path: Path) ->
         assert torch.allclose(vectors.norm(dim=1), torch.ones(len(vectors)))
     lengths = (1.4 * (1 + 0.4 * near**2)).sqrt()
     assert torch.allclose(asked @ corrected.T, (texts @ clips.T - 0.4 * near) / lengths, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_text_encoder_that_remembers_takes_no_text_at_all(tmp_path: Path) -> None:
+    save_dual(tmp_path / "dual", "clip")
+    initialise(tmp_path / "made", dual=tmp_path / "dual", **SMALL)
+    encoder = PerceiverVLForRetrieval.from_pretrained(tmp_path / "made").perceiver_vl.text_encoder
+    assert encoder is not None
+    encoder.remembered = {}
+    none = torch.zeros(0, 6, dtype=torch.long)
+    tokens, vectors = encoder(none, none)
+    assert tokens.shape == (0, 6, 32)
+    assert vectors.shape == (0, 20)

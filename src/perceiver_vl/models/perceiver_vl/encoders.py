@@ -111,6 +111,11 @@ class TextEncoder(_Encoder):
         Where `remembered` is a dictionary and the encoder frozen, every text is encoded once, and kept there in
         float16: in training captions come again and again.
         """
+        if not len(input_ids):  # of a batch that leaves a process nothing, which not every model takes
+            width, size = self.model.config.hidden_size, self.vector_size
+            return input_ids.new_zeros(*input_ids.shape, width, dtype=self.dtype), input_ids.new_zeros(
+                0, size, dtype=self.dtype
+            )
         if self.remembered is None or self.trainable:
             return self._encode(input_ids, attention_mask)
         keys = [ids[mask.bool()].cpu().numpy().tobytes() for ids, mask in zip(input_ids, attention_mask, strict=True)]
