@@ -13,7 +13,7 @@ from torch import Tensor
 
 from perceiver_vl import PerceiverVLForPreTraining, UsageError
 from perceiver_vl.training import train
-from perceiver_vl.training.recipe import ENCODERS, PARTS, Recipe, Stage, read_recipe
+from perceiver_vl.training.recipe import OF_ENCODERS, PARTS, Recipe, Stage, read_recipe
 from perceiver_vl.training.stages import part_of, stage_at
 from perceiver_vl.utils.launch import beside_others
 from small_runs import training_log_of
@@ -75,7 +75,7 @@ def learning_rates(output: Path) -> list[float]:
 
 def test_every_parameter_belongs_to_one_part() -> None:
     names = [name for name, _ in PerceiverVLForPreTraining(tiny_config()).named_parameters()]
-    assert {part_of(name) for name in names} == set(PARTS) - {"all", *ENCODERS}
+    assert {part_of(name) for name in names} == set(PARTS) - {"all", *OF_ENCODERS}
     reads = [name for name in names if part_of(name) == "cross_attentions"]
     assert {name.split(".")[3] for name in reads} == {"0", "1", "2"}
     assert all(".cross_attention." in name for name in reads)
@@ -111,11 +111,11 @@ def test_only_the_cross_attentions_move_in_their_stage_and_everything_after_it(
     reads = {name for name in start if part_of(name) == "cross_attentions"}
     assert moved(start, first) <= reads
     assert moved(start, first) >= {name for name in reads if name.endswith(".weight")}
-    assert parts_moved(first, end) == set(PARTS) - {"all", *ENCODERS}
+    assert parts_moved(first, end) == set(PARTS) - {"all", *OF_ENCODERS}
 
 
 def test_each_part_can_be_trained_by_itself(start: dict[str, Tensor], tmp_path: Path) -> None:
-    parts = sorted(set(PARTS) - {"all", *ENCODERS})
+    parts = sorted(set(PARTS) - {"all", *OF_ENCODERS})
     run(tmp_path / "run", [{"steps": 1, "train": [part]} for part in parts], training={"save_steps": 1})
     before = start
     for step, part in enumerate(parts, start=1):

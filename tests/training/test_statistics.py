@@ -17,7 +17,7 @@ from perceiver_vl.models.perceiver_vl.flops import encoder_flops
 from perceiver_vl.training import train
 from perceiver_vl.training.losses.base import PreTrainingBatch
 from perceiver_vl.training.objectives import Objectives, PreTrainingModule
-from perceiver_vl.training.recipe import ENCODERS, PARTS, read_recipe
+from perceiver_vl.training.recipe import OF_ENCODERS, PARTS, read_recipe
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.training.statistics import (
     encoder_statistics,
@@ -50,7 +50,7 @@ def test_norms_are_those_of_the_parts_and_clipping_does_not_change_them() -> Non
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     whole: dict[str, float] = {}
-    for part in set(PARTS) - {"all", *ENCODERS}:
+    for part in set(PARTS) - {"all", *OF_ENCODERS}:
         own = [p.grad.flatten() for name, p in model.named_parameters() if part_of(name) == part and p.grad is not None]
         whole[part] = torch.cat(own).norm().item()
     total = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
@@ -210,7 +210,7 @@ def test_looking_into_a_run_does_not_change_it(tmp_path: Path, monkeypatch: pyte
     assert all(0 < line["cross_attention_3_entropy"] <= 1 for line in looked)
     assert "cross_attention_3_entropy" not in left_alone[0]
     for line in looked:
-        parts = [line[f"grad_norm_{part}"] for part in set(PARTS) - {"all", *ENCODERS}]
+        parts = [line[f"grad_norm_{part}"] for part in set(PARTS) - {"all", *OF_ENCODERS}]
         assert sum(norm**2 for norm in parts) ** 0.5 == pytest.approx(line["grad_norm"], rel=1e-3)
         assert line["clips_per_second"] > 0
         assert 0 < line["share_of_peak"] < 1

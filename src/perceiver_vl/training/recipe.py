@@ -23,6 +23,8 @@ Parsed = TypeVar("Parsed")
 RECIPES = Path(__file__).parent / "recipes"
 """Those of the package, `recipes/` in the repository."""
 ENCODERS = ("vision_encoder", "text_encoder")
+OF_ENCODERS = ("base_answers", *ENCODERS)
+"""The parts that only models over pretrained encoders have."""
 PARTS = (
     "cross_attentions",
     "latents",
@@ -30,8 +32,7 @@ PARTS = (
     "embeddings",
     "decoder",
     "heads",
-    "base_answers",
-    *ENCODERS,
+    *OF_ENCODERS,
     "all",
 )
 
