@@ -1,5 +1,6 @@
 """The smallest models and inputs that still have every part."""
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any, TypeVar
@@ -202,3 +203,10 @@ def tiny_recipe(output: Path, **changes: Any) -> dict[str, Any]:
     for section, values in changes.items():
         recipe[section] = recipe.get(section, {}) | values
     return recipe
+
+
+def lose_the_end(run: Path, last: str) -> None:
+    """Have a run that ended look as if it had been stopped before its last checkpoint."""
+    shutil.rmtree(run / "checkpoints" / last)
+    for name in ("model.safetensors", "metrics.json"):
+        (run / name).unlink()

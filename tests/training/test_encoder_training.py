@@ -25,7 +25,7 @@ from perceiver_vl.training import TrainingResult, train
 from perceiver_vl.training.dry_run import dry_run
 from perceiver_vl.training.recipe import read_recipe
 from small_encoders import SMALL, save_onnx, save_text, save_vision
-from tiny import tiny_model
+from tiny import lose_the_end, tiny_model
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "white": (250, 250, 250)}
 
@@ -81,6 +81,8 @@ def run(
     }
     for name, value in changes.items():
         recipe[name] = {**recipe.get(name, {}), **value} if isinstance(value, dict) else value
+    if "stages" in recipe:  # which say themselves how long
+        del recipe["training"]["max_steps"]
     file = output.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return train(read_recipe(file), resume=resume, progress=progress, change=change)
@@ -103,6 +105,9 @@ def test_the_base_that_is_fitted_tells_colours_apart(place: Path, tmp_path: Path
     base = result.base["streams"][0]["text_to_video"]
     assert base == vars(result.retrieval.streams[0].text_to_video)  # nothing was learned, and nothing was added
     assert base["r1"] > 3 * 100 / 8  # of 8 clips, some of which look alike
+    fitted: Any = PerceiverVLForRetrieval.from_pretrained(tmp_path / "run").perceiver_vl.base
+    assert fitted.hubness_weight > 0
+    assert torch.allclose(fitted.queries.norm(dim=1), torch.ones(len(fitted.queries))), "all are texts"
 
 
 def test_the_model_compares_as_the_fit_did(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,9 +200,7 @@ def test_a_run_with_adapters_goes_on_as_one_that_was_never_stopped(
     run(place, tmp_path / "whole", progress=True, **how)
     assert "448 weights of the text encoder learn\n" in capsys.readouterr().err
     run(place, tmp_path / "parts", **how)
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "checkpoint-4")
-    for name in ("model.safetensors", "metrics.json"):
-        (tmp_path / "parts" / name).unlink()
+    lose_the_end(tmp_path / "parts", "checkpoint-4")
     run(place, tmp_path / "parts", resume=True, **how)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -279,9 +282,7 @@ def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(place: Path, tmp_
     saving = {"save_strategy": "steps", "save_steps": 2}
     run(place, tmp_path / "whole", training=saving)
     run(place, tmp_path / "parts", training=saving)
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "checkpoint-4")
-    for name in ("model.safetensors", "metrics.json"):
-        (tmp_path / "parts" / name).unlink()
+    lose_the_end(tmp_path / "parts", "checkpoint-4")
     run(place, tmp_path / "parts", training=saving, resume=True)
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -378,23 +379,18 @@ def questions_of(place: Path, folder: Path, model: Path, steps: int, output: Pat
         {**row, "text": None, "question": "what is above?", "answer": row["text"][0].partition(" ")[0]} for row in rows
     ]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
-    recipe = {
-        "output": str(output),
-        "task": "question-answering",
-        "data": {
-            "train": {"folder": str(folder), "split": "train"},
-            "validation": {"folder": str(folder), "split": "validation"},
-            "num_frames": 1,
-            "sampling": "uniform",
-            "cache": True,
-        },
-        "initialise": {"model": str(model)},
-        "stages": [{"steps": steps, "train": ["base_answers"]}],
-        "training": {"per_device_train_batch_size": 16, "learning_rate": 1e-2, "report_to": "none"},
-    }
-    file = output.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return train(read_recipe(file), progress=True)
+    return run(
+        place,
+        output,
+        folder,
+        progress=True,
+        task="question-answering",
+        objectives=None,
+        evaluation=None,
+        initialise={"model": str(model)},
+        stages=[{"steps": steps, "train": ["base_answers"]}],
+        training={"per_device_train_batch_size": 16, "learning_rate": 1e-2},
+    )
 
 
 def test_answers_are_learned_over_what_the_encoders_say(

@@ -90,6 +90,13 @@ class RetrievalResult:
         out.print(f"encoding a clip once (multi, mixed, cascade): {once}")
 
 
+def ranks_of(scores: Tensor, own: Tensor) -> Tensor:
+    """Scores `(Q,C)` → the rank of the candidate `own (Q,)` of each query `(Q,)`, from 1; what is equal to it stands
+    before it.
+    """
+    return (scores >= scores.gather(1, own[:, None])).sum(1)
+
+
 def recall_of(ranks: Tensor) -> Recall:
     """Ranks (·,) from 1 → recalls in per cent, median (of an even number the mean of the two in the middle; the code of
     vsepp rounds that down) and mean.

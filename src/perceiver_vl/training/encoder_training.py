@@ -24,6 +24,7 @@ from perceiver_vl.media.sampling import Frames
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.evaluation import evaluating, vision_batch_of
+from perceiver_vl.tasks.retrieval_result import ranks_of, recall_of
 from perceiver_vl.training.adapters import add_adapters
 from perceiver_vl.training.recipe import EncoderTuning, Recipe
 from perceiver_vl.utils.distributed import ProcessGroup
@@ -351,6 +352,5 @@ def _mapped(vectors: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:
 
 def _recall(clips: Tensor, captions: Tensor, owner: Tensor) -> tuple[float, float]:
     """R@1 and R@10 of captions `(Q,E)` among clips `(C,E)`, in per cent."""
-    scores = captions @ clips.T
-    ranks = (scores >= scores.gather(1, owner[:, None])).sum(1)
-    return tuple(100 * (ranks <= k).double().mean().item() for k in (1, 10))  # type: ignore[return-value]
+    recall = recall_of(ranks_of(captions @ clips.T, owner))
+    return recall.r1, recall.r10

@@ -17,7 +17,7 @@ from perceiver_vl.models.budget import FULL_BUDGET
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.evaluation import evaluating, vision_batch_of
-from perceiver_vl.tasks.retrieval_result import recall_of
+from perceiver_vl.tasks.retrieval_result import ranks_of, recall_of
 from perceiver_vl.tasks.task_result import TaskResult
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.distributed import ProcessGroup
@@ -42,13 +42,8 @@ class Texts:
         if not rows:
             return {}
         own = torch.tensor([of_clip[place] for place in self.owner[rows].tolist()])
-        found = recall_of(ranks(self.vectors[rows] @ clips.T, own))
+        found = recall_of(ranks_of(self.vectors[rows] @ clips.T, own))
         return {f"r{k}": getattr(found, f"r{k}") for k in (1, 5, 10)}
-
-
-def ranks(scores: Tensor, own: Tensor) -> Tensor:
-    """`(Q,C)` → the rank of each one's own `(Q,)`, from 1; what is equal to it stands before it."""
-    return (scores >= scores.gather(1, own[:, None])).sum(1)
 
 
 @torch.inference_mode()
@@ -106,7 +101,7 @@ def score_student(
     if student is None or known.sum() < 2:
         raise PerceiverVLError(f"validation: {int(known.sum())} clips that teacher and student can read, need two")
     places, student, teacher = places[known], student[known], vectors[places[known]]
-    found = recall_of(ranks(teacher @ student.T, torch.arange(len(places))))
+    found = recall_of(ranks_of(teacher @ student.T, torch.arange(len(places))))
     metrics = {"cosine": F.cosine_similarity(student, teacher, dim=-1).mean().item(), "neighbour_r1": found.r1}
     for whose, clips in (("text", student), ("teacher_text", teacher)):
         metrics |= {f"{whose}_{name}": value for name, value in texts.recalls(clips, places).items()}

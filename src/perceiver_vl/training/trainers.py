@@ -39,19 +39,15 @@ class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
 
     def score(self, validation: VideoDataset) -> RetrievalResult:
         """As the recipe's `evaluation` says."""
-        how, data = self.recipe.evaluation, self.recipe.data
+        how = self.recipe.evaluation
         return evaluate_retrieval(
             self._whole_model(),
             self.processing_class,
             validation,
             streams=how.streams,
-            num_frames=data.num_frames,
             captions_per_clip=how.captions_per_clip,
             shortlist=how.shortlist,
-            batch_size=how.batch_size,
-            strict=data.strict,
-            max_failed_fraction=data.max_failed_fraction,
-            shared=True,
+            **_reading(self.recipe),
         )
 
     def flops(self, batch: Mapping[str, Tensor]) -> float:
@@ -101,7 +97,7 @@ class DistillationTrainer(RecipeTrainer[TaskResult]):
     def score(self, validation: VideoDataset) -> TaskResult:
         """As `score_student` says."""
         assert self.targets is not None
-        data, model = self.recipe.data, self._whole_model()
+        model = self._whole_model()
         if self._texts is None:
             self._texts = texts_of(model, self.processing_class, validation)
         return score_student(
@@ -110,11 +106,7 @@ class DistillationTrainer(RecipeTrainer[TaskResult]):
             validation,
             self.targets,
             self._texts,
-            num_frames=data.num_frames,
-            batch_size=self.recipe.evaluation.batch_size,
-            strict=data.strict,
-            max_failed_fraction=data.max_failed_fraction,
-            shared=True,
+            **_reading(self.recipe),
         )
 
     def flops(self, batch: Mapping[str, Tensor]) -> float:
@@ -153,16 +145,11 @@ class TaskTrainer(RecipeTrainer[TaskResult]):
     def score(self, validation: VideoDataset) -> TaskResult:
         """As `evaluate --task` does."""
         assert self.recipe.task is not None
-        data = self.recipe.data
         return example_task_of(self.recipe.task).evaluate(
             self._whole_model(),
             self.processing_class,
             validation,
-            num_frames=data.num_frames,
-            batch_size=self.recipe.evaluation.batch_size,
-            strict=data.strict,
-            max_failed_fraction=data.max_failed_fraction,
-            shared=True,
+            **_reading(self.recipe),
         )
 
     def flops(self, batch: Mapping[str, Tensor]) -> float:
@@ -191,3 +178,15 @@ def measured_by(recipe: Recipe) -> list[str]:
         return list(example_task_of(recipe.task).metrics)
     streams = recipe.evaluation.streams
     return [f"{one.replace('-', '_')}_{way}{k}" for one in streams for way in ("", "v2t_") for k in RECALLS]
+
+
+def _reading(recipe: Recipe) -> dict[str, Any]:
+    """How every evaluation of a run reads its clips, by all processes together."""
+    data = recipe.data
+    return {
+        "num_frames": data.num_frames,
+        "batch_size": recipe.evaluation.batch_size,
+        "strict": data.strict,
+        "max_failed_fraction": data.max_failed_fraction,
+        "shared": True,
+    }
