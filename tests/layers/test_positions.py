@@ -131,3 +131,11 @@ def test_each_example_may_stand_elsewhere() -> None:
     positions = torch.stack([torch.arange(5), torch.arange(5) + 7])
     found = rotary(x, positions)
     assert torch.equal(found[1:], rotary(x[1:], positions[1]))
+
+
+def test_far_positions_are_told_apart_in_half_precision() -> None:
+    rotary, x = RotaryPositions(4).to(torch.bfloat16), torch.ones(1, 1, 2, 4)
+    wanted = rotary(x, torch.tensor([8000, 8001]))
+    found = rotary(x.to(torch.bfloat16), torch.tensor([8000, 8001]))
+    torch.testing.assert_close(found.float(), wanted, atol=0.02, rtol=0.0)
+    assert differs(found[:, :, 0].float(), found[:, :, 1].float())

@@ -271,7 +271,7 @@ class AttentionBlock(GradientCheckpointingLayer):
     `intermediate_size`: width of the MLP; None: four times `hidden_size`, 0: no MLP. Perceiver-VL norms its inputs
     once, before the encoder; `norm_inputs` norms them in the block, as Perceiver IO does. `residual` is what the
     attention is added to: the queries as they came in, the normed queries (the released code of Perceiver-VL), or
-    nothing. `attention`: further arguments of `Attention`.
+    nothing. `mlp_bias`, `activation`: of the MLP. `attention`: further arguments of `Attention`.
     """
 
     def __init__(
@@ -285,6 +285,8 @@ class AttentionBlock(GradientCheckpointingLayer):
         dropout: float = 0.0,
         norm_inputs: bool = False,
         residual: Literal["queries", "normed_queries", "none"] = "queries",
+        mlp_bias: bool = True,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
         **attention: Any,
     ) -> None:
         super().__init__()
@@ -293,7 +295,10 @@ class AttentionBlock(GradientCheckpointingLayer):
         self.input_norm = nn.LayerNorm(input_size or hidden_size, eps=eps) if norm_inputs else nn.Identity()
         self.attention = Attention(hidden_size, num_heads, input_size=input_size, **attention)
         self.norm2 = None if intermediate_size == 0 else nn.LayerNorm(hidden_size, eps=eps)
-        self.mlp = None if intermediate_size == 0 else MLP(hidden_size, intermediate_size or 4 * hidden_size)
+        self.mlp = None
+        if intermediate_size != 0:
+            width = intermediate_size or 4 * hidden_size
+            self.mlp = MLP(hidden_size, width, bias=mlp_bias, activation=activation)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -341,13 +346,13 @@ class AttentionBlock(GradientCheckpointingLayer):
         """What the block's attention finds in `inputs (B,M,C)`, for `queries (B or 1,N,D)`."""
         return self.attention.partial_attention(self.norm1(queries), self.input_norm(inputs), mask, absorb=absorb)
 
-    def project_queries(self, queries: Tensor) -> Tensor:
+    def project_queries(self, queries: Tensor, positions: Tensor | None = None) -> Tensor:
         """`queries (B,N,D)` → those of the block's attention, `(B,H,N,d)`."""
-        return self.attention.project_queries(self.norm1(queries))
+        return self.attention.project_queries(self.norm1(queries), positions)
 
-    def keys_values(self, inputs: Tensor, mask: Tensor | None = None) -> KeysValues:
+    def keys_values(self, inputs: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> KeysValues:
         """All that the block will ever need of `inputs (B,M,C)`."""
-        return self.attention.keys_values(self.input_norm(inputs), mask)
+        return self.attention.keys_values(self.input_norm(inputs), mask, positions)
 
     def attend(self, q: Tensor, inputs: KeysValues) -> PartialAttention:
         """What projected queries `(B,H,N,d)` find in `inputs`."""

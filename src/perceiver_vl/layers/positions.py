@@ -91,8 +91,6 @@ class RotaryPositions(nn.Module):
     as in the authors' code of Perceiver AR; else they stop one step short of it.
     """
 
-    inverse_wavelengths: Tensor
-
     def __init__(
         self,
         head_size: int,
@@ -103,17 +101,25 @@ class RotaryPositions(nn.Module):
         inclusive: bool = False,
     ) -> None:
         super().__init__()
-        pairs = int(share * head_size / 2)
-        exponents = torch.linspace(0, pairs, pairs) if inclusive else torch.arange(pairs, dtype=torch.float32)
-        self.interleaved = interleaved
-        self.register_buffer("inverse_wavelengths", base ** (-exponents / pairs), persistent=False)
+        self.pairs, self.base = int(share * head_size / 2), base
+        self.interleaved, self.inclusive = interleaved, inclusive
+
+    def inverse_wavelengths(self, device: torch.device) -> Tensor:
+        """`(R/2,)` float32, rounded as the public implementations round it. No buffer, which half precision would
+        round, and a file of weights does not hold.
+        """
+        exponents = torch.arange(self.pairs, dtype=torch.float32, device=device)
+        if self.inclusive:
+            exponents = torch.linspace(0, self.pairs, self.pairs, device=device)
+        return 1.0 / self.base ** (exponents / self.pairs)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """`x (B,H,L,d)`, `positions (L,)` or `(B,L)` → `(B,H,L,d)`."""
-        angles = positions[..., None].to(x.dtype) * self.inverse_wavelengths.to(x.dtype)  # (…,L,pairs)
+        exact = torch.promote_types(x.dtype, torch.float32)  # in half precision position 257 would be 256
+        angles = positions[..., None].to(exact) * self.inverse_wavelengths(x.device).to(exact)  # (…,L,pairs)
         if angles.ndim == 3:
             angles = angles[:, None]
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         rotated, kept = x.split([2 * angles.shape[-1], x.shape[-1] - 2 * angles.shape[-1]], dim=-1)
         first, second = rotated.unflatten(-1, (-1, 2)).unbind(-1) if self.interleaved else rotated.chunk(2, dim=-1)
         turned = first * cos - second * sin, second * cos + first * sin
