@@ -81,6 +81,11 @@ class PerceiverVLConfig(PreTrainedConfig):
     frame_class_token: bool = True  # ViT's class token in front of the patches of each frame: M = 145 a frame
     vision_config: Any = None  # PreTrainedConfig of a pretrained encoder in the place of patches
     token_grid: int | None = None  # rows and columns that its tokens are averaged to; None: as many as it gives
+    # Tokens that see more than the paper's: all as in the paper unless set
+    patch_stem: Literal["linear", "convolutional"] = "linear"  # several convolutions in place of the one projection
+    patch_norm: bool = False  # norm what a patch shows before its place is added
+    sincos_positions: float | None = None  # positions and times begin as sines and cosines times this; None: as N(0, …)
+    temporal_kernel: int = 0  # frames, an odd number, over which tokens of one place are mixed; 0: none
     # Text
     text_config: Any = None  # PreTrainedConfig of a pretrained encoder in the place of the word table
     vocab_size: int = 30522
@@ -89,6 +94,7 @@ class PerceiverVLConfig(PreTrainedConfig):
     mask_token_id: int = 103  # [MASK] of BERT: what is masked when no mlm_labels are given
 
     # Reading
+    qk_norm: bool = False  # norm what cross-attentions compare, with learned scales: they find their own temperature
     layer_drop: float = 0.5  # probability of DROPPING a read in training, block 0 excepted (paper 3.3)
     modality_aggregation: Literal["joint", "separate", "separate_plus"] = "joint"  # paper 3.2, Figure 3
 
@@ -171,11 +177,25 @@ class PerceiverVLConfig(PreTrainedConfig):
         for name in ("layer_norm_eps", "text_layer_norm_eps"):
             if not getattr(self, name) > 0.0:
                 raise UsageError(f"{name}={getattr(self, name)}: need a small number above 0")
+        self._check_tokens()
         if self.modality_aggregation == "separate_plus" and self.self_attentions_per_block < 2:
             raise UsageError(
                 f"self_attentions_per_block={self.self_attentions_per_block}: separate_plus thinks once after each "
                 "modality, so at least 2"
             )
+
+    def _check_tokens(self) -> None:
+        """Refuse ways to make tokens that cannot be."""
+        if self.vision_config is not None and (self.patch_stem != "linear" or self.patch_norm):
+            raise UsageError("patch_stem, patch_norm: of patches, in whose place a vision_config gives its tokens")
+        if self.patch_stem == "convolutional" and self.patch_size.bit_count() != 1:
+            raise UsageError(f"patch_size={self.patch_size}: patch_stem='convolutional' needs a power of 2")
+        if self.sincos_positions is not None and not 0.0 < self.sincos_positions <= 1000.0:
+            raise UsageError(f"sincos_positions={self.sincos_positions}: need a size above 0, at most 1000, or None")
+        if self.sincos_positions is not None and self.hidden_size % 4:
+            raise UsageError(f"sincos_positions: need a hidden_size that 4 divides, not {self.hidden_size}")
+        if not 0 <= self.temporal_kernel <= 1001 or (self.temporal_kernel and self.temporal_kernel % 2 == 0):
+            raise UsageError(f"temporal_kernel={self.temporal_kernel}: need an odd number of frames up to 1001, or 0")
 
     def _check_encoders(self) -> None:
         """Refuse parts that do not fit each other, and encoders that no machine holds."""

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from perceiver_vl.layers.perceiver import QueryDecoder
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.encoder import block_arguments
+from perceiver_vl.models.perceiver_vl.encoder import block_arguments, cross_attention_arguments
 
 
 def query_decoder(config: PerceiverVLConfig) -> QueryDecoder:
     """The decoder of a configuration; the queries of all tasks are handed in."""
-    return QueryDecoder(**block_arguments(config), residual=config.cross_attention_residual)
+    return QueryDecoder(**block_arguments(config), **cross_attention_arguments(config))
 
 
 class ClassQuery(nn.Module):

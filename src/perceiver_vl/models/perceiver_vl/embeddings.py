@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perceiver_vl.layers.patch_stem import ConvolutionalStem, TemporalMixing
 from perceiver_vl.layers.positions import resize_positions
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoders import vision_width
@@ -61,19 +62,29 @@ class VisionEmbeddings(nn.Module):
     """Linear projections of the patches of each frame, plus patch positions and, in clips, the frame's own row.
 
     An image is a clip of one frame: what has one real frame receives no temporal embedding. Over a vision encoder its
-    tokens `(B,T,P,W)`, a class token first where there is one, take the place of pixels.
+    tokens `(B,T,P,W)`, a class token first where there is one, take the place of pixels. Beyond the paper, a
+    convolutional stem may take the place of the projection, its output be normed before positions are added, and
+    tokens of neighbouring frames be mixed.
     """
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
         self.grid = config.grid
         self.patch_size = config.patch_size
-        if config.vision_config is None:
+        if config.vision_config is not None:
+            self.token_projection = TokenProjection(vision_width(config.vision_config), config)
+        elif config.patch_stem == "convolutional":
+            self.stem = ConvolutionalStem(config.hidden_size, config.patch_size, config.num_channels)
+        else:
             self.patch_projection = nn.Conv2d(
                 config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
             )
-        else:
-            self.token_projection = TokenProjection(vision_width(config.vision_config), config)
+        self.patch_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.patch_norm else None
+        self.temporal_mixing = (
+            TemporalMixing(config.hidden_size, config.temporal_kernel, config.layer_norm_eps)
+            if config.temporal_kernel
+            else None
+        )
         self.position_embeddings = nn.Parameter(torch.zeros(self.grid**2, config.hidden_size))
         self.temporal_embeddings = nn.Parameter(torch.zeros(config.max_frames, config.hidden_size))
         self.has_class_token = config.frame_class_token
@@ -93,9 +104,13 @@ class VisionEmbeddings(nn.Module):
         return self.place_frames(pixel_values, frame_mask, self.temporal_embeddings[:frames] * is_clip)
 
     def place_frames(self, pixel_values: Tensor, frame_mask: Tensor, temporal: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for any frames of a clip, given their rows of time `temporal (T,D)` or `(B,T,D)`."""
+        """The same for any frames of a clip, given their rows of time `temporal (T,D)` or `(B,T,D)`; neighbours that
+        are mixed are those given.
+        """
         project = self.project_encoded if pixel_values.ndim == 4 else self.project_pixels
         tokens = project(pixel_values.flatten(0, 1)).unflatten(0, pixel_values.shape[:2])  # (B,T,P,D)
+        if self.temporal_mixing is not None:
+            tokens = self.temporal_mixing(tokens, frame_mask)
         tokens = tokens + temporal[..., None, :]
         token_mask = frame_mask[:, :, None].expand(tokens.shape[:3])
         return tokens.flatten(1, 2), token_mask.flatten(1, 2)
@@ -105,7 +120,9 @@ class VisionEmbeddings(nn.Module):
         height, width = frames.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise UsageError(f"frames of {height}x{width} pixels: need multiples of patch_size={self.patch_size}")
-        patches = self.project_patches(frames)
+        patches = self.project_patches(frames) if hasattr(self, "patch_projection") else self.stem(frames)
+        if self.patch_norm is not None:
+            patches = self.patch_norm(patches)
         patches = patches + self.patch_positions(height // self.patch_size, width // self.patch_size)
         if not self.has_class_token:
             return patches

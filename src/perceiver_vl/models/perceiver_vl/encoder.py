@@ -87,6 +87,11 @@ def block_arguments(config: PerceiverVLConfig) -> dict[str, Any]:
     }
 
 
+def cross_attention_arguments(config: PerceiverVLConfig) -> dict[str, Any]:
+    """The arguments in which its cross-attentions, those of the decoder too, differ from its self-attentions."""
+    return {"residual": config.cross_attention_residual, "qk_norm": config.qk_norm}
+
+
 class PerceiverVLEncoder(LatentEncoder):
     """The latent encoder of a configuration: latents that have positions, and modalities in the order of Figure 3.
 
@@ -108,7 +113,7 @@ class PerceiverVLEncoder(LatentEncoder):
             self_attentions_per_block=self_attentions_by_block(config),
             layer_drop=config.layer_drop,
             undropped=len(modalities),
-            cross_attention={"residual": config.cross_attention_residual},
+            cross_attention=cross_attention_arguments(config),
         )
         self.modalities = modalities
         self.latents = nn.Parameter(torch.zeros(config.num_latents, config.hidden_size))

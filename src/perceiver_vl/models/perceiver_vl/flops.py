@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from perceiver_vl.layers.attention import absorbing_pays
+from perceiver_vl.layers.patch_stem import mixing_flops, stem_flops
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoders import text_model, vision_width
@@ -30,7 +31,7 @@ def partial_attention_flops(config: PerceiverVLConfig, queries: int, inputs: int
     Few queries (the decoder's) are met in the inputs' own space: no keys and values are made.
     """
     d, heads = config.hidden_size, config.num_attention_heads
-    if absorbing_pays(queries, inputs, d, 2 * d, heads):
+    if not config.qk_norm and absorbing_pays(queries, inputs, d, 2 * d, heads):
         return 2 * (3 * d * d * queries + 2 * queries * inputs * d * heads)
     return 2 * (d * d * queries + 2 * d * d * inputs + 2 * queries * inputs * d)
 
@@ -41,13 +42,17 @@ def output_flops(config: PerceiverVLConfig, queries: int) -> int:
 
 
 def embedding_flops(config: PerceiverVLConfig, frames: int) -> int:
-    """The patch projection of `frames` frames of `image_size` (words are looked up, which costs nothing here); over a
-    pretrained encoder the projection of its tokens.
+    """The patch projection or stem of `frames` frames of `image_size` (words are looked up, which costs nothing here);
+    over a pretrained encoder the projection of its tokens; and what mixes tokens over time.
     """
+    d, channels, patch, kernel = config.hidden_size, config.num_channels, config.patch_size, config.temporal_kernel
+    tokens = frames * config.tokens_per_frame
+    mixing = mixing_flops(d, kernel, tokens) if kernel else 0
     if config.vision_config is not None:
-        return 2 * frames * config.tokens_per_frame * vision_width(config.vision_config) * config.hidden_size
-    patches = (config.image_size // config.patch_size) ** 2
-    return 2 * frames * patches * config.num_channels * config.patch_size**2 * config.hidden_size
+        return mixing + 2 * tokens * vision_width(config.vision_config) * d
+    if config.patch_stem == "convolutional":
+        return mixing + frames * stem_flops(d, patch, channels, config.image_size)
+    return mixing + 2 * frames * config.grid**2 * channels * patch**2 * d
 
 
 def pretrained_flops(config: PerceiverVLConfig, frames: int = 0, text_tokens: int = 0) -> int:

@@ -14,7 +14,9 @@ from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
 from transformers.utils import ModelOutput, can_return_tuple
 
 from perceiver_vl.layers.attention import Attention, has_plain_projections
+from perceiver_vl.layers.patch_stem import ConvolutionalStem, TemporalMixing
 from perceiver_vl.layers.perceiver import EncoderRecord
+from perceiver_vl.layers.positions import sincos_positions_2d, sinusoidal_positions
 from perceiver_vl.layers.token_selection import drawn_latents, kept_tokens
 from perceiver_vl.layers.zero_linear import ZeroLinear
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, TrainingBudget
@@ -69,7 +71,8 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
         N(0, initializer_range); biases 0, norms 1 and 0. Latents and their learned positions: N(0,
         latent_initializer_range) between them. Temporal table: 0: a clip starts as a set of images, as released.
         Temperature of VTC: 1/0.07, as CLIP's. Where there is a base, what is added to it, and the maps that it is made
-        by: 0. Bilinear pooling: N(0, 1/fan_in), which keeps its products of size 1.
+        by: 0. Bilinear pooling: N(0, 1/fan_in), which keeps its products of size 1; convolutions of a stem and over
+        time, too. With `sincos_positions` the tables of positions and times are sines and cosines of that size.
         """
         super()._init_weights(module)
         std = self.config.initializer_range
@@ -82,12 +85,21 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
             if self.config.latent_position == "fourier":
                 init.copy_(module.latent_positions, fourier_positions(module.latents))
         elif isinstance(module, VisionEmbeddings):
-            init.normal_(module.position_embeddings, std=std)
-            init.zeros_(module.temporal_embeddings)
+            if (scale := self.config.sincos_positions) is None:
+                init.normal_(module.position_embeddings, std=std)
+                init.zeros_(module.temporal_embeddings)
+            else:
+                frames, width = module.temporal_embeddings.shape
+                init.copy_(module.position_embeddings, scale * sincos_positions_2d(module.grid, module.grid, width))
+                init.copy_(module.temporal_embeddings, scale * sinusoidal_positions(frames, width))
             if module.has_class_token:
                 init.normal_(module.class_position, std=std)
                 if hasattr(module, "class_token"):
                     init.normal_(module.class_token, std=std)
+        elif isinstance(module, ConvolutionalStem | TemporalMixing):
+            for convolution in module.modules():
+                if isinstance(convolution, nn.Conv1d | nn.Conv2d):
+                    init.normal_(convolution.weight, std=convolution.weight[0].numel() ** -0.5)
         elif isinstance(module, ClassQuery):
             init.normal_(module.query, std=std)
         elif isinstance(module, BaseAnswers):

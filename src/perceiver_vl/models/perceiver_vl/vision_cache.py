@@ -199,7 +199,7 @@ class VisionCacheMixin:
         where the temporal table is interpolated. For use without gradients.
         Raises `UsageError` for a stream that can be read once where more is needed and there is no spill, for a budget
         of frames or that chooses among the latents, and for frames that are not as many as said; `PerceiverVLError` for
-        a spill that has no room.
+        a spill that has no room. A model that mixes tokens over time (`temporal_kernel`) takes clips whole alone.
         """
         base = _base(self)
         budget = budget or FULL_BUDGET
@@ -207,6 +207,11 @@ class VisionCacheMixin:
         _refuse_choice(base, budget)
         if budget.frames is not None:
             raise UsageError(f"budget {budget}: every frame of a stream is read, give it fewer frames")
+        if base.config.temporal_kernel:
+            raise UsageError(
+                f"temporal_kernel={base.config.temporal_kernel}: tokens of neighbouring frames are mixed, which chunks "
+                "cut apart; give the clip whole (pixel_values), of fewer frames"
+            )
         cross_attentions, latents = _first_queries(base, budget)
         embedded = EmbeddedChunks(base.embeddings, base.encode_frames, chunks, num_frames)
         if embedded.once and len(cross_attentions) > 1 and spill is None:

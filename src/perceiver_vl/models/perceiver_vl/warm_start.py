@@ -138,6 +138,10 @@ def initialise_from(
     base = "" if model.base_model is model else f"{model.base_model_prefix}."
     plans: list[tuple[_Source, list[_Place]]] = []
     if vision is not None:
+        if model.config.patch_stem != "linear":
+            raise UsageError(
+                f"patch_stem={model.config.patch_stem!r}: no vision source has one, set it to linear or name none"
+            )
         source = _load("vision", vision, model.config)
         plans.append((source, list(_vision_places(source, model.config, base))))
     if text is not None:
