@@ -272,6 +272,35 @@ def test_few_queries_make_no_keys_and_find_the_same(
     assert made == (0 if cheaper else inputs)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@given(queries=st.integers(1, 60), inputs=st.integers(1, 60), widths=st.tuples(*[st.sampled_from([4, 8])] * 4))
+def test_one_wide_head_meets_the_narrower_side_and_finds_the_same(
+    bias: bool, queries: int, inputs: int, widths: tuple[int, int, int, int]
+) -> None:
+    """Perceiver and Perceiver IO have one head as wide as the inputs, and flow asks with more queries than latents."""
+    width, input_size, qk_size, v_size = widths
+    sizes = {"input_size": input_size, "qk_size": qk_size, "v_size": v_size}
+    attention = Attention(width, 1, **sizes, bias=bias, output_bias=bias).double()
+    q, x = torch.randn(2, queries, width).double(), torch.randn(2, inputs, input_size).double()
+    asked = []
+    hook = attention.q_proj.register_forward_hook(lambda _, __, projected: asked.append(projected.shape[1]))
+    with torch.no_grad():
+        wanted = attention(q, x)
+        found = attention(q, x, absorb=True)
+    hook.remove()
+    assert_same(found, wanted)
+    if queries > 4 * inputs and qk_size == v_size == 8 and width == 4:
+        assert asked == [queries]  # by the first alone: for the second they stayed as they were
+
+
+def test_a_gated_mlp_weighs_one_half_by_the_other() -> None:
+    block = AttentionBlock(12, 3, 5, gated_mlp=True).double()
+    assert block.mlp is not None
+    x = torch.randn(2, 4, 12).double()
+    values, gates = block.mlp.fc1(x).split(5, dim=-1)
+    assert_same(block.mlp(x), block.mlp.fc2(values * torch.nn.functional.gelu(gates)))
+
+
 def test_projections_that_do_more_than_their_weights_are_told() -> None:
     class Doubled(torch.nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from perceiver_vl.layers.positions import (
     LearnedPositions,
     RotaryPositions,
     fourier_features,
+    fourier_features_at,
     resize_positions,
     sincos_positions_2d,
     sinusoidal_positions,
@@ -53,6 +54,20 @@ def test_fourier_features_of_several_axes_have_those_of_each() -> None:
     angles = torch.pi * place[:, None] * torch.tensor([[1.0, 3.0], [1.0, 5.0]], dtype=torch.float64)
     wanted = torch.cat([place, angles.sin().flatten(), angles.cos().flatten()])
     assert_same(features[4 * row + column], wanted)
+
+
+def test_fourier_features_of_points_stand_in_either_order() -> None:
+    points = torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    sizes = [4, 6.5, 9]
+    together = fourier_features_at(points, 2, max_resolution=sizes, raw=True)
+    by_axis = fourier_features_at(points, 2, max_resolution=sizes, raw=True, by_axis=True)
+    assert together.shape == by_axis.shape == (2, 5, 3 + 12)
+    for axis, size in enumerate(sizes):
+        angles = torch.pi * points[..., axis, None] * torch.tensor([1, size / 2], dtype=torch.float64)
+        wanted = torch.cat([angles.sin(), angles.cos(), points[..., axis, None]], dim=-1)
+        assert_same(by_axis[..., 5 * axis : 5 * axis + 5], wanted)
+        columns = [3 + 2 * axis, 4 + 2 * axis, 9 + 2 * axis, 10 + 2 * axis, axis]
+        assert_same(together[..., columns], wanted)
 
 
 @pytest.mark.parametrize("length", [1, 3, 128])

@@ -82,6 +82,8 @@ class Attention(nn.Module):
         if absorb and self._absorbs(queries.shape[1], inputs.shape[1]):
             partial = self.partial_attention(queries, inputs, mask, absorb=True)
             return self.output_projection(partial, queries.dtype)
+        if absorb and mask is None and self._absorbs_queries(queries.shape[1], inputs.shape[1]):
+            return self._absorbed_queries(queries, inputs)
         v = self._split_heads(self.v_proj(inputs))
         q, k = self._queries_and_keys(queries, inputs, query_positions, input_positions)
         mask = self._full_mask(mask, q, k)
@@ -189,10 +191,34 @@ class Attention(nn.Module):
 
     def _absorbs(self, queries: int, inputs: int) -> bool:
         """Whether so few queries are better met in the inputs' own space: `Wq q · Wk x = (Wkᵀ Wq q) · x`."""
-        if self.causal or self.rotary is not None or self.k_norm is not None or self.key_positions is not None:
+        if not self._only_projects():
             return False
         own = self.k_proj.out_features + self.v_proj.out_features
         return absorbing_pays(queries, inputs, self.k_proj.in_features, own, self.num_heads)
+
+    def _absorbs_queries(self, queries: int, inputs: int) -> bool:
+        """Whether so many queries are better met where they are, by few inputs that come to them: of one head that is
+        wider than they are. Optical flow asks for every pixel so (Perceiver IO, 4.3).
+        """
+        if self.num_heads > 1 or not self._only_projects() or self.implementation == "eager":
+            return False
+        width, own = self.q_proj.in_features, self.q_proj.out_features + self.v_proj.out_features
+        return 2 * width <= own and inputs * own * width + 2 * queries * inputs * width <= queries * own * (
+            width + inputs
+        )
+
+    def _only_projects(self) -> bool:
+        """Whether queries and keys are projections and nothing else, and all are seen."""
+        return not self.causal and self.rotary is None and self.k_norm is None and self.key_positions is None
+
+    def _absorbed_queries(self, queries: Tensor, inputs: Tensor) -> Tensor:
+        """As `forward`, with queries never projected, nor what they find: keys and values come in their width."""
+        k = self.k_proj(inputs)  # (B,M,D)
+        scale = k.shape[-1] ** -0.5
+        bias = None if self.q_proj.bias is None else (k @ self.q_proj.bias * scale)[:, None, None]  # (B,1,1,M)
+        k, v = k @ self.q_proj.weight, F.linear(self.v_proj(inputs), self.out_proj.weight)
+        found = F.scaled_dot_product_attention(queries[:, None], k[:, None], v[:, None], attn_mask=bias, scale=scale)
+        return found[:, 0] if self.out_proj.bias is None else found[:, 0] + self.out_proj.bias
 
     def _absorbed_partial_attention(self, q: Tensor, inputs: Tensor, mask: Tensor | None) -> PartialAttention:
         """As `attend(q, keys_values(inputs))`, with keys and values never made: the inputs are both."""
@@ -225,11 +251,13 @@ class Attention(nn.Module):
 
 def absorbing_pays(queries: int, inputs: int, width: int, own: int, num_heads: int) -> bool:
     """Whether scores and sums over inputs of full `width` take at most half the operations that their keys and values,
-    `own` wide together, would take. Above that the two run about as fast, as so wide heads are further from the peak.
+    `own` wide together, would take; any fewer will do where heads get no wider by it. Above that the two run about as
+    fast, as so wide heads are further from the peak.
     """
     projected = inputs * own * (width + queries)
     absorbed = queries * width * (own + 2 * num_heads * inputs)
-    return 2 * absorbed <= projected
+    wider = 2 * num_heads * width > own
+    return (2 if wider else 1) * absorbed <= projected
 
 
 def has_plain_projections(attention: Attention) -> bool:
@@ -241,7 +269,9 @@ def has_plain_projections(attention: Attention) -> bool:
 
 
 class MLP(nn.Module):
-    """Linear, activation (exact GELU), linear."""
+    """Linear, activation (exact GELU), linear. `gated`: the first gives twice as much, and the activation of its second
+    half weighs its first (Shazeer 2020, GEGLU).
+    """
 
     def __init__(
         self,
@@ -249,15 +279,19 @@ class MLP(nn.Module):
         intermediate_size: int,
         *,
         bias: bool = True,
+        gated: bool = False,
         activation: Callable[[Tensor], Tensor] = F.gelu,
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.fc1 = nn.Linear(hidden_size, (1 + gated) * intermediate_size, bias=bias)
         self.fc2 = nn.Linear(intermediate_size, hidden_size, bias=bias)
-        self.activation = activation
+        self.activation, self.gated = activation, gated
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…,D)` → `(…,D)`."""
+        if self.gated:
+            values, gates = self.fc1(x).chunk(2, dim=-1)
+            return self.fc2(values * self.activation(gates))
         return self.fc2(self.activation(self.fc1(x)))
 
 
@@ -271,7 +305,7 @@ class AttentionBlock(GradientCheckpointingLayer):
     `intermediate_size`: width of the MLP; None: four times `hidden_size`, 0: no MLP. Perceiver-VL norms its inputs
     once, before the encoder; `norm_inputs` norms them in the block, as Perceiver IO does. `residual` is what the
     attention is added to: the queries as they came in, the normed queries (the released code of Perceiver-VL), or
-    nothing. `mlp_bias`, `activation`: of the MLP. `attention`: further arguments of `Attention`.
+    nothing. `gated_mlp`, `mlp_bias`, `activation`: of the MLP. `attention`: further arguments of `Attention`.
     """
 
     def __init__(
@@ -285,6 +319,7 @@ class AttentionBlock(GradientCheckpointingLayer):
         dropout: float = 0.0,
         norm_inputs: bool = False,
         residual: Literal["queries", "normed_queries", "none"] = "queries",
+        gated_mlp: bool = False,
         mlp_bias: bool = True,
         activation: Callable[[Tensor], Tensor] = F.gelu,
         **attention: Any,
@@ -298,7 +333,7 @@ class AttentionBlock(GradientCheckpointingLayer):
         self.mlp = None
         if intermediate_size != 0:
             width = intermediate_size or 4 * hidden_size
-            self.mlp = MLP(hidden_size, width, bias=mlp_bias, activation=activation)
+            self.mlp = MLP(hidden_size, width, bias=mlp_bias, gated=gated_mlp, activation=activation)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -363,13 +398,14 @@ class AttentionBlock(GradientCheckpointingLayer):
         attended = self.attention.output_projection(partial, queries.dtype)
         return self._add(self._kept(queries, self.norm1(queries)), attended)
 
-    def _kept(self, queries: Tensor, normed: Tensor) -> Tensor:
+    def _kept(self, queries: Tensor, normed: Tensor) -> Tensor | None:
         if self.residual == "queries":
             return queries
-        return normed if self.residual == "normed_queries" else torch.zeros_like(queries)
+        return normed if self.residual == "normed_queries" else None
 
-    def _add(self, latents: Tensor, attended: Tensor) -> Tensor:
-        latents = latents + self.dropout(attended)
+    def _add(self, latents: Tensor | None, attended: Tensor) -> Tensor:
+        attended = self.dropout(attended)
+        latents = attended if latents is None else latents + attended
         if self.norm2 is None or self.mlp is None:
             return latents
         return latents + self.dropout(self.mlp(self.norm2(latents)))

@@ -38,7 +38,7 @@ def fourier_features(
     shape: Sequence[int],
     num_bands: int,
     *,
-    max_resolution: Sequence[int] | None = None,
+    max_resolution: Sequence[float] | None = None,
     raw: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -51,10 +51,31 @@ def fourier_features(
     """
     axes = [torch.linspace(-1.0, 1.0, size, dtype=dtype) for size in shape]
     positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # (L,A)
+    return fourier_features_at(positions, num_bands, max_resolution=max_resolution or shape, raw=raw)
+
+
+def fourier_features_at(
+    positions: Tensor,
+    num_bands: int,
+    *,
+    max_resolution: Sequence[float],
+    raw: bool = False,
+    by_axis: bool = False,
+) -> Tensor:
+    """Those of any `positions (…,A)`, on a grid or not → `(…, 2·A·num_bands)`, and A more if `raw`.
+
+    `by_axis`: the columns of one axis, sines, cosines and the position itself, stand together (lucidrains); else the
+    positions of all axes come first, then all sines, then all cosines (the authors).
+    """
+    highest = [max(size / 2, 1.0) for size in max_resolution]
     frequencies = torch.stack(
-        [torch.linspace(1.0, max(size / 2, 1.0), num_bands, dtype=dtype) for size in max_resolution or shape]
+        [torch.linspace(1.0, most, num_bands, dtype=positions.dtype, device=positions.device) for most in highest]
     )  # (A,bands)
-    angles = (torch.pi * positions[..., None] * frequencies).flatten(1)
+    angles = torch.pi * (positions[..., None] * frequencies)  # (…,A,bands)
+    if by_axis:
+        parts = [angles.sin(), angles.cos(), *([positions[..., None]] if raw else [])]
+        return torch.cat(parts, dim=-1).flatten(-2)
+    angles = angles.flatten(-2)
     return torch.cat([*([positions] if raw else []), angles.sin(), angles.cos()], dim=-1)
 
 
