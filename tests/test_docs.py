@@ -74,7 +74,7 @@ def commands(block: str) -> list[list[str]]:
 
 
 def shortened(words: list[str]) -> list[str]:
-    if words[1] == "train" and "recipes/encoders_questions.yaml" in words:
+    if words[1] == "train" and {"recipes/encoders_questions.yaml", "recipes/encoders_counting.yaml"} & set(words):
         return [
             *words,
             "stages.0.steps=1",

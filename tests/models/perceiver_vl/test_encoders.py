@@ -14,6 +14,7 @@ from perceiver_vl import (
     PerceiverVLConfig,
     PerceiverVLForImageClassification,
     PerceiverVLForImagesAndTextClassification,
+    PerceiverVLForMultipleChoice,
     PerceiverVLForPreTraining,
     PerceiverVLForQuestionAnswering,
     PerceiverVLForRetrieval,
@@ -179,6 +180,24 @@ def test_answers_begin_with_what_the_encoders_say_of_question_and_clip(tmp_path:
     classes = PerceiverVLForImageClassification.from_pretrained(tmp_path / "made", num_labels=5).eval()
     assert classes.base_answers is None
     assert classes(pixels).logits.abs().max() > 0
+
+
+@torch.no_grad()
+def test_of_several_texts_the_one_that_the_encoders_find_nearest_is_chosen_at_first(tmp_path: Path) -> None:
+    save_dual(tmp_path / "dual", "clip")
+    initialise(tmp_path / "made", dual=tmp_path / "dual", **SMALL)
+    model = PerceiverVLForMultipleChoice.from_pretrained(tmp_path / "made").eval()
+    finds = PerceiverVLForRetrieval.from_pretrained(tmp_path / "made").eval()
+    pixels, ids = pixels_of(clips=2), torch.randint(5, 20, (2, 3, 6), generator=torch.Generator().manual_seed(6))
+    logits = model(ids, pixel_values=pixels).logits
+    cosines = torch.einsum(
+        "be,bce->bc", finds.get_vision_features(pixels), finds.get_text_features(ids.flatten(0, 1)).unflatten(0, (2, 3))
+    )
+    assert model.base_matching is not None
+    scale, threshold = model.base_matching.scale, model.base_matching.threshold
+    assert torch.allclose(logits, scale * (cosines - threshold), atol=1e-4)
+    torch.nn.init.normal_(model.vtm_head.classifier.weight)
+    assert not torch.allclose(model(ids, pixel_values=pixels).logits, logits, atol=1e-3)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, query_decoder
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
-from perceiver_vl.models.perceiver_vl.heads import MatchingHead
+from perceiver_vl.models.perceiver_vl.heads import BaseMatching, MatchingHead
 from perceiver_vl.models.perceiver_vl.modeling import (
     AskedOutputs,
     PerceiverVLModel,
@@ -30,10 +30,11 @@ class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):
     """One choice of several: each is read with the clip and asked the VTM query, and the best match is the answer.
 
     The paper's query for this task is in its appendix. Ours is that of VTM, with VTM's head: choosing is matching, so a
-    pre-trained or retrieval model chooses before any fine-tuning, as MSRVTT's multiple choice is usually scored.
+    pre-trained or retrieval model chooses before any fine-tuning, as MSRVTT's multiple choice is usually scored. Over
+    pretrained encoders the latents add to what these alone say of each choice and the clip, as in the single stream.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(mlm_|answer_|contrastive|base_matching|base_answers)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(mlm_|answer_|contrastive|base_answers)"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)
@@ -41,6 +42,7 @@ class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):
         self.decoder = query_decoder(config)
         self.vtm_query = ClassQuery(config)
         self.vtm_head = MatchingHead(config)
+        self.base_matching = BaseMatching() if config.has_vision_base else None
         self.post_init()
 
     def choose(
@@ -62,6 +64,10 @@ class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):
         pairs = beside(vision, rows[real.nonzero()[:, 0]], text)
         latents = self.perceiver_vl.encode(pairs, budget, record)  # (R,N,D)
         scores = self.vtm_head(self.decode(self.vtm_query(len(latents)), latents)[:, 0])
+        if self.base_matching is not None:
+            assert pairs.vision_base is not None
+            assert pairs.text_base is not None
+            scores = scores + self.base_matching(pairs.vision_base, pairs.text_base)
         return scores.new_full(real.shape, -torch.inf).masked_scatter(real, scores)
 
     @can_return_tuple
