@@ -32,7 +32,14 @@ from perceiver_vl.models.perceiver_vl.flops import (
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
 from perceiver_vl.tasks.evaluation import evaluating, vision_batch_of
-from perceiver_vl.tasks.retrieval_result import RetrievalResult, StreamResult, mean_of_folds, recall_of
+from perceiver_vl.tasks.retrieval_result import (
+    RetrievalResult,
+    StreamResult,
+    clip_ranks_of,
+    mean_of_folds,
+    ranks_of,
+    recall_of,
+)
 from perceiver_vl.tasks.task import Task
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.distributed import ProcessGroup
@@ -141,8 +148,8 @@ def _stream_result(stream: str, scorer: "_Scorer", text_seconds: float) -> Strea
     seconds = text_seconds * (stream != "single") + time.perf_counter() - start
     return StreamResult(
         stream,
-        text_to_video=recall_of(_text_ranks(text_scores, owner)),
-        video_to_text=recall_of(_clip_ranks(clip_scores, owner)),
+        text_to_video=recall_of(ranks_of(text_scores, owner)),
+        video_to_text=recall_of(clip_ranks_of(clip_scores, owner)),
         seconds_per_query=seconds / len(owner),
         flops_per_query=scorer.flops(stream, scorer.reader.num_frames),
     )
@@ -160,19 +167,6 @@ def _check_request(
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UsageError(f"{name}={count}: need at least 1")
-
-
-def _text_ranks(scores: Tensor, owner: Tensor) -> Tensor:
-    """Scores (Q,C) → rank of each caption's own clip (Q,)."""
-    own = scores.gather(1, owner[:, None])
-    return (scores >= own).sum(1)
-
-
-def _clip_ranks(scores: Tensor, owner: Tensor) -> Tensor:
-    """Scores (C,Q) → rank of each clip's best caption among the captions of other clips (C,)."""
-    is_own = owner[None] == torch.arange(len(scores), device=owner.device)[:, None]
-    best = scores.masked_fill(~is_own, -torch.inf).amax(1, keepdim=True)
-    return 1 + ((scores >= best) & ~is_own).sum(1)
 
 
 def _encode(

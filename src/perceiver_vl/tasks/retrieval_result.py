@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
 from rich.table import Table
 from torch import Tensor
 
@@ -95,6 +96,15 @@ def ranks_of(scores: Tensor, own: Tensor) -> Tensor:
     before it.
     """
     return (scores >= scores.gather(1, own[:, None])).sum(1)
+
+
+def clip_ranks_of(scores: Tensor, owner: Tensor) -> Tensor:
+    """Scores `(C,Q)` of clips with all captions, `owner (Q,)` says whose these are → the rank of each clip's best own
+    caption among the captions of others `(C,)`, from 1.
+    """
+    is_own = owner[None] == torch.arange(len(scores), device=owner.device)[:, None]
+    best = scores.masked_fill(~is_own, -torch.inf).amax(1, keepdim=True)
+    return 1 + ((scores >= best) & ~is_own).sum(1)
 
 
 def recall_of(ranks: Tensor) -> Recall:
