@@ -49,9 +49,16 @@ def fourier_features(
     (None: `shape`). `raw`: the positions themselves come first, A more columns. Source: Perceiver (Jaegle et al. 2021),
     3.2.
     """
-    axes = [torch.linspace(-1.0, 1.0, size, dtype=dtype) for size in shape]
-    positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # (L,A)
+    positions = grid_positions(shape, dtype=dtype)
     return fourier_features_at(positions, num_bands, max_resolution=max_resolution or shape, raw=raw)
+
+
+def grid_positions(
+    shape: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> Tensor:
+    """Where the places of a grid stand, from -1 to 1 along each axis, ends included → `(L,A)`, last axis fastest."""
+    axes = [torch.linspace(-1.0, 1.0, size, dtype=dtype, device=device) for size in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
 
 def fourier_features_at(
@@ -125,19 +132,20 @@ class RotaryPositions(nn.Module):
         self.pairs, self.base = int(share * head_size / 2), base
         self.interleaved, self.inclusive = interleaved, inclusive
 
-    def inverse_wavelengths(self, device: torch.device) -> Tensor:
-        """`(R/2,)` float32, rounded as the public implementations round it. No buffer, which half precision would
-        round, and a file of weights does not hold.
+    def inverse_wavelengths(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """`(R/2,)` in `dtype`, rounded as the public implementations round them: those that are not inclusive to
+        float32. No buffer, which half precision would round, and a file of weights does not hold.
         """
-        exponents = torch.arange(self.pairs, dtype=torch.float32, device=device)
         if self.inclusive:
-            exponents = torch.linspace(0, self.pairs, self.pairs, device=device)
-        return 1.0 / self.base ** (exponents / self.pairs)
+            exponents = torch.linspace(0, self.pairs, self.pairs, dtype=dtype, device=device)
+        else:
+            exponents = torch.arange(self.pairs, dtype=torch.float32, device=device)
+        return (1.0 / self.base ** (exponents / self.pairs)).to(dtype)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """`x (B,H,L,d)`, `positions (L,)` or `(B,L)` → `(B,H,L,d)`."""
         exact = torch.promote_types(x.dtype, torch.float32)  # in half precision position 257 would be 256
-        angles = positions[..., None].to(exact) * self.inverse_wavelengths(x.device).to(exact)  # (…,L,pairs)
+        angles = positions[..., None].to(exact) * self.inverse_wavelengths(exact, x.device)  # (…,L,pairs)
         if angles.ndim == 3:
             angles = angles[:, None]
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
