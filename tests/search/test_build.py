@@ -21,9 +21,10 @@ from perceiver_vl import ComputeBudget, MediaError, PerceiverVLError, UsageError
 from perceiver_vl.models.folder import model_fingerprint
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.search import IndexReport, build_index
-from perceiver_vl.search.build import content_id
+from perceiver_vl.search.found import content_id
 from perceiver_vl.search.rows import numbers
-from perceiver_vl.search.table import locked, open_table, read_skipped
+from perceiver_vl.search.skipped import read_skipped
+from perceiver_vl.search.table import locked, open_table
 from small_media import write_clip, write_image
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -287,7 +288,8 @@ def test_an_index_of_another_format_is_refused_and_left_as_it_is(
     index = tmp_path / "index"
     with monkeypatch.context() as other:
         other.setattr("perceiver_vl.search.rows.FORMAT", made)
-        other.setattr("perceiver_vl.search.rows.IndexSettings.__init__.__defaults__", (None, None, None, (), (), made))
+        defaults = (None, None, None, (), (), None, None, made)
+        other.setattr("perceiver_vl.search.rows.IndexSettings.__init__.__defaults__", defaults)
         build_index(model_folder, media, index)
     before = {path: path.read_bytes() for path in index.rglob("*") if path.is_file()}
     (media / "clip0.mp4").unlink()

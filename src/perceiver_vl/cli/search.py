@@ -59,6 +59,16 @@ def index(
     columns: ColumnsOption = "",
     split: SplitOption = None,
     num_frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
+    segments: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS|scenes",
+            help="Also encode every video in pieces of so many seconds, or its scenes, for search --moments.",
+        ),
+    ] = None,
+    segment_fps: Annotated[
+        float | None, typer.Option("--segment-fps", help="Frames a second that a segment is read with (default: 1).")
+    ] = None,
     exclude: ExcludeOption = None,
     budget: BudgetOption = "",
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
@@ -107,6 +117,8 @@ def index(
             columns=names,
             split=split,
             num_frames=num_frames,
+            segments=segments,
+            segment_fps=segment_fps,
             batch_size=batch_size,
             exclude=exclude or (),
             strict=strict,
@@ -130,7 +142,7 @@ def index(
         err.print(note)
     out.print(report.summary())
     print_skipped(report.skipped)
-    print_damaged(report.damaged)
+    print_damaged([*report.damaged, *(report.segments.damaged if report.segments else [])])
 
 
 @index_app.command()

@@ -1,15 +1,18 @@
 """Find clips by words: `build_index` once, then `Searcher(...).search(...)`, and `write_page` to see what was found."""
 
+import os
 from typing import TYPE_CHECKING
 
 from perceiver_vl.utils.lazy import lazy_names
+
+os.environ.setdefault("LANCE_LOG", "error")  # the engine writes its own comings and goings
 
 if TYPE_CHECKING:
     from perceiver_vl.search.build import IndexReport, build_index
     from perceiver_vl.search.filters import Filters
     from perceiver_vl.search.html import write_page
+    from perceiver_vl.search.parquet import export_parquet
     from perceiver_vl.search.searcher import Hit, Searcher, SearchResult
-    from perceiver_vl.search.table import export_parquet
 
 __all__ = ["Filters", "Hit", "IndexReport", "SearchResult", "Searcher", "build_index", "export_parquet", "write_page"]
 
@@ -22,7 +25,7 @@ __getattr__, __dir__ = lazy_names(
         "SearchResult": "perceiver_vl.search.searcher",
         "Searcher": "perceiver_vl.search.searcher",
         "build_index": "perceiver_vl.search.build",
-        "export_parquet": "perceiver_vl.search.table",
+        "export_parquet": "perceiver_vl.search.parquet",
         "write_page": "perceiver_vl.search.html",
     },
 )

@@ -1,7 +1,5 @@
 """Encode a folder of clips and images once; every later run encodes only what is new or changed."""
 
-import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
@@ -14,11 +12,11 @@ import torch
 
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.metadata import IGNORED
-from perceiver_vl.data.records import Record, SkippedSample
+from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_failures, check_listed
 from perceiver_vl.data.transcode.features import check_features
 from perceiver_vl.media.decode import decoder_version
-from perceiver_vl.media.files import VIDEO_EXTENSIONS
+from perceiver_vl.media.segments import check_segments
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.folder import model_fingerprint
 from perceiver_vl.models.loading import load_retriever
@@ -26,6 +24,7 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.search import table as tables
 from perceiver_vl.search.encode import encode_files
+from perceiver_vl.search.found import content_id, is_same_file, is_within, look_at_files
 from perceiver_vl.search.rows import (
     EncodedClip,
     IndexEntry,
@@ -36,6 +35,8 @@ from perceiver_vl.search.rows import (
     numbers,
     rows_of,
 )
+from perceiver_vl.search.segments import SEGMENT_FPS, SegmentsReport, update_segments
+from perceiver_vl.search.skipped import read_skipped, write_skipped
 from perceiver_vl.search.table import ClipTable
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError
@@ -44,7 +45,6 @@ COMMIT_CLIPS = 256
 COMMIT_SECONDS = 30.0
 RECALL_QUERIES = 64
 _READ_AT_ONCE = 10_000  # rows that are written anew without being encoded
-_ID_BLOCKS, _ID_BLOCK = 16, 1 << 16
 
 
 @dataclass
@@ -54,6 +54,7 @@ class IndexReport:
 
     skipped: what could not be read; damaged: of those encoded, files that lacked frames; mended: rows of the index that
     were damaged, and belong to the encoded ones now. recall: of the approximate index; None: the search is exact.
+    segments: the same of the videos in segments, where these are asked for.
     """
 
     index: str
@@ -67,6 +68,7 @@ class IndexReport:
     total: int = 0
     notes: list[str] = field(default_factory=list)
     recall: float | None = None
+    segments: SegmentsReport | None = None
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,7 +80,10 @@ class IndexReport:
         parts = [f"{self.encoded} encoded", f"{self.unchanged} unchanged", f"{self.removed} removed"]
         parts += [f"{count} {name}" for name in ("moved", "mended") if (count := getattr(self, name))]
         parts += [f"{len(self.skipped)} skipped"] if self.skipped else []
-        return f"{self.index}: {self.total} clips ({', '.join(parts)}) in {self.seconds:.1f} s"
+        line = f"{self.index}: {self.total} clips ({', '.join(parts)}) in {self.seconds:.1f} s"
+        if (cut := self.segments) is None:
+            return line
+        return f"{line}; {cut.total} segments of {cut.hours:.2f} h of video ({cut.encoded} encoded)"
 
 
 _ELSEWHERE = Setting("out", "OTHER")
@@ -94,6 +99,8 @@ def build_index(
     columns: Mapping[str, str] | None = None,
     split: str | None = None,
     num_frames: int | None = None,
+    segments: str | float | None = None,
+    segment_fps: float | None = None,
     batch_size: int = 16,
     commit_clips: int = COMMIT_CLIPS,
     exact_rows: int = tables.EXACT_ROWS,
@@ -117,6 +124,9 @@ def build_index(
     have none. `num_frames`: frames decoded of a clip; None: those of the budget, or the processor's.
     Files that cannot be decoded are skipped and reported, and not tried again before they change; with `strict` the
     first one raises. Whatever ends a run, no more than `commit_clips` clips (or 30 s of work) must be encoded again.
+    segments: also cut every video into pieces of so many seconds, or into `scenes`, and encode each with `segment_fps`
+    frames a second (1 unless said), for searches for moments; an index without them gets them by being brought up to
+    date with this.
     More than `exact_rows` clips are searched through an approximate index. `verify`: check every row, encode again what
     is damaged, and make all indexes anew; a small index is checked in any case.
     `dtype`, `compiled`: as of `load_folder`; queries are encoded in the same dtype.
@@ -129,9 +139,20 @@ def build_index(
     started = time.perf_counter()
     if batch_size < 1 or commit_clips < 1:
         raise UsageError(f"batch_size={batch_size}, commit_clips={commit_clips}: need at least 1 of each")
+    if segments is not None and ray is not None:
+        raise UsageError(
+            f"segments={segments}, ray={ray}: a cluster encodes whole clips, cut them by a run without ray"
+        )
     if compiled and ray is not None:
         raise UsageError(f"compile, ray={ray}: the workers of a cluster do not compile, leave one out")
+    cut = None if segments is None else check_segments(str(segments))
+    if segment_fps is not None and not (0 < segment_fps <= 120):
+        raise UsageError(f"segment_fps={segment_fps}: need frames a second, more than 0 and at most 120")
     before = tables.settings_of(out)
+    if segment_fps is not None and cut is None and (before is None or before.segments is None):
+        raise UsageError(
+            f"segment_fps={segment_fps}: is of segments, say how long these are with ", Setting("segments", 2)
+        )
     if before is None and (model_folder is None or media is None):
         needed = Setting("model", "MODEL"), " and ", Setting("media", "FOLDER")
         raise UsageError(f"{out}: not an index, say what to make one of with ", *needed)
@@ -141,6 +162,7 @@ def build_index(
         if num_frames is None and budget.frames is None:
             num_frames = before.frames
         dtype = dtype or before.dtype
+        cut, segment_fps = cut or before.segments, segment_fps or before.segment_fps
         if Path(media).resolve() == Path(before.media):  # of another folder nothing is known
             split, metadata = split or before.split, metadata or before.metadata
             columns, exclude = columns or dict(before.columns), exclude or before.exclude
@@ -161,9 +183,11 @@ def build_index(
         metadata=None if metadata is None else _lasting(folder.path, metadata),
         columns=tuple((columns or {}).items()),
         exclude=tuple(exclude),
+        segments=cut,
+        segment_fps=None if cut is None else float(segment_fps or SEGMENT_FPS),
     )
     check_features(folder.path, model, processor, settings.frames)
-    found, unseen = _look_at_files(folder.records, report)
+    found, unseen = look_at_files(folder.records, report.skipped)
     unseen |= set(folder.unseen)
     with tables.locked(out), ProgressBars(progress) as bar:
         table, report.mended = _open_or_create(out, settings, verify)
@@ -171,7 +195,7 @@ def build_index(
         _check_media(out, table.settings, settings, stored, found)
         decoders = tuple(dict.fromkeys(table.settings.decoders + settings.decoders))
         table.describe(replace(settings, decoders=decoders))
-        broken = {} if strict else _still_broken(tables.read_skipped(out), found)
+        broken = {} if strict else _still_broken(read_skipped(out), found)
         todo = _update_known(table, stored, found, unseen, broken, report, bar)
         encoded: Generator[EncodedClip | WrittenClips | SkippedFile, None, None]
         if ray is None:
@@ -204,9 +228,25 @@ def build_index(
         finally:
             commits.write()
             listed = (SkippedFile(problem.file_name, 0, 0, problem.reason) for problem in report.skipped)
-            tables.write_skipped(out, [*listed, *broken.values()])
+            write_skipped(out, [*listed, *broken.values()])
         table.commit(gone=[name for name in broken if name in stored])
         table.finish(lambda: _sample_queries(model, processor, budget, table), exact_rows)
+        if cut is not None:
+            pieces, report.segments = update_segments(
+                model,
+                processor,
+                table,
+                out,
+                budget,
+                batch_size=batch_size,
+                commit_rows=commit_clips,
+                commit_seconds=COMMIT_SECONDS,
+                verify=verify,
+                strict=strict,
+                bar=bar,
+            )
+            pieces.finish(lambda: _sample_queries(model, processor, budget, table), exact_rows)
+            report.skipped += report.segments.skipped
     report.skipped += [SkippedSample(one.file, one.reason) for one in broken.values()]
     report.total, report.recall = len(table), table.seal.recall
     report.seconds = time.perf_counter() - started
@@ -247,48 +287,6 @@ def _lasting(media: Path, metadata: str | Path) -> str:
     return str(Path(metadata).resolve()) if elsewhere else str(metadata)
 
 
-def _look_at_files(records: Sequence[Record], report: IndexReport) -> tuple[dict[str, IndexEntry], set[str]]:
-    """File name → the file as it is now, with the captions of all its records; names that could not be looked at."""
-    found: dict[str, IndexEntry] = {}
-    unseen: set[str] = set()
-    for record in records:
-        name = record.file_name
-        if (earlier := found.get(name)) is not None:
-            found[name] = replace(earlier, captions=tuple(dict.fromkeys(earlier.captions + record.texts)))
-            continue
-        try:
-            name.encode()
-            status = record.path.stat()
-        except UnicodeEncodeError:
-            report.skipped.append(SkippedSample(ascii(name), "its name is not Unicode, rename it"))
-        except OSError as error:
-            unseen.add(name)
-            report.skipped.append(SkippedSample(name, error.strerror or "cannot be read"))
-        else:
-            kind = "video" if record.path.suffix.lower() in VIDEO_EXTENSIONS else "image"
-            found[name] = IndexEntry(name, kind, status.st_size, status.st_mtime_ns, record.texts)
-    return found, unseen
-
-
-def content_id(path: str | Path) -> str:
-    """What tells contents apart, 32 hexadecimal digits: SHA-256 of the size and the bytes of a file, of one of more
-    than 1 MiB only of sixteen stretches of 64 KiB from its beginning to its end.
-    """
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        digest.update(str(size).encode())
-        stretches = min(_ID_BLOCKS, -(-size // _ID_BLOCK))
-        for stretch in range(stretches):
-            file.seek(
-                stretch * _ID_BLOCK
-                if size <= _ID_BLOCKS * _ID_BLOCK
-                else stretch * (size - _ID_BLOCK) // (stretches - 1)
-            )
-            digest.update(file.read(_ID_BLOCK))
-    return digest.hexdigest()[:32]
-
-
 def _update_known(
     table: ClipTable,
     stored: Mapping[str, IndexEntry],
@@ -301,7 +299,7 @@ def _update_known(
     """Commit what needs no encoding (files that moved, were touched or are gone, other captions); what is left to
     encode, with the ids of its contents.
     """
-    same = {name for name, file in found.items() if name in stored and _same_file(stored[name], file)}
+    same = {name for name, file in found.items() if name in stored and is_same_file(stored[name], file)}
     others = [file for name, file in found.items() if name not in same and name not in broken]
     of_content = {entry.id: name for name, entry in stored.items()}
     recaptioned = {name for name in same if stored[name].captions != found[name].captions}
@@ -319,7 +317,7 @@ def _update_known(
             else:
                 todo.append(file)
         advance()
-    gone = {name for name in stored.keys() - found.keys() if not any(_within(name, place) for place in unseen)}
+    gone = {name for name in stored.keys() - found.keys() if not any(is_within(name, place) for place in unseen)}
     report.unchanged, report.moved, report.removed = len(same), len(again) - len(recaptioned), len(gone)
     report.removed -= sum(origin in gone for origin, _ in again)
     for start in range(0, len(again), _READ_AT_ONCE):
@@ -331,16 +329,8 @@ def _update_known(
     return todo
 
 
-def _within(name: str, place: str) -> bool:
-    return place in (".", name) or name.startswith(place + "/")
-
-
-def _same_file(one: IndexEntry | SkippedFile, other: IndexEntry) -> bool:
-    return (one.size, one.mtime) == (other.size, other.mtime)
-
-
 def _still_broken(skipped: Sequence[SkippedFile], found: Mapping[str, IndexEntry]) -> dict[str, SkippedFile]:
-    return {one.file: one for one in skipped if one.file in found and _same_file(one, found[one.file])}
+    return {one.file: one for one in skipped if one.file in found and is_same_file(one, found[one.file])}
 
 
 def _open_or_create(out: str | Path, settings: IndexSettings, verify: bool) -> tuple[ClipTable, int]:
@@ -354,7 +344,7 @@ def _open_or_create(out: str | Path, settings: IndexSettings, verify: bool) -> t
     if before.fingerprint != settings.fingerprint:
         own = Setting("model", before.model)
         raise UsageError(f"{out}: made by another model ({before.model}), use ", own, " or ", _ELSEWHERE)
-    for dial in ("budget", "frames", "dtype"):
+    for dial in ("budget", "frames", "dtype", *(("segments", "segment_fps") if before.segments else ())):
         was, asked = (getattr(made, dial) or "as saved" for made in (before, settings))
         if was != asked:
             raise UsageError(f"{out}: made with {dial} {was}, not {asked}; leave that out or use ", _ELSEWHERE)
@@ -385,7 +375,7 @@ def _check_media(
 ) -> None:
     """A folder that moved keeps its index; another folder would silently replace all that is in it."""
     moved = before.media != settings.media
-    if moved and stored and not any(name in found and _same_file(clip, found[name]) for name, clip in stored.items()):
+    if moved and stored and not any(name in found and is_same_file(clip, found[name]) for name, clip in stored.items()):
         raise UsageError(
             f"{out}: holds clips of {before.media}, none of them is in {settings.media}; use ",
             _ELSEWHERE,

@@ -71,15 +71,17 @@ def encode_files(
             stopped = clip if strict and isinstance(clip, MediaError) else None
             if batch and (len(batch) == batch_size or number == len(files) or stopped):
                 clips = [decoded.frames for _, decoded in batch]
-                yield from _rows(batch, *encode_clips(model, processor, clips, settings.frames, budget), settings)
+                found = encode_clips(model, processor, clips, settings.frames, budget)
+                yield from encoded_rows(batch, *found, settings)
                 batch = []
             if stopped:
                 raise stopped
 
 
-def _rows(
+def encoded_rows(
     batch: Sequence[tuple[IndexEntry, Clip]], vectors: Tensor, partial_attentions: Tensor, settings: IndexSettings
 ) -> Iterator[EncodedClip]:
+    """What `encode_clips` gives of files, with what reading them told; `PerceiverVLError` for what is no number."""
     found = zip(batch, vectors.cpu().numpy(), partial_attentions.cpu().numpy(), strict=True)
     for (file, clip), vector, partial_attention in found:
         if not (np.isfinite(vector).all() and np.isfinite(partial_attention).all()):

@@ -1,4 +1,5 @@
-"""The index: one LanceDB table, `INDEX/clips.lance`, in a folder or in object storage, with a row for each clip.
+"""The index: a LanceDB table, `INDEX/clips.lance`, in a folder or in object storage, with a row for each clip; and
+where videos are cut, another of the same kind, `INDEX/segments.lance`, with a row for each segment.
 
 Every commit is a version: a killed run leaves the last one whole, and who has opened one goes on with it. The engine
 neither notices a flipped bit nor that its newest version is lost, so a row has a checksum, and the last commit of a run
@@ -9,22 +10,17 @@ Shapes: E retrieval vector, D width, H heads, K rows.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("LANCE_LOG", "error")  # the engine writes its own comings and goings
 
 import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as parquet
 from lance.fragment import FragmentMetadata, write_fragments
 from lance.query import MultiMatchQuery
 
@@ -35,7 +31,6 @@ from perceiver_vl.search.rows import (
     IndexEntry,
     IndexSettings,
     Seal,
-    SkippedFile,
     Vectors,
     damaged_rows,
     metadata_of,
@@ -48,6 +43,8 @@ from perceiver_vl.search.rows import (
 from perceiver_vl.utils import files
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
+CLIPS, SEGMENTS = "clips", "segments"
+"""The names of the tables."""
 _MOST_WORDS = 1000  # of file names, that the index of words is read for
 EXACT_ROWS = 20_000
 """Up to so many rows every vector is compared, which takes 25 ms."""
@@ -95,9 +92,9 @@ class ClipTable:
     `settings`: what all clips share; `seal`: what was last said of it as a whole.
     """
 
-    def __init__(self, index: str, dataset: Any) -> None:
+    def __init__(self, index: str, dataset: Any, name: str = CLIPS) -> None:
         """For a dataset that was opened or made; see `open_table` and `create_table`."""
-        self._index, self._dataset, self._commits = index, dataset, 0
+        self._index, self._dataset, self._commits, self._name = index, dataset, 0, name
         self.settings, self.seal = read_metadata(index, dataset.schema.metadata or {})
 
     def __len__(self) -> int:
@@ -137,6 +134,10 @@ class ClipTable:
         rows = rows.set_column(names.index("mtime"), "mtime", rows["mtime"].cast(pa.int64()))
         with engine_errors(self._index):  # text that is damaged is no text
             return [IndexEntry(**{**row, "captions": tuple(row["captions"] or ())}) for row in rows.to_pylist()]
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Some columns of all rows, unchecked."""
+        return self._scan(names)
 
     def rows(self, where: str | None = None, limit: int | None = None) -> pa.Table:
         """Whole rows, checked."""
@@ -223,8 +224,8 @@ class ClipTable:
         before, where = self.version, _in("file", files)
         update = lance.LanceOperation.Update(new_fragments=[_fragment(one) for one in fragments])
         with engine_errors(self._index):
-            addresses = self._scan([], where, with_row_address=True)["_rowaddr"].to_numpy()
-            for number in np.unique(addresses >> 32).tolist():
+            addresses = self._addresses(where) if files else ()
+            for number in np.unique(np.asarray(addresses, np.uint64) >> 32).tolist():
                 rest = self._dataset.get_fragment(number).delete(where)
                 if rest is None:
                     update.removed_fragment_ids.append(number)
@@ -237,6 +238,15 @@ class ClipTable:
         self._commits += 1
         if self._commits % _COMMITS_BEFORE_COMPACTION == 0:
             self.compact()
+
+    def append(self, rows: pa.Table, replaced: Collection[str]) -> None:
+        """Add rows beside those that their files have, but for those of the files `replaced`, which go."""
+        with engine_errors(self._index):
+            fragments = write_fragments(rows, self._dataset)
+        self.commit_fragments(fragments, replaced)
+
+    def _addresses(self, where: str) -> Any:
+        return self._scan([], where, with_row_address=True)["_rowaddr"].to_numpy()
 
     def describe(self, settings: IndexSettings) -> None:
         """Say anew what all clips share."""
@@ -262,7 +272,8 @@ class ClipTable:
         rows, indexes = len(self), {one.name: len(one.segments) for one in self._dataset.describe_indices()}
         trained, recall = self.seal.trained_rows, None
         with engine_errors(self._index):
-            self._index_words(indexes, anew=rows <= exact_rows)
+            if self._name == CLIPS:  # a segment has no words of its own
+                self._index_words(indexes, anew=rows <= exact_rows)
             if rows <= exact_rows:
                 for name in indexes.keys() & {"vectors", "files"}:
                     self._dataset.drop_index(name)
@@ -282,7 +293,8 @@ class ClipTable:
                 else:
                     self._dataset.optimize.optimize_indices(index_names=["vectors"], num_indices_to_merge=0)
                     recall = self.seal.recall
-                self._dataset.optimize.optimize_indices(index_names=["captions_words", "file_words", "files"])
+                words = ["captions_words", "file_words"] if self._name == CLIPS else []
+                self._dataset.optimize.optimize_indices(index_names=[*words, "files"])
             total = sum(pc.sum(batch["checksum"].cast(pa.int64())).as_py() or 0 for batch in self.batches(["checksum"]))
         self._clean_up()
         self._describe(self.settings, Seal(self.version + 1, rows, total, recall, trained))
@@ -298,10 +310,11 @@ class ClipTable:
             with engine_errors(self._index):
                 self._dataset.cleanup_old_versions(_KEPT_VERSIONS)
         except PerceiverVLError:
-            for manifest in sorted(Path(f"{self._index}/clips.lance/_versions").glob("*.manifest"))[1:]:
+            place = _place(self._index, self._name)
+            for manifest in sorted(Path(f"{place}/_versions").glob("*.manifest"))[1:]:
                 try:
                     with engine_errors(self._index):
-                        lance.dataset(f"{self._index}/clips.lance", version=2**64 - 1 - int(manifest.stem))
+                        lance.dataset(place, version=2**64 - 1 - int(manifest.stem))
                 except PerceiverVLError:
                     manifest.unlink()
 
@@ -335,7 +348,7 @@ class ClipTable:
             rows, total = rows + len(table), total + (pc.sum(table["checksum"].cast(pa.int64())).as_py() or 0)
         if self.seal.version == self.version and (self.seal.rows, self.seal.total) != (rows, total):
             raise self.damaged(f"{rows} rows that are not those of {self.seal.rows} that were written")
-        if self.seal.version:
+        if self.seal.version and self._name == CLIPS:
             self.matching(" ".join(sorted(words)[:_MOST_WORDS]) or "words", rows or 1)  # reads its index
 
     def mend(self) -> int:
@@ -362,8 +375,12 @@ class ClipTable:
 # Opening
 
 
-def open_table(index: str | Path, recover: bool = False) -> ClipTable:
-    """The newest version of an index's table. recover: or the newest that can be read, in a folder that is `locked`;
+def _place(index: str, name: str) -> str:
+    return f"{index}/{name}.lance"
+
+
+def open_table(index: str | Path, recover: bool = False, name: str = CLIPS) -> ClipTable:
+    """The newest version of a table of an index. recover: or the newest that can be read, in a folder that is `locked`;
     those after it are deleted.
 
     Raises `NoIndexError` for a place without an index, `UsageError` for one of another format, `PerceiverVLError` for a
@@ -372,23 +389,23 @@ def open_table(index: str | Path, recover: bool = False) -> ClipTable:
     place = location(index)
     try:
         with engine_errors(place):
-            table = ClipTable(place, lance.dataset(f"{place}/clips.lance"))
+            table = ClipTable(place, lance.dataset(_place(place, name)), name)
     except UsageError:
         raise
     except PerceiverVLError:
-        newest_first = sorted(Path(f"{place}/clips.lance/_versions").glob("*.manifest"))  # their names count down
+        newest_first = sorted(Path(f"{_place(place, name)}/_versions").glob("*.manifest"))  # their names count down
         if not (recover and newest_first[1:]):
             raise
         newest_first[0].unlink()
-        return open_table(index, recover)
-    hint = Path(f"{place}/clips.lance/_versions/latest_version_hint.json")
+        return open_table(index, recover, name)
+    hint = Path(f"{_place(place, name)}/_versions/latest_version_hint.json")
     with suppress(OSError, ValueError, KeyError, TypeError):
         lost = json.loads(hint.read_text())["version"] > table.version
         if lost and not recover:
             raise table.damaged("its newest version is lost")
         if lost:
             hint.unlink()
-            return open_table(index, recover)
+            return open_table(index, recover, name)
     return table
 
 
@@ -405,11 +422,11 @@ def settings_of(index: str | Path) -> IndexSettings | None:
             return open_table(index, recover=True).settings
 
 
-def create_table(index: str | Path, settings: IndexSettings) -> ClipTable:
+def create_table(index: str | Path, settings: IndexSettings, name: str = CLIPS) -> ClipTable:
     """A table without rows in a place where there is none."""
     place = location(index)
     with engine_errors(place):
-        return ClipTable(place, lance.write_dataset(schema(settings).empty_table(), f"{place}/clips.lance"))
+        return ClipTable(place, lance.write_dataset(schema(settings).empty_table(), _place(place, name)), name)
 
 
 @contextmanager
@@ -424,37 +441,3 @@ def locked(index: str | Path) -> Iterator[None]:
         raise UsageError(f"{index}: cannot be made ({error.strerror}), give another folder") from error
     with files.locked(Path(index), leftovers=()):
         yield
-
-
-def read_skipped(index: str | Path) -> list[SkippedFile]:
-    """The files that could not be decoded; nothing where the list is damaged, so that they are tried again."""
-    try:
-        with engine_errors(location(index)):
-            rows = lance.dataset(f"{location(index)}/skipped.lance").to_table().to_pylist()
-        return [SkippedFile(**row) for row in rows]
-    except (PerceiverVLError, TypeError):
-        return []
-
-
-def write_skipped(index: str | Path, skipped: Iterable[SkippedFile]) -> None:
-    """Keep the list of files that could not be decoded, if it is another than before."""
-    listed = [asdict(one) for one in skipped]
-    if listed != [asdict(one) for one in read_skipped(index)]:
-        columns = pa.schema({"file": pa.string(), "size": pa.int64(), "mtime": pa.int64(), "reason": pa.string()})
-        with engine_errors(location(index)):
-            place = f"{location(index)}/skipped.lance"
-            lance.write_dataset(pa.Table.from_pylist(listed, columns), place, mode="overwrite")
-
-
-def export_parquet(index: str | Path, path: str | Path) -> int:
-    """Write all rows to one Parquet file, for another engine; how many there were."""
-    table = open_table(index)
-    plain = pa.schema(list(schema(table.settings))[:-1])
-
-    def write(beside: Path) -> None:
-        with parquet.ParquetWriter(beside, plain) as file:
-            for batch in table.batches():
-                file.write_batch(table.checked(pa.table(batch)).select(plain.names).combine_chunks().to_batches()[0])
-
-    files.write_with(Path(path), write)
-    return len(table)
