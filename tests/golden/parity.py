@@ -1,0 +1,82 @@
+"""Values that reference code computed, of one sibling: the folder `$PARITY_DIR/NAME`, or else `shared/parity/NAME`
+beside the project. Its README gives their meaning; sizes are whatever its manifest says.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+DTYPES = {"f32": torch.float32, "f64": torch.float64}
+TOLERANCE = {"f32": 2e-5, "f64": 1e-9}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The folder of one sibling."""
+
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        beside = Path(__file__).resolve().parents[3] / "shared" / "parity"
+        return Path(os.environ.get("PARITY_DIR", beside)) / self.name
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return json.loads((self.folder / "manifest.json").read_text())
+
+    @property
+    def cases(self) -> list[str]:
+        """Names of all, none where there is no folder."""
+        return sorted(self.manifest["cases"]) if self.folder.exists() else []
+
+    def every_case(self, function: Any) -> Any:
+        """Run a test with each; it is skipped where the folder is not there."""
+        given = self.cases or [pytest.param("", marks=pytest.mark.skip(reason=f"no folder {self.folder}"))]
+        return pytest.mark.parametrize("case", given)(function)
+
+    def config(self, case: str) -> dict[str, Any]:
+        """What the reference's model was built with."""
+        return self.manifest["weights"][self.manifest["cases"][case]["weights"]]["config"]
+
+    def weights(self, case: str) -> dict[str, Tensor]:
+        return load_file(self.folder / self.manifest["cases"][case]["weights"])
+
+    def tensors(self, case: str, kind: str) -> dict[str, Tensor]:
+        """Those whose names begin with `kind.`, without it."""
+        stored = load_file(self.folder / self.manifest["cases"][case]["file"])
+        return {name.removeprefix(f"{kind}."): value for name, value in stored.items() if name.startswith(f"{kind}.")}
+
+
+def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
+    """The largest absolute difference of each value; every wanted one must have been found, in its shape."""
+    assert wanted
+    largest = {}
+    for name, value in wanted.items():
+        assert found[name].shape == value.shape, name
+        largest[name] = (found[name] - value).abs().max().item()
+    return largest
+
+
+def gradient_differences(
+    model: nn.Module, shaped: Callable[[dict[str, Tensor]], nn.Module], gradients: dict[str, Tensor]
+) -> dict[str, float]:
+    """How far the gradients of `model` are from the stored ones. A gradient has the shape of its weight, so `shaped`,
+    the conversion of weights, converts gradients too; those that are not stored must be none.
+    """
+    theirs = dict(shaped(gradients).named_parameters())
+    found = {}
+    for name, weight in model.named_parameters():
+        own = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        found[name] = (own - theirs[name]).abs().max().item()
+    assert found
+    return found
