@@ -13,7 +13,6 @@ import typer
 from perceiver_vl._version import __version__
 from perceiver_vl.cli import data as data_commands
 from perceiver_vl.cli.ask import ask
-from perceiver_vl.cli.bench import bench_app
 from perceiver_vl.cli.convert import convert, export
 from perceiver_vl.cli.demo import demo
 from perceiver_vl.cli.evaluate import evaluate
@@ -21,6 +20,7 @@ from perceiver_vl.cli.init import init
 from perceiver_vl.cli.options import as_typed
 from perceiver_vl.cli.report import report
 from perceiver_vl.cli.search import index_app, search
+from perceiver_vl.cli.siblings import bench_app
 from perceiver_vl.cli.train import train
 from perceiver_vl.cli.watch import watch
 from perceiver_vl.utils.console import err, out
