@@ -19,13 +19,25 @@ class PerceiverARGeneration(GenerationMixin):
     config: PerceiverARConfig
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: PerceiverARCache | None = None, **inputs: Any
+        self,
+        input_ids: Tensor,
+        past_key_values: PerceiverARCache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        prefix_length: int = 0,
+        use_cache: bool | None = None,
+        **_: Any,
     ) -> dict[str, Any]:
         """The new tokens alone where there is a cache. Raises `UsageError` for the cache of another sequence."""
-        names = ("attention_mask", "position_ids", "prefix_length", "use_cache", "logits_to_keep")
-        given = {name: inputs[name] for name in names if inputs.get(name) is not None}
-        new = input_ids if past_key_values is None else past_key_values.new_tokens(input_ids)
-        return {"input_ids": new, "past_key_values": past_key_values, **given}
+        return {
+            "input_ids": input_ids if past_key_values is None else past_key_values.new_tokens(input_ids),
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "prefix_length": prefix_length,
+            "use_cache": use_cache,
+            "logits_to_keep": 1,
+        }
 
     def _update_model_kwargs_for_generation(
         self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

@@ -4,6 +4,7 @@ Shapes: B batch, M tokens, P of them the prefix, A axes of positions.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from perceiver_vl.utils.errors import UsageError
 class PerceiverARCache(CausalCache):
     """`CausalCache` that knows whose it is: of the tokens `input_ids (B,M)` with `attention_mask (B,M)` bool."""
 
+    is_compileable: ClassVar[bool] = False  # transformers asks caches for it
     input_ids: Tensor | None = None
     attention_mask: Tensor | None = None
 
@@ -33,6 +35,8 @@ class PerceiverARCache(CausalCache):
     def new_tokens(self, input_ids: Tensor) -> Tensor:
         """Those of `input_ids (B,M)` that it does not hold. Raises `UsageError` where it is of another sequence."""
         known = self.input_ids
+        if known is not None and known.shape[1] >= input_ids.shape[1]:
+            raise UsageError(f"past_key_values: holds {known.shape[1]} tokens already, give them and at least one more")
         if known is not None and not torch.equal(known, input_ids[:, : known.shape[1]]):
             raise UsageError("past_key_values: of another sequence; leave it out, and a new one is made")
         return input_ids if known is None else input_ids[:, known.shape[1] :]
@@ -60,6 +64,8 @@ def check_inputs(
     if tuple(real.shape) != shape:
         raise UsageError(f"attention_mask of shape {tuple(real.shape)}: need {shape}, of all tokens so far")
     known = None if cache is None else cache.attention_mask
+    if known is not None and len(known) != len(real):
+        raise UsageError(f"past_key_values: of {len(known)} sequences, here are {len(real)}; give the same ones")
     if known is not None and not torch.equal(known, real[:, : known.shape[1]]):
         raise UsageError("past_key_values: of a sequence with other padding; leave it out, and a new one is made")
     if position_ids is None:

@@ -42,6 +42,8 @@ class PerceiverARPreTrainedModel(PreTrainedModel):
 class PerceiverARModel(PerceiverARPreTrainedModel):
     """Tokens → latents at the last places (paper 3)."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
     def __init__(self, config: PerceiverARConfig) -> None:
         super().__init__(config)
         width, heads, cross_heads = config.embedding_size, config.num_attention_heads, config.num_cross_attention_heads
