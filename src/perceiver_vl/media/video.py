@@ -37,7 +37,7 @@ _LEAPING = (
 
 # The containers of video, and of sound so that it can be named. Not those that are text or lists of other files, which
 # FFmpeg would follow (concat, hls, dash), or draw (tty), nor pictures
-_FORMATS = (
+FORMATS = (
     "aac amr amv apng asf avi av1 avs bink caf cavsvideo cdxl dirac dnxhd dv film_cpk flac flv gxf h261 h263 h264 hevc "
     "ivf live_flv lmlm4 m4v matroska mjpeg mov mp3 mpeg mpegts mpegvideo mtv mv mvi mxf nsv nut obu ogg r3d rm roq smk "
     "smush swf thp vc1 vivo vvc wav wtv xmv yuv4mpegpipe"
@@ -91,7 +91,7 @@ class VideoFile:
         in_memory = self._source.data is not None
         self._container: Any = av.open(
             io.BytesIO(self._source.data) if self._source.data is not None else f"file:{self.name}",
-            options={"protocol_whitelist": "" if in_memory else "file", "format_whitelist": _FORMATS},
+            options={"protocol_whitelist": "" if in_memory else "file", "format_whitelist": FORMATS},
             metadata_errors="replace",
         )
         try:

@@ -28,7 +28,8 @@ class IndexSettings:
     `model` and `media` are absolute folders, `fingerprint` is the model's; E is `vector_size`, D `hidden_size`, H
     `num_attention_heads`. `decoders`: every decoder version that took part, as their pixels differ. `dtype`: what the
     model encoded in; None: as it was saved. `split`, `metadata`, `columns`, `exclude`: how the folder is read.
-    `segments`: how videos are cut, seconds or `scenes`; None: not at all; `segment_fps`: frames a second of these.
+    `segments`: how videos are cut, seconds or `scenes`; None: not at all; `segment_fps`: frames a second of these;
+    `surprise`: what the best window must exceed to be more than chance, where that was calibrated.
     """
 
     model: str
@@ -47,6 +48,7 @@ class IndexSettings:
     exclude: tuple[str, ...] = ()
     segments: str | None = None
     segment_fps: float | None = None
+    surprise: float | None = None
     format: int = FORMAT
 
 

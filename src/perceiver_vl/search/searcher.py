@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -13,11 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from perceiver_vl.models.folder import model_fingerprint, warning_of_folder
-from perceiver_vl.search.engine import how_to_make
+from perceiver_vl.search.engine import NoIndexError, how_to_make
 from perceiver_vl.search.filters import Filters
+from perceiver_vl.search.moments import MomentOptions, MomentResult, find, moment_result, read_stretches
 from perceiver_vl.search.query_graph import QueryEncoder, open_graph
 from perceiver_vl.search.rows import Vectors, numbers
-from perceiver_vl.search.table import APPROXIMATE, open_table
+from perceiver_vl.search.table import APPROXIMATE, SEGMENTS, ClipTable, open_table
+from perceiver_vl.search.windows import Query
 from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError
 from perceiver_vl.utils.text import whole_characters
 from perceiver_vl.utils.threads import use_threads
@@ -90,6 +93,8 @@ class Searcher:
         Raises `UsageError` for a place without an index, an index without clips, and another model; `PerceiverVLError`
         for a damaged index, as far as it is noticed before it is searched: a small one is checked whole.
         """
+        self.index = index
+        self._segments: ClipTable | None = None
         self.table = open_table(index)
         settings = self.table.settings
         if not len(self.table):
@@ -127,6 +132,7 @@ class Searcher:
         """Go on with the newest version of the index. Raises `UsageError` if another model has made that."""
         fingerprint = self.table.settings.fingerprint
         self.table.refresh()
+        self._segments = None
         if self.table.settings.fingerprint != fingerprint:
             raise UsageError("the index was made anew by another model, open it again")
 
@@ -182,6 +188,41 @@ class Searcher:
         ]
         method, recall = ("exact", None) if exact else (APPROXIMATE, self.table.seal.recall)
         return SearchResult(words, hits, method, recall, self.table.count(where), seconds, self.queries.notes(words))
+
+    def moments(self, words: str, options: MomentOptions | None = None, filters: Filters | None = None) -> MomentResult:
+        """Where in which of the videos that the `filters` keep: the best windows of their segments for `words`.
+
+        Every window is scored from its segments' stored partial attentions as the decoder would over all of it. Raises
+        `UsageError` for an empty query, options that cannot be, and an index without segments.
+        """
+        options, words = options or MomentOptions(), whole_characters(words)
+        _check_query(words, options.top_k, options.shortlist, options.rerank)
+        options.check()
+        table, where = self.segments(), None if filters is None else filters.sql()
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "total"):
+            with _timed(seconds, "encode"):
+                vector, text = self.queries.encode(words)
+            with _timed(seconds, "shortlist"):
+                stretches, count, exact = read_stretches(table, vector, options, where)
+            with _timed(seconds, "score"):
+                match = partial(self._match, text=text)
+                heads = table.settings.num_attention_heads
+                query = Query(vector, self.queries.logit_scale, match, heads, options.rerank)
+                found = find(stretches, query, options)
+        return moment_result(words, found, options, table.settings, count, exact, seconds, self.queries.notes(words))
+
+    def segments(self) -> ClipTable:
+        """The table of segments, opened once; raises as the constructor, `UsageError` for an index without segments."""
+        if self._segments is None:
+            try:
+                self._segments = open_table(self.index, name=SEGMENTS)
+            except NoIndexError:
+                again = f"perceiver-vl index --out {shlex.quote(str(self.index))} --segments 2"
+                raise UsageError(f"{self.index}: has no segments, index again with {again}") from None
+            if self._segments.exact:
+                self._segments.check()
+        return self._segments
 
     def _match(self, clips: Vectors, text: Any) -> Vectors:
         """Matching logits `(K,)` of a text with clips, from the stored partial attentions `(K,D+H)`."""

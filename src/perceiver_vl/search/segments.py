@@ -162,7 +162,7 @@ def _open(index: str | Path, clips: ClipTable, verify: bool) -> tuple[ClipTable,
         table = open_table(index, recover=True, name=SEGMENTS)
     except NoIndexError:
         return create_table(index, clips.settings, SEGMENTS), 0
-    table.describe(clips.settings)
+    table.describe(replace(clips.settings, surprise=table.settings.surprise))
     if verify or table.exact:
         try:
             table.check()

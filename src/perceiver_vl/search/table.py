@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -249,9 +250,10 @@ class ClipTable:
         return self._scan([], where, with_row_address=True)["_rowaddr"].to_numpy()
 
     def describe(self, settings: IndexSettings) -> None:
-        """Say anew what all clips share."""
+        """Say anew what all clips share; the rows are as they were sealed."""
         if settings != self.settings:
-            self._describe(settings, self.seal)
+            sealed = self.seal.version == self.version
+            self._describe(settings, replace(self.seal, version=self.version + 1) if sealed else self.seal)
 
     def _describe(self, settings: IndexSettings, seal: Seal) -> None:
         with engine_errors(self._index):
