@@ -1,133 +1,100 @@
-"""The layers hold DeepMind's language Perceiver (Perceiver IO, Jaegle et al. 2022): other widths for latents and
-inputs, other head sizes for keys and values, one cross-attention, many self-attentions, a decoder without skip
-connection.
+"""Perceiver IO computes what transformers' classes and lucidrains' code compute, on the same weights: masked bytes,
+images, flow, video with sound and label, and given queries; values and gradients.
 """
 
-import pytest
+from typing import Any
+
 import torch
-from torch import Tensor, nn
-from transformers import PerceiverConfig, PerceiverForMaskedLM
+from parity import DTYPES, TOLERANCE, Parity, differences, gradient_differences
+from torch import Tensor
 
-from perceiver_vl.layers.attention import AttentionBlock
-from perceiver_vl.layers.partial_attention import merge
-from perceiver_vl.layers.perceiver import LatentEncoder, QueryDecoder
-from tiny import assert_same
+from perceiver_vl.models.perceiver_io import PerceiverIOPreTrainedModel
+from perceiver_vl.models.perceiver_io.convert import converted
 
-
-@pytest.fixture
-def theirs() -> PerceiverForMaskedLM:
-    """The language Perceiver in small: 26 self-attentions, and no two sizes equal that need not be."""
-    config = PerceiverConfig(
-        num_latents=7,
-        d_latents=48,
-        d_model=24,
-        num_blocks=1,
-        num_self_attends_per_block=26,
-        num_self_attention_heads=4,
-        num_cross_attention_heads=4,
-        qk_channels=8,
-        v_channels=48,
-        self_attention_widening_factor=1,
-        cross_attention_widening_factor=1,
-        vocab_size=50,
-        max_position_embeddings=11,
-        attention_probs_dropout_prob=0.0,
-    )
-    torch.manual_seed(0)
-    model = PerceiverForMaskedLM(config).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms are constants otherwise
-            parameter += 0.1 * torch.randn_like(parameter)
-    return model
+PARITY = Parity("perceiver_io")
+IMAGES = {"image_fourier": True, "image_learned": False}
+"""Which have a skip connection from the class query, which no weight tells (README)."""
 
 
-def copy_layer(block: nn.Module, layer: nn.Module) -> None:
-    """Their layer's weights in our block."""
-    assert isinstance(block, AttentionBlock)
-    assert block.norm2 is not None
-    assert block.mlp is not None
-    attention = layer.attention.self
-    pairs: list[tuple[nn.Module, nn.Module]] = [
-        (block.norm1, attention.layernorm1),
-        (block.attention.q_proj, attention.query),
-        (block.attention.k_proj, attention.key),
-        (block.attention.v_proj, attention.value),
-        (block.attention.out_proj, layer.attention.output.dense),
-        (block.norm2, layer.layernorm),
-        (block.mlp.fc1, layer.mlp.dense1),
-        (block.mlp.fc2, layer.mlp.dense2),
-    ]
-    if isinstance(attention.layernorm2, nn.LayerNorm):
-        pairs.append((block.input_norm, attention.layernorm2))
-    for ours, source in pairs:
-        ours.load_state_dict(source.state_dict())
+def model_of(case: str, state: dict[str, Tensor]) -> PerceiverIOPreTrainedModel:
+    """Our model of `state`, whose names are the reference's, with what its shapes do not tell from the manifest."""
+    given = PARITY.config(case)
+    fields: dict[str, Any] = {}
+    if given["kind"] == "lucidrains":
+        heads = given["args"]
+        return converted(
+            state, num_attention_heads=heads["latent_heads"], num_cross_attention_heads=heads["cross_heads"]
+        )
+    if given["kind"] in IMAGES:
+        size = given.get("resolution", given.get("image"))
+        fields = {"image_size": size, "max_resolution": size, "decoder_residual": IMAGES[given["kind"]]}
+    elif given["kind"] == "flow":
+        fields = {"image_size": given["image"]}
+    elif given["kind"] == "multimodal":
+        fields = {"image_size": [given["size"]] * 2, "num_frames": given["frames"], "audio_samples": given["audio"]}
+    return converted(state, given["config"], **fields)
 
 
-def ours(model: PerceiverForMaskedLM) -> tuple[LatentEncoder, QueryDecoder]:
-    """Encoder and decoder of the same weights."""
-    config, theirs = model.config, model.perceiver.encoder
-    encoder = LatentEncoder(
-        config.d_latents,
-        config.num_self_attention_heads,
-        num_latents=config.num_latents,
-        self_attentions_per_block=len(theirs.self_attends),
-        input_size=config.d_model,
-        intermediate_size=config.d_latents,
-        qk_size=config.qk_channels,
-        v_size=config.v_channels,
-        cross_attention={"norm_inputs": True},
-        final_norm=False,
-    ).double()
-    assert encoder.latents is not None
-    encoder.latents.data.copy_(model.perceiver.embeddings.latents)
-    block = encoder.blocks[0]
-    copy_layer(block.cross_attention, theirs.cross_attention)
-    for self_attention, layer in zip(block.self_attentions, theirs.self_attends, strict=True):
-        copy_layer(self_attention, layer)
-    decoding = model.perceiver.decoder.decoding_cross_attention
-    decoder = QueryDecoder(
-        config.d_model,
-        decoding.attention.self.num_heads,
-        num_queries=config.max_position_embeddings,
-        input_size=config.d_latents,
-        intermediate_size=config.d_model,
-        qk_size=decoding.attention.self.qk_channels,
-        v_size=decoding.attention.self.v_channels,
-        norm_inputs=True,
-        residual="none",
-        final_norm=False,
-    ).double()
-    copy_layer(decoder.block, decoding)
-    assert decoder.queries is not None
-    decoder.queries.data.copy_(model.perceiver.decoder.output_position_encodings(1)[0])
-    return encoder, decoder
+def run(case: str, model: PerceiverIOPreTrainedModel) -> dict[str, Tensor]:
+    """Every value that the case's file may hold."""
+    kind = PARITY.config(case)["kind"]
+    given = {
+        name: value.to(model.dtype) if value.is_floating_point() else value
+        for name, value in PARITY.tensors(case, "in").items()
+    }
+    if kind == "multimodal":
+        points = {name: given[f"points_{name}"] for name in ("audio", "image")}
+        output = model(image=given["video"], audio=given["audio"], label=given["label"], points=points)
+        found = dict(output.logits)
+        found["loss"] = sum((value * given[f"probe_{name}"]).sum() for name, value in output.logits.items())
+        return found | {"latents": output.last_hidden_state}
+    if kind == "mlm":
+        output = model(given["tokens"], given["attention_mask"], labels=given["labels"])
+        return {"logits": output.logits, "loss": output.loss}
+    if kind == "lucidrains":
+        queries = given["queries"].expand(len(given["data"]), -1, -1)
+        logits = model(given["data"], given["mask"], queries).logits
+        return {"logits": logits, "loss": (logits * given["probe"]).sum()}
+    latents: list[Tensor] = []
+    model.perceiver.decoder.register_forward_hook(lambda _, taken, __: latents.append(taken[0]))
+    if kind == "flow":
+        logits = model(given["inputs"]).logits
+        return {"logits": logits, "loss": (logits * given["probe"]).sum(), "latents": latents[0]}
+    output = model(given["inputs"], labels=given["labels"])
+    return {"logits": output.logits, "loss": output.loss, "latents": latents[0]}
 
 
-def test_the_language_perceiver_of_our_layers(theirs: PerceiverForMaskedLM) -> None:
-    draw = torch.Generator().manual_seed(1)
-    input_ids = torch.randint(50, (3, 11), generator=draw)
-    attention_mask = torch.ones(3, 11, dtype=torch.long)
-    attention_mask[1, 6:] = 0
-    encoder, decoder = ours(theirs)
-    embeddings = theirs.perceiver.input_preprocessor
-    with torch.no_grad():
-        wanted = theirs(input_ids, attention_mask=attention_mask).logits
-        tokens: Tensor = embeddings.embeddings(input_ids) + embeddings.position_embeddings.weight
-        answers = decoder(encoder(tokens, attention_mask.bool()))
-        found = answers @ embeddings.embeddings.weight.T + theirs.embedding_decoder.bias
-    assert_same(found, wanted)
-    assert wanted.std() > 0.1
+@PARITY.every_case
+def test_values_and_gradients_are_the_reference_s(case: str) -> None:
+    weights = PARITY.weights(case)
+    for precision, dtype in DTYPES.items():
+        model = model_of(case, weights).to(dtype)
+        found = run(case, model)
+        largest = differences(found, PARITY.tensors(case, f"out.{precision}"))
+        assert max(largest.values()) <= TOLERANCE[precision], (precision, largest)
+    found["loss"].backward()
+    stored = PARITY.tensors(case, "grad.f64")
+    largest = gradient_differences(model, lambda state: model_of(case, state).double(), weights, stored)
+    assert max(largest.values()) <= 1e-9, largest
 
 
-def test_partial_attention_holds_there_too(theirs: PerceiverForMaskedLM) -> None:
-    """What is attended to in two parts is what is attended to whole, at these sizes and with normed inputs."""
-    encoder, decoder = ours(theirs)
-    draw = torch.Generator().manual_seed(2)
-    cross = encoder.blocks[0].cross_attention
-    assert isinstance(cross, AttentionBlock)
-    for block, queries, width in ((cross, torch.randn(2, 7, 48), 24), (decoder.block, torch.randn(2, 5, 24), 48)):
-        inputs, queries = torch.randn(2, 9, width, generator=draw).double(), queries.double()
-        parts = merge(block.partial_attention(queries, inputs[:, :4]), block.partial_attention(queries, inputs[:, 4:]))
-        with torch.no_grad():
-            assert_same(block.from_partial_attention(queries, parts), block(queries, inputs))
-            assert_same(block.forward_parts(queries, [inputs[:, :4], (inputs[:, 4:], None)]), block(queries, inputs))
+@PARITY.every_case
+def test_the_input_array_is_the_reference_s(case: str) -> None:
+    """Where the reference has a module that makes it."""
+    wanted = [v for name, v in PARITY.tensors(case, "mid.f64").items() if name.endswith("input_preprocessor")]
+    model, seen = model_of(case, PARITY.weights(case)).double(), []
+    base = model if case == "lucidrains" else model.perceiver
+    base.encoder.blocks[0].cross_attention.input_norm.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    run(case, model)
+    for value in wanted:
+        assert (seen[0] - value).abs().max() <= 1e-9
+
+
+@PARITY.every_case
+def test_evaluation_that_skips_projections_finds_the_same(case: str) -> None:
+    """In training no attention is rearranged; both are the reference's."""
+    model = model_of(case, PARITY.weights(case)).double()
+    evaluated = run(case, model)
+    trained = run(case, model.train())
+    for name, value in evaluated.items():
+        torch.testing.assert_close(trained[name], value, atol=1e-9, rtol=1e-9)

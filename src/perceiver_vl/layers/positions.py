@@ -50,7 +50,8 @@ def fourier_features(
     3.2.
     """
     positions = grid_positions(shape, dtype=dtype)
-    return fourier_features_at(positions, num_bands, max_resolution=max_resolution or shape, raw=raw)
+    sizes = [max(size, 2) for size in max_resolution or shape]
+    return fourier_features_at(positions, num_bands, max_resolution=sizes, raw=raw)
 
 
 def grid_positions(
@@ -74,10 +75,9 @@ def fourier_features_at(
     `by_axis`: the columns of one axis, sines, cosines and the position itself, stand together (lucidrains); else the
     positions of all axes come first, then all sines, then all cosines (the authors).
     """
-    highest = [max(size / 2, 1.0) for size in max_resolution]
-    frequencies = torch.stack(
-        [torch.linspace(1.0, most, num_bands, dtype=positions.dtype, device=positions.device) for most in highest]
-    )  # (A,bands)
+    kind, place = positions.dtype, positions.device
+    bands = [torch.linspace(1.0, size / 2, num_bands, dtype=kind, device=place) for size in max_resolution]
+    frequencies = torch.stack(bands)  # (A,bands)
     angles = torch.pi * (positions[..., None] * frequencies)  # (…,A,bands)
     if by_axis:
         parts = [angles.sin(), angles.cos(), *([positions[..., None]] if raw else [])]
