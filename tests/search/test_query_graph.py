@@ -1,6 +1,8 @@
 """Searches without torch: the same results, from files that may go or break at any time."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def made(media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a `model`, its `index` and a `cache` with its graphs; not to be changed."""
     folder = tmp_path_factory.mktemp("made")
-    build_index(save(folder / "model"), media, folder / "index")
+    build_index(save(folder / "model"), media, folder / "index", segments=0.2, segment_fps=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         assert write_query_graph(folder / "index") is None
@@ -116,6 +118,24 @@ def test_without_torch_the_same_is_found(
     before = graph.stat().st_mtime_ns
     assert write_query_graph(tmp_path / "index") is None
     assert graph.stat().st_mtime_ns == before
+
+
+def test_moments_are_found_without_torch_too(indexed: tuple[Path, Path]) -> None:
+    index, model = indexed
+    light, whole = Searcher(index, model, light=True), Searcher(index, model)
+    assert uses_graph(light)
+    for words in QUERIES:
+        one, other = light.moments(words), whole.moments(words)
+        assert [(m.file_name, m.start, m.end) for m in one.moments] == [
+            (m.file_name, m.start, m.end) for m in other.moments
+        ]
+        assert [m.score for m in one.moments] == pytest.approx([m.score for m in other.moments], abs=1e-4)
+    code = (
+        "import sys; from perceiver_vl.search import Searcher\n"
+        "print(len(Searcher(*sys.argv[1:], light=True).moments('red').moments), 'torch' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, str(index), str(model)]
+    assert subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.split() == ["10", "False"]
 
 
 def test_a_model_that_has_moved_and_another_tokenizer(indexed: tuple[Path, Path]) -> None:

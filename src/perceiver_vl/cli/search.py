@@ -34,7 +34,7 @@ from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.threads import count_threads, use_threads
 
 if TYPE_CHECKING:
-    from perceiver_vl.search import SearchResult
+    from perceiver_vl.search import MomentResult, SearchResult
 
 index_app = typer.Typer(invoke_without_command=True)
 
@@ -168,7 +168,7 @@ def search(
         list[str] | None,
         typer.Argument(metavar="[WORDS]...", help="Queries, each in quotes; without any, one a line of the input."),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "--top", help="Clips to show.")] = 10,
+    top_k: Annotated[int, typer.Option("--top-k", "--top", help="Clips or moments to show.")] = 10,
     shortlist: Annotated[int, typer.Option(help="Candidates that the mixed stream re-ranks.")] = 100,
     rerank: Annotated[str, typer.Option(help="combined, mixed or none.")] = "combined",
     folder: Annotated[str | None, typer.Option(help="Only clips in this folder of the media folder.")] = None,
@@ -183,6 +183,29 @@ def search(
     hybrid: Annotated[
         bool, typer.Option("--hybrid", help="Also look for the words in captions and file names, and join both.")
     ] = False,
+    moments: Annotated[
+        bool, typer.Option("--moments", help="Where in the videos: start and end of the best windows of each.")
+    ] = False,
+    min_length: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Moments: of at least so long (default: 0).")
+    ] = None,
+    max_length: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Moments: of at most so long (default: 60).")
+    ] = None,
+    per_video: Annotated[int | None, typer.Option(help="Moments: at most so many of a video (default: 3).")] = None,
+    always: Annotated[
+        bool, typer.Option("--always", help="Moments: show the best even where they are no better than chance.")
+    ] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Moments: learn what is no better than chance from lines of JSON with query and file."),
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Moments: cut them into this folder, with lists as CSV, JSON and EDL.")
+    ] = None,
+    cut: Annotated[
+        str | None, typer.Option(help="Moments: cut at keyframes, without loss (default), or exact, encoded again.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page of filmstrips here.")] = None,
     model: Annotated[Path | None, typer.Option(help="Where the index's model is now, if it has moved.")] = None,
     device: DeviceOption = None,
@@ -191,11 +214,30 @@ def search(
     null: Annotated[bool, typer.Option("-0", "--null", help="With --paths: end each with a null character.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find clips by words: shortlist by the multi-stream, re-rank by the mixed stream."""
+    """Find clips, or moments of videos, by words: shortlist by the multi-stream, re-rank by the mixed stream."""
     if null and not paths:
         raise UsageError("-0: ends paths, ask for --paths")
-    if html and not queries:
-        raise UsageError(f"html={html}: is of queries that are given as words, give some")
+    for option, path in (("html", html), ("export", export)):
+        if path and not queries:
+            raise UsageError(f"{option}={path}: is of queries that are given as words, give some")
+    of_moments = {
+        "min-length": min_length,
+        "max-length": max_length,
+        "per-video": per_video,
+        "always": always or None,
+        "calibrate": calibrate,
+        "export": export,
+        "cut": cut,
+    }
+    given = [name for name, value in of_moments.items() if value is not None]
+    if given and not moments:
+        raise UsageError(f"{given[0]}: is of moments, ask for --moments")
+    if cut is not None:
+        from perceiver_vl.media.cutting import check_cut
+
+        check_cut(cut)
+    if moments and hybrid:
+        raise UsageError("hybrid: moments are found by what is seen, leave it or moments out")
     from perceiver_vl.search.engine import how_to_make  # light, as the next: mistakes are told at once
     from perceiver_vl.search.filters import Filters
 
@@ -217,33 +259,68 @@ def search(
     searcher = Searcher(index, model, device, light=True, threads=count_threads(threads))
     for note in searcher.notes:
         err.print(note)
-    how = {"top_k": top_k, "shortlist": shortlist, "rerank": rerank, "filters": filters, "hybrid": hybrid}
+    options = None
+    if moments:
+        from perceiver_vl.cli.moments import calibrate_with, read_options
+
+        shortest = None if min_length is None else read_seconds("min-length", min_length)
+        longest = None if max_length is None else read_seconds("max-length", max_length)
+        options = read_options(shortest, longest, top_k, per_video, shortlist, rerank, always)
+        if calibrate:
+            calibrate_with(searcher, calibrate, options, as_json)
+            return
+
+    def answer(words: str) -> "SearchResult | MomentResult":
+        if options is not None:
+            return searcher.moments(words, options, filters)
+        return searcher.search(words, top_k, shortlist, rerank, filters, hybrid)  # type: ignore[arg-type]
+
     if not queries:
         for line in sys.stdin:  # each is answered at once, in a line of JSON if that is asked for
             if line.strip():
-                result = searcher.search(line.strip(), **how)  # type: ignore[arg-type]
-                _print_results([result], as_json and "line", paths, null)
+                _print_results([answer(line.strip())], as_json and "line", paths, null)
         return
-    results = [searcher.search(words, **how) for words in queries]  # type: ignore[arg-type]
+    results = [answer(words) for words in queries]
+    said = []
     if html:
-        from perceiver_vl.search import write_page
+        _write_page(html, results)
+        said.append(f"filmstrips: {html}")
+    if export:
+        from perceiver_vl.cli.moments import export_to
 
-        write_page(html, results)
+        said += export_to(export, results, cut or "keyframes")
     _print_results(results, as_json and "list", paths, null)
-    if html and not (as_json or paths):
-        out.print(f"filmstrips: {html}")
+    if not (as_json or paths):
+        for line in said:
+            out.print(line)
 
 
-def _print_results(results: "list[SearchResult]", as_json: str | bool, paths: bool, null: bool) -> None:
+def _write_page(html: Path, results: "list[SearchResult | MomentResult]") -> None:
+    from perceiver_vl.search import MomentResult, SearchResult, write_page
+    from perceiver_vl.search.moments_html import write_moments_page
+
+    if any(isinstance(result, MomentResult) for result in results):
+        write_moments_page(html, [result for result in results if isinstance(result, MomentResult)])
+    else:
+        write_page(html, [result for result in results if isinstance(result, SearchResult)])
+
+
+def _print_results(results: "list[SearchResult | MomentResult]", as_json: str | bool, paths: bool, null: bool) -> None:
     if as_json == "line":
         for result in results:
             print_json(result.as_dict(), indent=None)
     elif as_json:
         print_json([result.as_dict() for result in results])
     elif paths:
-        for path in dict.fromkeys(hit.path for result in results for hit in result.hits):
+        for path in dict.fromkeys(path for result in results for path in result.paths()):
             sys.stdout.buffer.write(os.fsencode(path) + (b"\0" if null else b"\n"))
     else:
+        from perceiver_vl.cli.moments import print_moments
+        from perceiver_vl.search import SearchResult
+
         for result in results:
-            print_hits(result)
+            if isinstance(result, SearchResult):
+                print_hits(result)
+            else:
+                print_moments(result)
     sys.stdout.flush()

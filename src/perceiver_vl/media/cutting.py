@@ -10,6 +10,7 @@ import av
 import numpy as np
 
 from perceiver_vl.media.decode import frame_times, stream_clip
+from perceiver_vl.media.source import open_source
 from perceiver_vl.media.video import FORMATS
 from perceiver_vl.utils.errors import MediaError, UsageError
 from perceiver_vl.utils.files import write_with
@@ -38,6 +39,7 @@ def cut_video(source: Path, start: float, end: float, out: Path, cut: Cut = "key
     exact: frames are encoded again (H.264) with the times at which they were shown. Raises `MediaError` for a file that
     cannot be read, or whose codec cannot be copied.
     """
+    open_source(source)
     found = (start, end)
 
     def write(beside: Path) -> None:

@@ -34,10 +34,12 @@ class Filmstrip:
     problem: str | None = None
 
 
-def filmstrip(path: Path, frames: int = STRIP_FRAMES) -> Filmstrip:
-    """At most `frames` small frames of a clip at equal distances; one of an image."""
+def filmstrip(
+    path: Path, frames: int = STRIP_FRAMES, start: float | None = None, end: float | None = None
+) -> Filmstrip:
+    """At most `frames` small frames of a clip, or of its seconds [start, end), at equal distances; one of an image."""
     try:
-        clip = load_clip(path, frames)
+        clip = load_clip(path, frames, start=start, end=end)
     except MediaError as error:
         return Filmstrip([], error.reason)
     return Filmstrip(

@@ -100,6 +100,10 @@ class MomentResult:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def paths(self) -> list[Path]:
+        """Of what was found, best first."""
+        return [moment.path for moment in self.moments]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         plain = asdict(self)
@@ -227,6 +231,13 @@ def moment_result(
     method = "exact" if exact else f"of {options.shortlist} segments by vector"
     about = is_there, found.surprise, threshold, found.windows, searched, method
     return MomentResult(words, moments, curves, *about, seconds, said)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a player shows them: `1:02:03.4`."""
+    tenths = round(10 * seconds)
+    hours, minutes, rest = tenths // 36000, tenths // 600 % 60, tenths % 600 / 10
+    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
 
 
 # Reading an index

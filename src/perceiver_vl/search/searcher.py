@@ -64,6 +64,10 @@ class SearchResult:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def paths(self) -> list[Path]:
+        """Of what was found, best first."""
+        return [hit.path for hit in self.hits]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         plain = asdict(self)

@@ -1,0 +1,79 @@
+"""`perceiver-vl search --moments`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from perceiver_vl.cli.show import print_json
+from perceiver_vl.utils.console import out, print_whole
+
+if TYPE_CHECKING:
+    from perceiver_vl.search import MomentOptions, MomentResult, Searcher, SearchResult
+
+
+def read_options(
+    min_length: float | None,
+    max_length: float | None,
+    top_k: int,
+    per_video: int | None,
+    shortlist: int,
+    rerank: str,
+    always: bool,
+) -> "MomentOptions":
+    """Those that are given; the others are as they are."""
+    from perceiver_vl.search import MomentOptions
+
+    given = {"min_length": min_length, "max_length": max_length, "per_video": per_video}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return MomentOptions(top_k=top_k, shortlist=shortlist, rerank=rerank, always=always, **options)
+
+
+def calibrate_with(searcher: "Searcher", queries: Path, options: "MomentOptions", as_json: bool) -> None:
+    """Learn from a file of queries, and say what."""
+    from perceiver_vl.search.calibrate import calibrate, read_queries
+
+    found = calibrate(searcher, read_queries(queries), options, progress=True)
+    if as_json:
+        print_json(found.as_dict())
+        return
+    out.print(
+        f"{found.queries} queries: the best window must stand out by {found.threshold:.2f} standard deviations; "
+        f"{100 * found.found:.0f} % do with their video, {100 * found.false_alarms:.0f} % without it"
+    )
+
+
+def export_to(folder: Path, results: "Sequence[SearchResult | MomentResult]", cut: str) -> list[str]:
+    """Cut the moments into files; what to say of it."""
+    from perceiver_vl.media.cutting import check_cut
+    from perceiver_vl.search import MomentResult
+    from perceiver_vl.search.moments_export import export_moments
+
+    moments = [result for result in results if isinstance(result, MomentResult)]
+    found = export_moments(folder, moments, check_cut(cut), progress=True)
+    problems = [f"not cut: {one.file_name}: {one.problem}" for one in found if one.problem is not None]
+    return [f"{len(found) - len(problems)} moments cut: {folder}", *problems]
+
+
+def print_moments(result: "MomentResult") -> None:
+    """A line a moment."""
+    from perceiver_vl.search.moments import clock
+
+    table = Table(title=f"“{result.query}”", title_justify="left")
+    for column in ("", "file", "start", "end", "score", "multi_score", "mixed_score"):
+        table.add_column(column, justify="left" if column == "file" else "right", overflow="fold")
+    for one in result.moments:
+        mixed = "" if one.mixed_score is None else f"{one.mixed_score:.2f}"
+        about = f"{one.score:.2f}", f"{one.multi_score:.3f}", mixed
+        table.add_row(str(one.rank), one.file_name, clock(one.start), clock(one.end), *about)
+    if result.moments:
+        print_whole(table)
+    if result.found is False:
+        chance = f"{result.surprise:.1f} standard deviations, chance reaches {result.threshold:.1f}"
+        shown = "the best are shown all the same" if result.moments else "--always shows the best all the same"
+        out.print(f"“{result.query}”: nothing found ({chance}); {shown}")
+    for note in result.notes:
+        out.print(f"note: {note}")
+    total = 1e3 * result.seconds["total"]
+    out.print(f"{result.windows} windows of {result.searched} segments scored in {total:.1f} ms ({result.method})")
