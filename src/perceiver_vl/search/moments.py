@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ LONGEST = 60.0
 SHORTLIST = 100
 EVERYTHING = 5400
 """Up to so many segments, three hours at two seconds, all are scored."""
-_TRIED = 4  # windows that are refined for each moment that is asked for
+_TRIED = 2  # windows that are refined for each moment that is asked for
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,8 @@ def find(stretches: Iterable[Stretch], query: Query, options: MomentOptions) -> 
     `surprise`: by how many standard deviations of all windows' scores the best exceeds their mean.
     """
     per_stretch: list[tuple[Stretch, Windows]] = []
-    curves: dict[str, list[CurvePoint]] = {}
     count, total, squares, too_short = 0, 0.0, 0.0, 0
     for stretch in stretches:
-        places = np.arange(len(stretch))
-        alone = score(stretch, query, places, places + 1)
-        points = zip(stretch.starts.tolist(), stretch.ends.tolist(), alone.scores.tolist(), strict=True)
-        curves.setdefault(stretch.file, []).extend(CurvePoint(*point) for point in points)
         windows = score(stretch, query, *scales(stretch, options.min_length, options.max_length))
         if not len(windows):
             too_short += 1
@@ -158,7 +153,17 @@ def find(stretches: Iterable[Stretch], query: Query, options: MomentOptions) -> 
     found.sort(key=lambda one: -float(one[1].scores[one[2]]))
     best = _limited(found, options)
     top = float(best[0][1].scores[best[0][2]]) if best else mean
+    curves: dict[str, list[CurvePoint]] = {}
+    for stretch in {id(stretch): stretch for stretch, _, _ in best}.values():
+        curves.setdefault(stretch.file, []).extend(_curve(stretch, query))
     return Candidates(best, curves, (top - mean) / spread if spread > 0 else 0.0, count, too_short)
+
+
+def _curve(stretch: Stretch, query: Query) -> Iterator[CurvePoint]:
+    places = np.arange(len(stretch))
+    scores = score(stretch, query, places, places + 1).scores
+    points = zip(stretch.starts.tolist(), stretch.ends.tolist(), scores.tolist(), strict=True)
+    return (CurvePoint(*point) for point in points)
 
 
 def _best(per_stretch: Sequence[tuple[Stretch, Windows]], most: int) -> Iterator[tuple[Stretch, Windows]]:
@@ -270,22 +275,25 @@ def read_stretches(
 ) -> tuple[list[Stretch], int, bool]:
     """What is to be scored for a query's vector `(E,)`, how many segments there are, and whether these are all.
 
-    Of a large library: about each of the segments with the largest cosines all that a window with it can reach.
+    Of a large library: the segments with the largest cosines, and about each all that a window with it can reach.
     """
     count = table.count(where)
     if count <= options.everything:
         return list(stretches_of(table.rows(where))), count, True
     near, _ = table.nearest(vector, options.shortlist, where)
     spans: dict[str, list[tuple[float, float]]] = {}
+    listed: dict[str, set[float]] = {}
     for row in near.select(["file", "start", "end"]).to_pylist():
         around = (row["end"] - options.max_length, row["start"] + options.max_length)
         spans.setdefault(row["file"], []).append(around)
+        listed.setdefault(row["file"], set()).add(row["start"])
     conditions = [
         f"(file = {quoted(file)} AND start >= {first!r} AND end <= {last!r})"
         for file, some in spans.items()
         for first, last in _joined(some)
     ]
-    return list(stretches_of(table.rows(" OR ".join(conditions)))), count, False
+    stretches = stretches_of(table.rows(" OR ".join(conditions)))
+    return [replace(one, wanted=np.isin(one.starts, list(listed[one.file]))) for one in stretches], count, False
 
 
 def _joined(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -35,7 +35,7 @@ _AHEAD = 2  # batches that are decoded while one is encoded
 @dataclass
 class SegmentsReport:
     """What a run did: segments `encoded`, in all (`total`), the `hours` of video that these are, rows `mended`; videos
-    that broke off (`skipped`) or lacked frames (`damaged`).
+    that broke off (`skipped`) or lacked frames (`damaged`); the `seconds` that it took, decoding included.
     """
 
     encoded: int = 0
@@ -44,6 +44,7 @@ class SegmentsReport:
     mended: int = 0
     skipped: list[SkippedSample] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def update_segments(
     are there. Raises `MediaError` with `strict` for a video that cannot be read to its end; else it is reported, keeps
     the segments up to there, and is tried again by the next run.
     """
+    started = time.perf_counter()
     table, mended = _open(index, clips, verify)
     wanted = {entry.file: entry for entry in clips.entries() if entry.kind == "video"}
     known = _relabel(table, _known(table), wanted)
@@ -128,6 +130,7 @@ def update_segments(
     finally:
         commits.write()
     report.total, report.hours = len(table), sum(one.covered for one in _known(table).values()) / 3600
+    report.seconds = time.perf_counter() - started
     return table, report
 
 

@@ -26,7 +26,8 @@ Match = Callable[[Vectors], Vectors]
 @dataclass(frozen=True)
 class Stretch:
     """Segments of a video that follow each other: `starts`, `ends` `(S,)` in seconds, `vectors (S,E)`,
-    `partial_attentions (S,D+H)`; `duration` of the whole video.
+    `partial_attentions (S,D+H)`; `duration` of the whole video. `wanted (S,)`: where only windows with at least one of
+    some segments are.
     """
 
     file: str
@@ -35,6 +36,7 @@ class Stretch:
     ends: Seconds
     vectors: Vectors
     partial_attentions: Vectors
+    wanted: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         """The number of segments S."""
@@ -86,6 +88,9 @@ def scales(stretch: Stretch, shortest: float, longest: float) -> tuple[Places, P
     starts = np.concatenate([np.arange(len(stretch) - count + 1) for count in counts] or [np.empty(0, np.int64)])
     ends = np.concatenate([np.arange(count, len(stretch) + 1) for count in counts] or [np.empty(0, np.int64)])
     kept = _lasting(stretch, starts, ends, shortest, longest)
+    if stretch.wanted is not None:
+        before = np.concatenate([[0], np.cumsum(stretch.wanted)])
+        kept &= before[ends] > before[starts]
     return starts[kept], ends[kept]
 
 
