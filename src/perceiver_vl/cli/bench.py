@@ -148,6 +148,27 @@ def index(
 
 
 @bench_app.command()
+def moments(
+    hours: Annotated[str, typer.Option(help="Hours of the libraries that are searched, made up.")] = "1,10,100",
+    video_seconds: Annotated[float, typer.Option(help="Seconds of the 720p video that is indexed.")] = 120.0,
+    runs: RunsOption = 3,
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Where in the video: windows from stored numbers beside decoding and encoding them, indexing, queries by hours."""
+    numbers = read_numbers("hours", hours)
+    use_threads(threads)
+    from perceiver_vl.bench.moments import QUICK_HOURS, measure_moments
+
+    sizes = QUICK_HOURS if quick else numbers
+    how = {"segments": 12, "video_s": min(20.0, video_seconds), "runs": 1} if quick else {"video_s": video_seconds}
+    report = measure_moments(hours=sizes, seed=seed, progress=True, **{"runs": runs, **how})  # type: ignore[arg-type]
+    print_bench(report, as_json)
+
+
+@bench_app.command()
 def elastic(
     output: Annotated[Path, typer.Option("--out", help="Folder of the runs; those done are not trained again.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Of the recipe, key=value.")] = None,
