@@ -19,6 +19,7 @@ from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.prefetch import decode_ahead, or_media_error
 from perceiver_vl.data.records import Record
 from perceiver_vl.inference.clips import ClipOptions, Medium, cached_clip, frames_of, load_medium
+from perceiver_vl.inference.moments import MomentsPipeline
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.loading import load_folder, load_retriever
 from perceiver_vl.models.perceiver_vl import (
@@ -65,6 +66,15 @@ def pipeline(
     dtype: str | None = None,
     compiled: bool = False,
 ) -> "MultipleChoicePipeline": ...
+@overload
+def pipeline(
+    task: Literal["moments"],
+    model: str | Path,
+    device: str | torch.device | None = None,
+    *,
+    dtype: str | None = None,
+    compiled: bool = False,
+) -> MomentsPipeline: ...
 def pipeline(
     task: str,
     model: str | Path,
@@ -72,8 +82,8 @@ def pipeline(
     *,
     dtype: str | None = None,
     compiled: bool = False,
-) -> "RetrievalPipeline | QuestionAnsweringPipeline | MultipleChoicePipeline":
-    """The model of a folder, ready to be called with files; see the three classes.
+) -> "RetrievalPipeline | QuestionAnsweringPipeline | MultipleChoicePipeline | MomentsPipeline":
+    """The model of a folder, ready to be called with files; see the four classes.
 
     `device`: None for a GPU if there is one. `dtype`: float32, bfloat16 or int8; None: as it was saved. `compiled`: its
     encoder is. Raises `UsageError` for another task or dtype, or a folder without such a model.
@@ -81,13 +91,15 @@ def pipeline(
     how = device, dtype, compiled
     if task == "retrieval":
         return RetrievalPipeline(*load_retriever(model, *how))
+    if task == "moments":
+        return MomentsPipeline(*load_retriever(model, *how))
     if task == "question-answering":
         return QuestionAnsweringPipeline(
             *load_folder(PerceiverVLForQuestionAnswering, "question answering", model, *how)
         )
     if task == "multiple-choice":
         return MultipleChoicePipeline(*load_folder(PerceiverVLForMultipleChoice, "matching", model, *how))
-    raise UsageError(f"task={task!r}: choose 'retrieval', 'question-answering' or 'multiple-choice'")
+    raise UsageError(f"task={task!r}: choose 'retrieval', 'moments', 'question-answering' or 'multiple-choice'")
 
 
 class RetrievalPipeline:

@@ -4,16 +4,18 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from perceiver_vl.search.filters import quoted
 from perceiver_vl.search.rows import IndexSettings, Vectors, numbers
-from perceiver_vl.search.table import ClipTable
 from perceiver_vl.search.windows import Query, Stretch, Windows, distinct, neighbours, scales, score
 from perceiver_vl.utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from perceiver_vl.search.table import ClipTable
 
 OVERLAP = 0.5
 """Of what two moments cover together, the share that both may cover."""
@@ -271,7 +273,7 @@ def stretches_of(rows: pa.Table) -> Iterator[Stretch]:
 
 
 def read_stretches(
-    table: ClipTable, vector: Vectors, options: MomentOptions, where: str | None
+    table: "ClipTable", vector: Vectors, options: MomentOptions, where: str | None
 ) -> tuple[list[Stretch], int, bool]:
     """What is to be scored for a query's vector `(E,)`, how many segments there are, and whether these are all.
 
