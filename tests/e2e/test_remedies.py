@@ -452,6 +452,26 @@ def null_characters_after_nothing(w: Workshop) -> Attempt:
     return Attempt(("search", "--index", w.index, "red", "-0"), "ends paths, ask for ", mends=False)  # writes bytes
 
 
+@case
+def moments_of_an_index_without_segments(w: Workshop) -> Attempt:
+    return Attempt(
+        ("search", "--index", w.copy(w.index, "index"), "red", "--moments"), "has no segments, index again with "
+    )
+
+
+@case
+def frames_of_segments_that_are_not_asked_for(w: Workshop) -> Attempt:
+    index = "index", "--model", w.model, "--media", w.world, "--out", w.folder / "index"
+    return Attempt((*index, "--segment-fps", "2"), "say how long these are with ")
+
+
+@case
+def options_of_moments_without_them(w: Workshop) -> Attempt:
+    index = w.copy(w.index, "index")
+    build_index(None, None, index, segments=1)
+    return Attempt(("search", "--index", index, "red", "--per-video", "2"), "is of moments, ask for ")
+
+
 # Training
 
 
@@ -654,6 +674,7 @@ ELSEWHERE = {
     "not a dual encoder in the form of": "tests/models/perceiver_vl/test_encoders.py",
     "its vector of a": "tests/models/perceiver_vl/test_encoders.py",
     "torch is imported instead": "tests/search/test_query_graph.py",
+    "shows the best all the same": "tests/e2e/test_moment_commands.py",
     "unknown benchmark, ": "tests/data/test_validate.py",
     "asks pretrained encoders, and this model has no": "tests/training/test_encoder_training.py",
     "are asked for; ask for fewer": "tests/training/test_encoder_training.py",
