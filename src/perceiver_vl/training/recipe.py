@@ -41,7 +41,8 @@ PARTS = (
 class WorldSplit:
     """Clips of the generated world, drawn while training instead of read from files.
 
-    task: captions, or what is asked about the clips (see `open_world`); seconds: of a clip of `task: long`.
+    task: captions, or what is asked about the clips (see `open_world`); seconds: of a clip of `task: long`;
+    questions_per_clip: of `task: frame` so many of the `clips` questions are about one clip.
     """
 
     clips: int = 2000
@@ -49,12 +50,15 @@ class WorldSplit:
     size: int = 64
     task: str = "captions"
     seconds: float | None = None
+    questions_per_clip: int = 1
 
     def __post_init__(self) -> None:
         if self.task not in WORLD_TASKS:
             raise UsageError(f"data: world.task={self.task}: unknown, choose from {', '.join(WORLD_TASKS)}")
         if self.seconds is not None and self.task != "long":
             raise UsageError(f"data: world.seconds={self.seconds:g}: only task=long has clips of any length")
+        if self.questions_per_clip != 1 and self.task != "frame":
+            raise UsageError(f"data: world.questions_per_clip={self.questions_per_clip}: of task=frame alone, need 1")
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,8 @@ def open_split(
     if split.world is not None:
         world = split.world
         part = split.split or "train"
-        source = open_world(world.task, part, world.clips, world.seed, data.num_frames, world.size, world.seconds)
+        given = world.task, part, world.clips, world.seed, data.num_frames, world.size, world.seconds
+        source = open_world(*given, questions_per_clip=world.questions_per_clip)
     else:
         where = split.shards if split.folder is None else split.folder
         assert where is not None

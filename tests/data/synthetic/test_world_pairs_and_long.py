@@ -76,7 +76,7 @@ def test_both_pictures_are_needed_for_most_forms() -> None:
         if pair.kind == "same":
             noun = pair.text.removeprefix("the pictures hold equally many ")
             seen.setdefault(count(pair.left, noun), set()).add(pair.truth)
-    assert seen == {number: {True, False} for number in range(4)}
+    assert seen == {number: {True, False} for number in range(3)}
 
 
 def test_a_pair_gives_both_pictures() -> None:
@@ -122,7 +122,7 @@ def moments(clip: LongClip, *seconds: float) -> np.ndarray[tuple[int], np.dtype[
 @settings(max_examples=100, deadline=None)
 def test_the_event_is_short_and_lies_where_it_is_said_to(split: str, seed: int, index: int, seconds: float) -> None:
     clip = LongWorld(split, index + 1, seed, seconds=seconds).clip(index)
-    assert 1 <= clip.end - clip.start <= 3
+    assert 2 <= clip.end - clip.start <= 4
     third = seconds / 3
     assert WHEN.index(clip.when) * third <= clip.start < clip.end <= (WHEN.index(clip.when) + 1) * third
     touched = [item for item in clip.scene.objects if any(action.event for action in item.actions)]
@@ -180,7 +180,7 @@ def test_what_appears_is_seen_at_that_moment_alone() -> None:
 
 
 def test_the_more_frames_the_more_events_are_seen() -> None:
-    """A frame every three seconds sees few of them, one every second sees all."""
+    """A frame every fifteen seconds sees few of them, one every second sees all."""
     world = LongWorld(clips=300, seconds=120)
 
     def seen(frames: int) -> float:
@@ -188,7 +188,7 @@ def test_the_more_frames_the_more_events_are_seen() -> None:
         clips = [world.clip(index) for index in range(300)]
         return float(np.mean([((times > clip.start) & (times < clip.end)).any() for clip in clips]))
 
-    assert seen(8) < 0.3 < seen(32) < 0.8 < seen(80)
+    assert seen(8) < 0.4 < seen(24) < 0.8 < seen(64)
     assert seen(121) == 1
 
 

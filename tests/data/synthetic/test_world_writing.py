@@ -151,6 +151,9 @@ def test_of_one_task_the_folder_itself_is_the_data_set(tmp_path: Path) -> None:
     assert manifest["num_frames"] == 4
     with pytest.raises(UsageError, match="a world made with other arguments"):
         write_world(tmp_path / "frame", **SMALL, tasks=["count"], num_frames=4)
+    (tmp_path / "frame" / "world.json").write_text(json.dumps(manifest | {"generator_version": 2}, indent=2) + "\n")
+    with pytest.raises(UsageError, match="frame: holds a world of generator_version 2, this is 3; name another folder"):
+        write_world(tmp_path / "frame", **SMALL, tasks=["frame"], num_frames=4)
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,15 @@ from safetensors.torch import load_file
 from perceiver_vl.bench.joint_transformer import replace_encoder
 from perceiver_vl.bench.learning.single_stream import rank_jointly
 from perceiver_vl.data.sources import VideoDataset
+from perceiver_vl.data.synthetic.writing import version_of
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
-from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.provenance import machine
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training import train
-from perceiver_vl.training.recipe import DataSource, Recipe
+from perceiver_vl.training.recipe import DataSource, Recipe, WorldSplit
 from perceiver_vl.training.setup import open_split
 from perceiver_vl.utils.console import ProgressBars, err, quiet
 from perceiver_vl.utils.errors import first_line
@@ -180,12 +180,11 @@ def make_run(run: Run, output: Path, threads: int) -> None:
 def load_model(run: Run, folder: Path) -> tuple[PerceiverVLPreTrainedModel, PerceiverVLProcessor]:
     """A run's trained model, in evaluation mode."""
     kind = PerceiverVLForPreTraining if run.recipe.task is None else example_task_of(run.recipe.task).model_class
-    with quiet():
+    with quiet():  # which of a joint transformer would say that it has another encoder
         processor = PerceiverVLProcessor.from_pretrained(folder)
-    model = kind(PerceiverVLConfig.from_pretrained(folder))
+        model = kind.from_pretrained(folder)
     if run.architecture == JOINT:
-        replace_encoder(model)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+        replace_encoder(model, folder)
     return model.eval(), processor
 
 
@@ -266,7 +265,8 @@ def _without_defaults(value: Any) -> Any:
     if not is_dataclass(value):
         return value
     changed = (one.name for one in fields(value) if not _is_default(value, one))
-    return {name: _without_defaults(getattr(value, name)) for name in changed}
+    version = {"generator_version": version_of(value.task)} if isinstance(value, WorldSplit) else {}
+    return version | {name: _without_defaults(getattr(value, name)) for name in changed}
 
 
 def _is_default(value: Any, one: Field[Any]) -> bool:

@@ -12,8 +12,8 @@ import numpy as np
 
 from perceiver_vl.data.synthetic.scene import Floats, Pose
 
-TRAVEL = 0.15
-"""How far a move goes, where there is room."""
+TRAVEL = 0.2
+"""How far a move goes, where there is room: 13 of 64 pixels, most of a patch of 16."""
 _SCALING = math.log(1.7)
 
 

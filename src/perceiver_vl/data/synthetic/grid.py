@@ -132,9 +132,14 @@ def draw_objects(
 def _draw_object(rng: np.random.Generator, cell: Cell, combination: Combination, acting: bool) -> GridObject:
     size = pick(rng, tuple(SIZES))
     colour, shape = combination
-    radius = (_ACTING_RADIUS if acting else _RADII[size]) * rng.uniform(1 - _VARIES, 1 + _VARIES)
     y, x = (0.5 + _APART * (place - 1) + rng.uniform(-_JITTER, _JITTER) for place in cell)
+    radius = (_ACTING_RADIUS if acting else _RADII[size]) * rng.uniform(1 - _VARIES, 1 + _VARIES)
     return GridObject("" if acting else size, colour, shape, cell, x, y, radius)
+
+
+def resized(rng: np.random.Generator, one: GridObject, size: str) -> GridObject:
+    """The object in another size."""
+    return replace(one, size=size, radius=_RADII[size] * rng.uniform(1 - _VARIES, 1 + _VARIES))
 
 
 def settled(scene: GridScene) -> GridScene:

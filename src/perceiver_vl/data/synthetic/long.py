@@ -1,4 +1,4 @@
-"""Long clips: for minutes the same things do the same, and once, for a second or two, something else happens.
+"""Long clips: for minutes the same things do the same, and once, for two to four seconds, something else happens.
 
 What is asked, that moment alone decides: who misses it can only guess. Nothing is held but the description; a frame is
 drawn when it is asked for, so that a clip may last as long as one likes.
@@ -10,8 +10,6 @@ import numpy as np
 
 from perceiver_vl.data.synthetic.actions import EVENTS, GridObject, TimedAction
 from perceiver_vl.data.synthetic.grid import (
-    HELD_OUT,
-    SEEN,
     Combination,
     GridScene,
     draw_cells,
@@ -19,12 +17,13 @@ from perceiver_vl.data.synthetic.grid import (
     draw_objects,
     pick,
 )
-from perceiver_vl.data.synthetic.references import Difficulty, with_article
+from perceiver_vl.data.synthetic.references import Difficulty, draw_apart, with_article
+from perceiver_vl.data.synthetic.scene import COLOURS
 
 WHEN = ("early", "middle", "late")
 """The third of the clip in which the event lies wholly."""
 SHORTEST_SECONDS = 20.0
-_EVENT_SECONDS = (1.0, 3.0)
+_EVENT_SECONDS = (2.0, 4.0)
 _PERIOD_SECONDS = (3.0, 6.0)
 _HABITS = ("jumps", "dips", "shakes", "circles")
 _CAPTIONS = {
@@ -57,8 +56,8 @@ class LongClip:
 def draw_long_clip(rng: np.random.Generator, difficulty: Difficulty, seconds: float) -> LongClip:
     """Things with habits, and an event; the question's words tell nothing of its answer."""
     least, most = difficulty.acting
-    residents = int(rng.integers(least, most + 1))
-    combinations = _combinations(rng, difficulty, residents + 1)
+    residents = min(int(rng.integers(least, most + 1)), len(COLOURS) - 1)
+    combinations = draw_apart(rng, difficulty, residents + 1)
     # The first thing is the one that it happens to: a visitor who was not there before, or one of the residents.
     event = pick(rng, tuple(EVENTS))
     combinations = combinations if event == "appears" else combinations[:residents]
@@ -86,16 +85,6 @@ def draw_long_clip(rng: np.random.Generator, difficulty: Difficulty, seconds: fl
     captions = tuple(pattern.format(thing=thing, does=does) for pattern in _CAPTIONS[WHEN[when]])
     times = start, start + length
     return LongClip(scene, seconds, event, combinations[0], WHEN[when], *times, question, answer, kind, captions)
-
-
-def _combinations(rng: np.random.Generator, difficulty: Difficulty, count: int) -> list[Combination]:
-    """All different; the first has a colour and a shape that no other has."""
-    combinations = [pick(rng, HELD_OUT if difficulty.held_out else SEEN)]
-    while len(combinations) < count:
-        one = pick(rng, SEEN)
-        if one not in combinations and not set(one) & set(combinations[0]):
-            combinations.append(one)
-    return combinations
 
 
 def _with_habit(rng: np.random.Generator, one: GridObject, seconds: float) -> GridObject:

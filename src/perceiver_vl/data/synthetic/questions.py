@@ -1,7 +1,9 @@
 """Questions about clips and pictures, of each kind that the paper's tasks ask, drawn together with what they are about.
 
-The answer is drawn before the stage or by symmetry, so that the words of a question tell next to nothing about it; of
-five choices none is right by accident, and the wrong ones are what other things of the clip do, as far as these go.
+The answer is drawn before the stage or by symmetry, so that the words of a question tell next to nothing about it; and
+the stage is such that what there is, without which thing is meant, tells little more: no two things have the value, do
+the act or do it as often that is asked about. Of five choices none is right by accident, and the wrong ones are what
+other things of the clip do, as far as these go.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,18 +33,23 @@ from perceiver_vl.data.synthetic.references import (
     Difficulty,
     Reference,
     draw_counted,
-    draw_noun,
+    draw_nouns,
     draw_reference,
     names_of,
     plural,
     refer,
+    reference_among,
     with_article,
 )
 from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES, SIZES
 
 NUM_CHOICES = 5
-MOST_COUNTED = 5
+MOST_TIMES = 5
+NUMBERS = (1, 2, 3)
+"""How many there are of three kinds of things, of which any may be the one to be counted."""
 ANNOTATORS = 10
+MOST_QUESTIONS = 20
+"""That are asked about one stage."""
 # Seen for a moment, or by somebody who is strict about words, one of these may pass for the other.
 _ALIKE = {
     *(frozenset((one, other)) for one in ("jumps", "dips") for other in ("up", "down")),
@@ -101,107 +108,147 @@ def _draw_action(rng: np.random.Generator, difficulty: Difficulty) -> Question |
 
 
 def _draw_action_by_number(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
-    """ "what does the red circle do 2 times?", of a thing that does one thing 2 times and another 3 times."""
+    """ "what does the red circle do 2 times?", of a thing that does one thing 2 times and another 3 times; each other
+    thing, too, does one of the choices 2 times, none the same, and another choice otherwise.
+    """
     reference = draw_reference(rng, difficulty, acting=True)
     actions = _different_actions(rng, NUM_CHOICES, REPEATABLE)
-    times = pick_some(rng, tuple(_TIMES), 2)
-    first = int(rng.integers(2))
-    timed = [in_turn(rng, [actions[first], actions[1 - first]], [times[first], times[1 - first]])]
-    for _ in reference.objects[1:]:
-        timed.append(in_turn(rng, pick_some(rng, actions[2:], 2), pick_some(rng, tuple(_TIMES), 2)))
+    times, *other_times = pick_some(rng, tuple(_TIMES), 3)
+    done = _in_a_circle(actions, len(reference.objects))
+    seconds = [actions[1], *_elsewhere(rng, done[1:], done[0])]
+    timed = []
+    for first, second in zip(done, seconds, strict=True):
+        order = pick_some(rng, ((first, times), (second, pick(rng, other_times))), 2)
+        timed.append(in_turn(rng, [name for name, _ in order], [count for _, count in order]))
     reference = reference.with_actions(timed)
-    return _choice(rng, reference, f"what does {refer(rng, reference)} do {_TIMES[times[0]]}?", "times", actions)
+    return _choice(rng, reference, f"what does {refer(rng, reference)} do {_TIMES[times]}?", "times", actions)
 
 
 def _draw_transition(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
-    """ "what does the red circle do before it jumps?", of a thing that does three things in turn."""
+    """ "what does the red circle do before it jumps?", of a thing that does three things in turn; the others jump, too,
+    but do something else before and after.
+    """
     reference = draw_reference(rng, difficulty, acting=True)
     asked, *actions = _different_actions(rng, NUM_CHOICES + 1)
+    done = _in_a_circle(actions, len(reference.objects))
+    following = _in_a_circle(actions, len(reference.objects), start=1)
     if any(frozenset((asked, action)) in OPPOSITES for action in actions):
         return None
     before = rng.random() < 0.5
-    order = [actions[0], asked, actions[1]] if before else [actions[1], asked, actions[0]]
-    others = [in_turn(rng, pick_some(rng, actions[2:], 3)) for _ in reference.objects[1:]]
-    reference = reference.with_actions([in_turn(rng, order), *others])
+    orders = [
+        [first, asked, last] if before else [last, asked, first] for first, last in zip(done, following, strict=True)
+    ]
+    reference = reference.with_actions([in_turn(rng, order) for order in orders])
     when = "before" if before else "after"
     text = f"what does {refer(rng, reference)} do {when} it {ACTIONS[asked].does}?"
     return _choice(rng, reference, text, when, actions)
+
+
+def _in_a_circle(actions: Sequence[str], count: int, start: int = 0) -> list[str]:
+    """`count` of the actions in turn, from the one at `start` on; of fewer than all of them only so many are used."""
+    used = actions[: min(count, len(actions))]
+    return [used[(start + place) % len(used)] for place in range(count)]
+
+
+def _elsewhere(rng: np.random.Generator, own: Sequence[str], first: str) -> list[str]:
+    """For things that do one act each, all of `own`, another: those in another order, with `first` for the first's."""
+    while True:
+        others = pick_some(rng, (first, *own[1:]), len(own))
+        if all(one != other for one, other in zip(own, others, strict=True)):
+            return others
 
 
 def _frame(kind: str) -> Draw:
     """What a single frame shows: the colour, the shape, the size of a thing, or where it is."""
 
     def draw(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
-        # Words that say what a thing is next to half tell where it is.
-        reference = draw_reference(rng, difficulty, depth=0 if kind == "where" else None)
-        thing = refer(rng, reference, without=kind)
-        if thing is None:
-            return None
-        one = reference.objects[0]
-        text, answer = {
-            "colour": (f"what colour is {thing}?", one.colour),
-            "shape": (f"what shape is {thing}?", one.shape),
-            "size": (f"how big is {thing}?", one.size),
-            "where": (f"where is {thing}?", PLACES[CELLS.index(one.cell)]),
-        }[kind]
-        return _ask(rng, reference, text, kind, answer)
+        return _ask_of_frame(rng, kind, draw_reference(rng, difficulty, depth=_depth(kind), apart=True))
 
     return draw
 
 
+def _depth(kind: str) -> int | None:
+    """Words that say what a thing is next to half tell where it is."""
+    return 0 if kind == "where" else None
+
+
+def _ask_of_frame(rng: np.random.Generator, kind: str, reference: Reference) -> Question | None:
+    thing = refer(rng, reference, without=kind)
+    if thing is None:
+        return None
+    one = reference.objects[0]
+    text, answer = {
+        "colour": (f"what colour is {thing}?", one.colour),
+        "shape": (f"what shape is {thing}?", one.shape),
+        "size": (f"how big is {thing}?", one.size),
+        "where": (f"where is {thing}?", PLACES[CELLS.index(one.cell)]),
+    }[kind]
+    return _ask(rng, reference, text, kind, answer)
+
+
+def draw_questions(rng: np.random.Generator, task: str, difficulty: Difficulty, number: int) -> list[Question]:
+    """`number` different questions about one stage, for `task="frame"`; for another task there is one.
+
+    A stage that has not so many is drawn again.
+    """
+    while True:
+        asked = {(one := draw_question(rng, task, difficulty)).text: one}
+        kinds, weights = tuple(_FRAME_WEIGHTS), np.array(list(_FRAME_WEIGHTS.values()))
+        for _ in range(20 * number):
+            if len(asked) == number:
+                return list(asked.values())
+            kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
+            if difficulty.deep and kind == "where":
+                continue
+            reference = reference_among(rng, difficulty, one.scene.objects, _depth(kind))
+            again = None if reference is None else _ask_of_frame(rng, kind, reference)
+            if again is not None:
+                asked.setdefault(again.text, replace(again, scene=one.scene))
+
+
 def _draw_number_of_times(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
-    """ "how many times does the red circle jump?" """
+    """ "how many times does the red circle jump?", where all jump, none as often as another as far as that goes."""
     reference = draw_reference(rng, difficulty, acting=True)
-    action, *others = pick_some(rng, REPEATABLE, 3)
-    times = int(rng.integers(1, MOST_COUNTED + 1))
-    timed = [repeated(rng, action, times)]
-    for _ in reference.objects[1:]:
-        timed.append(repeated(rng, pick(rng, (action, *others)), int(rng.integers(1, MOST_COUNTED + 1))))
+    action = pick(rng, REPEATABLE)
+    numbers = pick_some(rng, range(1, MOST_TIMES + 1), MOST_TIMES) * 2
+    timed = [repeated(rng, action, times) for times, _ in zip(numbers, reference.objects, strict=False)]
     reference = reference.with_actions(timed)
     text = f"how many times does {refer(rng, reference)} {ACTIONS[action].do}?"
-    return _ask(rng, reference, text, "times", str(times))
+    return _ask(rng, reference, text, "times", str(numbers[0]))
 
 
 def _draw_number_of_things(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
-    """ "how many circles are there?" """
-    number, extra = _draw_numbers(rng, difficulty)
-    noun = draw_noun(rng, difficulty)
-    combinations = draw_counted(rng, {noun: number}, extra)
+    """ "how many circles are there?", where there is one star, say, and two squares and three circles."""
+    nouns = draw_nouns(rng, difficulty, len(NUMBERS))
+    numbers = pick_some(rng, NUMBERS, len(NUMBERS))
+    combinations = draw_counted(rng, dict(zip(nouns, numbers, strict=True)), difficulty.extra)
     objects = draw_objects(rng, draw_cells(rng, len(combinations)), combinations)
-    return Question(draw_grid_scene(rng, objects), f"how many {plural(str(noun))} are there?", "things", (str(number),))
+    asked = 0 if difficulty.held_out else int(rng.integers(len(nouns)))
+    text = f"how many {plural(str(nouns[asked]))} are there?"
+    return Question(draw_grid_scene(rng, objects), text, "things", (str(numbers[asked]),))
 
 
 def _draw_number_of_doers(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
-    """ "how many things jump?" """
-    number, extra = _draw_numbers(rng, difficulty)
-    action, *others = _different_actions(rng, 3)
-    combinations = [pick(rng, HELD_OUT if difficulty.held_out else SEEN) for _ in range(number + extra)]
-    objects = draw_objects(rng, draw_cells(rng, number + extra), combinations, acting=True)
-    actions = [action] * number + [pick(rng, others) for _ in range(extra)]
-    scene = draw_grid_scene(rng, _assign(rng, Reference(tuple(objects)), actions).objects)
-    return Question(scene, f"how many things {ACTIONS[action].do}?", "doers", (str(number),))
-
-
-def _draw_numbers(rng: np.random.Generator, difficulty: Difficulty) -> tuple[int, int]:
-    """How many are to be counted, and how many others there are."""
-    least, most = difficulty.extra
-    return int(rng.integers(1, MOST_COUNTED + 1)), int(rng.integers(least, most + 1))
+    """ "how many things jump?", where one thing does something, two do something else and three something else."""
+    numbers = pick_some(rng, NUMBERS, len(NUMBERS)) + [1] * difficulty.extra
+    actions = _different_actions(rng, len(numbers))
+    doing = [action for action, number in zip(actions, numbers, strict=True) for _ in range(number)]
+    combinations = [pick(rng, HELD_OUT if difficulty.held_out else SEEN) for _ in doing]
+    objects = draw_objects(rng, draw_cells(rng, len(doing)), combinations, acting=True)
+    scene = draw_grid_scene(rng, _assign(rng, Reference(tuple(objects)), doing).objects)
+    return Question(scene, f"how many things {ACTIONS[actions[0]].do}?", "doers", (str(numbers[0]),))
 
 
 def _draw_exists(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
-    """ "is there a red circle?"; whether or not, there is a thing of the colour and another of the shape."""
+    """ "is there a red circle?"; whether or not, two things are red and two are circles."""
     truth = rng.random() < 0.5
     colour, shape = pick(rng, HELD_OUT if difficulty.held_out else SEEN)
-    combinations = [(pick(rng, tuple(COLOURS)), shape), (colour, pick(rng, SHAPES))]
-    if (colour, shape) in combinations or not set(combinations) <= set(SEEN):
-        return None
-    if truth:
-        combinations.append((colour, shape))
+    like = [one for one in SEEN if (one[0] == colour) != (one[1] == shape)]
+    red, circles = ([one for one in like if one[place] == part] for place, part in enumerate((colour, shape)))
+    combinations = pick_some(rng, red, 2 - truth) + pick_some(rng, circles, 2 - truth) + [(colour, shape)] * truth
+    unlike = [one for one in SEEN if one[0] != colour and one[1] != shape]
     least, most = difficulty.still
-    while len(combinations) < max(least, 3) or (len(combinations) < most and rng.random() < 0.5):
-        one = pick(rng, SEEN)
-        if one != (colour, shape):
-            combinations.append(one)
+    combinations += pick_some(rng, unlike, int(rng.integers(least, most + 1)) - len(combinations))
     objects = draw_objects(rng, draw_cells(rng, len(combinations)), combinations)
     text = f"is there {with_article(f'{colour} {shape}')}?"
     return _ask(rng, Reference(tuple(objects)), text, "exists", _word(truth))
@@ -221,7 +268,7 @@ def _draw_does(rng: np.random.Generator, difficulty: Difficulty) -> Question | N
 def _draw_is(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
     """ "is the circle red?": if it is not, then another thing is."""
     truth = rng.random() < 0.5
-    reference = draw_reference(rng, difficulty)
+    reference = draw_reference(rng, difficulty, apart=True)
     one, kind = reference.objects[0], pick(rng, ("colour", "shape"))
     thing = refer(rng, reference, without=kind)
     wrong = sorted({getattr(other, kind) for other in reference.objects} - {getattr(one, kind)})
@@ -276,18 +323,14 @@ def _about_picture(kind: str, draw: Draw) -> Draw:
 
 _ANSWERS: tuple[tuple[str, ...], ...] = (
     ("yes", "no"),
-    tuple(str(number) for number in range(1, MOST_COUNTED + 1)),
+    tuple(str(number) for number in range(1, MOST_TIMES + 1)),
     tuple(COLOURS),
     SHAPES,
     tuple(SIZES),
     PLACES,
 )
-_FRAME = (
-    Form(_frame("colour"), 0.4),
-    Form(_frame("shape"), 0.4),
-    Form(_frame("size"), 0.1),
-    Form(_frame("where"), 0.1, deepens=False),
-)
+_FRAME_WEIGHTS = {"colour": 0.3, "shape": 0.3, "size": 0.1, "where": 0.3}
+_FRAME = tuple(Form(_frame(kind), weight, deepens=kind != "where") for kind, weight in _FRAME_WEIGHTS.items())
 _YES_NO = (Form(_draw_exists, 0.2, deepens=False), Form(_draw_is, 0.2), Form(_draw_is_next_to, 0.2))
 _THINGS = Form(_draw_number_of_things, 0.4, deepens=False)
 QUESTIONS: dict[str, tuple[Form, ...]] = {

@@ -6,21 +6,34 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from perceiver_vl.data.synthetic.actions import ACTIONS, GridObject, TimedAction
-from perceiver_vl.data.synthetic.grid import HELD_OUT, SEEN, Combination, draw_cells, draw_objects, draw_relations, pick
+from perceiver_vl.data.synthetic.grid import (
+    HELD_OUT,
+    RELATIONS,
+    SEEN,
+    Combination,
+    draw_cells,
+    draw_objects,
+    draw_relations,
+    is_held_out,
+    pick,
+    pick_some,
+    resized,
+)
+from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES, SIZES
 
 
 @dataclass(frozen=True)
 class Difficulty:
     """What sets the questions of a split apart.
 
-    still, acting: the least and the most objects, where they stand still and where they do something. extra: those that
-    are not to be counted. depths: how many relations ("left of") a reference may have. held_out: whether the object
-    asked about has a combination of colour and shape that training never shows.
+    still, acting: the least and the most objects, where they stand still and where they do something. extra: those
+    beside three kinds of which one is counted. depths: how many relations ("left of") a reference may have. held_out:
+    whether the object asked about has a combination of colour and shape that training never shows.
     """
 
-    still: tuple[int, int] = (2, 5)
-    acting: tuple[int, int] = (2, 4)
-    extra: tuple[int, int] = (0, 2)
+    still: tuple[int, int] = (5, 6)
+    acting: tuple[int, int] = (4, 5)
+    extra: int = 0
     depths: tuple[int, ...] = (0, 1)
     held_out: bool = False
 
@@ -37,7 +50,7 @@ class Difficulty:
 
 _STANDARD = Difficulty()
 _OF_SPLIT = {
-    "test-distractor": Difficulty(still=(7, 8), acting=(6, 7), extra=(3, 4)),
+    "test-distractor": Difficulty(still=(7, 8), acting=(7, 8), extra=3),
     "test-systematic": Difficulty(held_out=True),
     "test-productive": Difficulty(depths=(2, 3)),
 }
@@ -69,17 +82,34 @@ class Reference:
 
 
 def draw_reference(
-    rng: np.random.Generator, difficulty: Difficulty, acting: bool = False, depth: int | None = None
+    rng: np.random.Generator,
+    difficulty: Difficulty,
+    acting: bool = False,
+    depth: int | None = None,
+    apart: bool = False,
 ) -> Reference:
     """Objects of different combinations of colour and shape; `depth`: how many relations (None: as the split has).
 
     The objects that a reference passes are drawn freely, so that its words do not tell what they are like; those it
-    does not mention are like the one asked about in colour or in shape.
+    does not mention are like the one asked about in colour or in shape. `apart`: no two are alike in either, and as
+    many are small as large, so that to know what there is does not tell what one of them is.
     """
     depth = pick(rng, difficulty.depths) if depth is None else depth
     relations = draw_relations(rng, depth)
     least, most = difficulty.acting if acting else difficulty.still
     count = max(int(rng.integers(least, most + 1)), depth + 1)
+    if apart:
+        combinations = draw_apart(rng, difficulty, count)
+    else:
+        combinations = _draw_alike(rng, difficulty, count, depth)
+    objects = draw_objects(rng, draw_cells(rng, count, relations), combinations, acting)
+    if apart and not acting:
+        objects = balance_sizes(rng, objects)
+    return Reference(tuple(objects), tuple(relations))
+
+
+def _draw_alike(rng: np.random.Generator, difficulty: Difficulty, count: int, depth: int) -> list[Combination]:
+    """All different; beyond those that a reference passes, most are like the first in colour or in shape."""
     combinations: list[Combination] = [pick(rng, HELD_OUT if difficulty.held_out else SEEN)]
     while len(combinations) < count:
         one = pick(rng, SEEN)
@@ -91,8 +121,53 @@ def draw_reference(
                 one = combinations[0][0], one[1]
         if one in SEEN and one not in combinations:
             combinations.append(one)
-    objects = draw_objects(rng, draw_cells(rng, count, relations), combinations, acting)
-    return Reference(tuple(objects), tuple(relations))
+    return combinations
+
+
+def draw_apart(rng: np.random.Generator, difficulty: Difficulty, count: int) -> list[Combination]:
+    """Combinations of which no two have a colour or a shape in common."""
+    while True:
+        combinations: list[Combination] = [pick(rng, HELD_OUT if difficulty.held_out else SEEN)]
+        for one in pick_some(rng, SEEN, len(SEEN)):
+            if len(combinations) < count and not {part for other in combinations for part in other} & set(one):
+                combinations.append(one)
+        if len(combinations) == count:
+            return combinations
+
+
+def balance_sizes(rng: np.random.Generator, objects: Sequence[GridObject]) -> list[GridObject]:
+    """As many small ones as large ones; of an odd number the first is of the more frequent size half of the time."""
+    first, other = pick_some(rng, tuple(SIZES), 2)
+    more = (len(objects) - 1) // 2 - (len(objects) % 2 and int(rng.integers(2)))
+    rest = [first] * more + [other] * (len(objects) - 1 - more)
+    return [
+        resized(rng, one, size) for one, size in zip(objects, (first, *pick_some(rng, rest, len(rest))), strict=True)
+    ]
+
+
+def reference_among(
+    rng: np.random.Generator, difficulty: Difficulty, objects: Sequence[GridObject], depth: int | None = None
+) -> Reference | None:
+    """A way to any of the objects of a scene (of a split that holds combinations out: to one of those), or None where
+    the one that was drawn has no neighbours to pass.
+    """
+    rest = pick_some(rng, objects, len(objects))
+    chain = [next(one for one in rest if is_held_out(one.combination) == difficulty.held_out)]
+    relations: list[str] = []
+    for _ in range(pick(rng, difficulty.depths) if depth is None else depth):
+        cell = chain[-1].cell
+        steps = [
+            (relation, one)
+            for relation, (down, right) in RELATIONS.items()
+            for one in rest
+            if one not in chain and one.cell == (cell[0] - down, cell[1] - right)
+        ]
+        if not steps:
+            return None
+        relation, one = pick(rng, steps)
+        relations.append(relation)
+        chain.append(one)
+    return Reference((*chain, *(one for one in rest if one not in chain)), tuple(relations))
 
 
 def refer(
@@ -151,6 +226,22 @@ def draw_noun(rng: np.random.Generator, difficulty: Difficulty) -> Noun:
     if difficulty.held_out:
         return Noun(colour, shape)
     return pick(rng, (Noun(colour, None), Noun(None, shape), Noun(colour, shape)))
+
+
+def draw_nouns(rng: np.random.Generator, difficulty: Difficulty, count: int) -> list[Noun]:
+    """Nouns of one form, of which no thing is two; of combinations the others are like the first in a part."""
+    nouns = [draw_noun(rng, difficulty)]
+    while len(nouns) < count:
+        colour, shape = pick(rng, tuple(COLOURS)), pick(rng, SHAPES)
+        first = nouns[0]
+        one = Noun(colour if first.colour else None, shape if first.shape else None)
+        if first.colour and first.shape:
+            one = Noun(colour, first.shape) if rng.random() < 0.5 else Noun(first.colour, shape)
+            if (one.colour, one.shape) not in SEEN:
+                continue
+        if one not in nouns:
+            nouns.append(one)
+    return nouns
 
 
 def draw_counted(rng: np.random.Generator, numbers: Mapping[Noun, int], extra: int) -> list[Combination]:

@@ -16,7 +16,7 @@ from perceiver_vl.data.records import Record
 from perceiver_vl.data.synthetic.collection import World, check_index, check_world
 from perceiver_vl.data.synthetic.grid import TASK_SPLITS, is_of_split, settled
 from perceiver_vl.data.synthetic.long import SHORTEST_SECONDS, LongClip, draw_long_clip
-from perceiver_vl.data.synthetic.questions import QUESTIONS, Question, draw_question
+from perceiver_vl.data.synthetic.questions import MOST_QUESTIONS, QUESTIONS, Question, draw_questions
 from perceiver_vl.data.synthetic.references import difficulty_of
 from perceiver_vl.data.synthetic.render import frame_times
 from perceiver_vl.data.synthetic.scene import SPLITS, media_folder
@@ -49,8 +49,9 @@ class QuestionWorld:
     """`clips` questions of one task (action, transition, frame, count, yesno; image: about pictures), each about a clip
     of its own.
 
-    split: train, validation or test, or one of `GENERALISATION`. A stage that occurs in one of training, validation and
-    test occurs in no other, whatever the seed.
+    questions_per_clip: of `frame` so many in a row are about the same clip, all different (1 to 20). split: train,
+    validation or test, or one of `GENERALISATION`. A stage that occurs in one of training, validation and test occurs
+    in no other, whatever the seed.
     Raises `UsageError` for a value that cannot work.
     """
 
@@ -60,10 +61,14 @@ class QuestionWorld:
     seed: int = 0
     num_frames: int = 16
     size: int = 64
+    questions_per_clip: int = 1
 
     def __post_init__(self) -> None:
         if self.task not in QUESTIONS:
             raise UsageError(f"task={self.task!r}: choose one of {', '.join(QUESTIONS)}")
+        most = MOST_QUESTIONS if self.task == "frame" else 1
+        if not 1 <= self.questions_per_clip <= most:
+            raise UsageError(f"questions_per_clip={self.questions_per_clip}: of {self.task} need 1 to {most}")
         check_world(self, TASK_SPLITS)
 
     def __len__(self) -> int:
@@ -71,12 +76,13 @@ class QuestionWorld:
 
     def question(self, index: int) -> Question:
         """All that is known of example `index` (0..len-1)."""
-        return _question(self.task, self.seed, self.split, check_index(self, index))
+        clip, place = divmod(check_index(self, index), self.questions_per_clip)
+        return _questions(self.task, self.seed, self.split, clip, self.questions_per_clip)[place]
 
     def record(self, index: int) -> Record:
         """As `write_world` writes it."""
-        question = self.question(index)
-        name = _picture_name(self.split, index) if self.task == "image" else _clip_name(self.split, index)
+        question, clip = self.question(index), index // self.questions_per_clip
+        name = _picture_name(self.split, clip) if self.task == "image" else _clip_name(self.split, clip)
         return Record(
             name,
             Path(name),
@@ -214,8 +220,10 @@ def open_world(
     seconds: float | None = None,
     captions_per_clip: int = 5,
     singles: float = 0.25,
+    questions_per_clip: int = 1,
 ) -> AnyWorld:
-    """The clips of one of `TASKS`; `seconds`: of a long clip (60); `captions_per_clip`, `singles`: of captions.
+    """The clips of one of `TASKS`; `seconds`: of a long clip (60); `captions_per_clip`, `singles`: of captions;
+    `questions_per_clip`: of questions about frames.
 
     Raises `UsageError` for a value that cannot work.
     """
@@ -228,7 +236,7 @@ def open_world(
         return LongWorld(split, clips, seed, size=size, seconds=60.0 if seconds is None else seconds, **frames)
     if task not in QUESTIONS:
         raise UsageError(f"task={task}: choose from {', '.join(TASKS)}")
-    return QuestionWorld(task, split, clips, seed, size=size, **frames)
+    return QuestionWorld(task, split, clips, seed, size=size, questions_per_clip=questions_per_clip, **frames)
 
 
 def _clip_name(split: str, index: int) -> str:
@@ -244,12 +252,14 @@ def _generator(task: str, seed: int, split: str, index: int) -> np.random.Genera
 
 
 @lru_cache(maxsize=1024)
-def _question(task: str, seed: int, split: str, index: int) -> Question:
-    rng, difficulty = _generator(task, seed, split, index), difficulty_of(split)
+def _questions(task: str, seed: int, split: str, clip: int, number: int) -> tuple[Question, ...]:
+    """All that are about one clip."""
+    rng, difficulty = _generator(task, seed, split, clip), difficulty_of(split)
     while True:
-        question = draw_question(rng, task, difficulty)
-        if is_of_split(question.scene, split):
-            return replace(question, scene=settled(question.scene))
+        questions = draw_questions(rng, task, difficulty, number)
+        if is_of_split(questions[0].scene, split):
+            scene = settled(questions[0].scene)
+            return tuple(replace(question, scene=scene) for question in questions)
 
 
 @lru_cache(maxsize=256)

@@ -35,9 +35,14 @@ from perceiver_vl.utils.jsonl import write_lines
 
 FRAMES_PER_SECOND = 8
 LAYOUTS = ("folder", "official")
-TASKS_VERSION = 2
+TASKS_VERSION = 3
 """As `GENERATOR_VERSION`, of all tasks but captions."""
 _OF_ONE_FRAME = ("image", "pairs")
+
+
+def version_of(task: str) -> int:
+    """The version of what is drawn for a task: another one draws other clips."""
+    return GENERATOR_VERSION if task == "captions" else TASKS_VERSION
 
 
 def write_world(
@@ -131,7 +136,7 @@ def _arguments(task: str, worlds: Sequence[AnyWorld], layout: str) -> dict[str, 
     """What decides the bytes of a task's folder, for its `world.json`."""
     first = worlds[0]
     arguments: dict[str, Any] = {
-        "generator_version": GENERATOR_VERSION if task == "captions" else TASKS_VERSION,
+        "generator_version": version_of(task),
         "seed": first.seed,
         "splits": {world.split: len(world) for world in worlds},
     }
@@ -157,7 +162,17 @@ def _claim(out: Path, arguments: dict[str, Any]) -> None:
     elif not manifest.exists():
         raise UsageError(f"{out}: holds files that are not a generated world; name a new or empty folder")
     elif manifest.read_text(encoding="utf-8") != json.dumps(arguments, indent=2, ensure_ascii=False) + "\n":
+        version, now = _version_of(manifest), arguments["generator_version"]
+        if version != now:
+            raise UsageError(f"{out}: holds a world of generator_version {version}, this is {now}; name another folder")
         raise UsageError(f"{out}: holds a world made with other arguments (see world.json); name another folder")
+
+
+def _version_of(manifest: Path) -> Any:
+    try:
+        return json.loads(manifest.read_text(encoding="utf-8"))["generator_version"]
+    except (ValueError, KeyError, TypeError):
+        return "unknown"
 
 
 def _write_folder(out: Path, task: str, worlds: Sequence[AnyWorld], advance: Callable[..., None]) -> None:
