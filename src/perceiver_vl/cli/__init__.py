@@ -12,7 +12,9 @@ import typer
 
 from perceiver_vl._version import __version__
 from perceiver_vl.cli import data as data_commands
+from perceiver_vl.cli import siblings
 from perceiver_vl.cli.ask import ask
+from perceiver_vl.cli.bench import bench_app
 from perceiver_vl.cli.convert import convert, export
 from perceiver_vl.cli.demo import demo
 from perceiver_vl.cli.evaluate import evaluate
@@ -20,7 +22,6 @@ from perceiver_vl.cli.init import init
 from perceiver_vl.cli.options import as_typed
 from perceiver_vl.cli.report import report
 from perceiver_vl.cli.search import index_app, search
-from perceiver_vl.cli.siblings import bench_app
 from perceiver_vl.cli.train import train
 from perceiver_vl.cli.watch import watch
 from perceiver_vl.utils.console import err, out
@@ -64,6 +65,8 @@ for _command in (
     demo,
 ):
     app.command()(_command)
+for _bench in (siblings.perceiver, siblings.perceiver_io):
+    bench_app.command()(_bench)
 app.add_typer(index_app, name="index")
 app.add_typer(data_commands.data_app, name="data")
 app.add_typer(bench_app, name="bench")

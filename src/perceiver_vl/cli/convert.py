@@ -6,15 +6,24 @@ from typing import Annotated, Any
 
 import typer
 
-from perceiver_vl.cli.options import BudgetOption, JsonOption, ModelOption, read_budget, require_extra
+from perceiver_vl.cli.options import BudgetOption, JsonOption, ModelOption, parse_overrides, read_budget, require_extra
 from perceiver_vl.cli.show import print_conversion, print_json
 from perceiver_vl.models.budget import is_limit
 from perceiver_vl.utils.console import out
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="The authors' .ckpt: a file, or hf://owner/name/file.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="The authors' .ckpt, or weights of a Perceiver, Perceiver IO or Perceiver AR, told by their names: a "
+            "file, a folder, hf://owner/name or hf://owner/name/file."
+        ),
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write, new or empty.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Of a sibling's configuration, what no shape tells, as in num_blocks=8.")
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -33,8 +42,19 @@ def convert(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn the authors' checkpoint into a folder that from_pretrained loads."""
+    """Turn published weights into a folder that from_pretrained loads."""
+    fields = parse_overrides(overrides or (), "num_blocks=8")
+    from perceiver_vl.models.convert_sibling import convert_sibling, read_source, sibling_of
     from perceiver_vl.models.perceiver_vl.convert import convert as run
+
+    state, config = read_source(source)
+    if fields or config or sibling_of(state) is not None:
+        made = convert_sibling(source, output, state, config, progress=True, **fields)
+        if as_json:
+            print_json({"out": str(made.folder), "model": made.model, "parameters": made.parameters})
+        else:
+            out.print(f"{made.model} of {made.parameters / 1e6:.1f} M parameters: {made.folder}")
+        return
     from perceiver_vl.training.reporting.model_card import write_model_card
 
     given: dict[str, Any] = {} if num_attention_heads is None else {"num_attention_heads": num_attention_heads}

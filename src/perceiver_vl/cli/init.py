@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from perceiver_vl.cli.options import JsonOption
+from perceiver_vl.cli.options import JsonOption, parse_overrides
 from perceiver_vl.cli.show import print_json
 from perceiver_vl.utils.console import err, out
-from perceiver_vl.utils.errors import UsageError
 
 _SOURCE = "a hub name, a folder of transformers, or a folder with an ONNX file and encoder.json"
 
@@ -31,17 +30,7 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Write a Perceiver-VL over pretrained encoders: the tokens of these are what its latents attend to."""
-    import yaml
-
-    config = {}
-    for override in overrides or ():
-        key, equals, value = override.partition("=")
-        if not (key and equals):
-            raise UsageError(f"{override!r}: need key=value, as in token_grid=3")
-        try:
-            config[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UsageError(f"{override}: not a value, as in token_grid=3") from None
+    config = parse_overrides(overrides or (), "token_grid=3")
     from perceiver_vl.models.perceiver_vl.from_encoders import initialise
     from perceiver_vl.training.reporting.model_card import write_model_card
 

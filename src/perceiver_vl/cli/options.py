@@ -1,9 +1,10 @@
 """Options that several commands have, and what is made of them."""
 
 import shlex
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -63,6 +64,20 @@ def as_typed(setting: Setting) -> str:
         return option
     text = ",".join(f"{key}={of_it}" for key, of_it in value.items()) if isinstance(value, dict) else str(value)
     return f"{option} {shlex.quote(text)}"
+
+
+def parse_overrides(overrides: Sequence[str], example: str) -> dict[str, Any]:
+    """`key=value`, values as in YAML; `example` is one that would do."""
+    parsed = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not (key and equals):
+            raise UsageError(f"{override!r}: need key=value, as in {example}")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"{override}: not a value, as in {example}") from None
+    return parsed
 
 
 def check_file(option: str, path: Path | None) -> None:

@@ -4,17 +4,17 @@ from typing import Annotated
 
 import typer
 
-from perceiver_vl.cli.bench import QuickOption, SeedOption, bench_app
-from perceiver_vl.cli.options import JsonOption
+from perceiver_vl.cli.bench import QuickOption, RunsOption, SeedOption
+from perceiver_vl.cli.options import JsonOption, ThreadsOption
 from perceiver_vl.cli.show import print_bench
+from perceiver_vl.utils.threads import use_threads
 
 
-@bench_app.command()
 def perceiver(
     pictures: Annotated[int, typer.Option(min=1, help="To train on.")] = 8000,
     tested: Annotated[int, typer.Option(min=1, help="Others, to test with.")] = 1000,
     size: Annotated[int, typer.Option(min=16, help="Pixels a side.")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Of each training, of 64 pictures.")] = 1500,
+    steps: Annotated[int, typer.Option(min=1, help="Of each training, of 32 pictures.")] = 1000,
     quick: QuickOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -31,3 +31,31 @@ def perceiver(
         progress=True,
     )
     print_bench(report, as_json, repeats=f"seed {seed}")
+
+
+def perceiver_io(
+    tasks: Annotated[
+        str, typer.Option(help="Some of language, image-fourier, image-learned, image-conv and flow.")
+    ] = "language,image-fourier,flow",
+    training: Annotated[bool, typer.Option("--training/--no-training", help="Training steps, too.")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples at once.")] = 1,
+    runs: RunsOption = 1,
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Perceiver IO beside transformers' own classes, on the same weights at the published sizes: seconds and memory."""
+    use_threads(threads)
+    from perceiver_vl.bench.siblings.perceiver_io import measure_perceiver_io
+
+    report = measure_perceiver_io(
+        [task.strip() for task in tasks.split(",") if task.strip()],
+        training=training,
+        batch_size=batch_size,
+        runs=1 if quick else runs,
+        quick=quick,
+        seed=seed,
+        progress=True,
+    )
+    print_bench(report, as_json)

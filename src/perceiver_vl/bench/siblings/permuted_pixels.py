@@ -6,7 +6,7 @@ permutation of the places is the same for all pictures, of training and test.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ from perceiver_vl.layers.positions import fourier_features, grid_positions
 from perceiver_vl.models.perceiver import IterativePerceiverConfig, IterativePerceiverForClassification
 from perceiver_vl.utils.console import ProgressBars
 
-BATCH = 64
+BATCH = 32
 BANDS = 8
 _TRAIN, _TEST, _ORDER = range(3)  # streams of chance
 
@@ -94,8 +94,8 @@ class _PixelPerceiver(nn.Module):
             num_bands=BANDS,
             num_latents=32,
             hidden_size=64,
-            num_blocks=3,
-            num_cross_attentions=3,
+            num_blocks=2,
+            num_cross_attentions=2,
             self_attentions_per_block=2,
             num_attention_heads=4,
             num_labels=len(SHAPES),
@@ -168,9 +168,12 @@ def measure_permuted_pixels(
             ),
             "convolutions": lambda order: ConvolutionalNet(size, None),
         }
-        learned = []
+        learned: list[Learned] = []
         for name, build in models.items():
             for permutation in (None, order):
+                if permutation is None and name == "Perceiver, new positions":  # in order they are where they were
+                    learned.append(replace(learned[0], model=name, minutes=0.0))
+                    continue
                 advance = stages.stage(f"{name}{'' if permutation is None else ', permuted'}", steps)
                 torch.manual_seed(seed)
                 model = build(permutation)

@@ -49,7 +49,9 @@ def converted(state: Mapping[str, Tensor], **fields: Any) -> IterativePerceiverF
     for name in _UNTOLD[variant]:
         if name not in fields:
             default = getattr(IterativePerceiverConfig(), name)
-            raise UsageError(f"{name}: no shape of {variant}'s weights tells it, say ", Setting(name, default))
+            raise UsageError(
+                f"{name}: no shape of {variant}'s weights tells it, say ", Setting(name, default, in_recipe=True)
+            )
     told = _lucidrains_shapes(state) if variant == "lucidrains" else _krasserm_shapes(state)
     config = IterativePerceiverConfig(**(VARIANTS[variant] | told | fields))
     rules = _lucidrains_rules(config) if variant == "lucidrains" else _krasserm_rules(config)

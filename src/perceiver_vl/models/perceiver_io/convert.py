@@ -59,7 +59,9 @@ def converted(
     for name in ("num_attention_heads", "num_cross_attention_heads", *([] if lucidrains else ["num_blocks"])):
         if name not in told:
             default = getattr(PerceiverIOConfig(), name)
-            raise UsageError(f"{name}: no shape of these weights tells it, say ", Setting(name, default))
+            raise UsageError(
+                f"{name}: no shape of these weights tells it, say ", Setting(name, default, in_recipe=True)
+            )
     if lucidrains:
         told.setdefault("num_decoder_heads", told["num_cross_attention_heads"])
         layers = told["self_attentions_per_block"]
@@ -96,6 +98,13 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the weights of transformers' layout tell of the configuration."""
     told = _kind(state)
     inner = "decoder." if told["kind"] == "language" else "decoder.decoder."
+    for name in (
+        "embeddings.latents",
+        f"{inner}{_DECODED}layernorm1.weight",
+        "encoder.self_attends.0.mlp.dense1.weight",
+    ):
+        if name not in state:
+            raise UsageError(f"weight {name}: missing, give a whole checkpoint")
     latents, width = state["embeddings.latents"].shape
     inputs = len(state[f"{_READ}layernorm2.weight"])
     queries = len(state[f"{inner}{_DECODED}layernorm1.weight"])

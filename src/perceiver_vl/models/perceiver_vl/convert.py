@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from perceiver_vl.models.hub import hub_options
-from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.original_checkpoint import (
     MODELS,
     WORDS,
@@ -168,8 +168,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def save_whole(
-    model: PerceiverVLPreTrainedModel,
-    processor: PerceiverVLProcessor,
+    model: PreTrainedModel,
+    processor: ProcessorMixin | PreTrainedTokenizerBase | None,
     folder: Path,
     write_card: Callable[[Path], object] | None = None,
 ) -> None:
@@ -180,7 +180,8 @@ def save_whole(
     try:
         beside.mkdir()
         model.save_pretrained(beside)
-        processor.save_pretrained(beside)
+        if processor is not None:
+            processor.save_pretrained(beside)
         if write_card is not None:
             write_card(beside)
         beside.chmod(0o755)
