@@ -257,6 +257,10 @@ def learning(
     data: Annotated[
         Path | None, typer.Option(help="Folder of real data (docs/learning.md): its parts instead of the world's.")
     ] = None,
+    vision: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="With --data: over this vision encoder, as init takes it.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(metavar="SOURCE", help="And this text encoder.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each on its share of the cores.")] = 1,
     quick: Annotated[
         bool, typer.Option("--quick", help="A few steps of everything: what comes out says nothing.")
@@ -268,16 +272,32 @@ def learning(
     from perceiver_vl.bench.learning.real import blind_baselines_section, real_parts
     from perceiver_vl.bench.learning.recipes import FULL, QUICK
     from perceiver_vl.bench.learning.report import measure_learning
+    from perceiver_vl.bench.learning.seeing_guessers import guessers_section
     from perceiver_vl.bench.learning.world import cost_runs, world_parts
 
     scale = QUICK if quick else FULL
-    all_parts = world_parts(scale) if data is None else real_parts(data, scale)
+    over = None
+    if vision is not None or text is not None:
+        if vision is None or text is None or data is None:
+            raise UsageError("encoders: give --vision, --text and --data together")
+        from perceiver_vl.bench.learning.over_encoders import OverEncoders, encoder_parts, ridge_sections
+
+        over = OverEncoders(vision, text, data, output, scale)
+        over.prepare(workers, progress=True)
+        all_parts = encoder_parts(over)
+    else:
+        all_parts = world_parts(scale) if data is None else real_parts(data, scale)
     known = [part.name for part in all_parts]
     chosen = [name.strip() for name in parts.split(",") if name.strip()] or known
     for name in chosen:
         if name not in known:
             raise UsageError(f"parts={name}: unknown, choose from {', '.join(known)}")
-    baselines = {"real-questions": [blind_baselines_section(data)]} if data and "real-questions" in chosen else None
+    asked = {"real-questions", "encoders-questions"} & set(chosen)
+    baselines = {name: [blind_baselines_section(data)] for name in asked} if data else {}
+    if data is None and "comparison" in chosen:
+        baselines["comparison"] = [guessers_section(scale.clips(4000), scale.clips(2000))]
+    if over is not None:
+        baselines |= ridge_sections(over, chosen)
     report = measure_learning(
         [part for part in all_parts if part.name in chosen],
         output,
