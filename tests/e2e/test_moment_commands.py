@@ -128,3 +128,25 @@ def test_mistakes_are_told(library: Path, words: tuple[str, ...], message: str) 
     answer = run_cli("search", "--index", library / "index", "red", *words)
     assert answer.code == 2
     assert message in answer.err
+
+
+def test_a_benchmark_is_evaluated(library: Path, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sta.txt").write_text("<b>clip0 0 2##a red square\n<b>clip1 1.5 4##a blue circle\nx 3 1##backwards\n")
+    words = "evaluate", "--task", "moments", "--model", model_folder, "--data", library / "media"
+    asked = *words, "--metadata", tmp_path / "sta.txt", "--segments", "0.5", "--submission", tmp_path / "found.jsonl"
+    answer = run_cli(*asked)
+    assert answer.code == 0, answer.err
+    assert "charades-sta: 2 queries, 2 videos, 24 segments" in answer.out
+    assert "x: query 3: a window from 3 to 1 s, left out" in answer.err
+    assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 2
+    found = run_cli(*asked, "--corpus", "--json").json()
+    assert set(found["figures"]["official"]) == set(found["figures"]["all_queries"]) >= {"R1@0.7", "mIoU", "mAP"}
+    assert "corpus R10@0.5" in found["corpus"]["official"]
+    for more, message in [
+        ((), "name the annotation file of QVHighlights"),
+        (("--metadata", "a", "--split", "test"), "split=test: says nothing of task moments"),
+        (("--metadata", "a", "--streams", "multi"), "streams=multi: says nothing of task moments"),
+    ]:
+        assert message in run_cli(*words, *more).error(2)
+    other = run_cli("evaluate", "--model", model_folder, "--data", library / "media", "--segments", "2")
+    assert "segments=2: says nothing of task retrieval, it is for moments" in other.error(2)

@@ -472,6 +472,13 @@ def options_of_moments_without_them(w: Workshop) -> Attempt:
     return Attempt(("search", "--index", index, "red", "--per-video", "2"), "is of moments, ask for ")
 
 
+@case
+def a_benchmark_of_moments_without_its_annotations(w: Workshop) -> Attempt:
+    video = next((w.world / "clips").rglob("*.mp4")).stem
+    (w.folder / "sta.txt").write_text(f"{video} 0 1##a red circle")
+    return Attempt(evaluating(w, w.world, "--task", "moments"), "or TVR with ", {"FILE": w.folder / "sta.txt"})
+
+
 # Training
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from perceiver_vl.cli.moments import print_moment_evaluation
 from perceiver_vl.cli.options import (
     BenchmarkOption,
     BudgetOption,
@@ -26,15 +27,20 @@ from perceiver_vl.cli.options import (
 from perceiver_vl.cli.show import print_damaged, print_json, print_skipped
 from perceiver_vl.tasks import EXAMPLE_TASKS, TASKS, load_for, task_of
 from perceiver_vl.utils.console import out
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import Setting, UsageError
 from perceiver_vl.utils.threads import use_threads
 
+MOMENTS = "moments"
 _TASKS_OF_OPTION = {
     "streams": ("retrieval",),
     "shortlist": ("retrieval",),
     "folds": ("retrieval",),
     "captions_per_clip": ("retrieval", "pre-training"),
     "seed": ("pre-training",),
+    "index": (MOMENTS,),
+    "segments": (MOMENTS,),
+    "segment_fps": (MOMENTS,),
+    "corpus": (MOMENTS,),
 }
 """What says something of some tasks alone."""
 
@@ -42,7 +48,7 @@ _TASKS_OF_OPTION = {
 def evaluate(
     model: ModelOption,
     data: Annotated[str, typer.Option(help="Folder of media, or folder or URL of shards.")],
-    task: Annotated[str, typer.Option(help=f"One of {', '.join(TASKS)}.")] = "retrieval",
+    task: Annotated[str, typer.Option(help=f"One of {', '.join((*TASKS, MOMENTS))}.")] = "retrieval",
     split: SplitOption = None,
     benchmark: BenchmarkOption = None,
     metadata: MetadataOption = None,
@@ -69,6 +75,16 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(help="Pre-training: of the masks and the pairs that do not match (default: 0).")
     ] = None,
+    index: Annotated[
+        str | None, typer.Option(help="Moments: keep the index of the videos here (default: a scratch folder).")
+    ] = None,
+    segments: Annotated[
+        str | None, typer.Option(metavar="SECONDS|scenes", help="Moments: as of index (default: 2; DiDeMo: 5).")
+    ] = None,
+    segment_fps: Annotated[float | None, typer.Option(help="Moments: as of index (default: 1).")] = None,
+    corpus: Annotated[
+        bool, typer.Option("--corpus", help="Moments: also ask each query of all videos at once.")
+    ] = False,
     num_frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
     budget: BudgetOption = "",
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
@@ -81,16 +97,35 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on a task by its official metric."""
-    if task not in TASKS:
-        raise UsageError(f"task={task}: unknown, choose from {', '.join(TASKS)}")
+    if task not in (*TASKS, MOMENTS):
+        raise UsageError(f"task={task}: unknown, choose from {', '.join((*TASKS, MOMENTS))}")
     names = parse_columns(columns)
     ranking = {"streams": streams, "shortlist": shortlist, "folds": folds}
-    how = _options_of(task, {**ranking, "captions_per_clip": captions_per_clip, "seed": seed})
-    if submission and task not in EXAMPLE_TASKS:
+    of_moments = {"index": index, "segments": segments, "segment_fps": segment_fps, "corpus": corpus or None}
+    of_others = {"captions_per_clip": captions_per_clip, "seed": seed}
+    how = _options_of(task, {**ranking, **of_others, **of_moments})
+    if submission and task != MOMENTS and task not in EXAMPLE_TASKS:
         raise UsageError(f"submission={submission}: {task} has none, its figures are its result")
     check_file("--submission", submission)
     dials = read_budget(budget, model, device, dtype)
     use_threads(threads)
+    if task == MOMENTS:
+        unused = {"benchmark": benchmark, "split": split, "columns": columns or None, "num_frames": num_frames}
+        for name, value in unused.items():
+            if value is not None:
+                raise UsageError(f"{name}={value}: says nothing of task moments, leave it out")
+        if compiled:
+            raise UsageError("compile: says nothing of task moments, leave it out")
+        if metadata is None:
+            raise UsageError(
+                "metadata: name the annotation file of QVHighlights, Charades-STA, ActivityNet Captions, DiDeMo or TVR "
+                "with ",
+                Setting("metadata", "FILE"),
+            )
+        how |= {"budget": dials, "batch_size": batch_size, "device": device, "dtype": dtype}
+        how |= {"strict": strict, "max_failed_fraction": max_failed_fraction}
+        print_moment_evaluation(model, data, metadata, submission, as_json, how)
+        return
     from perceiver_vl.data.open import open_dataset
     from perceiver_vl.data.transcode.features import check_features
     from perceiver_vl.tasks.provenance import evaluation_record

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from perceiver_vl.cli.show import print_json
+from perceiver_vl.cli.show import print_json, print_skipped
 from perceiver_vl.utils.console import out, print_whole
 
 if TYPE_CHECKING:
@@ -54,6 +54,35 @@ def export_to(folder: Path, results: "Sequence[SearchResult | MomentResult]", cu
     found = export_moments(folder, moments, check_cut(cut), progress=True)
     problems = [f"not cut: {one.file_name}: {one.problem}" for one in found if one.problem is not None]
     return [f"{len(found) - len(problems)} moments cut: {folder}", *problems]
+
+
+def print_moment_evaluation(
+    model: Path, data: str, annotations: Path | str, submission: Path | None, as_json: bool, how: dict[str, Any]
+) -> None:
+    """Evaluate a model, and print the figures or write the predictions, or both."""
+    from perceiver_vl.inference.moment_evaluation import evaluate_moments
+    from perceiver_vl.utils.files import write_text
+
+    found = evaluate_moments(model, data, annotations, labelled=submission is None, progress=True, **how)
+    if submission:
+        write_text(submission, found.submission())
+    if as_json:
+        print_json(found.to_dict())
+        return
+    out.print(f"{found.format}: {found.figures.queries} queries, {found.videos} videos, {found.segments} segments")
+    table = Table()
+    table.add_column("")
+    for column in ("official", "unanswered as 0"):
+        table.add_column(column, justify="right")
+    for figures in filter(None, (found.figures, found.corpus)):
+        for name, value in figures.official.items():
+            table.add_row(name, f"{value:.2f}", f"{figures.all_queries[name]:.2f}")
+    print_whole(table)
+    for note in found.notes:
+        out.print(f"note: {note}")
+    print_skipped(found.skipped)
+    if submission:
+        out.print(f"{len(found.predictions)} predictions: {submission}")
 
 
 def print_moments(result: "MomentResult") -> None:

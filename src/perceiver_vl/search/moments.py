@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from perceiver_vl.search.table import ClipTable
 
 OVERLAP = 0.5
-"""Of what two moments cover together, the share that both may cover."""
 LONGEST = 60.0
 SHORTLIST = 100
 EVERYTHING = 5400
@@ -31,6 +30,7 @@ class MomentOptions:
     """How moments are looked for: at most `top_k`, of them `per_video` of one video, lasting `min_length` to
     `max_length` seconds; through the `shortlist` segments with the largest cosines where there are more than
     `everything`; scored as `rerank` says (`Searcher.search`). always: also where the best is no better than chance.
+    overlap: the share of what two moments cover together that both may cover.
     """
 
     top_k: int = 10
@@ -41,6 +41,7 @@ class MomentOptions:
     everything: int = EVERYTHING
     rerank: str = "combined"
     always: bool = False
+    overlap: float = OVERLAP
 
     def check(self) -> None:
         """Raise `UsageError` for what cannot be."""
@@ -139,7 +140,7 @@ def find(stretches: Iterable[Stretch], query: Query, options: MomentOptions) -> 
             continue
         count += len(windows)
         total, squares = total + float(windows.scores.sum()), squares + float((windows.scores.astype(float) ** 2).sum())
-        kept = distinct(stretch, windows, _TRIED * min(options.top_k, options.per_video), OVERLAP)
+        kept = distinct(stretch, windows, _TRIED * min(options.top_k, options.per_video), options.overlap)
         per_stretch.append((stretch, kept))
     mean = total / max(count, 1)
     spread = math.sqrt(max(squares / max(count, 1) - mean**2, 0.0))
@@ -185,7 +186,7 @@ def _refined(stretch: Stretch, query: Query, windows: Windows, options: MomentOp
         for start, end in zip(windows.starts.tolist(), windows.ends.tolist(), strict=True)
     ]
     both = np.unique(np.concatenate([np.stack(one) for one in about], axis=1), axis=1)
-    return distinct(stretch, score(stretch, query, both[0], both[1]), options.per_video, OVERLAP)
+    return distinct(stretch, score(stretch, query, both[0], both[1]), options.per_video, options.overlap)
 
 
 def _limited(

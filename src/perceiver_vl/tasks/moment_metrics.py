@@ -111,6 +111,8 @@ def _area(hits: npt.NDArray[np.float64], positives: int) -> float:
 def highlight_figures(query: MomentQuery, saliency: Sequence[float]) -> tuple[float, float]:
     """Average precision over three raters, and whether the best clip is one that any of them calls very good."""
     assert query.saliency is not None
+    if len(saliency) == 0:
+        return 0.0, 0.0
     clips = int((query.duration or 0.0) / SALIENCY_CLIP)
     ratings = np.zeros((clips, 3))
     for clip, rated in query.saliency:
@@ -120,7 +122,7 @@ def highlight_figures(query: MomentQuery, saliency: Sequence[float]) -> tuple[fl
     scores = np.zeros(clips)
     scores[: len(saliency)] = saliency[:clips]
     precision = float(np.mean([_clip_precision(wanted[:, rater], scores) for rater in range(3)]))
-    best = int(np.argmax(saliency)) if len(saliency) else clips
+    best = int(np.argmax(saliency))
     return precision, float(best < clips and wanted[best].any())
 
 

@@ -1,0 +1,87 @@
+"""A benchmark of moments from its official file: what is asked, what is counted, and what goes to the server."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from perceiver_vl import UsageError
+from perceiver_vl.inference.moment_evaluation import evaluate_moments
+from perceiver_vl.search import MomentOptions, Searcher
+from small_media import write_clip
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(3):
+        write_clip(folder / f"v{number}_0.0_9.0.mp4", seed=number, frames=90)
+    return folder
+
+
+def highlights(path: Path) -> Path:
+    rows = [
+        {
+            "qid": number,
+            "query": f"a red square moves {number}",
+            "vid": f"v{number}_0.0_9.0",
+            "duration": 9,
+            "relevant_windows": [[0, 4]],
+            "relevant_clip_ids": [0, 1],
+            "saliency_scores": [[4, 4, 4], [1, 2, 3]],
+        }
+        for number in range(4)  # the last has no video
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_qvhighlights(model_folder: Path, videos: Path, tmp_path: Path) -> None:
+    annotations = highlights(tmp_path / "val.jsonl")
+    found = evaluate_moments(model_folder, videos, annotations, index=tmp_path / "index", corpus=True)
+    assert (found.format, found.videos, found.without_video, found.segments) == ("qvhighlights", 3, 1, 15)
+    assert (found.figures.queries, found.figures.answered) == (4, 3)
+    assert {"R1@0.5", "mAP", "mIoU", "HL-mAP", "HL-Hit1"} <= set(found.figures.official)
+    for name, value in found.figures.official.items():
+        assert found.figures.all_queries[name] == pytest.approx(0.75 * value, abs=0.02)
+    assert found.corpus is not None
+    assert found.corpus.official["corpus R100@0.5"] >= found.corpus.official["corpus R1@0.5"]
+    assert any("1 queries are about videos that are not there" in note for note in found.notes)
+    assert any("leave unanswered queries out" in note for note in found.notes)
+    lines = [json.loads(line) for line in found.submission().splitlines()]
+    assert [(one["qid"], one["vid"]) for one in lines] == [(n, f"v{n}_0.0_9.0") for n in range(4)]
+    moments = Searcher(tmp_path / "index").moments(
+        "a red square moves 1", MomentOptions(max_length=150, top_k=10, per_video=10)
+    )
+    own = [one for one in moments.moments if one.file_name.startswith("v1")]
+    assert lines[1]["pred_relevant_windows"][0][:2] == [own[0].start, own[0].end]
+    assert len(lines[1]["pred_saliency_scores"]) == 5
+    assert lines[3]["pred_relevant_windows"] == []
+    assert "predictions" not in json.loads(json.dumps(found.to_dict()))
+    other = evaluate_moments(model_folder, videos, annotations, segments=3)
+    assert "HL-mAP" not in other.figures.official  # clips of two seconds are rated
+    assert other.segments == 9
+
+
+def test_didemo_ranks_every_candidate(model_folder: Path, tmp_path: Path) -> None:
+    write_clip(tmp_path / "videos" / "a.mp4", seed=1, frames=278)
+    rows = [{"annotation_id": 5, "description": "a red square", "video": "a.mov", "times": [[0, 0]] * 3 + [[1, 5]]}]
+    (tmp_path / "didemo.json").write_text(json.dumps(rows))
+    found = evaluate_moments(model_folder, tmp_path / "videos", tmp_path / "didemo.json", segment_fps=0.4)
+    assert set(found.figures.official) == {"Rank@1", "Rank@5", "mIoU"}
+    windows = found.predictions[0]["pred_relevant_windows"]
+    assert len({(round(start / 5), round(end / 5 + 0.3)) for start, end, _ in windows}) == 21
+    with pytest.raises(UsageError, match="the candidates of DiDeMo are of 5 s"):
+        evaluate_moments(model_folder, tmp_path / "videos", tmp_path / "didemo.json", segments=2)
+
+
+def test_what_cannot_be_scored(model_folder: Path, videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("AAAAA 0 5##a person sits down")
+    with pytest.raises(UsageError, match=r"has none of the videos of .*other\.txt, such as AAAAA"):
+        evaluate_moments(model_folder, videos, tmp_path / "other.txt")
+    row = {"qid": 1, "query": "red", "vid": "v1_0.0_9.0", "duration": 9}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UsageError, match="does not say what is right"):
+        evaluate_moments(model_folder, videos, tmp_path / "test.jsonl")
+    found = evaluate_moments(model_folder, videos, tmp_path / "test.jsonl", labelled=False)
+    assert len(found.predictions[0]["pred_relevant_windows"]) > 0
