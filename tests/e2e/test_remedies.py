@@ -18,7 +18,7 @@ import pytest
 import torch
 from command_line import Answer, run_cli, world_recipe, write_recipe
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+from transformers import BertConfig, BertModel, PerceiverConfig, PerceiverForMaskedLM, ViTConfig, ViTModel
 
 from perceiver_vl import PerceiverVLConfig, PerceiverVLForQuestionAnswering, PerceiverVLProcessor
 from perceiver_vl.search.build import build_index
@@ -247,6 +247,15 @@ def shards_of_something_else(w: Workshop) -> Attempt:
 
 
 # Models and tasks
+
+
+@case
+def weights_that_do_not_tell_all(w: Workshop) -> Attempt:
+    torch.manual_seed(0)
+    sizes = {"num_latents": 4, "d_latents": 16, "d_model": 8, "num_self_attends_per_block": 1, "vocab_size": 9}
+    theirs = PerceiverForMaskedLM(PerceiverConfig(**sizes, max_position_embeddings=6))
+    save_file(theirs.state_dict(), w.folder / "weights.safetensors")
+    return Attempt(("convert", w.folder / "weights.safetensors", w.folder / "out"), "say what it is, as in ")
 
 
 @case

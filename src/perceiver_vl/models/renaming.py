@@ -1,15 +1,15 @@
 """Weights of other code under our names: what the conversions of all siblings have in common."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import Setting, UsageError
 
 Rules = Sequence[tuple[str, str]]
 """Patterns of whole names, and what they become; the first that fits counts."""
@@ -62,6 +62,14 @@ def check(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
         if weight.shape != given[name].shape:
             shapes = f"{tuple(given[name].shape)}, not {tuple(weight.shape)}"
             raise UsageError(f"weight {name}: of shape {shapes}, give a configuration that fits the checkpoint")
+
+
+def require(told: Collection[str], names: Iterable[str], defaults: PreTrainedConfig) -> None:
+    """Raise `UsageError` for the first field of `names` that is not told; `defaults` has a value that it might have."""
+    for name in names:
+        if name not in told:
+            likely = Setting(name, getattr(defaults, name), in_recipe=True)
+            raise UsageError(f"{name}: no shape of these weights tells it, say what it is, as in ", likely)
 
 
 def count(names: Iterable[str], pattern: str) -> int:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from perceiver_vl.models.perceiver.configuration import IterativePerceiverConfig
 from perceiver_vl.models.perceiver.modeling import IterativePerceiverForClassification
-from perceiver_vl.models.renaming import Rules, count, load, renamed
-from perceiver_vl.utils.errors import Setting, UsageError
+from perceiver_vl.models.renaming import Rules, count, load, renamed, require
+from perceiver_vl.utils.errors import UsageError
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "krasserm": {"pooling": "query"},
@@ -46,12 +46,7 @@ def converted(state: Mapping[str, Tensor], **fields: Any) -> IterativePerceiverF
     variant = _variant(state)
     if variant is None:
         raise UsageError("weights: of no Perceiver that is known here, give lucidrains' or krasserm's")
-    for name in _UNTOLD[variant]:
-        if name not in fields:
-            default = getattr(IterativePerceiverConfig(), name)
-            raise UsageError(
-                f"{name}: no shape of {variant}'s weights tells it, say ", Setting(name, default, in_recipe=True)
-            )
+    require(fields, _UNTOLD[variant], IterativePerceiverConfig())
     told = _lucidrains_shapes(state) if variant == "lucidrains" else _krasserm_shapes(state)
     config = IterativePerceiverConfig(**(VARIANTS[variant] | told | fields))
     rules = _lucidrains_rules(config) if variant == "lucidrains" else _krasserm_rules(config)

@@ -18,8 +18,8 @@ from perceiver_vl.models.perceiver_io.tasks import (
     PerceiverIOForOpticalFlow,
     PerceiverIOForSequenceClassification,
 )
-from perceiver_vl.models.renaming import Rules, count, load, renamed
-from perceiver_vl.utils.errors import Setting, UsageError
+from perceiver_vl.models.renaming import Rules, count, load, renamed, require
+from perceiver_vl.utils.errors import UsageError
 
 MODELS: dict[str, type[PerceiverIOPreTrainedModel]] = {
     "array": PerceiverIOModel,
@@ -56,12 +56,8 @@ def converted(
     lucidrains = _LUCIDRAINS in plain
     told = _lucidrains_shapes(plain) if lucidrains else _shapes(plain)
     told |= _config_fields(theirs or {}, told["kind"]) | fields
-    for name in ("num_attention_heads", "num_cross_attention_heads", *([] if lucidrains else ["num_blocks"])):
-        if name not in told:
-            default = getattr(PerceiverIOConfig(), name)
-            raise UsageError(
-                f"{name}: no shape of these weights tells it, say ", Setting(name, default, in_recipe=True)
-            )
+    untold = ("num_attention_heads", "num_cross_attention_heads", *([] if lucidrains else ["num_blocks"]))
+    require(told, untold, PerceiverIOConfig())
     if lucidrains:
         told.setdefault("num_decoder_heads", told["num_cross_attention_heads"])
         layers = told["self_attentions_per_block"]
