@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from perceiver_vl import PerceiverVLForRetrieval, PerceiverVLProcessor, UsageError
+from perceiver_vl import PerceiverVLForRetrieval, PerceiverVLProcessor, UsageError, pipeline
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.transcode.features import feature_settings
 from perceiver_vl.data.transcode.prepare import prepare
@@ -409,6 +409,29 @@ def test_answers_are_learned_over_what_the_encoders_say(
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("met", "answers"))
     kept = [name for name in before if name.startswith("perceiver_vl.")]
     assert all(torch.equal(before[name], after[name]) for name in kept)
+
+
+def test_features_are_asked_about_as_their_media_are(place: Path, tmp_path: Path) -> None:
+    prepare(read_folder(place / "media"), tmp_path / "features", feature_settings(place / "model"))
+    choosing = pipeline("multiple-choice", place / "model", "cpu")
+    choices = ["red blue", "green a white", "a man"]
+    seen, kept = (choosing(str(one), choices) for one in (place / "media/03.png", tmp_path / "features/03.png.npy"))
+    assert [one["answer"] for one in kept] == [one["answer"] for one in seen]
+    assert [one["score"] for one in kept] == pytest.approx([one["score"] for one in seen], abs=2e-3)  # float16
+    finding = pipeline("retrieval", place / "model", "cpu")
+    files = [str(tmp_path / "features" / f"{number:02}.png.npy") for number in range(4)]
+    assert {hit["index"] for hit in finding("red blue", files)} == set(range(4))
+    shutil.copy(tmp_path / "features/03.png.npy", tmp_path / "alone.npy")
+    for given, options, said in (
+        (tmp_path / "alone.npy", {}, "in no folder that prepare --features has written"),
+        (tmp_path / "features/03.png.npy", {"start": 1.0}, "seconds of a media file"),
+        (tmp_path / "features/03.png.npy", {"fps": 1.0}, "features of some frames"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            choosing(str(given), choices, **options)
+    initialise(tmp_path / "other", vision=place / "vision", text=place / "text", **SMALL, num_frames=1, token_grid=2)
+    with pytest.raises(UsageError, match="features of another encoder"):
+        pipeline("multiple-choice", tmp_path / "other", "cpu")(str(tmp_path / "features/03.png.npy"), choices)
 
 
 def test_answers_over_encoders_that_never_met_are_told(

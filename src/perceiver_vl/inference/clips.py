@@ -14,7 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from perceiver_vl.data.sources import EncodedFrames, load_features
+from perceiver_vl.data.transcode.features import check_features
+from perceiver_vl.data.transcode.prepared import has_features
 from perceiver_vl.media.decode import load_frames, sampled_count, stream_clip
+from perceiver_vl.media.files import FEATURES
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.processing import ClipLike, ImageLike, PerceiverVLProcessor
@@ -64,9 +68,11 @@ def cached_clip(
         if spill is not None:
             raise UsageError(f"spill={spill}: only a clip that is read at a rate needs one, give fps")
         num_frames = frames_of(processor, budget)
-        frames = load_medium(clip, processor, num_frames, start, end)
+        frames = load_medium(clip, model, processor, num_frames, start, end)
         yield model.cache_vision(**processor(videos=[frames], num_frames=num_frames).to(model.device), budget=budget)
         return
+    if isinstance(clip, str | os.PathLike) and str(clip).endswith(FEATURES):
+        raise UsageError(f"fps={fps}: {clip} are features of some frames, name the media file or leave fps out")
     if not isinstance(clip, str | os.PathLike):
         raise UsageError(f"fps={fps}: of a file, but a {type(clip).__name__} was given")
     if budget.frames is not None:
@@ -99,15 +105,21 @@ def cached_clip(
 
 def load_medium(
     medium: Any,
+    model: PerceiverVLPreTrainedModel,
     processor: PerceiverVLProcessor,
     num_frames: int,
     start: float | None = None,
     end: float | None = None,
 ) -> Any:
-    """A medium as the processor takes clips: a file decoded, an image as its one frame.
+    """A medium as the processor takes clips: a file decoded, an image as its one frame, features as they are.
 
-    Raises `MediaError` for a file that cannot be read, `UsageError` for seconds of what is no file.
+    Raises `MediaError` for a file that cannot be read, `UsageError` for seconds of what is no media file, for features
+    of another encoder.
     """
+    if isinstance(medium, str | os.PathLike) and str(medium).endswith(FEATURES):
+        if start is not None or end is not None:
+            raise UsageError(f"start={start}, end={end}: seconds of a media file, {medium} are features of one")
+        return _features_of(Path(medium), model, processor, num_frames)
     if isinstance(medium, str | os.PathLike):
         size = processor.image_processor.size
         return load_frames(medium, num_frames, size=(size.height, size.width), start=start, end=end)
@@ -118,6 +130,17 @@ def load_medium(
     if isinstance(medium, np.ndarray | Tensor) and medium.ndim == 3:
         return medium[None]
     return medium
+
+
+def _features_of(
+    path: Path, model: PerceiverVLPreTrainedModel, processor: PerceiverVLProcessor, num_frames: int
+) -> EncodedFrames:
+    """Of a clip of a folder that `prepare --features` has written."""
+    folder = next((parent for parent in path.absolute().parents if has_features(parent)), None)
+    if folder is None:
+        raise UsageError(f"{path}: in no folder that prepare --features has written, name the media file")
+    check_features(folder, model, processor, num_frames)
+    return load_features(path, num_frames)
 
 
 def frames_of(processor: PerceiverVLProcessor, budget: ComputeBudget) -> int:

@@ -164,7 +164,7 @@ class RetrievalPipeline:
     ) -> tuple[list[int], Tensor, Tensor]:
         """The indices of the media that can be read, their unit vectors `(C,E)` and partial attentions `(C,D+H)`."""
         num_frames = frames_of(self.processor, budget)
-        load = partial(load_medium, processor=self.processor, num_frames=num_frames)
+        load = partial(load_medium, model=self.model, processor=self.processor, num_frames=num_frames)
         decode = or_media_error(load) if skip_broken else load
         indices: list[int] = []
         encoded, clips, broken = [], [], []

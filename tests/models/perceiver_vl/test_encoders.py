@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEModel
 
 from perceiver_vl import (
+    ComputeBudget,
     PerceiverVLConfig,
     PerceiverVLForImageClassification,
     PerceiverVLForImagesAndTextClassification,
@@ -180,6 +181,35 @@ def test_answers_begin_with_what_the_encoders_say_of_question_and_clip(tmp_path:
     classes = PerceiverVLForImageClassification.from_pretrained(tmp_path / "made", num_labels=5).eval()
     assert classes.base_answers is None
     assert classes(pixels).logits.abs().max() > 0
+
+
+@pytest.mark.parametrize("base", ["dual", "linear"])
+@torch.no_grad()
+def test_what_the_encoders_say_of_a_clip_is_the_same_however_it_is_read(tmp_path: Path, base: str) -> None:
+    save_dual(tmp_path / "dual", "clip")
+    save_vision(tmp_path / "vision", "vit")
+    save_text(tmp_path / "text")
+    sources = (
+        {"dual": tmp_path / "dual"} if base == "dual" else {"vision": tmp_path / "vision", "text": tmp_path / "text"}
+    )
+    initialise(tmp_path / "made", **sources, **SMALL)
+    torch.manual_seed(3)
+    model = PerceiverVLForQuestionAnswering.from_pretrained(tmp_path / "made", num_labels=5).eval()
+    for weight in (*model.perceiver_vl.base.parameters(), model.base_answers.classifier.weight):
+        torch.nn.init.normal_(weight)
+    pixels, ids = pixels_of(clips=2), torch.randint(5, 20, (2, 6))
+    mask = torch.tensor([[1.0, 1, 1, 0], [1, 1, 1, 1]])
+    whole = model(ids, pixel_values=pixels, frame_mask=mask).logits
+    cached = model(ids, vision_cache=model.cache_vision(pixels, mask)).logits
+    with model.long_vision(lambda: zip(pixels.split(2, 1), mask.split(2, 1), strict=True)) as cache:
+        streamed = [model(ids, vision_cache=cache).logits for _ in range(2)]
+    for found in (cached, *streamed):
+        assert torch.allclose(found, whole, atol=1e-4)
+    base_of = model.perceiver_vl.embed_inputs(pixel_values=pixels, frame_mask=mask).vision_base
+    assert torch.allclose(cache.base, base_of, atol=1e-6)
+    packed = torch.zeros(1, model.config.num_latents, model.config.hidden_size + model.config.num_attention_heads)
+    with pytest.raises(UsageError, match=f"base={base}: a first cross-attention does not hold"):
+        model.cache_from_partial_attention(packed, ComputeBudget(cross_attentions=1))
 
 
 @torch.no_grad()

@@ -82,6 +82,7 @@ class RidgeVectors:
         words = self.processor(text=[text for some in texts for text in some])
         encoder = self.model.perceiver_vl.text_encoder
         assert encoder is not None
+        encoder.remembered = encoder.remembered or {}  # smaller splits have captions of larger ones
         pairs = zip(
             words["input_ids"].split(_TEXTS_AT_ONCE), words["attention_mask"].split(_TEXTS_AT_ONCE), strict=True
         )

@@ -203,11 +203,19 @@ class BaseVectors(nn.Module):
 
     def of_vision(self, frame_vectors: Tensor, frame_mask: Tensor) -> Tensor:
         """Vectors of frames `(B,T,W)`, padded with zeros, and `frame_mask (B,T)` → `(B,E)`."""
+        return self.of_sums(*self.sums(frame_vectors, frame_mask))
+
+    def sums(self, frame_vectors: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The same → what these frames add to a clip, `(B,W)`, and their number `(B,1)`; parts of a clip add up."""
         frame_vectors = frame_vectors[..., : self.size]
         real = frame_mask[..., None].to(frame_vectors.dtype)
         if self.maps is None:
             frame_vectors = F.normalize(frame_vectors, dim=-1)
-        mean = (frame_vectors * real).sum(1) / real.sum(1).clamp(min=1)
+        return (frame_vectors * real).sum(1), real.sum(1)
+
+    def of_sums(self, total: Tensor, number: Tensor) -> Tensor:
+        """From `sums` of all frames of clips → `(B,E)`."""
+        mean = total / number.clamp(min=1)
         return self.of_places(self.compared(self.place(mean)) if self.compares else mean)
 
     def of_places(self, vectors: Tensor) -> Tensor:

@@ -32,12 +32,15 @@ class EmbeddedChunks:
 
     `encode_frames`: that of the model.
     `num_frames`: the frames in all; needed, and the temporal table interpolated to it, where that has fewer rows.
+    `on_vectors`: what is told the vectors of the frames of each chunk `(B,T,W)`, which a vision encoder gives beside
+    its tokens, and which of them are real `(B,T)` bool.
     """
 
     embeddings: InputEmbeddings
     encode_frames: Callable[[Tensor], Tensor]
     chunks: Chunks
     num_frames: int | None
+    on_vectors: Callable[[Tensor, Tensor], object] = lambda vectors, mask: None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """In any order: whether it belongs to a clip or is an image, the first frame shows at the end only."""
@@ -45,7 +48,10 @@ class EmbeddedChunks:
         table = temporal_table(self.embeddings.vision.temporal_embeddings, self.num_frames)
         start, held = 0, None
         for pixel_values, given_mask in stream:
-            pixel_values = self.tokens_of(pixel_values)
+            pixel_values = self.encode_frames(pixel_values)
+            if pixel_values.ndim == 4:  # of a vision encoder
+                self.on_vectors(pixel_values[:, :, 0], given_mask)
+                pixel_values = pixel_values[:, :, 1:]
             frames = pixel_values.shape[1]
             if start + frames > len(table):
                 raise UsageError(
@@ -62,11 +68,6 @@ class EmbeddedChunks:
         if held is None or (self.num_frames is not None and start != self.num_frames):
             raise UsageError(f"chunks of {start} frames in all: need {self.num_frames or 'at least one'} (num_frames)")
         yield self.embeddings.embed_frames(*held.with_places(table))
-
-    def tokens_of(self, pixel_values: Tensor) -> Tensor:
-        """Of a model over a vision encoder its tokens, without the vectors of the frames; else the pixels."""
-        encoded = self.encode_frames(pixel_values)
-        return encoded[:, :, 1:] if encoded.ndim == 4 else encoded
 
     @property
     def once(self) -> bool:

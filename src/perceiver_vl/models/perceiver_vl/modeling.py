@@ -273,8 +273,8 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
                 if self.base is not None:
                     inputs.text_base = self.base.of_text(vectors)
             inputs.text, inputs.text_mask = self.embeddings.embed_text(words, attention_mask)
-        if vision_cache is not None and vision_cache.base is not None:
-            inputs.vision_base = vision_cache.base.repeat_interleave(max(1, len(inputs)) // len(vision_cache), 0)
+        if vision_cache is not None:
+            inputs.vision_base = vision_cache.base_of(len(inputs))
         return inputs
 
     def encode(

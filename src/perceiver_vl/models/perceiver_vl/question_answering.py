@@ -62,10 +62,10 @@ def beside(vision: InputArray, rows: Tensor, text: InputArray) -> InputArray:
     So a clip that several texts ask about is decoded and embedded once. A cache of clips knows itself which texts are
     about which: its `rows` are those of as many texts for each clip, in its order.
     """
+    if (cache := vision.vision_cache) is not None:
+        return replace(text, vision_base=cache.base_of(len(text)), vision_cache=cache)
     base = None if vision.vision_base is None else vision.vision_base[rows]
-    both = replace(text, vision_base=base, vision_cache=vision.vision_cache)
-    if vision.vision_cache is not None:
-        return both
+    both = replace(text, vision_base=base)
     assert vision.vision is not None
     assert vision.vision_mask is not None
     return replace(both, vision=vision.vision[rows], vision_mask=vision.vision_mask[rows])

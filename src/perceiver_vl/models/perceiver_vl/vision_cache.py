@@ -24,6 +24,7 @@ from perceiver_vl.layers.perceiver import Inputs
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, TrainingBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings
+from perceiver_vl.models.perceiver_vl.encoders import BaseVectors
 from perceiver_vl.models.perceiver_vl.long_video import SPILL_BYTES, Chunks, EmbeddedChunks, ProjectedChunks, Spill
 from perceiver_vl.utils.errors import UsageError
 
@@ -48,6 +49,10 @@ class VisionCache:
     def __len__(self) -> int:
         """The number of clips V."""
         return len(self.first)
+
+    def base_of(self, texts: int) -> Tensor | None:
+        """`base` for so many texts `(B,E)`, as many for each clip, in their order; of no text: of the clips."""
+        return None if self.base is None else self.base.repeat_interleave(max(1, texts) // len(self), 0)
 
     def inputs(
         self, number: int, modalities: tuple[str, ...], text: Tensor | None, text_mask: Tensor | None
@@ -124,6 +129,9 @@ class _Base(Protocol):
     @property
     def encoder(self) -> _Encoder: ...
 
+    @property
+    def base(self) -> BaseVectors | None: ...
+
     def embed_inputs(self, *, pixel_values: Tensor, frame_mask: Tensor | None, budget: ComputeBudget) -> Any: ...
 
     def encode_frames(self, pixel_values: Tensor) -> Tensor: ...
@@ -171,6 +179,10 @@ class VisionCacheMixin:
         base = _base(self)
         _check_budget(base, budget)
         _refuse_choice(base, budget)
+        if base.config.has_vision_base:
+            raise UsageError(
+                f"base={base.config.base}: a first cross-attention does not hold what its encoder alone says"
+            )
         if base.config.cross_attentions_of(budget) != 1:
             raise UsageError(f"budget {budget}: a first cross-attention is all of a clip only at cross_attentions=1")
         wanted = (base.config.latents_of(budget)[0], base.config.hidden_size + base.config.num_attention_heads)
@@ -213,7 +225,14 @@ class VisionCacheMixin:
                 "cut apart; give the clip whole (pixel_values), of fewer frames"
             )
         cross_attentions, latents = _first_queries(base, budget)
-        embedded = EmbeddedChunks(base.embeddings, base.encode_frames, chunks, num_frames)
+        sums: list[tuple[Tensor, Tensor]] = []
+        first: PartialAttention | None = None
+
+        def add(vectors: Tensor, mask: Tensor) -> None:
+            if base.base is not None and base.config.base_of_vision and first is None:
+                sums.append(base.base.sums(vectors, mask))
+
+        embedded = EmbeddedChunks(base.embeddings, base.encode_frames, chunks, num_frames, add)
         if embedded.once and len(cross_attentions) > 1 and spill is None:
             raise UsageError(
                 f"chunks: can be read once, but are read {len(cross_attentions)} times; give a function that opens "
@@ -225,7 +244,10 @@ class VisionCacheMixin:
             absorb = base.may_absorb(base.encoder)
             parts = (cross_attentions[0].partial_attention(latents, *chunk, absorb=absorb) for chunk in first_pass)
             later = tuple(ProjectedChunks(block, embedded if kept is None else kept) for block in cross_attentions[1:])
-            yield VisionCache(reduce(merge, parts), later, budget, base.vision_fingerprint())
+            first = reduce(merge, parts)
+            known = [torch.stack(one).sum(0) for one in zip(*sums, strict=True)]
+            vectors = base.base.of_sums(*known) if base.base is not None and known else None
+            yield VisionCache(first, later, budget, base.vision_fingerprint(), base=vectors)
         finally:
             if kept is not None:
                 kept.close()
