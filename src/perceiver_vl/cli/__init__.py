@@ -20,6 +20,7 @@ from perceiver_vl.cli.demo import demo
 from perceiver_vl.cli.evaluate import evaluate
 from perceiver_vl.cli.init import init
 from perceiver_vl.cli.options import as_typed
+from perceiver_vl.cli.perception import perception
 from perceiver_vl.cli.report import report
 from perceiver_vl.cli.search import index_app, search
 from perceiver_vl.cli.train import train
@@ -65,7 +66,7 @@ for _command in (
     demo,
 ):
     app.command()(_command)
-for _bench in (siblings.perceiver, siblings.perceiver_io):
+for _bench in (siblings.perceiver, siblings.perceiver_io, siblings.perceiver_ar, perception):
     bench_app.command()(_bench)
 app.add_typer(index_app, name="index")
 app.add_typer(data_commands.data_app, name="data")
