@@ -142,6 +142,12 @@ def test_a_benchmark_is_evaluated(library: Path, model_folder: Path, tmp_path: P
     found = run_cli(*asked, "--corpus", "--json").json()
     assert set(found["figures"]["official"]) == set(found["figures"]["all_queries"]) >= {"R1@0.7", "mIoU", "mAP"}
     assert "corpus R10@0.5" in found["corpus"]["official"]
+    rows = [{"qid": 1, "query": "red", "vid": "<b>clip0", "duration": 4, "relevant_windows": [[1, 2]]}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    beside = run_cli(*words, "--metadata", tmp_path / "rows.jsonl", "--segments", "0.5", "--baselines").out
+    assert "middle of the video" in beside
+    assert "windows of 4 s" in beside
+    assert "this model" in beside
     for more, message in [
         ((), "name the annotation file of QVHighlights"),
         (("--metadata", "a", "--split", "test"), "split=test: says nothing of task moments"),

@@ -38,28 +38,40 @@ def world(
         str,
         typer.Option(
             metavar="TASK,…",
-            help="captions, action, transition, frame, count, yesno, image, pairs, long; several go into OUT/TASK.",
+            help="captions, action, transition, frame, count, yesno, image, pairs, long; several go into OUT/TASK. Or "
+            "moments, alone: videos with timed captions.",
         ),
     ] = "captions",
     layout: Annotated[str, typer.Option(help="folder, or official: the benchmarks' own files.")] = "folder",
-    seconds: Annotated[float | None, typer.Option(help="How long a clip of the task long is (default: 60).")] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="How long a clip of long is (default: 60), or a video of moments (default: 60 to 600)."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the generated world: video and picture files with captions and questions whose truth is known."""
+    from perceiver_vl.data.synthetic.moments import write_moments_world
     from perceiver_vl.data.synthetic.writing import write_world
 
-    counts = write_world(
-        folder,
-        clips,
-        seed,
-        num_frames=num_frames,
-        size=size,
-        held_out=held_out,
-        progress=True,
-        tasks=[task.strip() for task in tasks.split(",")],
-        layout=layout,
-        seconds=seconds,
-    )
+    if tasks.strip() == "moments":
+        if num_frames is not None or layout != "folder":
+            name = "num_frames" if num_frames is not None else "layout"
+            raise UsageError(f"{name}: says nothing of moments, leave it out")
+        sizes = {"held_out": held_out, "seconds": seconds, "size": size}
+        counts = write_moments_world(folder, clips, seed, progress=True, **sizes)  # type: ignore[arg-type]
+    else:
+        counts = write_world(
+            folder,
+            clips,
+            seed,
+            num_frames=num_frames,
+            size=size,
+            held_out=held_out,
+            progress=True,
+            tasks=[task.strip() for task in tasks.split(",")],
+            layout=layout,
+            seconds=seconds,
+        )
     if as_json:
         print_json({"out": str(folder), **counts})
     else:

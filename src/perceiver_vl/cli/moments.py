@@ -1,6 +1,6 @@
 """`perceiver-vl search --moments`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from perceiver_vl.utils.console import out, print_whole
 
 if TYPE_CHECKING:
     from perceiver_vl.search import MomentOptions, MomentResult, Searcher, SearchResult
+    from perceiver_vl.tasks.moment_metrics import MomentFigures
 
 
 def read_options(
@@ -78,11 +79,24 @@ def print_moment_evaluation(
         for name, value in figures.official.items():
             table.add_row(name, f"{value:.2f}", f"{figures.all_queries[name]:.2f}")
     print_whole(table)
+    if found.baselines:
+        print_whole(_beside(found.figures, found.baselines))
     for note in found.notes:
         out.print(f"note: {note}")
     print_skipped(found.skipped)
     if submission:
         out.print(f"{len(found.predictions)} predictions: {submission}")
+
+
+def _beside(figures: "MomentFigures", baselines: "Mapping[str, MomentFigures]") -> Table:
+    table = Table()
+    table.add_column("official")
+    names = [name for name in figures.official if not name.startswith("HL")]
+    for name in names:
+        table.add_column(name, justify="right")
+    for title, row in {**baselines, "this model": figures}.items():
+        table.add_row(title, *(f"{row.official[name]:.2f}" for name in names))
+    return table
 
 
 def print_moments(result: "MomentResult") -> None:

@@ -19,11 +19,13 @@ from perceiver_vl.data.datasets.moment_queries import (
 from perceiver_vl.data.metadata import IGNORED
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION
+from perceiver_vl.media.segments import SCENES
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.search.build import build_index
 from perceiver_vl.search.filters import Filters, quoted
 from perceiver_vl.search.moments import MomentOptions, MomentResult
 from perceiver_vl.search.searcher import Searcher
+from perceiver_vl.tasks.moment_baselines import trivial_figures
 from perceiver_vl.tasks.moment_metrics import (
     CORPUS_RANKS,
     MOST_WINDOWS,
@@ -39,17 +41,20 @@ from perceiver_vl.utils.errors import Setting, UsageError
 LONGEST = 150.0
 """Seconds; of the videos of QVHighlights."""
 _DIDEMO_SEGMENTS = 6
+_FIXED = (1, 2, 4, 8)
 
 
 @dataclass
 class MomentEvaluation:
-    """The official figures, and of the whole corpus where that was asked for. `without_video`: queries whose video is
-    not there; they are unanswered. `predictions`: for the submission file.
+    """The official figures, and of the whole corpus where that was asked for; `baselines`, where these were: of who
+    knows neither words nor video, and of the same model with windows of one length alone, 1, 2, 4 or 8 segments.
+    `without_video`: queries whose video is not there; they are unanswered. `predictions`: for the submission file.
     """
 
     format: Format
     figures: MomentFigures
     corpus: MomentFigures | None
+    baselines: dict[str, MomentFigures]
     videos: int
     without_video: int
     segments: int
@@ -77,6 +82,7 @@ def evaluate_moments(
     segments: str | float | None = None,
     segment_fps: float | None = None,
     corpus: bool = False,
+    baselines: bool = False,
     labelled: bool = True,
     budget: ComputeBudget | None = None,
     batch_size: int = 16,
@@ -90,8 +96,9 @@ def evaluate_moments(
 
     `index`: kept, or brought up to date, if it is named; else made in a scratch folder. `segments`, `segment_fps`: as
     of `build_index`; by default of 5 s for DiDeMo and 2 s for others, at one frame a second. `corpus`: each query is
-    also asked of all videos at once. A video is known by its name without ending. Without `labelled` a file may be of a
-    test split that does not say what is right, and nothing is scored then but a submission made.
+    also asked of all videos at once. `baselines`: those too, which the candidates of DiDeMo have none of. A video is
+    known by its name without ending. Without `labelled` a file may be of a test split that does not say what is right,
+    and nothing is scored then but a submission made.
     Raises `UsageError` for a file that is none of the official ones, and where no query has a video.
     """
     known = read_moment_queries(annotations)
@@ -130,6 +137,7 @@ def evaluate_moments(
             advance = bar.stage("Asking", len(queries))
             found = {query.qid: _ask(searcher, query, files, advance) for query in queries}
             asked = _ask_corpus(searcher, queries, files, bar) if corpus else None
+            beside = _baselines(searcher, queries, files, cut, bar) if baselines and not didemo else {}
     windows = {qid: _windows(result) for qid, result in found.items()}
     saliency = {qid: [point.score for point in _curve(result)] for qid, result in found.items()}
     if str(cut) not in ("2", "2.0"):
@@ -148,6 +156,7 @@ def evaluate_moments(
         known.format,
         figures,
         None if asked is None else corpus_figures(queries, asked),
+        beside,
         len(set(files.values())),
         missing,
         report.segments.total,
@@ -169,6 +178,22 @@ def _files_of(searcher: Searcher, queries: Sequence[MomentQuery]) -> dict[str, s
     }
 
 
+def _baselines(
+    searcher: Searcher, queries: Sequence[MomentQuery], files: Mapping[str, str], cut: str | float, bar: ProgressBars
+) -> dict[str, MomentFigures]:
+    """Without words or video; and the best windows of so many segments, where these are of so many seconds."""
+    plain = [replace(query, saliency=None) for query in queries]
+    figures = trivial_figures(plain)
+    seconds = 0.0 if str(cut) == SCENES else float(cut)
+    for count in _FIXED if seconds else ():
+        around = (count - 0.5) * seconds, (count + 0.5) * seconds
+        options = MomentOptions(MOST_WINDOWS, MOST_WINDOWS, *around, always=True)
+        advance = bar.stage(f"Windows of {count} segments", len(queries))
+        found = {query.qid: _windows(_ask(searcher, query, files, advance, options)) for query in queries}
+        figures[f"windows of {count * seconds:g} s"] = retrieval_figures(plain, found, {})
+    return figures
+
+
 def _options(query: MomentQuery) -> MomentOptions:
     if query.choices:  # every one of 21 candidates, best first
         every = _DIDEMO_SEGMENTS * (_DIDEMO_SEGMENTS + 1) // 2
@@ -177,12 +202,18 @@ def _options(query: MomentQuery) -> MomentOptions:
 
 
 def _ask(
-    searcher: Searcher, query: MomentQuery, files: Mapping[str, str], advance: Callable[..., None]
+    searcher: Searcher,
+    query: MomentQuery,
+    files: Mapping[str, str],
+    advance: Callable[..., None],
+    options: MomentOptions | None = None,
 ) -> MomentResult | None:
     advance()
     if query.video not in files:
         return None
-    return searcher.moments(query.query, _options(query), Filters(where=f"file = {quoted(files[query.video])}"))
+    return searcher.moments(
+        query.query, options or _options(query), Filters(where=f"file = {quoted(files[query.video])}")
+    )
 
 
 def _ask_corpus(
