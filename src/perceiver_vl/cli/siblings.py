@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from perceiver_vl.cli.bench import QuickOption, RunsOption, SeedOption
-from perceiver_vl.cli.options import JsonOption, ThreadsOption
+from perceiver_vl.cli.options import JsonOption, ThreadsOption, read_numbers
 from perceiver_vl.cli.show import print_bench
 from perceiver_vl.utils.threads import use_threads
 
@@ -59,3 +59,31 @@ def perceiver_io(
         progress=True,
     )
     print_bench(report, as_json)
+
+
+def perceiver_ar(
+    text: Annotated[str, typer.Option(help="Folder of text files that it reads.")] = "docs",
+    copy_context: Annotated[int, typer.Option(min=256, help="Tokens of a sequence whose halves are equal.")] = 8192,
+    copy_steps: Annotated[int, typer.Option(min=0, help="Of copying; 0 leaves it out.")] = 600,
+    contexts: Annotated[str, typer.Option(help="Bytes that it reads, one number or more.")] = "256,512,1024,2048,4096",
+    steps: Annotated[int, typer.Option(min=1, help="Of each training to read.")] = 200,
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train Perceiver ARs to copy from far before, and to read bytes from contexts of several lengths."""
+    numbers = read_numbers("contexts", contexts)
+    use_threads(threads)
+    from perceiver_vl.bench.siblings.long_context import measure_long_context
+
+    report = measure_long_context(
+        text,
+        copy_context=min(copy_context, 256) if quick else copy_context,
+        copy_steps=min(copy_steps, 2) if quick else copy_steps,
+        contexts=sorted({min(number, 256) for number in numbers}) if quick else numbers,
+        steps=min(steps, 2) if quick else steps,
+        seed=seed,
+        progress=True,
+    )
+    print_bench(report, as_json, repeats=f"seed {seed}")

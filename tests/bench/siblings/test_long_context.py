@@ -1,0 +1,59 @@
+"""Copying and reading with a Perceiver AR: what the figures are of."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from perceiver_vl import UsageError
+from perceiver_vl.bench.siblings.long_context import LATENTS, TOKENS, copying, measure_long_context, split_text
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "b.md").write_bytes(b"abcd" * 500)
+    (tmp_path / "more" / "a.txt").write_bytes(b"wxyz" * 500)
+    (tmp_path / "c.bin").write_bytes(b"\0" * 9000)
+    return tmp_path
+
+
+def test_the_second_half_is_the_first() -> None:
+    sequences = copying(512, 3, torch.Generator().manual_seed(0))
+    assert torch.equal(sequences[:, 256:], sequences[:, :256])
+    assert sequences.unique().tolist() == list(range(TOKENS))
+
+
+def test_text_is_that_of_text_files_and_its_end_the_test(text: Path) -> None:
+    training, test = split_text(text, most=256)
+    assert torch.cat([training, test]).tolist() == list(b"abcd" * 500 + b"\n" + b"wxyz" * 500)
+    assert len(test) == max(4001 // 10, 256 + LATENTS)
+
+
+def test_text_that_repeats_is_read(text: Path) -> None:
+    """Every byte tells the next: a model that reads at all is below the frequencies of bytes."""
+    report = measure_long_context(text, copy_steps=0, contexts=(128,), steps=25)
+    assert report.copied is None
+    assert [one.context for one in report.read] == [128]
+    assert report.guesser > 2
+    assert report.read[0].bits < report.guesser
+
+
+def test_copying_is_measured_on_fresh_sequences(text: Path) -> None:
+    copied = measure_long_context(text, copy_context=256, copy_steps=2, contexts=(128,), steps=1).copied
+    assert copied is not None
+    assert copied.context == 256
+    assert copied.guesser == 100 / TOKENS
+    assert 0 <= copied.accuracy < 20  # two steps teach nothing
+    assert 0 <= copied.generated <= 100
+
+
+def test_what_cannot_be_measured_is_refused(text: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder, name one of text files"):
+        measure_long_context(text / "none")
+    with pytest.raises(UsageError, match="4001 bytes of text, need 8320 for a context of 4096"):
+        measure_long_context(text)
+    with pytest.raises(UsageError, match="contexts=100: need 128 bytes or more"):
+        measure_long_context(text, contexts=(100,))
+    with pytest.raises(UsageError, match="copy_context=130: need an even number of 256"):
+        measure_long_context(text, copy_context=130, contexts=(128,))
