@@ -86,7 +86,7 @@ def remember_texts(model: PerceiverVLPreTrainedModel, processor: PerceiverVLProc
     known = sorted(set(texts))
     if not 0 < len(known) <= MOST_TEXTS:
         return
-    encoder.remembered = {}
+    encoder.remembered = {} if encoder.remembered is None else encoder.remembered
     words = processor(text=known)
     lengths = words["attention_mask"].sum(1)
     for rows in lengths.argsort(stable=True).split(_TEXTS_AT_ONCE):

@@ -11,12 +11,13 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from perceiver_vl.bench.joint_transformer import replace_encoder
 from perceiver_vl.bench.learning.single_stream import rank_jointly
@@ -160,7 +161,12 @@ def make_run(run: Run, output: Path, threads: int) -> None:
     if run.start is not None:
         recipe = replace(recipe, initialise=replace(recipe.initialise, model=run.start.folder(output) / "model"))
     if not (folder / RESULT).is_file():
-        change = partial(replace_encoder, start=recipe.initialise.model) if run.architecture == JOINT else None
+
+        def change(model: PerceiverVLPreTrainedModel) -> None:
+            _share_texts(model)
+            if run.architecture == JOINT:
+                replace_encoder(model, recipe.initialise.model)
+
         training = train(recipe, resume=True, progress=False, change=change)
         chosen = training.retrieval or training.task
         parameters = sum(value.numel() for value in load_file(recipe.output / "model.safetensors").values())
@@ -177,6 +183,17 @@ def make_run(run: Run, output: Path, threads: int) -> None:
             write_json(folder / RESULT, asdict(result))
 
 
+_TEXTS: dict[str, dict[bytes, tuple[Tensor, Tensor]]] = {}
+
+
+def _share_texts(model: PerceiverVLPreTrainedModel) -> None:
+    """Have a frozen text encoder know what it said in earlier runs of this process: they have the same captions."""
+    encoder = model.base_model.text_encoder
+    if encoder is not None and not encoder.trainable:
+        sums = b"".join(weight.double().sum().numpy().tobytes() for weight in encoder.state_dict().values())
+        encoder.remembered = _TEXTS.setdefault(hashlib.sha256(sums).hexdigest(), {})
+
+
 def load_model(run: Run, folder: Path) -> tuple[PerceiverVLPreTrainedModel, PerceiverVLProcessor]:
     """A run's trained model, in evaluation mode."""
     kind = PerceiverVLForPreTraining if run.recipe.task is None else example_task_of(run.recipe.task).model_class
@@ -185,6 +202,7 @@ def load_model(run: Run, folder: Path) -> tuple[PerceiverVLPreTrainedModel, Perc
         model = kind.from_pretrained(folder)
     if run.architecture == JOINT:
         replace_encoder(model, folder)
+    _share_texts(model)
     return model.eval(), processor
 
 
