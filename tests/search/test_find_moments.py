@@ -14,7 +14,7 @@ from perceiver_vl.search import Filters, MomentOptions, Searcher, build_index
 from perceiver_vl.search.calibrate import calibrate, read_queries
 from perceiver_vl.search.rows import Vectors
 from perceiver_vl.search.table import SEGMENTS, open_table
-from perceiver_vl.search.windows import Query, Stretch, distinct, neighbours, scales, score
+from perceiver_vl.search.windows import Query, Stretch, distinct, neighbours, scales, score, score_together
 from small_media import write_clip
 
 QUERY = "a red square moves left"
@@ -234,6 +234,21 @@ def test_long_videos_are_scored_in_parts_as_at_once(monkeypatch: pytest.MonkeyPa
     in_parts = score(parts, query, starts, ends)
     np.testing.assert_array_equal(at_once.starts, in_parts.starts)
     np.testing.assert_allclose(at_once.scores, in_parts.scores, rtol=1e-5)
+
+
+def test_several_stretches_are_scored_together_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perceiver_vl.search.windows.STARTS_AT_ONCE", 20)
+    rows = [stretch([1.0] * length) for length in (3, 1, 16, 30, 2)]
+    query = Query(np.ones(4, np.float32), 2.0, loudness, 2)
+    places = [scales(one, 2, 16) for one in rows]
+    together = list(score_together(rows, query, places))
+    assert [len(one) for one in together] == [len(starts) for starts, _ in places]
+    assert len(together[1]) == 0
+    for row, found, asked in zip(rows, together, places, strict=True):
+        alone = score(row, query, *asked)
+        np.testing.assert_array_equal(found.starts, alone.starts)
+        np.testing.assert_array_equal(found.ends, alone.ends)
+        np.testing.assert_allclose(found.scores, alone.scores, rtol=1e-4, atol=1e-5)
 
 
 def test_distinct_windows_overlap_little_and_the_best_comes_first() -> None:

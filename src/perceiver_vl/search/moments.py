@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from perceiver_vl.search.filters import quoted
 from perceiver_vl.search.rows import IndexSettings, Vectors, numbers
-from perceiver_vl.search.windows import Query, Stretch, Windows, distinct, neighbours, scales, score
+from perceiver_vl.search.windows import Query, Stretch, Windows, distinct, neighbours, scales, score, score_together
 from perceiver_vl.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -133,8 +133,9 @@ def find(stretches: Iterable[Stretch], query: Query, options: MomentOptions) -> 
     """
     per_stretch: list[tuple[Stretch, Windows]] = []
     count, total, squares, too_short = 0, 0.0, 0.0, 0
-    for stretch in stretches:
-        windows = score(stretch, query, *scales(stretch, options.min_length, options.max_length))
+    listed = list(stretches)
+    places = [scales(stretch, options.min_length, options.max_length) for stretch in listed]
+    for stretch, windows in zip(listed, score_together(listed, query, places), strict=True):
         if not len(windows):
             too_short += 1
             continue

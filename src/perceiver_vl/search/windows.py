@@ -5,8 +5,8 @@ attentions merge exactly; the multi-stream's is the cosine of the mean of their 
 wait for torch. Shapes: S segments, K windows, E retrieval vector, D width, H heads.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from perceiver_vl.search.rows import Vectors
 
 STARTS_AT_ONCE = 1024  # bounds the memory of a video of any length
 WINDOWS_AT_ONCE = 4096
+_ARRAYS = ("starts", "ends", "vectors", "partial_attentions")
 _REFINED = 9  # starts, and ends, about a window that are tried
 
 Match = Callable[[Vectors], Vectors]
@@ -121,6 +122,37 @@ def score(stretch: Stretch, query: Query, starts: Places, ends: Places) -> Windo
     mixed = np.concatenate([*_logits(stretch, query, starts, ends), np.empty(0, np.float32)])
     scores = mixed if query.rerank == "mixed" else query.logit_scale * multi + mixed
     return Windows(starts, ends, scores.astype(np.float32), multi, mixed)
+
+
+def score_together(
+    stretches: Sequence[Stretch], query: Query, places: Sequence[tuple[Places, Places]]
+) -> Iterator[Windows]:
+    """`score` of windows of each of several stretches, some hundred short ones at once."""
+    first = 0
+    while first < len(stretches):
+        after, segments = first + 1, len(stretches[first])
+        while after < len(stretches) and segments + len(stretches[after]) <= STARTS_AT_ONCE:
+            segments += len(stretches[after])
+            after += 1
+        some, offset, offsets = stretches[first:after], 0, []
+        for one in some:
+            offsets.append(offset)
+            offset += len(one)
+        joined = Stretch(
+            "",
+            0.0,
+            *(np.concatenate([getattr(one, name) for one in some]) for name in _ARRAYS),
+        )
+        starts, ends = (
+            np.concatenate([pair[side] + offset for pair, offset in zip(places[first:after], offsets, strict=True)])
+            for side in (0, 1)
+        )
+        found = score(joined, query, starts, ends)
+        edges = np.searchsorted(found.starts, [*offsets, offset])
+        for place, offset in enumerate(offsets):
+            of_one = found.take(np.arange(edges[place], edges[place + 1]))
+            yield replace(of_one, starts=of_one.starts - offset, ends=of_one.ends - offset)
+        first = after
 
 
 def _cosines(stretch: Stretch, vector: Vectors, starts: Places, ends: Places) -> Vectors:
