@@ -53,8 +53,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One task's forward; or a training step, which ends with the gradients; or ours with checkpoints, which theirs does
-    not know, beside their training step. difference: the largest of the outputs over their standard deviation.
+    """One task's forward; or a training step, which ends with the gradients; or ours with checkpoints, which theirs
+    has none of, beside their training step. difference: the largest of the outputs over their standard deviation.
     `theirs`: None where the memory that it needs is not there.
     """
 
