@@ -14,12 +14,12 @@ def perceiver(
     pictures: Annotated[int, typer.Option(min=1, help="To train on.")] = 8000,
     tested: Annotated[int, typer.Option(min=1, help="Others, to test with.")] = 1000,
     size: Annotated[int, typer.Option(min=16, help="Pixels a side.")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Of each training, of 32 pictures.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Of each training, of 32 pictures.")] = 500,
     quick: QuickOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a Perceiver on made pictures, in order and with permuted pixels, beside convolutions."""
+    """Train a Perceiver and a Perceiver IO on made pictures, in order and with permuted pixels, beside convolutions."""
     from perceiver_vl.bench.siblings.permuted_pixels import measure_permuted_pixels
 
     report = measure_permuted_pixels(
