@@ -173,7 +173,7 @@ def _calls(call: str, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Call
     def training() -> Tensor:
         model.train()
         if call == "checkpointed":
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         for module in model.modules():  # the same numbers in both: no statistics of a batch
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
