@@ -7,6 +7,7 @@ latents, is to be named. Reading: bytes of text, the same last N of them predict
 
 import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from perceiver_vl.models.perceiver_ar import PerceiverARConfig, PerceiverARForCa
 from perceiver_vl.models.perceiver_ar.flops import forward_flops
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.timing import timed
 
 LATENTS = 64
 COPY_BATCH, READ_BATCH = 4, 8
@@ -36,13 +38,16 @@ _TEXT = (".md", ".rst", ".txt", ".py", ".yaml")
 @dataclass(frozen=True)
 class Copied:
     """What a model copies of fresh sequences, % of the last tokens; `generated`: of `GENERATED` that it makes itself,
-    one after the other, with the cache; `guesser`: who guesses.
+    one after the other, with the cache; `guesser`: who guesses. Seconds of a token of `COPY_BATCH` sequences, with the
+    cache and by a forward pass over all that is there (median).
     """
 
     context: int
     accuracy: float
     generated: float
     guesser: float
+    seconds_cached: float
+    seconds_uncached: float
     loss: float
     minutes: float
 
@@ -77,9 +82,13 @@ class LongContextReport(BenchReport):
             one = self.copied
             row = (f"{one.context:,}", *(f"{value:.1f}" for value in (one.accuracy, one.generated, one.guesser)))
             title = f"the last {self.latents} tokens, copied from {one.context // 2:,} before, % right"
-            note = f"{self.copy_steps} steps of {COPY_BATCH} sequences of {TOKENS} different tokens."
+            notes = (
+                f"{self.copy_steps} steps of {COPY_BATCH} sequences of {TOKENS} different tokens.",
+                f"A token takes {1e3 * one.seconds_cached:.1f} ms with the cache, {1e3 * one.seconds_uncached:.1f} by "
+                f"a pass over all, of {COPY_BATCH} sequences.",
+            )
             columns = ("tokens", "named", "generated", "guessed", "minutes")
-            found.append(Section(title, columns, [(*row, f"{one.minutes:.1f}")], (note,)))
+            found.append(Section(title, columns, [(*row, f"{one.minutes:.1f}")], notes))
         rows = [
             (f"{one.context:,}", f"{one.bits:.3f}", f"{one.gflops:.2f}", f"{one.seconds:.2f}", f"{one.minutes:.1f}")
             for one in self.read
@@ -180,9 +189,14 @@ def _copy(context: int, steps: int, seed: int, advance: Callable[..., object]) -
             logits = model(sequences, use_cache=False).logits
         right.append(logits[:, :-1].argmax(-1) == sequences[:, 1 - LATENTS :])
     new = min(GENERATED, half - LATENTS)
+    start = time.monotonic()
     made = model.generate(sequences[:, :-new], max_new_tokens=new, do_sample=False)
+    cached = (time.monotonic() - start) / new
+    with torch.inference_mode():
+        uncached = statistics.median(timed(lambda: model(sequences, use_cache=False), "cpu") for _ in range(5))
     accuracy, generated = torch.cat(right).float().mean(), (made == sequences)[:, -new:].float().mean()
-    return Copied(context, 100 * accuracy.item(), 100 * generated.item(), 100 / TOKENS, trained.loss, trained.minutes)
+    of_hundred = 100 * accuracy.item(), 100 * generated.item(), 100 / TOKENS
+    return Copied(context, *of_hundred, cached, uncached, trained.loss, trained.minutes)
 
 
 def _read(
@@ -208,8 +222,8 @@ def _read(
             logits = model(sequences, use_cache=False).logits[:, :-1]
         losses.append(F.cross_entropy(logits.flatten(0, 1), sequences[:, 1 - LATENTS :].flatten()))
     bits = torch.stack(losses).mean().item() / math.log(2)
-    took = sorted(after - before for before, after in itertools.pairwise(seconds))
-    typical = took[len(took) // 2] if took else 60 * trained.minutes
+    took = [after - before for before, after in itertools.pairwise(seconds)]
+    typical = statistics.median(took or [60 * trained.minutes])
     return Read(context, bits, forward_flops(model.config, context) / 1e9, typical, trained.minutes)
 
 

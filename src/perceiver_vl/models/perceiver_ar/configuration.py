@@ -43,15 +43,15 @@ class PerceiverARConfig(PreTrainedConfig):
     # Positions
     position_tables: list[int] = field(default_factory=list)  # rows of the learned table of each axis; none: rotary
     positions_from_end: bool = False  # counted back from the last token (0), where none are given
-    rotary_share: float = 0.5  # of each head's channels; 0: no rotation
-    rotary_base: float = 10_000.0  # the longest wavelength / 2π; the authors set the length of the context
+    rotary_share: float | int = 0.5  # of each head's channels; 0: no rotation
+    rotary_base: float | int = 10_000.0  # the longest wavelength / 2π; the authors set the length of the context
     rotary_interleaved: bool = True  # neighbouring channels are a pair, else the halves
     rotary_inclusive: bool = True  # wavelengths reach the longest itself, as in the authors' code
     rotary_layers: int = -1  # only so many of the first self-attentions rotate; -1: all
 
     # Training
-    prefix_dropout: float = 0.0  # share of the prefix that a step of training does without
-    hidden_dropout_prob: float = 0.0  # after each attention and MLP
+    prefix_dropout: float | int = 0.0  # share of the prefix that a step of training does without
+    hidden_dropout_prob: float | int = 0.0  # after each attention and MLP
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
     use_cache: bool = True
