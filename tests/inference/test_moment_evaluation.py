@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from perceiver_vl import UsageError
-from perceiver_vl.inference.moment_evaluation import evaluate_moments
+from perceiver_vl.inference.moment_evaluation import MomentEvaluation, evaluate_moments
 from perceiver_vl.search import MomentOptions, Searcher
 from small_media import write_clip
 
@@ -65,6 +65,25 @@ def test_qvhighlights(model_folder: Path, videos: Path, tmp_path: Path) -> None:
     assert (whole.official["R1@0.3"], whole.official["mIoU"]) == (100, pytest.approx(44.44))
     assert "HL-mAP" not in other.figures.official  # clips of two seconds are rated
     assert other.segments == 9
+
+
+def test_lengths_are_learned_from_other_annotations(model_folder: Path, videos: Path, tmp_path: Path) -> None:
+    annotations = highlights(tmp_path / "val.jsonl")
+    (tmp_path / "long.txt").write_text("v0_0.0_9.0 0 8##a red square\nv1_0.0_9.0 0 9##a blue circle")
+    plain = evaluate_moments(model_folder, videos, annotations)
+    learned = evaluate_moments(model_folder, videos, annotations, calibrate=tmp_path / "long.txt")
+    assert plain.length_weight is None
+    assert learned.length_weight is not None
+
+    def seconds(found: MomentEvaluation) -> float:
+        first = [one["pred_relevant_windows"][0] for one in found.predictions if one["pred_relevant_windows"]]
+        return sum(end - start for start, end, _ in first)
+
+    assert learned.length_weight > 0
+    assert seconds(learned) > seconds(plain)
+    (tmp_path / "other.txt").write_text("AAAAA 0 5##a person sits down")
+    with pytest.raises(UsageError, match=r"calibrate=.*other\.txt: its videos are not in the folder"):
+        evaluate_moments(model_folder, videos, annotations, calibrate=tmp_path / "other.txt")
 
 
 def test_didemo_ranks_every_candidate(model_folder: Path, tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_an_index_of_another_format_is_refused_and_left_as_it_is(
     index = tmp_path / "index"
     with monkeypatch.context() as other:
         other.setattr("perceiver_vl.search.rows.FORMAT", made)
-        defaults = (None, None, None, (), (), None, None, None, made)
+        defaults = (None, None, None, (), (), None, None, None, None, made)
         other.setattr("perceiver_vl.search.rows.IndexSettings.__init__.__defaults__", defaults)
         build_index(model_folder, media, index)
     before = {path: path.read_bytes() for path in index.rglob("*") if path.is_file()}

@@ -12,6 +12,7 @@ from perceiver_vl import UsageError
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.search import Filters, MomentOptions, Searcher, build_index
 from perceiver_vl.search.calibrate import calibrate, read_queries
+from perceiver_vl.search.length import fit_length_weight, known_windows
 from perceiver_vl.search.rows import Vectors
 from perceiver_vl.search.table import SEGMENTS, open_table
 from perceiver_vl.search.windows import Query, Stretch, distinct, neighbours, scales, score, score_together
@@ -132,11 +133,13 @@ def test_nothing_is_found_where_the_best_is_no_better_than_chance(indexed: Path,
 
     index = Path(shutil.copytree(indexed, tmp_path / "index"))
     words = ["red", "a blue circle", "moves left", "a yellow star blinks"]
-    lines = [{"query": words[n % 4], "file": f"clip{n % 5}.mp4"} for n in range(20)]
+    lines: list[dict[str, object]] = [{"query": words[n % 4], "file": f"clip{n % 5}.mp4"} for n in range(20)]
+    lines[0] |= {"start": 1.0, "end": 3.0}
     (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, lines)))
     searcher = Searcher(index)
     found = calibrate(searcher, read_queries(tmp_path / "queries.jsonl"), false_alarms=0.2)
-    assert found.queries == 20
+    assert (found.queries, found.timed) == (20, 1)
+    assert open_table(index, name=SEGMENTS).settings.length_weight == found.length_weight
     assert found.false_alarms <= 0.2
     assert 0 <= found.found <= 1
     results = [Searcher(index).moments(one) for one in words]
@@ -156,9 +159,9 @@ def test_queries_that_are_none(line: str, tmp_path: Path, indexed: Path) -> None
     with pytest.raises(UsageError, match="not queries, need lines as"):
         read_queries(tmp_path / "queries.jsonl")
     with pytest.raises(UsageError, match="need at least 20"):
-        calibrate(Searcher(indexed), [("a", "clip1.mp4")])
+        calibrate(Searcher(indexed), [("a", "clip1.mp4", ())])
     with pytest.raises(UsageError, match=r"gone\.mp4: no video of the index"):
-        calibrate(Searcher(indexed), [("a", "gone.mp4")] * 20)
+        calibrate(Searcher(indexed), [("a", "gone.mp4", ())] * 20)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +237,35 @@ def test_long_videos_are_scored_in_parts_as_at_once(monkeypatch: pytest.MonkeyPa
     in_parts = score(parts, query, starts, ends)
     np.testing.assert_array_equal(at_once.starts, in_parts.starts)
     np.testing.assert_allclose(at_once.scores, in_parts.scores, rtol=1e-5)
+
+
+def test_what_length_is_worth_is_learned_from_known_windows() -> None:
+    """A part of a moment scores as well as all of it, but for the noise of each segment."""
+    parts, draw = stretch([1.0] * 60), np.random.default_rng(0)
+    known = []
+    for start in (3, 20, 41, 30):
+        inside = (np.arange(60) >= start) & (np.arange(60) < start + 8)
+        values = (draw.normal(0, 0.2, 60) + 4 * inside)[:, None]
+        packed = np.concatenate([np.repeat(values, 8, axis=1), np.zeros((60, 2))], axis=1).astype(np.float32)
+        row = Stretch("a.mp4", 60.0, parts.starts, parts.ends, parts.vectors, packed)
+        query = Query(np.ones(4, np.float32), 0.0, lambda rows: rows[:, 0], 2)
+        found = known_windows(row, query, [(start, start + 8)], 32.0)
+        assert np.exp(found.logarithms[found.scores.argmax()]) < 4
+        known.append(found)
+    weight = fit_length_weight(known)
+    assert weight > 0
+    for one in known:
+        assert one.overlaps[(one.scores + weight * one.logarithms).argmax()] > one.overlaps[one.scores.argmax()]
+    assert fit_length_weight([]) == 0.0
+
+
+def test_longer_windows_gain_with_the_logarithm_of_their_length() -> None:
+    parts = stretch([1.0] * 20)
+    plain = Query(np.ones(4, np.float32), 1.0, loudness, 2)
+    weighted = Query(np.ones(4, np.float32), 1.0, loudness, 2, length_weight=0.5)
+    places = scales(parts, 0, 16)
+    one, other = score(parts, plain, *places), score(parts, weighted, *places)
+    np.testing.assert_allclose(other.scores - one.scores, 0.5 * np.log(one.ends - one.starts), atol=1e-5)
 
 
 def test_several_stretches_are_scored_together_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ class MomentsBenchReport(BenchReport):
 
     max_difference: of logits of merged windows from those of the decoder over all their latents, over `windows_tried`,
     every window of a row of segments; `same_order`: of all of them. table_error, prefix_error: of the output of windows
-    of a ten-hour row from merges one by one in float64, by the `LOUDNESS` about which parts spread; None: some are lost.
+    of a ten-hour row from merges one by one in float64, by the `LOUDNESS` by which parts spread; None: some are lost.
     windows_per_second: of an hour at six scales for one query; of that hour_s seconds.
     seconds_per_hour, megabytes_per_hour: of indexing 720p H.264 with one cross-attention and a frame a second, decoding
     included, from a video of `video_s` seconds. encode_window_s: seconds to encode all windows of an hour again, from

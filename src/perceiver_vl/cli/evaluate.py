@@ -42,6 +42,7 @@ _TASKS_OF_OPTION = {
     "segment_fps": (MOMENTS,),
     "corpus": (MOMENTS,),
     "baselines": (MOMENTS,),
+    "calibrate": (MOMENTS,),
 }
 """What says something of some tasks alone."""
 
@@ -90,6 +91,10 @@ def evaluate(
         bool,
         typer.Option("--baselines", help="Moments: beside answers without words or video, and windows of one length."),
     ] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Moments: learn how long they are from these annotations first, of other videos there."),
+    ] = None,
     num_frames: Annotated[int | None, typer.Option(help="Frames sampled of a clip (default: the processor's).")] = None,
     budget: BudgetOption = "",
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
@@ -106,8 +111,8 @@ def evaluate(
         raise UsageError(f"task={task}: unknown, choose from {', '.join((*TASKS, MOMENTS))}")
     names = parse_columns(columns)
     ranking = {"streams": streams, "shortlist": shortlist, "folds": folds}
-    of_moments = {"index": index, "segments": segments, "segment_fps": segment_fps}
-    of_moments |= {"corpus": corpus or None, "baselines": baselines or None}
+    of_moments: dict[str, Any] = {"index": index, "segments": segments, "segment_fps": segment_fps}
+    of_moments |= {"corpus": corpus or None, "baselines": baselines or None, "calibrate": calibrate}
     of_others = {"captions_per_clip": captions_per_clip, "seed": seed}
     how = _options_of(task, {**ranking, **of_others, **of_moments})
     if submission and task != MOMENTS and task not in EXAMPLE_TASKS:

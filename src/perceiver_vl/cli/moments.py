@@ -22,11 +22,13 @@ def read_options(
     shortlist: int,
     rerank: str,
     always: bool,
+    length_weight: float | None,
 ) -> "MomentOptions":
     """Those that are given; the others are as they are."""
     from perceiver_vl.search import MomentOptions
 
     given = {"min_length": min_length, "max_length": max_length, "per_video": per_video}
+    given["length_weight"] = length_weight
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return MomentOptions(top_k=top_k, shortlist=shortlist, rerank=rerank, always=always, **options)
 
@@ -39,6 +41,8 @@ def calibrate_with(searcher: "Searcher", queries: Path, options: "MomentOptions"
     if as_json:
         print_json(found.as_dict())
         return
+    if found.timed and found.length_weight is not None:
+        out.print(f"{found.timed} moments: a window gains {found.length_weight:.2f} with each e-fold of its length")
     out.print(
         f"{found.queries} queries: the best window must stand out by {found.threshold:.2f} standard deviations; "
         f"{100 * found.found:.0f} % do with their video, {100 * found.false_alarms:.0f} % without it"
@@ -81,6 +85,8 @@ def print_moment_evaluation(
     print_whole(table)
     if found.baselines:
         print_whole(_beside(found.figures, found.baselines))
+    if found.length_weight is not None:
+        out.print(f"a window gains {found.length_weight:.2f} with each e-fold of its length, as was learned")
     for note in found.notes:
         out.print(f"note: {note}")
     print_skipped(found.skipped)

@@ -198,7 +198,13 @@ def search(
     ] = False,
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="Moments: learn what is no better than chance from lines of JSON with query and file."),
+        typer.Option(
+            help="Moments: learn what is no better than chance, and how long moments are, from lines of JSON with "
+            "query and file, and start and end."
+        ),
+    ] = None,
+    length_weight: Annotated[
+        float | None, typer.Option(help="Moments: what a window gains with each e-fold of its length.")
     ] = None,
     export: Annotated[
         Path | None, typer.Option(help="Moments: cut them into this folder, with lists as CSV, JSON and EDL.")
@@ -226,6 +232,7 @@ def search(
         "per-video": per_video,
         "always": always or None,
         "calibrate": calibrate,
+        "length-weight": length_weight,
         "export": export,
         "cut": cut,
     }
@@ -265,7 +272,7 @@ def search(
 
         shortest = None if min_length is None else read_seconds("min-length", min_length)
         longest = None if max_length is None else read_seconds("max-length", max_length)
-        options = read_options(shortest, longest, top_k, per_video, shortlist, rerank, always)
+        options = read_options(shortest, longest, top_k, per_video, shortlist, rerank, always, length_weight)
         if calibrate:
             calibrate_with(searcher, calibrate, options, as_json)
             return

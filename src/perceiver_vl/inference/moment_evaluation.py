@@ -22,6 +22,7 @@ from perceiver_vl.data.skipped import MAX_FAILED_FRACTION
 from perceiver_vl.media.segments import SCENES
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.search.build import build_index
+from perceiver_vl.search.calibrate import learn_length_weight
 from perceiver_vl.search.filters import Filters, quoted
 from perceiver_vl.search.moments import MomentOptions, MomentResult
 from perceiver_vl.search.searcher import Searcher
@@ -48,13 +49,15 @@ _FIXED = (1, 2, 4, 8)
 class MomentEvaluation:
     """The official figures, and of the whole corpus where that was asked for; `baselines`, where these were: of who
     knows neither words nor video, and of the same model with windows of one length alone, 1, 2, 4 or 8 segments.
-    `without_video`: queries whose video is not there; they are unanswered. `predictions`: for the submission file.
+    `length_weight`: as it was learned. `without_video`: queries whose video is not there; they are unanswered.
+    `predictions`: for the submission file.
     """
 
     format: Format
     figures: MomentFigures
     corpus: MomentFigures | None
     baselines: dict[str, MomentFigures]
+    length_weight: float | None
     videos: int
     without_video: int
     segments: int
@@ -83,6 +86,7 @@ def evaluate_moments(
     segment_fps: float | None = None,
     corpus: bool = False,
     baselines: bool = False,
+    calibrate: str | Path | None = None,
     labelled: bool = True,
     budget: ComputeBudget | None = None,
     batch_size: int = 16,
@@ -96,9 +100,10 @@ def evaluate_moments(
 
     `index`: kept, or brought up to date, if it is named; else made in a scratch folder. `segments`, `segment_fps`: as
     of `build_index`; by default of 5 s for DiDeMo and 2 s for others, at one frame a second. `corpus`: each query is
-    also asked of all videos at once. `baselines`: those too, which the candidates of DiDeMo have none of. A video is
-    known by its name without ending. Without `labelled` a file may be of a test split that does not say what is right,
-    and nothing is scored then but a submission made.
+    also asked of all videos at once. `calibrate`: a file of other queries about videos of the folder, from which it is
+    learned first what a window gains with its length (`search.length`). `baselines`: those too, which the candidates of
+    DiDeMo have none of. A video is known by its name without ending. Without `labelled` a file may be of a test split
+    that does not say what is right, and nothing is scored then but a submission made.
     Raises `UsageError` for a file that is none of the official ones, and where no query has a video.
     """
     known = read_moment_queries(annotations)
@@ -134,9 +139,13 @@ def evaluate_moments(
         if not files:
             raise UsageError(f"{media}: has none of the videos of {annotations}, such as {queries[0].video}")
         with ProgressBars(progress) as bar:
+            weight = None if calibrate is None else _learn(searcher, calibrate, bar)
             advance = bar.stage("Asking", len(queries))
-            found = {query.qid: _ask(searcher, query, files, advance) for query in queries}
-            asked = _ask_corpus(searcher, queries, files, bar) if corpus else None
+            found = {
+                query.qid: _ask(searcher, query, files, advance, replace(_options(query), length_weight=weight))
+                for query in queries
+            }
+            asked = _ask_corpus(searcher, queries, files, weight, bar) if corpus else None
             beside = _baselines(searcher, queries, files, cut, bar) if baselines and not didemo else {}
     windows = {qid: _windows(result) for qid, result in found.items()}
     saliency = {qid: [point.score for point in _curve(result)] for qid, result in found.items()}
@@ -157,6 +166,7 @@ def evaluate_moments(
         figures,
         None if asked is None else corpus_figures(queries, asked),
         beside,
+        weight,
         len(set(files.values())),
         missing,
         report.segments.total,
@@ -194,6 +204,15 @@ def _baselines(
     return figures
 
 
+def _learn(searcher: Searcher, annotations: str | Path, bar: ProgressBars) -> float:
+    queries = read_moment_queries(annotations).queries
+    files = _files_of(searcher, queries)
+    timed = [(query.query, files[query.video], query.windows) for query in queries if query.video in files]
+    if not timed:
+        raise UsageError(f"calibrate={annotations}: its videos are not in the folder, give them to it too")
+    return learn_length_weight(searcher, timed, MomentOptions(max_length=LONGEST), bar)
+
+
 def _options(query: MomentQuery) -> MomentOptions:
     if query.choices:  # every one of 21 candidates, best first
         every = _DIDEMO_SEGMENTS * (_DIDEMO_SEGMENTS + 1) // 2
@@ -206,23 +225,26 @@ def _ask(
     query: MomentQuery,
     files: Mapping[str, str],
     advance: Callable[..., None],
-    options: MomentOptions | None = None,
+    options: MomentOptions,
 ) -> MomentResult | None:
     advance()
     if query.video not in files:
         return None
-    return searcher.moments(
-        query.query, options or _options(query), Filters(where=f"file = {quoted(files[query.video])}")
-    )
+    only = Filters(where=f"file = {quoted(files[query.video])}")
+    return searcher.moments(query.query, options, only)
 
 
 def _ask_corpus(
-    searcher: Searcher, queries: Sequence[MomentQuery], files: Mapping[str, str], bar: ProgressBars
+    searcher: Searcher,
+    queries: Sequence[MomentQuery],
+    files: Mapping[str, str],
+    weight: float | None,
+    bar: ProgressBars,
 ) -> dict[str, list[tuple[str, Scored]]]:
     """The best windows of all videos for each query, by the names that queries have for these."""
     names = {file: video for video, file in files.items()}
     most = max(CORPUS_RANKS)
-    options = MomentOptions(top_k=most, per_video=MOST_WINDOWS, max_length=LONGEST, always=True)
+    options = MomentOptions(most, MOST_WINDOWS, max_length=LONGEST, always=True, length_weight=weight)
     advance = bar.stage("Asking the corpus", len(queries))
     found = {}
     for query in queries:

@@ -62,7 +62,8 @@ class MomentsPipeline:
         found = []
         for vector, text in zip(features.float().cpu().numpy(), texts, strict=True):
             match, scale = partial(self._match, text), float(self.model.logit_scale)
-            query = Query(vector, scale, match, self.model.config.num_attention_heads, options.rerank)
+            weight = options.length_weight or 0.0
+            query = Query(vector, scale, match, self.model.config.num_attention_heads, options.rerank, weight)
             found.append(
                 [
                     {

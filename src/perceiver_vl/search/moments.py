@@ -30,7 +30,8 @@ class MomentOptions:
     """How moments are looked for: at most `top_k`, of them `per_video` of one video, lasting `min_length` to
     `max_length` seconds; through the `shortlist` segments with the largest cosines where there are more than
     `everything`; scored as `rerank` says (`Searcher.search`). always: also where the best is no better than chance.
-    overlap: the share of what two moments cover together that both may cover.
+    overlap: the share of what two moments cover together that both may cover. length_weight: what a window gains with
+    the logarithm of its length; None: as the index was calibrated, or nothing.
     """
 
     top_k: int = 10
@@ -42,6 +43,7 @@ class MomentOptions:
     rerank: str = "combined"
     always: bool = False
     overlap: float = OVERLAP
+    length_weight: float | None = None
 
     def check(self) -> None:
         """Raise `UsageError` for what cannot be."""

@@ -29,7 +29,8 @@ class IndexSettings:
     `num_attention_heads`. `decoders`: every decoder version that took part, as their pixels differ. `dtype`: what the
     model encoded in; None: as it was saved. `split`, `metadata`, `columns`, `exclude`: how the folder is read.
     `segments`: how videos are cut, seconds or `scenes`; None: not at all; `segment_fps`: frames a second of these;
-    `surprise`: what the best window must exceed to be more than chance, where that was calibrated.
+    `surprise`: what the best window must exceed to be more than chance, and `length_weight`: what a window gains with
+    the logarithm of its length, where these were calibrated.
     """
 
     model: str
@@ -49,6 +50,7 @@ class IndexSettings:
     segments: str | None = None
     segment_fps: float | None = None
     surprise: float | None = None
+    length_weight: float | None = None
     format: int = FORMAT
 
 

@@ -171,7 +171,7 @@ class Searcher:
             with _timed(seconds, "rerank"):
                 rows, text_ranks = _joined(rows, by_words)
                 cosines: Vectors = numbers(rows["vector"]) @ vector
-                mixed = None if rerank == "none" else self._match(numbers(rows["partial_attention"]), text)
+                mixed = None if rerank == "none" else self.match(numbers(rows["partial_attention"]), text)
                 scores = self._scores(cosines, mixed, rerank)
                 if by_words is not None:
                     scores = _fused(np.argsort(np.argsort(-scores, kind="stable"), kind="stable"), text_ranks)
@@ -210,9 +210,10 @@ class Searcher:
             with _timed(seconds, "shortlist"):
                 stretches, count, exact = read_stretches(table, vector, options, where)
             with _timed(seconds, "score"):
-                match = partial(self._match, text=text)
+                match = partial(self.match, text=text)
                 heads = table.settings.num_attention_heads
-                query = Query(vector, self.queries.logit_scale, match, heads, options.rerank)
+                weight = table.settings.length_weight if options.length_weight is None else options.length_weight
+                query = Query(vector, self.queries.logit_scale, match, heads, options.rerank, weight or 0.0)
                 found = find(stretches, query, options)
         return moment_result(words, found, options, table.settings, count, exact, seconds, self.queries.notes(words))
 
@@ -228,7 +229,7 @@ class Searcher:
                 self._segments.check()
         return self._segments
 
-    def _match(self, clips: Vectors, text: Any) -> Vectors:
+    def match(self, clips: Vectors, text: Any) -> Vectors:
         """Matching logits `(K,)` of a text with clips, from the stored partial attentions `(K,D+H)`."""
         parts = [clips[start : start + RERANK_BATCH] for start in range(0, len(clips), RERANK_BATCH)]
         return np.concatenate([self.queries.match(part, text) for part in parts] or [np.empty(0, np.float32)])

@@ -165,7 +165,8 @@ def _open(index: str | Path, clips: ClipTable, verify: bool) -> tuple[ClipTable,
         table = open_table(index, recover=True, name=SEGMENTS)
     except NoIndexError:
         return create_table(index, clips.settings, SEGMENTS), 0
-    table.describe(replace(clips.settings, surprise=table.settings.surprise))
+    before = table.settings
+    table.describe(replace(clips.settings, surprise=before.surprise, length_weight=before.length_weight))
     if verify or table.exact:
         try:
             table.check()

@@ -48,7 +48,8 @@ class Stretch:
 class Query:
     """What scoring asks of a query: its unit vector `(E,)`, the factor on cosines, `match`, and the heads H.
 
-    rerank: by which of both a window is scored, as in `Searcher.search`.
+    rerank: by which of both a window is scored, as in `Searcher.search`. length_weight: what is added for each nat of
+    the logarithm of its seconds.
     """
 
     vector: Vectors
@@ -56,6 +57,7 @@ class Query:
     match: Match
     num_heads: int
     rerank: str = "combined"
+    length_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,13 @@ def score(stretch: Stretch, query: Query, starts: Places, ends: Places) -> Windo
     order = np.argsort(starts, kind="stable")
     starts, ends = starts[order], ends[order]
     multi = _cosines(stretch, query.vector, starts, ends)
+    longer = query.length_weight * np.log(stretch.ends[ends - 1] - stretch.starts[starts])
     if query.rerank == "none":
-        return Windows(starts, ends, multi, multi, np.full(len(starts), np.nan, np.float32))
+        scores = (multi + longer).astype(np.float32)
+        return Windows(starts, ends, scores, multi, np.full(len(starts), np.nan, np.float32))
     mixed = np.concatenate([*_logits(stretch, query, starts, ends), np.empty(0, np.float32)])
     scores = mixed if query.rerank == "mixed" else query.logit_scale * multi + mixed
-    return Windows(starts, ends, scores.astype(np.float32), multi, mixed)
+    return Windows(starts, ends, (scores + longer).astype(np.float32), multi, mixed)
 
 
 def score_together(
