@@ -11,7 +11,6 @@ from perceiver_vl.bench.perception import (
     VARIANTS,
     Curve,
     PerceptionReport,
-    make_optimizers,
     measure_perception,
 )
 from perceiver_vl.data.synthetic.actions import ACTIONS
@@ -73,17 +72,6 @@ def test_a_curve_tells_when_it_was_learned() -> None:
     report = PerceptionReport([curve], 9.0, runs=1)
     assert report.sections()[0].rows[0][-2:] == ("100", "150 (3 s)")
     assert report.sections()[1].rows == [("place, muon", "50:20 100:60 150:99")]
-
-
-def test_muon_has_the_matrices_within_and_adamw_the_rest() -> None:
-    model = torch.nn.Sequential()
-    model.add_module("inside", torch.nn.Linear(4, 4))
-    model.add_module("table", torch.nn.Embedding(3, 4))
-    model.add_module("classifier", torch.nn.Linear(4, 2))
-    muon, adamw = make_optimizers(model, "muon", 1e-3)
-    assert [tuple(value.shape) for value in muon.param_groups[0]["params"]] == [(4, 4)]
-    assert len(adamw.param_groups[0]["params"]) == 4
-    assert len(make_optimizers(model, "adamw", 1e-3)[0].param_groups[0]["params"]) == 5
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from perceiver_vl.data.synthetic.render import frame_times
 from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.question_answering import PerceiverVLForQuestionAnswering
+from perceiver_vl.training.muon import muon_with_adamw
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 
@@ -270,7 +271,7 @@ def learn(
         answer = model
     else:
         answer = lambda questions, pixels: model(questions, pixel_values=pixels).logits  # noqa: E731
-    optimizers = make_optimizers(model, made_of.optimizer, learning_rate)
+    optimizer = make_optimizer(model, made_of.optimizer, learning_rate)
     rng = np.random.default_rng([seed, 1])
     held_out = np.random.default_rng([seed, 2])
     tests = [small.batch(held_out, min(100, tested - start)) for start in range(0, tested, 100)]
@@ -279,14 +280,12 @@ def learn(
     for step in range(1, most_steps + 1):
         questions, pixels, labels = small.batch(rng, BATCH)
         start = time.process_time()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * min(1.0, step / 30)
+        optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, step / 30)
         F.cross_entropy(answer(questions, pixels), labels).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
         used += time.process_time() - start
         over = used >= seconds or step == most_steps
         if step % EVERY == 0 or over:
@@ -309,21 +308,7 @@ def accuracy(
     return 100 * torch.cat(right).float().mean().item()
 
 
-def make_optimizers(model: nn.Module, name: str, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """AdamW; or Muon (Jordan et al. 2024) of the matrices within the network, with steps of AdamW's size, and AdamW of
-    all else: tables, convolutions, norms, biases and the last layer.
-    """
-    common: dict[str, Any] = {"lr": learning_rate, "weight_decay": 0.01}
-    given = [value for value in model.parameters() if value.requires_grad]
-    if name == "adamw":
-        return [torch.optim.AdamW(given, betas=(0.9, 0.98), **common)]
-    matrices = [
-        module.weight
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not path.endswith("classifier")
-    ]
-    inside = {id(value) for value in matrices}
-    return [
-        torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **common),
-        torch.optim.AdamW([value for value in given if id(value) not in inside], betas=(0.9, 0.98), **common),
-    ]
+def make_optimizer(model: nn.Module, name: str, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW, or Muon of the matrices within the network and AdamW of the rest."""
+    given: dict[str, Any] = {"lr": learning_rate, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.01}
+    return muon_with_adamw(model, **given) if name == "muon" else torch.optim.AdamW(model.parameters(), **given)

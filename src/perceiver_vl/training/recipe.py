@@ -255,8 +255,9 @@ class Recipe:
     `task`: what is learned, one of `tasks.EXAMPLE_TASKS`; None: the `objectives` of pre-training and retrieval.
     `model`: fields of `PerceiverVLConfig` (vocabulary and mask token come from the tokenizer), laid over those of
     `initialise.model`. `training`: fields of `transformers.TrainingArguments`.
-    `optimizer`: adamw, or the paper's adam (weight decay as L2). `stages`: what learns when, one stage after the other,
-    instead of `training.max_steps` or `training.num_train_epochs`; empty: everything, all the time.
+    `optimizer`: adamw, the paper's adam (weight decay as L2), or muon (of matrices; adamw of the rest). `stages`: what
+    learns when, one stage after the other, instead of `training.max_steps` or `training.num_train_epochs`; empty:
+    everything, all the time.
     `ema`: decay of an exponential moving average of the weights, which is validated and kept instead; None: none.
     `patience`: stop after so many evaluations without a better `training.metric_for_best_model`; None: never.
     `max_nonfinite`: stop after so many steps in a row whose loss or gradient is not finite.
@@ -272,7 +273,7 @@ class Recipe:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     evaluation: Evaluation = field(default_factory=Evaluation)
     training: dict[str, Any] = field(default_factory=dict)
-    optimizer: Literal["adamw", "adam"] = "adamw"
+    optimizer: Literal["adamw", "adam", "muon"] = "adamw"
     initialise: Initialise = field(default_factory=Initialise)
     stages: tuple[Stage, ...] = ()
     task: str | None = None

@@ -49,6 +49,7 @@ from perceiver_vl.training.checkpoints import (
 )
 from perceiver_vl.training.distillation import DistillationCollator, DistillationExamples
 from perceiver_vl.training.encoder_training import Base, fit_base, remember_texts
+from perceiver_vl.training.muon import muon_with_adamw
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.recipe_trainer import SKIPPED, RecipeTrainer
 from perceiver_vl.training.reporting.model_card import write_model_card
@@ -402,11 +403,14 @@ def _best_of_a_task(task: ExampleTask, given: dict[str, Any], stops: bool) -> di
     return {"metric_for_best_model": metric, "greater_is_better": not lower}
 
 
-def _optimizer(
-    recipe: Recipe, arguments: TrainingArguments
-) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
-    """None for the Trainer's own AdamW; plain Adam as in the paper, whose weight decay is L2."""
+def _optimizer(recipe: Recipe, arguments: TrainingArguments) -> tuple[Any, dict[str, Any]] | None:
+    """None for the Trainer's own AdamW; plain Adam as in the paper, whose weight decay is L2; Muon, as a factory of
+    what the Trainer calls with the model.
+    """
     if recipe.optimizer == "adamw":
         return None
     betas = (arguments.adam_beta1, arguments.adam_beta2)
-    return torch.optim.Adam, {"lr": arguments.learning_rate, "betas": betas, "eps": arguments.adam_epsilon}
+    given = {"lr": arguments.learning_rate, "betas": betas, "eps": arguments.adam_epsilon}
+    if recipe.optimizer == "muon":
+        return lambda: muon_with_adamw, {**given, "weight_decay": arguments.weight_decay}
+    return torch.optim.Adam, given
