@@ -34,7 +34,7 @@ PAIRS = (100, 300, 1000)
 LATENTS, BLOCKS, TESTED_FRAMES = (4, 16, 64), (1, 2, 4), (1, 3, 6)
 _TITLES = {PHOTOGRAPHS: "Flickr8k", CLIPS: "MSR-VTT key frames"}
 _UNSEEN = {DESCRIBED: "AutoEval", WEB_CLIPS: "Panda-70M"}
-_ALONE_STEPS = 400
+_ALONE_STEPS = 200
 _NO_BASE = {"base": "none", "base_anchors": 0, "base_queries": 0}
 _KINDS = 3  # of questions that have a column of their own
 
