@@ -135,8 +135,8 @@ def pair_run(scale: Scale, architecture: Architecture = OURS) -> Run:
 
 
 def long_run(scale: Scale, frames: int, start: Run | None) -> Run:
-    """Questions about an event of a minute."""
-    steps, model = 1000 if frames < 100 else 300, {"max_frames": 128}
+    """Questions about an event of a minute, which 32 frames always show."""
+    steps, model = 1000 if frames < 50 else 300, {"max_frames": 64}
     batch: dict[str, Any] = {"per_device_train_batch_size": 32}
     recipe = world_recipe(
         scale, steps, ("long",), "question-answering", clips=4000, frames=frames, model=model, **batch
