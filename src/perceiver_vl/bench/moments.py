@@ -40,7 +40,7 @@ from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.timing import timed
 
 HOURS = (1, 10, 100)
-QUICK_HOURS = (1, 4)
+QUICK_HOURS = (1,)
 RECALL_AT = 10
 RECALL_HOURS = 3  # as many as are scored whole
 ONE_CROSS_ATTENTION = ComputeBudget(cross_attentions=1)
