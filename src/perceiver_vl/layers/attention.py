@@ -19,6 +19,9 @@ Part = Tensor | tuple[Tensor, Tensor | None] | KeysValues | PartialAttention
 """Some of the inputs: `(B,M,C)`, or with their mask, or what an attention had made of them before."""
 
 
+_MANY_SCORES = 2**18  # of one head
+
+
 class Attention(nn.Module):
     """Multi-head attention of `queries` over `inputs`.
 
@@ -90,7 +93,7 @@ class Attention(nn.Module):
         if self.implementation == "eager":
             attended = attention_weights(q, k, mask) @ v  # (B,H,N,d)
         else:
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            attended = _fused(q, k, v, mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def weights(
@@ -247,6 +250,19 @@ class Attention(nn.Module):
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B,·,D) → (B,H,·,d)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`scaled_dot_product_attention`, whose kernels want one width of heads. Where values are wider than keys, these
+    are filled up with zeros if scores are many and there is no gradient; else writing the scores out is quicker.
+    """
+    missing, scale = v.shape[-1] - q.shape[-1], q.shape[-1] ** -0.5
+    if missing > 0:
+        has_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        if has_gradient or q.shape[-2] * k.shape[-2] < _MANY_SCORES:
+            return attention_weights(q, k, mask) @ v
+        q, k = F.pad(q, (0, missing)), F.pad(k, (0, missing))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def absorbing_pays(queries: int, inputs: int, width: int, own: int, num_heads: int) -> bool:
