@@ -423,7 +423,7 @@ def test_features_are_asked_about_as_their_media_are(place: Path, tmp_path: Path
     assert {hit["index"] for hit in finding("red blue", files)} == set(range(4))
     shutil.copy(tmp_path / "features/03.png.npy", tmp_path / "alone.npy")
     for given, options, said in (
-        (tmp_path / "alone.npy", {}, "in no folder that prepare --features has written"),
+        (tmp_path / "alone.npy", {}, "in no folder of features"),
         (tmp_path / "features/03.png.npy", {"start": 1.0}, "seconds of a media file"),
         (tmp_path / "features/03.png.npy", {"fps": 1.0}, "features of some frames"),
     ):

@@ -279,7 +279,7 @@ def learning(
     over = None
     if vision is not None or text is not None:
         if vision is None or text is None or data is None:
-            raise UsageError("encoders: give --vision, --text and --data together")
+            raise UsageError("encoders: of both sides and on real data, give vision, text and data together")
         from perceiver_vl.bench.learning.over_encoders import OverEncoders, encoder_parts, ridge_sections
 
         over = OverEncoders(vision, text, data, output, scale)

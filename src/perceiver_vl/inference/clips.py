@@ -138,7 +138,7 @@ def _features_of(
     """Of a clip of a folder that `prepare --features` has written."""
     folder = next((parent for parent in path.absolute().parents if has_features(parent)), None)
     if folder is None:
-        raise UsageError(f"{path}: in no folder that prepare --features has written, name the media file")
+        raise UsageError(f"{path}: in no folder of features with its prepare.json, name the media file")
     check_features(folder, model, processor, num_frames)
     return load_features(path, num_frames)
 
