@@ -197,7 +197,7 @@ def krasserms_masks(padded: Tensor) -> Iterator[None]:
     """
     calls = []
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor) -> Tensor:
+    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, scale: float) -> Tensor:
         number = q.shape[-2]
         causal = torch.ones(number, number, dtype=torch.bool).tril()
         if calls:
@@ -206,7 +206,7 @@ def krasserms_masks(padded: Tensor) -> Iterator[None]:
             own = attn_mask[..., -number:] & causal & ~padded[:, None, None]
             mask = torch.cat([attn_mask[..., :-number], own], -1)
         calls.append(number)
-        scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~mask, torch.finfo(q.dtype).min)
+        scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~mask, torch.finfo(q.dtype).min)
         return scores.softmax(-1) @ v
 
     with mock.patch.object(F, "scaled_dot_product_attention", attention):
