@@ -13,8 +13,8 @@ from perceiver_vl.utils.errors import UsageError
 @strict
 class IterativePerceiverConfig(PreTrainedConfig):
     """Configuration of the Perceiver (Jaegle et al. 2021, with iterative cross-attention; transformers' `perceiver` is
-    Perceiver IO). The defaults are the paper's for ImageNet (3.2 and appendix): 224 × 224 pixels, eight reads of which
-    the last seven share their weights, as all latent transformers do: 45 M parameters. `convert.VARIANTS` names what
+    Perceiver IO). The defaults are the paper's for ImageNet (3.2 and appendix): 224 × 224 pixels, eight
+    cross-attentions of which the last seven share their weights, as all latent transformers do: 45 M parameters. `convert.VARIANTS` names what
     the public implementations do otherwise. Raises `UsageError` for values that are out of range or do not fit.
     """
 
@@ -31,19 +31,19 @@ class IterativePerceiverConfig(PreTrainedConfig):
     num_latents: int = 512  # N
     hidden_size: int = 1024  # D
     num_blocks: int = 8  # latent transformers
-    num_cross_attentions: int = 8  # the first so many blocks begin with a read
+    num_cross_attentions: int = 8  # the first so many blocks begin with one
     self_attentions_per_block: int = 6  # l
-    share_cross_attentions: Sharing = "all_but_first"  # sharing the first read too is unstable (paper, 3.1)
+    share_cross_attentions: Sharing = "all_but_first"  # sharing the first too is unstable (paper, 3.1)
     share_self_attentions: Sharing = "all"
 
     # Widths
     num_attention_heads: int = 8  # of the latent transformers
     num_cross_attention_heads: int = 1
-    cross_attention_size: int | None = None  # of all heads' queries or keys of a read; None: the inputs'
+    cross_attention_size: int | None = None  # of all heads' queries or keys in these; None: the inputs'
     cross_value_size: int | None = None  # of its values; None: as of its keys
     attention_size: int | None = None  # of the latent transformers' queries, keys or values; None: D
     intermediate_ratio: int = 1  # of the latent transformers' MLPs, in units of D
-    cross_intermediate_ratio: int = 1  # of the reads' MLPs
+    cross_intermediate_ratio: int = 1  # of the cross-attentions' MLPs
     gated_mlp: bool = False  # GEGLU (lucidrains)
     attention_bias: bool = True  # of queries, keys and values
 
@@ -102,10 +102,10 @@ class IterativePerceiverConfig(PreTrainedConfig):
                 f"num_cross_attentions={self.num_cross_attentions}: each begins a block, so at most "
                 f"num_blocks={self.num_blocks}"
             )
-        reads = {"none": self.num_blocks, "all": 1, "all_but_first": min(2, self.num_blocks)}
-        if self.num_cross_attentions < reads[self.share_cross_attentions]:
+        needed = {"none": self.num_blocks, "all": 1, "all_but_first": min(2, self.num_blocks)}
+        if self.num_cross_attentions < needed[self.share_cross_attentions]:
             raise UsageError(
                 f"num_cross_attentions={self.num_cross_attentions}: with share_cross_attentions="
-                f"{self.share_cross_attentions!r} need at least {reads[self.share_cross_attentions]}, or there would "
+                f"{self.share_cross_attentions!r} need at least {needed[self.share_cross_attentions]}, or there would "
                 "be weights that nothing uses"
             )

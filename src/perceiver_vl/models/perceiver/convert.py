@@ -1,5 +1,5 @@
-"""Weights of the two public implementations with iterative reads → ours: lucidrains' perceiver-pytorch and krasserm's
-perceiver-io. The authors' own code has no repeated reads.
+"""Weights of the two public implementations with repeated cross-attentions → ours: lucidrains' perceiver-pytorch and
+krasserm's perceiver-io. The authors' own code has one alone.
 """
 
 from collections.abc import Collection, Mapping

@@ -1,4 +1,5 @@
-"""What a Perceiver's forward costs, from the configuration alone: reads, O(M·N), and latent transformers, O(N²).
+"""What a Perceiver's forward costs, from the configuration alone: O(M·N) for its cross-attentions, O(N²) for its latent
+transformers.
 
 `tests/models/perceiver/test_flops.py` holds this against the operations counted on built models, and the
 paper's figures for ImageNet.
@@ -13,7 +14,7 @@ from perceiver_vl.models.perceiver.configuration import IterativePerceiverConfig
 def forward_flops(config: IterativePerceiverConfig, inputs: int, *, training: bool = False) -> int:
     """Classifying one example of `inputs` inputs; in training keys and values are made whatever they cost."""
     latents, width = config.num_latents, config.hidden_size
-    read = block_flops(
+    cross_attention = block_flops(
         latents,
         inputs,
         width,
@@ -24,7 +25,7 @@ def forward_flops(config: IterativePerceiverConfig, inputs: int, *, training: bo
         gated_mlp=config.gated_mlp,
         absorbing_heads=None if training else config.num_cross_attention_heads,
     )
-    think = block_flops(
+    self_attention = block_flops(
         latents,
         latents,
         width,
@@ -40,4 +41,5 @@ def forward_flops(config: IterativePerceiverConfig, inputs: int, *, training: bo
         answer += block_flops(
             1, latents, query, input_size=width, intermediate_size=config.query_intermediate_ratio * query
         )
-    return config.num_cross_attentions * read + config.num_blocks * config.self_attentions_per_block * think + answer
+    self_attentions = config.num_blocks * config.self_attentions_per_block
+    return config.num_cross_attentions * cross_attention + self_attentions * self_attention + answer

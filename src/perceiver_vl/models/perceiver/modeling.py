@@ -104,8 +104,8 @@ class IterativePerceiverModel(IterativePerceiverPreTrainedModel):
         return BaseModelOutputWithCrossAttentions(latents, *(None if one is None else tuple(one) for one in seen))
 
     def _may_absorb(self) -> bool:
-        reads = (block.cross_attention for block in self.encoder.blocks)
-        return all(has_plain_projections(cast(AttentionBlock, read).attention) for read in reads)
+        blocks = (cast(AttentionBlock, block.cross_attention) for block in self.encoder.blocks)
+        return all(has_plain_projections(block.attention) for block in blocks)
 
 
 class IterativePerceiverForClassification(IterativePerceiverPreTrainedModel):

@@ -25,17 +25,19 @@ class PerceiverARConfig(PreTrainedConfig):
     num_hidden_layers: int = 6  # L self-attentions of the latents
     num_latents: int = 1024  # N, of the longest inputs
     max_position_embeddings: int = 8192  # M, the longest context
-    cross_attention_layers: list[int] = field(default_factory=lambda: [0])  # of each read: how many layers come before
+    cross_attention_layers: list[int] = field(default_factory=lambda: [0])  # how many layers come before each
     num_attention_heads: int = 16
     num_cross_attention_heads: int = 0  # 0: as many
     attention_size: int = 0  # of all heads' queries, keys or values together; 0: D
-    cross_attention_size: int = 0  # of the reads'; 0: C
+    cross_attention_size: int = 0  # of the cross-attentions'; 0: C
     intermediate_size: int = 0  # of the MLPs; 0: 4 D
-    cross_intermediate_size: int = 0  # of the reads' MLPs; 0: 4 D
+    cross_intermediate_size: int = 0  # of the cross-attentions' MLPs; 0: 4 D
     hidden_act: Literal["relu2", "gelu"] = "relu2"  # squared ReLU, or the exact GELU
-    use_bias: bool = True  # in every projection; False: only where a read's findings come out
+    use_bias: bool = True  # in every projection; False: only on a cross-attention's way out
     query_projection: bool = True  # latents begin as a projection of their embeddings
-    own_norm: Literal["inputs", "queries"] = "inputs"  # the norm of the latents' own keys and values in a read
+    own_norm: Literal["inputs", "queries"] = (
+        "inputs"  # the norm of the latents' own keys and values in a cross-attention
+    )
     final_norm: bool = True
     output_bias: bool = True
     tie_word_embeddings: bool = False

@@ -170,7 +170,7 @@ def _shapes(variant: str, state: dict[str, Tensor], given: dict[str, Any]) -> di
         return len(found)
 
     tables = [name for name in sorted(names) if name.startswith("model.position_embeddings.")]
-    reads = number("cross_attentions.")
+    cross_attentions = number("cross_attentions.")
     found: dict[str, Any] = {
         "vocab_size": len(words),
         "embedding_size": words.shape[1],
@@ -183,7 +183,7 @@ def _shapes(variant: str, state: dict[str, Tensor], given: dict[str, Any]) -> di
         "cross_intermediate_size": rows("cross_attentions.0.mlp.fc1.weight"),
         "output_bias": "lm_head.bias" in names,
         "final_norm": core + "norm.weight" in names,
-        "cross_attention_layers": [0] * reads if variant == "lucidrains" else list(range(reads)),
+        "cross_attention_layers": [0] * cross_attentions if variant == "lucidrains" else list(range(cross_attentions)),
     }
     if len(tables) == 1:
         most = len(names[tables[0]])

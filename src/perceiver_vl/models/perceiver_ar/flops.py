@@ -1,4 +1,5 @@
-"""What a forward pass costs, from the configuration alone: O(M·N) for the reads, O(L·N²) for the latents (paper 3).
+"""What a forward pass costs, from the configuration alone (paper 3): O(M·N) for the cross-attentions, O(L·N²) for the
+latents.
 
 `tests/models/perceiver_ar/test_causal_lm.py` holds it against the operations counted on the built model.
 """

@@ -24,20 +24,20 @@ class PerceiverIOConfig(PreTrainedConfig):
     # video, sound and label together
     kind: Kind = "language"
 
-    # Encoder: one read, then num_blocks times the same self-attentions (3.1)
+    # Encoder: one cross-attention, then num_blocks times the same self-attentions (3.1)
     num_latents: int = 256  # N
     hidden_size: int = 1280  # D
     num_blocks: int = 1
     self_attentions_per_block: int = 26
     num_attention_heads: int = 8
-    num_cross_attention_heads: int = 8  # of the read
+    num_cross_attention_heads: int = 8  # of the cross-attention
     qk_size: int | None = None  # of all heads of a self-attention together; None: D
     v_size: int | None = None  # None: as qk_size
-    cross_qk_size: int | None = None  # of the read; None: the width of the inputs
+    cross_qk_size: int | None = None  # of the cross-attention; None: the width of the inputs
     cross_v_size: int | None = None  # None: as cross_qk_size
     intermediate_ratio: int = 1  # of the self-attentions' MLPs, in units of D
-    cross_intermediate_ratio: int = 1  # of the read's
-    query_residual: bool = True  # of the read
+    cross_intermediate_ratio: int = 1  # of the cross-attention's
+    query_residual: bool = True  # of the cross-attention
     gated_mlp: bool = False  # GEGLU (lucidrains)
     attention_bias: bool = True  # of queries, keys and values
 

@@ -223,7 +223,7 @@ def _lucidrains_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     first = [name for name in state if name.startswith("layers.0.")]
     later = [[state[name.replace("layers.0", f"layers.{layer}", 1)] for name in first] for layer in range(1, depth)]
     tied = bool(later) and all(torch.equal(a, state[name]) for one in later for a, name in zip(one, first, strict=True))
-    own, read, asked = (
+    own, cross, asked = (
         len(state[f"{name}.fn.to_q.weight"]) for name in ("layers.0.0", "cross_attend_blocks.0", "decoder_cross_attn")
     )
     return {
@@ -234,7 +234,7 @@ def _lucidrains_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_blocks": depth if tied else 1,
         "self_attentions_per_block": 1 if tied else depth,
         "qk_size": own,
-        "cross_qk_size": read,
+        "cross_qk_size": cross,
         "decoder_qk_size": asked,
         "intermediate_ratio": 4,
         "cross_intermediate_ratio": 4,

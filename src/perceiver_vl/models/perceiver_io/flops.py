@@ -16,7 +16,7 @@ def forward_flops(config: PerceiverIOConfig, inputs: int, queries: int, *, train
     pixels (`embedding_flops`). In training keys and values are made whatever they cost.
     """
     latents, width, query_size = config.num_latents, config.hidden_size, cast(int, config.query_size)
-    read = block_flops(
+    cross_attention = block_flops(
         latents,
         inputs,
         width,
@@ -27,7 +27,7 @@ def forward_flops(config: PerceiverIOConfig, inputs: int, queries: int, *, train
         gated_mlp=config.gated_mlp,
         absorbing_heads=None if training else config.num_cross_attention_heads,
     )
-    think = block_flops(
+    self_attention = block_flops(
         latents,
         latents,
         width,
@@ -48,7 +48,8 @@ def forward_flops(config: PerceiverIOConfig, inputs: int, queries: int, *, train
         absorbing_heads=None if training else config.num_decoder_heads,
     )
     outputs = 2 * queries * query_size * cast(int, config.output_size)
-    return read + config.num_blocks * config.self_attentions_per_block * think + answer + outputs
+    self_attentions = config.num_blocks * config.self_attentions_per_block
+    return cross_attention + self_attentions * self_attention + answer + outputs
 
 
 def embedding_flops(config: PerceiverIOConfig) -> int:
