@@ -13,8 +13,8 @@ from perceiver_vl.utils.errors import UsageError
 @strict
 class IterativePerceiverConfig(PreTrainedConfig):
     """Configuration of the Perceiver (Jaegle et al. 2021, with iterative cross-attention; transformers' `perceiver` is
-    Perceiver IO). The defaults are the paper's for ImageNet (3.2 and appendix): 224 × 224 pixels, eight cross-attentions
-    of which the last seven share their weights, as all latent transformers do: 45 M parameters. `convert.VARIANTS`
+    Perceiver IO). The defaults are the paper's for ImageNet (3.2 and appendix): 224 × 224 pixels, eight
+    cross-attentions of which the last seven share their weights, as all latent transformers do: 45 M. `convert.VARIANTS`
     names what the public implementations do otherwise. Raises `UsageError` for values that are out of range or do not
     fit.
     """
