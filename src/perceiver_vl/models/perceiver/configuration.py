@@ -13,10 +13,10 @@ from perceiver_vl.utils.errors import UsageError
 @strict
 class IterativePerceiverConfig(PreTrainedConfig):
     """Configuration of the Perceiver (Jaegle et al. 2021, with iterative cross-attention; transformers' `perceiver` is
-    Perceiver IO). The defaults are the paper's for ImageNet (3.2 and appendix): 224 × 224 pixels, eight
-    cross-attentions of which the last seven share their weights, as all latent transformers do: 45 M. `convert.VARIANTS`
-    names what the public implementations do otherwise. Raises `UsageError` for values that are out of range or do not
-    fit.
+    Perceiver IO). The defaults are the paper's for ImageNet (3.2 and appendix), 45 M parameters: 224 × 224 pixels,
+    eight cross-attentions of which the last seven share their weights, as all latent transformers do. What the public
+    implementations do otherwise is named by `convert.VARIANTS`. Raises `UsageError` for values that are out of range or
+    do not fit.
     """
 
     model_type = "iterative_perceiver"
