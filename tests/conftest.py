@@ -21,10 +21,10 @@ _cache = tempfile.TemporaryDirectory(prefix="perceiver-vl-cache-")  # gone at th
 os.environ["XDG_CACHE_HOME"] = _cache.name
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-torch.set_num_threads(1)  # models this small only wait for further threads
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    torch.set_num_threads(1)  # models this small only wait for further threads; a command before may have set others
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and there is none here")
 
