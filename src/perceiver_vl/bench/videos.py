@@ -40,7 +40,8 @@ def open_videos(
     if data == WORLD:
         if need != "text":
             raise UsageError(
-                "data=world: has captions alone, write its questions as files with perceiver-vl world OUT --tasks frame"
+                "data=world: has captions alone, write its questions as files with perceiver-vl world OUT --tasks "
+                "frame --clips 200 --held-out 50"
             )
         if metadata or columns:
             raise UsageError("data=world: has no metadata and columns, leave them out")
