@@ -22,7 +22,6 @@ os.environ["XDG_CACHE_HOME"] = _cache.name
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     torch.set_num_threads(1)  # models this small only wait for further threads; a command before may have set others
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
