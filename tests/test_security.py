@@ -98,7 +98,7 @@ def offences(source: str) -> list[str]:
         bad |= called == "torch.load" and given.get("weights_only") != "True"
         bad |= called.startswith("yaml.") and plain in {"unsafe_load", "full_load", "unsafe_load_all", "full_load_all"}
         loader = given.get("Loader", ast.unparse(node.args[1]) if len(node.args) > 1 else "")
-        bad |= called in {"yaml.load", "yaml.load_all"} and loader not in {"_Loader", "yaml.SafeLoader"}
+        bad |= called in {"yaml.load", "yaml.load_all"} and loader not in {"RecipeLoader", "yaml.SafeLoader"}
         bad |= given.get("allow_pickle", "False") != "False" or given.get("shell", "False") != "False"
         bad |= given.get("trust_remote_code", "False") != "False" or given.get("weights_only", "True") != "True"
         found += [f"{called}:{node.lineno}"] * bad
@@ -132,9 +132,9 @@ def test_such_a_call_would_be_found(source: str) -> None:
 
 
 def test_the_loader_of_recipes_is_a_safe_one() -> None:
-    """`_Loader`, which `offences` lets pass."""
-    (tree,) = [ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES if path.name == "recipe.py"]
-    (loader,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "_Loader"]
+    """`RecipeLoader`, which `offences` lets pass."""
+    (tree,) = [ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES if path.name == "recipe_parsing.py"]
+    (loader,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "RecipeLoader"]
     assert [ast.unparse(base) for base in loader.bases] == ["yaml.SafeLoader"]
 
 

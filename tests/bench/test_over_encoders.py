@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from perceiver_vl import UsageError
-from perceiver_vl.bench.learning.over_encoders import FRAMES, OverEncoders, encoder_parts, ridge_sections
+from perceiver_vl.bench.learning.over_encoders import FRAMES, PARTS, OverEncoders, encoder_parts, ridge_sections
 from perceiver_vl.bench.learning.real import CLIPS, PHOTOGRAPHS, QUESTIONS
 from perceiver_vl.bench.learning.recipes import QUICK
 from perceiver_vl.bench.learning.ridge import RidgeVectors, Vectors, ridge_recall
@@ -81,6 +81,10 @@ def test_few_pairs_are_some_of_every_set(over: OverEncoders) -> None:
 def test_a_set_that_is_not_there_is_named(over: OverEncoders, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no msrvtt_keyframes/captions\.jsonl in it"):
         OverEncoders(over.vision, over.text, tmp_path, tmp_path / "out").prepare()
+
+
+def test_the_parts_have_the_names_that_are_said_before_a_clip_is_looked_at(over: OverEncoders) -> None:
+    assert [part.name for part in encoder_parts(over)] == list(PARTS)
 
 
 def test_the_ridge_matrix_finds_what_is_linear_and_nothing_where_nothing_is() -> None:

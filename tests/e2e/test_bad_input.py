@@ -435,3 +435,12 @@ def test_folders_without_media(model: Path, world: Path, tmp_path: Path) -> None
     fails_naming(run_cli(*words), 2, "split=test", world / "clips")
     assert not index.exists()
     assert not (tmp_path / "run").exists()
+
+
+def test_learning_over_encoders_is_refused_before_a_clip_is_looked_at(tmp_path: Path) -> None:
+    words = ("bench", "learning", "--out", tmp_path / "out", "--data", tmp_path, "--vision", "seeing")
+    assert "give vision, text and data together" in run_cli(*words).error(2)
+    unknown = run_cli(*words, "--text", "reading", "--parts", "encoders-sizes,encoders").error(2)
+    assert "parts=encoders: unknown, choose from encoders-retrieval, " in unknown
+    assert "no msrvtt_keyframes/captions.jsonl in it" in run_cli(*words, "--text", "reading").error(2)
+    assert not (tmp_path / "out").exists()

@@ -84,3 +84,27 @@ def gradient_differences(
             found[name] = (own - wanted).abs().max().item()
     assert len(found) >= min(len(stored), len(list(model.parameters()))) / 2
     return found
+
+
+def check_values_and_gradients(
+    parity: Parity,
+    case: str,
+    model_of: Callable[[str, dict[str, Tensor]], nn.Module],
+    run: Callable[[str, nn.Module], dict[str, Tensor]],
+    unlearned: str | None = None,
+) -> None:
+    """What `run` finds with the reference's weights is what is stored, in both precisions, and so are the gradients of
+    its loss. `unlearned`: how the names of weights end that have no gradient there, and are in their place.
+    """
+    weights = parity.weights(case)
+    for precision, dtype in DTYPES.items():
+        model = model_of(case, weights).to(dtype)
+        found = run(case, model)
+        largest = differences(found, parity.tensors(case, f"out.{precision}"))
+        assert max(largest.values()) <= TOLERANCE[precision], (precision, largest)
+    found["loss"].backward()
+    stored = parity.tensors(case, "grad.f64")
+    if unlearned is not None:
+        stored |= {name: weight for name, weight in weights.items() if name.endswith(unlearned)}
+    largest = gradient_differences(model, lambda state: model_of(case, state).double(), weights, stored)
+    assert max(largest.values()) <= 1e-9, largest

@@ -5,7 +5,7 @@ orders of the Fourier features, masks, latents, logits, losses and gradients.
 from typing import Any
 
 import torch
-from parity import DTYPES, TOLERANCE, Parity, differences, gradient_differences
+from parity import Parity, check_values_and_gradients
 from torch import Tensor
 
 from perceiver_vl.models.perceiver import IterativePerceiverForClassification
@@ -52,17 +52,7 @@ def run(case: str, model: IterativePerceiverForClassification) -> dict[str, Tens
 
 @PARITY.every_case
 def test_values_and_gradients_are_the_reference_s(case: str) -> None:
-    weights = PARITY.weights(case)
-    for precision, dtype in DTYPES.items():
-        model = model_of(case, weights).to(dtype)
-        found = run(case, model)
-        largest = differences(found, PARITY.tensors(case, f"out.{precision}"))
-        assert max(largest.values()) <= TOLERANCE[precision], largest
-    found["loss"].backward()
-    positions = {name: weight for name, weight in weights.items() if name.endswith("position_encoding")}
-    stored = PARITY.tensors(case, "grad.f64") | positions
-    largest = gradient_differences(model, lambda state: model_of(case, state).double(), weights, stored)
-    assert max(largest.values()) <= 1e-9, largest
+    check_values_and_gradients(PARITY, case, model_of, run, unlearned="position_encoding")
 
 
 @PARITY.every_case

@@ -5,7 +5,7 @@ images, flow, video with sound and label, and given queries; values and gradient
 from typing import Any
 
 import torch
-from parity import DTYPES, TOLERANCE, Parity, differences, gradient_differences
+from parity import Parity, check_values_and_gradients
 from torch import Tensor
 
 from perceiver_vl.models.perceiver_io import PerceiverIOPreTrainedModel
@@ -66,16 +66,7 @@ def run(case: str, model: PerceiverIOPreTrainedModel) -> dict[str, Tensor]:
 
 @PARITY.every_case
 def test_values_and_gradients_are_the_reference_s(case: str) -> None:
-    weights = PARITY.weights(case)
-    for precision, dtype in DTYPES.items():
-        model = model_of(case, weights).to(dtype)
-        found = run(case, model)
-        largest = differences(found, PARITY.tensors(case, f"out.{precision}"))
-        assert max(largest.values()) <= TOLERANCE[precision], (precision, largest)
-    found["loss"].backward()
-    stored = PARITY.tensors(case, "grad.f64")
-    largest = gradient_differences(model, lambda state: model_of(case, state).double(), weights, stored)
-    assert max(largest.values()) <= 1e-9, largest
+    check_values_and_gradients(PARITY, case, model_of, run)
 
 
 @PARITY.every_case

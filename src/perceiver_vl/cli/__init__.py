@@ -19,6 +19,7 @@ from perceiver_vl.cli.convert import convert, export
 from perceiver_vl.cli.demo import demo
 from perceiver_vl.cli.evaluate import evaluate
 from perceiver_vl.cli.init import init
+from perceiver_vl.cli.learning import learning
 from perceiver_vl.cli.options import as_typed
 from perceiver_vl.cli.perception import perception
 from perceiver_vl.cli.report import report
@@ -66,7 +67,7 @@ for _command in (
     demo,
 ):
     app.command()(_command)
-for _bench in (siblings.perceiver, siblings.perceiver_io, siblings.perceiver_ar, perception):
+for _bench in (siblings.perceiver, siblings.perceiver_io, siblings.perceiver_ar, perception, learning):
     bench_app.command()(_bench)
 app.add_typer(index_app, name="index")
 app.add_typer(data_commands.data_app, name="data")

@@ -1,10 +1,9 @@
 """A training run as a file: YAML into strict dataclasses, with `key=value` overrides; a misspelt key is an error."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
@@ -16,10 +15,10 @@ from perceiver_vl.tasks.retrieval import STREAMS
 from perceiver_vl.training.elastic import Elastic
 from perceiver_vl.training.losses import OBJECTIVES
 from perceiver_vl.training.objectives import Objectives
+from perceiver_vl.training.recipe_parsing import RecipeLoader, as_plain, one_line, parse, set_at
 from perceiver_vl.utils.errors import Setting, UsageError
 from perceiver_vl.utils.text import did_you_mean
 
-Parsed = TypeVar("Parsed")
 RECIPES = Path(__file__).parent / "recipes"
 """Those of the package, `recipes/` in the repository."""
 ENCODERS = ("vision_encoder", "text_encoder")
@@ -351,7 +350,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """As its file has it, in plain values, with all that was left out."""
-        plain: dict[str, Any] = _plain(asdict(self) | {"objectives": self.objectives.to_dict()})
+        plain: dict[str, Any] = as_plain(asdict(self) | {"objectives": self.objectives.to_dict()})
         return plain
 
 
@@ -375,11 +374,11 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe {path}: cannot be read ({_one_line(error)}), give a YAML file") from error
+        raise UsageError(f"recipe {path}: cannot be read ({one_line(error)}), give a YAML file") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"recipe {path}: not YAML ({_one_line(error)})") from error
+        raise UsageError(f"recipe {path}: not YAML ({one_line(error)})") from error
     if not isinstance(values, dict):
         raise UsageError(f"recipe {path}: need a mapping with output, data, model, …, found a {type(values).__name__}")
     values = {section: value for section, value in values.items() if value is not None}  # an empty `training:`
@@ -388,19 +387,19 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if not (key and equals):
             raise UsageError(f"override {override!r}: need key=value, as in training.max_steps=100")
         try:
-            _set(values, key, yaml.load(text, _Loader))
+            set_at(values, key, yaml.load(text, RecipeLoader))
         except yaml.YAMLError as error:
-            raise UsageError(f"override {override}: not a YAML value ({_one_line(error)})") from error
+            raise UsageError(f"override {override}: not a YAML value ({one_line(error)})") from error
 
     data, where = values.get("data"), f"recipe {path}"
     if isinstance(data, dict) and isinstance(train := data.get("train"), dict | list):
         sources = train if isinstance(train, list) else [train]
         names = [f"data.train[{number}]" for number in range(len(sources))] if train is sources else ["data.train"]
-        parsed = [_parse(DataSource, one, f"{where}: {name}") for one, name in zip(sources, names, strict=True)]
+        parsed = [parse(DataSource, one, f"{where}: {name}") for one, name in zip(sources, names, strict=True)]
         values["data"] = {**data, "train": parsed}
     if isinstance(values.get("objectives"), dict):
         values["objectives"] = _objectives(values["objectives"], where)
-    return _parse(Recipe, values, where)
+    return parse(Recipe, values, where)
 
 
 def _objectives(values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -408,98 +407,5 @@ def _objectives(values: dict[str, Any], where: str) -> dict[str, Any]:
     rest: list[Any] = [(one.name, one.type, one.default) for one in fields(Objectives) if one.name != "weights"]
     weights = [(name, float, weight) for name, weight in Objectives().weights.items()]
     section: Any = make_dataclass("Section", [("objectives", make_dataclass("Objectives", [*weights, *rest]))])
-    found = asdict(_parse(section, {"objectives": values}, where))["objectives"]
+    found = asdict(parse(section, {"objectives": values}, where))["objectives"]
     return {"weights": {name: found.pop(name) for name in OBJECTIVES}, **found}
-
-
-def _parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
-    """A dataclass from what YAML holds; raises `UsageError`, which says where, for what does not fit it."""
-    from jsonargparse import ArgumentParser
-
-    if not isinstance(values, dict):
-        raise UsageError(f"{where}: a {type(values).__name__}, need a mapping")
-    _refuse_unknown(kind, values, where)
-    _refuse_names_of_code(kind, values, where)
-    _refuse_class_paths(values, where)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, as_positional=False)
-    try:
-        return kind(**vars(parser.instantiate_classes(parser.parse_object(values))))
-    except UsageError:
-        raise
-    except Exception as error:  # jsonargparse raises its own kinds, and what our dataclasses raise inside them
-        raise UsageError(f"{where}: {_one_line(error)}") from error
-
-
-def _refuse_unknown(kind: Any, values: dict[str, Any], where: str, section: str = "") -> None:
-    """Keys that there are not, in the sections too, with the nearest that there is."""
-    hints = get_type_hints(kind)
-    for name, value in values.items():
-        if name not in hints:
-            raise UsageError(f"{where}: {section}{name}: unknown key, {did_you_mean(str(name), hints)}")
-        for inner in (part for part in (hints[name], *get_args(hints[name])) if is_dataclass(part)):
-            for one in value if isinstance(value, list) else [value]:
-                if isinstance(one, dict):
-                    _refuse_unknown(inner, one, where, f"{section}{name}.")
-
-
-def _refuse_names_of_code(kind: Any, values: dict[str, Any], where: str) -> None:
-    """A recipe is data: of a string in a section's place jsonargparse would import the module that it names."""
-    for name, hint in get_type_hints(kind).items():
-        for section in (part for part in (hint, *get_args(hint)) if is_dataclass(part)):
-            if isinstance(values.get(name), str):
-                raise UsageError(f"{where}: {name}={values[name]!r}: need a mapping")
-            if isinstance(values.get(name), dict):
-                _refuse_names_of_code(section, values[name], where)
-
-
-def _refuse_class_paths(value: Any, where: str) -> None:
-    """And of a mapping with `class_path`, it would make the class."""
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        if key == "class_path":
-            raise UsageError(f"{where}: class_path={item!r}: a recipe names no code, leave it out")
-        _refuse_class_paths(item, where)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-5 is a number, as in YAML 1.2; PyYAML's 1.1 wants 1.0e-5."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
-
-
-def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    at: Any = values
-    for parent in parents:
-        at = _only(at, parent)
-        below = at[_place(at, parent, dotted)] if isinstance(at, list) else at.get(parent)
-        if not isinstance(below, dict | list):
-            below = at[parent] = {}
-        at = below
-    at = _only(at, last)
-    at[_place(at, last, dotted) if isinstance(at, list) else last] = value
-
-
-def _only(at: Any, word: str) -> Any:
-    """The one source of a list, where a word that is no place says of which nothing."""
-    return at[0] if isinstance(at, list) and len(at) == 1 and not word.isdecimal() else at
-
-
-def _place(values: list[Any], word: str, dotted: str) -> int:
-    if not (word.isdecimal() and int(word) < len(values)):
-        raise UsageError(f"override {dotted}: {word} is no place in a list of {len(values)}, counted from 0")
-    return int(word)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _plain(value: Any) -> Any:
-    """Values as YAML knows them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -27,11 +27,14 @@ from perceiver_vl.training.recipe import DataSource, Evaluation, Recipe, read_re
 from perceiver_vl.utils.errors import UsageError
 
 MORE_PHOTOGRAPHS, WEB_CLIPS = "flickr8k_extra", "panda70m_samples"
+PARTS = ("encoders-retrieval", "encoders-unseen", "encoders-pairs", "encoders-sizes", "encoders-questions")
 FRAMES, TOKEN_GRID = 6, 3
 STREAMS = ("multi", "mixed", "cascade", "cascade-single")
 PAIRS = (100, 300, 1000)
 """Training pairs, one caption a clip, of the curve; its last point has all clips, and then all captions."""
 LATENTS, BLOCKS, TESTED_FRAMES = (4, 16, 64), (1, 2, 4), (1, 3, 6)
+_LEARNED = (CLIPS, PHOTOGRAPHS, MORE_PHOTOGRAPHS)
+_BLIND = "blind.jsonl"  # questions that all have one and the same picture
 _TITLES = {PHOTOGRAPHS: "Flickr8k", CLIPS: "MSR-VTT key frames"}
 _UNSEEN = {DESCRIBED: "AutoEval", WEB_CLIPS: "Panda-70M"}
 _ALONE_STEPS = 200
@@ -167,10 +170,6 @@ class OverEncoders:
         fewest = min(len(_records(split, "text")) for split in self.training(metadata))  # a batch is of one set
         of_run["per_device_train_batch_size"] = min(of_run["per_device_train_batch_size"], fewest)
         return replace(recipe, data=data, evaluation=Evaluation(("multi",), batch_size=50), training=of_run)
-
-
-_LEARNED = (CLIPS, PHOTOGRAPHS, MORE_PHOTOGRAPHS)
-_BLIND = "blind.jsonl"
 
 
 def encoder_parts(over: OverEncoders) -> list[Part]:
