@@ -153,10 +153,13 @@ def test_nothing_is_found_where_the_best_is_no_better_than_chance(indexed: Path,
     open_table(index, name=SEGMENTS).check()
 
 
-@pytest.mark.parametrize("line", ["nothing", '{"query": "a"}', "[1]"])
+@pytest.mark.parametrize("line", ["nothing", '{"query": "a"}', "[1]", "[" * 100_000])
 def test_queries_that_are_none(line: str, tmp_path: Path, indexed: Path) -> None:
     (tmp_path / "queries.jsonl").write_text(line)
     with pytest.raises(UsageError, match="not queries, need lines as"):
+        read_queries(tmp_path / "queries.jsonl")
+    (tmp_path / "queries.jsonl").write_text('{"query": "a", "file": "clip1.mp4", "start": 3, "end": 2}')
+    with pytest.raises(UsageError, match="'a' from 3 to 2 s, need seconds"):
         read_queries(tmp_path / "queries.jsonl")
     with pytest.raises(UsageError, match="need at least 20"):
         calibrate(Searcher(indexed), [("a", "clip1.mp4", ())])

@@ -50,12 +50,17 @@ def read_queries(path: str | Path) -> list[Known]:
     try:
         lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
         rows = [json.loads(line) for line in lines]
-        return [
+        known: list[Known] = [
             (str(row["query"]), str(row["file"]), ((float(row["start"]), float(row["end"])),) if "start" in row else ())
             for row in rows
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f'{path}: not queries, need lines as {{"query": "a dog", "file": "dog.mp4"}}') from error
+    for words, _, times in known:
+        for start, end in times:
+            if not 0 <= start < end < math.inf:
+                raise UsageError(f"{path}: {words!r} from {start:g} to {end:g} s, need seconds, the first smaller")
+    return known
 
 
 def calibrate(

@@ -84,6 +84,8 @@ def test_windows_that_end_before_they_start_are_left_out_and_told(tmp_path: Path
         ('{"qid": 1, "query": "a", "vid": "v", "duration": "x", "relevant_windows": [[0, 1]]}', "duration='x', need a"),
         ('{"ts": [1], "desc_id": 1, "desc": "a", "vid_name": "v", "duration": 3}', r"ts=\[1\], need a pair"),
         ('{"v": {"duration": 9, "timestamps": [[0, 1]], "sentences": []}}', "as many as timestamps, 1"),
+        ('{"qid": ' + "[" * 100_000, "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("v 3 1##a", "no query with a window in it"),
     ],
 )

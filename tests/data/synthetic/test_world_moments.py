@@ -8,7 +8,7 @@ import pytest
 
 from perceiver_vl import UsageError
 from perceiver_vl.data.datasets.moment_queries import read_moment_queries
-from perceiver_vl.data.synthetic.moments import FRAMES_PER_SECOND, MomentsWorld, write_moments_world
+from perceiver_vl.data.synthetic.moments import FRAMES_PER_SECOND, MANIFEST, MomentsWorld, write_moments_world
 from perceiver_vl.data.synthetic.scene import COLOURS, split_of
 from perceiver_vl.media.decode import frame_times, load_clip
 from perceiver_vl.tasks.moment_baselines import trivial_figures
@@ -67,6 +67,9 @@ def test_what_is_written_is_what_is_said(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == before
     with pytest.raises(UsageError, match="holds something else"):
         write_moments_world(tmp_path / "world", 3, seed=1, seconds=60.0, size=32)
+    (tmp_path / "world" / MANIFEST).write_text("{")
+    with pytest.raises(UsageError, match="holds something else"):
+        write_moments_world(tmp_path / "world", 3, seconds=60.0, size=32)
 
 
 @pytest.mark.parametrize(

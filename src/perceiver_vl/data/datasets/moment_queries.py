@@ -84,7 +84,7 @@ def _format_of(path: Path) -> Format:
         return "didemo"
     try:
         row = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = {}
     if isinstance(row, dict) and "ts" in row:
         return "tvr"

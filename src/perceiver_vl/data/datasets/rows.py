@@ -132,7 +132,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 def _json(where: Path | str, text: str | bytes) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:  # no JSON, or no text
+    except (ValueError, RecursionError) as error:  # no JSON, or no text
         raise UsageError(f"{where}: not JSON: {first_line(error)}") from error
 
 

@@ -202,7 +202,7 @@ def write_moments_world(
         there = sorted(one.name for one in out.iterdir()) if out.exists() else []
     except OSError as error:
         raise UsageError(f"{out}: is no folder ({error.strerror}), name another") from error
-    if there and (not manifest.is_file() or json.loads(manifest.read_text(encoding="utf-8")) != arguments):
+    if there and _arguments_of(manifest) != arguments:
         raise UsageError(f"{out}: holds something else, or a world made with other arguments; name another folder")
     write_json(manifest, arguments)
     with ProgressBars(progress) as bar:
@@ -217,3 +217,11 @@ def write_moments_world(
                 advance()
             write_lines(out / f"moments_{world.split}.jsonl", rows)
     return counts
+
+
+def _arguments_of(manifest: Path) -> Any:
+    """What a written world was made with; None where nothing says so."""
+    try:
+        return json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
