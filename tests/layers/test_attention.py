@@ -82,6 +82,31 @@ def test_attention_and_mlp_are_added_to_what_came_in(
     assert_same(block(latents, inputs, mask), attended + block.mlp(block.norm2(attended)))
 
 
+def test_norms_may_stand_after_each_sum(arrays: tuple[Tensor, Tensor, Tensor]) -> None:
+    """As in the first Transformer, whole or in parts, with weights and without an MLP."""
+    latents, inputs, mask = arrays
+    block = AttentionBlock(12, 3, 24, norm_first=False).double()
+    assert block.mlp is not None
+    assert block.norm2 is not None
+    attended = block.norm1(latents + block.attention(latents, inputs, mask))
+    wanted = block.norm2(attended + block.mlp(attended))
+    assert_same(block(latents, inputs, mask), wanted)
+    assert_same(block.forward_with_weights(latents, inputs, mask)[0], wanted)
+    assert_same(block.forward_parts(latents, [(inputs[:, :3], mask[:, :3]), (inputs[:, 3:], mask[:, 3:])]), wanted)
+    assert_same(block(latents), block(latents, latents))
+    alone = AttentionBlock(12, 3, 0, norm_first=False).double()
+    assert_same(alone(latents, inputs), alone.norm1(latents + alone.attention(latents, inputs)))
+
+
+def test_an_mlp_may_be_added_to_what_its_norm_gives(arrays: tuple[Tensor, Tensor, Tensor]) -> None:
+    latents, inputs, mask = arrays
+    block = AttentionBlock(12, 3, 24, mlp_residual="normed").double()
+    assert block.mlp is not None
+    assert block.norm2 is not None
+    normed = block.norm2(latents + block.attention(block.norm1(latents), inputs, mask))
+    assert_same(block(latents, inputs, mask), normed + block.mlp(normed))
+
+
 @given(cuts=st.lists(st.integers(1, 6), min_size=1, max_size=3, unique=True), loudness=st.sampled_from([1.0, 100.0]))
 def test_partial_attentions_merge_to_the_block_that_attends_to_all(cuts: list[int], loudness: float) -> None:
     torch.manual_seed(0)

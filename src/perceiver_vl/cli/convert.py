@@ -16,8 +16,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="The authors' .ckpt, or weights of a Perceiver, Perceiver IO or Perceiver AR, told by their names: a "
-            "file, a folder, hf://owner/name or hf://owner/name/file."
+            help="The authors' .ckpt, or weights of another model of the family, told by their names: a file, a "
+            "folder, hf://owner/name or hf://owner/name/file."
         ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write, new or empty.")],

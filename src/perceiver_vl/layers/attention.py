@@ -312,7 +312,7 @@ class MLP(nn.Module):
 
 
 class AttentionBlock(GradientCheckpointingLayer):
-    """A pre-norm transformer block: attention and MLP, each added to what came in.
+    """A transformer block: attention and MLP, each added to what came in.
 
         block = AttentionBlock(64, num_heads=4, input_size=32)
         block(latents, inputs)  # cross-attention: (B,N,64), (B,M,32) → (B,N,64)
@@ -321,7 +321,9 @@ class AttentionBlock(GradientCheckpointingLayer):
     `intermediate_size`: width of the MLP; None: four times `hidden_size`, 0: no MLP. Perceiver-VL norms its inputs
     once, before the encoder; `norm_inputs` norms them in the block, as Perceiver IO does. `residual` is what the
     attention is added to: the queries as they came in, the normed queries (the released code of Perceiver-VL), or
-    nothing. `gated_mlp`, `mlp_bias`, `activation`: of the MLP. `attention`: further arguments of `Attention`.
+    nothing. `norm_first`: norms stand before attention and MLP, else after each sum, as in the first Transformer and in
+    MonoXiver. `mlp_residual`: the MLP is added to what came to its norm, or to what its norm gives (S2T Perceiver).
+    `gated_mlp`, `mlp_bias`, `activation`: of the MLP. `attention`: further arguments of `Attention`.
     """
 
     def __init__(
@@ -335,13 +337,15 @@ class AttentionBlock(GradientCheckpointingLayer):
         dropout: float = 0.0,
         norm_inputs: bool = False,
         residual: Literal["queries", "normed_queries", "none"] = "queries",
+        norm_first: bool = True,
+        mlp_residual: Literal["attended", "normed"] = "attended",
         gated_mlp: bool = False,
         mlp_bias: bool = True,
         activation: Callable[[Tensor], Tensor] = F.gelu,
         **attention: Any,
     ) -> None:
         super().__init__()
-        self.residual = residual
+        self.residual, self.norm_first, self.mlp_residual = residual, norm_first, mlp_residual
         self.norm1 = nn.LayerNorm(hidden_size, eps=eps)
         self.input_norm = nn.LayerNorm(input_size or hidden_size, eps=eps) if norm_inputs else nn.Identity()
         self.attention = Attention(hidden_size, num_heads, input_size=input_size, **attention)
@@ -359,7 +363,7 @@ class AttentionBlock(GradientCheckpointingLayer):
 
         `mask` and further arguments: as of `Attention.forward`.
         """
-        normed = self.norm1(latents)
+        normed = self._before(latents)
         if inputs is None:
             return self._add(latents, self.attention(normed, normed, mask, **attention))
         attended = self.attention(normed, self.input_norm(inputs), mask, **attention)
@@ -369,14 +373,14 @@ class AttentionBlock(GradientCheckpointingLayer):
         self, latents: Tensor, inputs: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """`forward`, and the weights of the attention (`Attention.forward_with_weights`) → `(B,N,D)`, `(B,H,N,M)`."""
-        normed = self.norm1(latents)
+        normed = self._before(latents)
         given = normed if inputs is None else self.input_norm(inputs)
         attended, weights = self.attention.forward_with_weights(normed, given, mask)
         return self._add(latents if inputs is None else self._kept(latents, normed), attended), weights
 
     def weights(self, latents: Tensor, inputs: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """How the block attends, arguments as of `forward` → `(B,H,N,M)`."""
-        normed = self.norm1(latents)
+        normed = self._before(latents)
         return self.attention.weights(normed, normed if inputs is None else self.input_norm(inputs), mask)
 
     def forward_parts(self, latents: Tensor, parts: Iterable[Part]) -> Tensor:
@@ -395,11 +399,11 @@ class AttentionBlock(GradientCheckpointingLayer):
         self, queries: Tensor, inputs: Tensor, mask: Tensor | None = None, *, absorb: bool = False
     ) -> PartialAttention:
         """What the block's attention finds in `inputs (B,M,C)`, for `queries (B or 1,N,D)`."""
-        return self.attention.partial_attention(self.norm1(queries), self.input_norm(inputs), mask, absorb=absorb)
+        return self.attention.partial_attention(self._before(queries), self.input_norm(inputs), mask, absorb=absorb)
 
     def project_queries(self, queries: Tensor, positions: Tensor | None = None) -> Tensor:
         """`queries (B,N,D)` → those of the block's attention, `(B,H,N,d)`."""
-        return self.attention.project_queries(self.norm1(queries), positions)
+        return self.attention.project_queries(self._before(queries), positions)
 
     def keys_values(self, inputs: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> KeysValues:
         """All that the block will ever need of `inputs (B,M,C)`."""
@@ -412,7 +416,10 @@ class AttentionBlock(GradientCheckpointingLayer):
     def from_partial_attention(self, queries: Tensor, partial: PartialAttention) -> Tensor:
         """The block's output `(…,N,D)` for `queries (…,N,D)`, from what they find in all inputs together."""
         attended = self.attention.output_projection(partial, queries.dtype)
-        return self._add(self._kept(queries, self.norm1(queries)), attended)
+        return self._add(self._kept(queries, self._before(queries)), attended)
+
+    def _before(self, x: Tensor) -> Tensor:
+        return self.norm1(x) if self.norm_first else x
 
     def _kept(self, queries: Tensor, normed: Tensor) -> Tensor | None:
         if self.residual == "queries":
@@ -422,6 +429,11 @@ class AttentionBlock(GradientCheckpointingLayer):
     def _add(self, latents: Tensor | None, attended: Tensor) -> Tensor:
         attended = self.dropout(attended)
         latents = attended if latents is None else latents + attended
+        if not self.norm_first:
+            latents = self.norm1(latents)
         if self.norm2 is None or self.mlp is None:
             return latents
-        return latents + self.dropout(self.mlp(self.norm2(latents)))
+        if not self.norm_first:
+            return self.norm2(latents + self.dropout(self.mlp(latents)))
+        normed = self.norm2(latents)
+        return (latents if self.mlp_residual == "attended" else normed) + self.dropout(self.mlp(normed))

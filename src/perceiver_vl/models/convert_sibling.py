@@ -1,7 +1,7 @@
 """Checkpoints of the family's other models → folders that `from_pretrained` loads, told by their weights' names."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import Tensor
 from transformers import PerceiverTokenizer, PreTrainedConfig, PreTrainedModel
 
+from perceiver_vl.models.monoxiver import MonoXiverConfig
+from perceiver_vl.models.monoxiver import convert as monoxiver
 from perceiver_vl.models.perceiver import IterativePerceiverConfig
 from perceiver_vl.models.perceiver import convert as perceiver
 from perceiver_vl.models.perceiver_ar import PerceiverARConfig
@@ -21,10 +23,37 @@ from perceiver_vl.utils.console import ProgressBars, quiet
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
 from perceiver_vl.utils.text import did_you_mean
 
-_CONFIGURATIONS: dict[str, type[PreTrainedConfig]] = {
-    "perceiver": IterativePerceiverConfig,
-    "perceiver_io": PerceiverIOConfig,
-    "perceiver_ar": PerceiverARConfig,
+
+@dataclass(frozen=True)
+class _Sibling:
+    """What people call it; whose weights these names are; weights, the configuration beside them and fields → model."""
+
+    name: str
+    config: type[PreTrainedConfig]
+    recognises: Callable[[Collection[str]], bool]
+    converted: Callable[..., PreTrainedModel]
+
+
+_SIBLINGS = {
+    "perceiver_io": _Sibling("Perceiver IO", PerceiverIOConfig, perceiver_io.recognises, perceiver_io.converted),
+    "perceiver": _Sibling(
+        "Perceiver",
+        IterativePerceiverConfig,
+        perceiver.recognises,
+        lambda state, _, **fields: perceiver.converted(state, **fields),
+    ),
+    "monoxiver": _Sibling(
+        "MonoXiver",
+        MonoXiverConfig,
+        monoxiver.recognises,
+        lambda state, _, **fields: monoxiver.converted(state, **fields),
+    ),
+    "perceiver_ar": _Sibling(  # the last, as it is told by the least
+        "Perceiver AR",
+        PerceiverARConfig,
+        lambda names: perceiver_ar.variant_of(dict.fromkeys(names)) is not None,  # type: ignore[arg-type]
+        lambda state, _, **fields: perceiver_ar.convert_weights(dict(state), **fields),
+    ),
 }
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -39,12 +68,8 @@ class ConvertedSibling:
 
 
 def sibling_of(names: Collection[str]) -> str | None:
-    """Whose weights have these names: perceiver, perceiver_io or perceiver_ar; None: of none of them."""
-    if perceiver_io.recognises(names):
-        return "perceiver_io"
-    if perceiver.recognises(names):
-        return "perceiver"
-    return "perceiver_ar" if perceiver_ar.variant_of(dict.fromkeys(names)) else None  # type: ignore[arg-type]
+    """Whose weights have these names, by the name of its folder in `models`; None: of none of them."""
+    return next((folder for folder, sibling in _SIBLINGS.items() if sibling.recognises(names)), None)
 
 
 def read_source(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -121,18 +146,16 @@ def convert_sibling(
 
 
 def _converted(state: Mapping[str, Tensor], config: Mapping[str, Any], given: Mapping[str, Any]) -> PreTrainedModel:
-    sibling = sibling_of(state)
-    if sibling is None:
-        raise UsageError("weights of no Perceiver, Perceiver IO or Perceiver AR that is known here, name others")
-    known = [field.name for field in fields(_CONFIGURATIONS[sibling])]
+    folder = sibling_of(state)
+    if folder is None:
+        *names, last = (sibling.name for sibling in _SIBLINGS.values())
+        raise UsageError(f"weights of no {', '.join(names)} or {last} that is known here, name others")
+    sibling = _SIBLINGS[folder]
+    known = [field.name for field in fields(sibling.config)]
     for name, value in given.items():
         if name not in known:
             raise UsageError(f"{name}={value!r}: unknown, {did_you_mean(name, known, 'see the fields of its class')}")
     try:
-        if sibling == "perceiver_io":
-            return perceiver_io.converted(state, config, **given)
-        if sibling == "perceiver":
-            return perceiver.converted(state, **given)
-        return perceiver_ar.convert_weights(dict(state), **given)
+        return sibling.converted(state, config, **given)
     except StrictDataclassFieldValidationError as error:
         raise UsageError(f"configuration: {' '.join(str(error).split())}; give another value") from error
