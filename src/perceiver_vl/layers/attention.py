@@ -76,7 +76,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend with `queries (B,N,D)` over `inputs (B,M,C)` → `(B,N,D)`.
 
-        `mask (B,M)` or `(B,N,M)` bool, True where attended; a query that may attend to nothing finds zeros.
+        `mask (B,M)` or `(B,N,M)` bool, True where attended; a query that may attend to nothing finds zeros. Or
+        `(B or 1,H,N,M)` in numbers, which are added to the scores after their scaling.
         Positions `(N,)`, `(M,)` or with a batch in front are those that `rotary` turns by; None: 0 to M - 1, and the
         queries are the last N of them. `absorb`: meet the inputs in their own space where that takes fewer operations
         (`absorbing_pays`); the result is the same but for rounding. For inference, with projections that are no more
@@ -184,6 +185,10 @@ class Attention(nn.Module):
 
     def _full_mask(self, mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
         """The mask with its dimensions of heads and queries `(B,1,1 or N,M)`, and what is causal about it."""
+        if mask is not None and mask.is_floating_point():
+            if self.causal:
+                raise ValueError("mask in numbers: a causal attention takes none, hide what comes later in it")
+            return mask
         if mask is not None:
             mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
         if self.causal:

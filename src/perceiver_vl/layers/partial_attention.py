@@ -53,6 +53,29 @@ def merge(first: PartialAttention, second: PartialAttention) -> PartialAttention
     return PartialAttention(output, torch.logaddexp(first.logsumexp, second.logsumexp))
 
 
+def merge_windows(packed: Tensor, num_heads: int) -> Tensor:
+    """Every window of a row of parts `(…,S,D+H)`, each packed for one query, merged → `(…,K,D+H)`, K = S·(S+1)/2.
+
+    In the order of `every_window`; gradients flow back to the parts. `windows.WindowTable` is for rows that are longer.
+    """
+    parts = unpack(packed, num_heads)  # the parts are where other queries would be
+    row, found = parts, [parts.pack()]
+    for length in range(2, packed.shape[-2] + 1):
+        longer = PartialAttention(parts.output[..., length - 1 :, :], parts.logsumexp[..., length - 1 :])
+        row = merge(PartialAttention(row.output[..., :-1, :], row.logsumexp[..., :-1]), longer)
+        found.append(row.pack())
+    return torch.cat(found, dim=-2)
+
+
+def every_window(parts: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """The windows [start, end) of so many parts: those of one part, from the first to the last, those of two, …: starts
+    and ends `(K,)` int64.
+    """
+    places = torch.arange(parts, device=device)
+    starts = torch.cat([places[: parts - more] for more in range(parts)])
+    return starts, torch.cat([places[more:] + 1 for more in range(parts)])
+
+
 @dataclass(frozen=True)
 class KeysValues:
     """What an attention needs of a set of inputs, whatever the queries: `keys (B,H,M,d)`, `values (B,H,M,d)`,
@@ -100,8 +123,10 @@ def attend(
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
     """Softmax of the scaled scores of `q (B,H,N,d)` with `k (B,H,M,d)` → `(B,H,N,M)`; zeros where `mask` is False,
-    which broadcasts to it.
+    which broadcasts to it; a `mask` in numbers is added to the scaled scores.
     """
+    if mask is not None and mask.is_floating_point():
+        return (_scores(q, k, None, q.shape[-1] ** -0.5 if scale is None else scale) + mask).softmax(-1)
     return _softmax(_scores(q, k, mask, q.shape[-1] ** -0.5 if scale is None else scale), mask)
 
 
@@ -125,11 +150,13 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
 
 
 def has_kernel(q: Tensor, inputs: KeysValues) -> bool:
-    """Whether torch has a kernel that gives the log-sum-exp of this attention: on a CPU or CUDA, one width of heads,
-    and no gradient, as that of the log-sum-exp is not known to it. `torch.compile` fuses what is written out, and those
-    who ask torch for no fused attention get none.
+    """Whether torch has a kernel that gives the log-sum-exp of this attention: on a CPU or CUDA, of something, one width
+    of heads, and no gradient, as that of the log-sum-exp is not known to it. `torch.compile` fuses what is written out,
+    and those who ask torch for no fused attention get none.
     """
     if q.device.type not in ("cpu", "cuda") or q.shape[-1] != inputs.values.shape[-1] or torch.compiler.is_compiling():
+        return False
+    if not (q.numel() and inputs.keys.numel()):
         return False
     if not q.dtype == inputs.keys.dtype == inputs.values.dtype:  # under autocast, which no kernel called by name heeds
         return False

@@ -1,4 +1,5 @@
-"""Where tokens stand, as numbers: learned, sinusoidal, Fourier, 2-D sine-cosine, and rotary positions.
+"""Where tokens stand, as numbers: learned, sinusoidal, Fourier, 2-D sine-cosine, and rotary positions, and
+distances.
 
 Shapes: B batch, L positions, D width, H heads, d channels of a head, A axes.
 """
@@ -105,6 +106,18 @@ def resize_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, 
     assert len(table) == prod(grid)
     as_image = table.unflatten(0, grid).permute(2, 0, 1)[None]
     return F.interpolate(as_image, size=new_grid, mode="bilinear", align_corners=True)[0].flatten(1).T
+
+
+def distance_bias(num_heads: int, queries: int, inputs: int) -> Tensor:
+    """What falls with the distance of query and input, more in some heads than in others: -slope·|i - j| `(H,N,M)`, the
+    queries being the last N of M. Slopes are powers of 2^(-8/H), and for a number of heads that is no power of two
+    those of the next smaller one, then every other one of the next larger. Source: Press et al. 2022 (ALiBi).
+    """
+    smaller = 2 ** (num_heads.bit_length() - 1)
+    slopes = [2 ** (-8 * (head + 1) / smaller) for head in range(smaller)]
+    slopes += [2 ** (-4 * (head + 1) / smaller) for head in range(0, 2 * (num_heads - smaller), 2)]
+    distances = (torch.arange(inputs - queries, inputs)[:, None] - torch.arange(inputs)).abs()
+    return -torch.tensor(slopes, dtype=torch.float64)[:, None, None] * distances
 
 
 class RotaryPositions(nn.Module):

@@ -72,6 +72,19 @@ def require(told: Collection[str], names: Iterable[str], defaults: PreTrainedCon
             raise UsageError(f"{name}: no shape of these weights tells it, say what it is, as in ", likely)
 
 
+def split_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`…in_proj_weight` and `…in_proj_bias` of torch's `MultiheadAttention` as those of `q_proj`, `k_proj`, `v_proj`."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        stem, fused, kind = name.rpartition("in_proj_")
+        if fused:
+            parts = zip("qkv", tensor.chunk(3), strict=True)
+            found |= {f"{stem}{part}_proj.{kind}": each.contiguous() for part, each in parts}
+        else:
+            found[name] = tensor
+    return found
+
+
 def count(names: Iterable[str], pattern: str) -> int:
     """How many numbers `pattern`'s first group takes in names that begin with it, from 0 up."""
     return len({match[1] for name in names if (match := re.match(pattern, name))})

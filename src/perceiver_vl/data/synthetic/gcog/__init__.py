@@ -2,8 +2,8 @@
 
 from perceiver_vl.data.synthetic.gcog.dataset import GCOG, Batch, collate
 from perceiver_vl.data.synthetic.gcog.splits import SPLITS, draw_trees
-from perceiver_vl.data.synthetic.gcog.stimuli import Letter, draw_stimulus
-from perceiver_vl.data.synthetic.gcog.trees import Node, Selector, Switch, Tree, instruction, tree_from
+from perceiver_vl.data.synthetic.gcog.stimuli import draw_stimulus
+from perceiver_vl.data.synthetic.gcog.trees import Letter, Node, Selector, Switch, Tree, instruction, tree_from
 
 __all__ = [
     "GCOG",

@@ -98,7 +98,7 @@ def draw_trees(split: str, part: str, per_operator: int, rng: np.random.Generato
 
 
 def _single(operator: str, combination: tuple[str, str], place: Place) -> Tree:
-    return _node(operator, [Selector(*combination, place=place)])
+    return _node(operator, [Selector(combination[0], combination[1], place)])
 
 
 def _node(operator: str, selectors: list[Selector]) -> Node:
@@ -118,7 +118,8 @@ def _pick(some: tuple[_T, ...], rng: np.random.Generator) -> _T:
 
 
 def _tree(how: Part, rng: np.random.Generator) -> Tree:
-    roots, ends = BOOLEANS, ENDS
+    roots: tuple[str, ...] = BOOLEANS
+    ends: tuple[str, ...] = ENDS
     if how.half is not None:
         own = int(rng.integers(2))
         roots, ends = ROOTS[own], LEAVES[own ^ how.half]
@@ -131,9 +132,9 @@ class _Drawing:
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         combinations = list(product(COLOURS[:FEATURES], SHAPES[:FEATURES]))
-        order, places = rng.permutation(len(combinations)), rng.permutation(len(_PLACES))
+        places = rng.permutation(len(_PLACES))
         self.letters = [
-            Selector(*combinations[one], place=_PLACES[place]) for one, place in zip(order, places, strict=True)
+            Selector(colour, shape, _PLACES[place]) for (colour, shape), place in zip(combinations, places, strict=True)
         ]
         self.taken: set[Place] = set()
         self.nodes: list[tuple[str, list[Selector]]] = []
@@ -189,7 +190,8 @@ class _Drawing:
                 continue
             other = free[kind].pop(int(self.rng.integers(len(free[kind]))))
             found[kind].append(other)
-            self.nodes[number] = operator, [replace(some[0], **{kind: other})]
+            changed = replace(some[0], colour=other) if kind == "colour" else replace(some[0], shape=other)
+            self.nodes[number] = operator, [changed]
 
 
 _Kind = tuple["_Kind", ...]

@@ -74,7 +74,9 @@ class Node:
         if not found[0]:
             raise ValueError(f"{self}: no such letter")
         first = found[0][0]
-        return {"go": first.place, "getcolor": first.colour, "getshape": first.shape}[self.operator]
+        if self.operator == "go":
+            return first.place
+        return first.colour if self.operator == "getcolor" else first.shape
 
     def __str__(self) -> str:
         words = [str(selector) for selector in self.selectors]
