@@ -73,7 +73,7 @@ def require(told: Collection[str], names: Iterable[str], defaults: PreTrainedCon
 
 
 def split_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`…in_proj_weight` and `…in_proj_bias` of torch's `MultiheadAttention` as those of `q_proj`, `k_proj`, `v_proj`."""
+    """`in_proj_weight` and `in_proj_bias` of torch's `MultiheadAttention` as those of `q_proj`, `k_proj`, `v_proj`."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         stem, fused, kind = name.rpartition("in_proj_")

@@ -4,6 +4,7 @@ Shapes: B batch, R tokens of an instruction, S of a stimulus, N latents, D width
 rows of zeros, which the reference's models see; no mask is taken.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from perceiver_vl.utils.errors import UsageError
 
 class TokenEncoder(nn.Module):
     """Tokens as numbers → one transformer block whose norms come after the sums, and whose MLP ends in a ReLU."""
+
+    positions: Tensor
 
     def __init__(self, config: GCOGConfig, token_size: int, length: int) -> None:
         super().__init__()
@@ -174,8 +177,7 @@ _ARCHITECTURES: dict[str, type[nn.Module]] = {
 
 def _relus(*widths: int) -> nn.Sequential:
     """Linear layers of these widths, a ReLU after each."""
-    pairs = zip(widths[:-1], widths[1:], strict=True)
-    return nn.Sequential(*(part for before, after in pairs for part in (nn.Linear(before, after), nn.ReLU())))
+    return nn.Sequential(*(part for before, after in pairwise(widths) for part in (nn.Linear(before, after), nn.ReLU())))
 
 
 class GCOGPreTrainedModel(PreTrainedModel):
@@ -190,7 +192,8 @@ class GCOGPreTrainedModel(PreTrainedModel):
         if isinstance(module, PerceiverLike) and module.latents is not None:
             init.normal_(module.latents, std=self.config.initializer_range)
         if isinstance(module, TokenEncoder):
-            init.copy_(module.positions, sinusoidal_positions(*module.positions.shape))
+            length, width = module.positions.shape
+            init.copy_(module.positions, sinusoidal_positions(length, width))
 
 
 class GCOGModel(GCOGPreTrainedModel):
