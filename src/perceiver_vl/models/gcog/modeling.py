@@ -177,7 +177,8 @@ _ARCHITECTURES: dict[str, type[nn.Module]] = {
 
 def _relus(*widths: int) -> nn.Sequential:
     """Linear layers of these widths, a ReLU after each."""
-    return nn.Sequential(*(part for before, after in pairwise(widths) for part in (nn.Linear(before, after), nn.ReLU())))
+    layers = (nn.Linear(before, after) for before, after in pairwise(widths))
+    return nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
 
 
 class GCOGPreTrainedModel(PreTrainedModel):
