@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from perceiver_vl.inference.pipelines import pipeline
     from perceiver_vl.media.decode import load_frames
     from perceiver_vl.models.perceiver_vl import (
+        PerceiverVLForCaptioning,
         PerceiverVLForImageClassification,
         PerceiverVLForImagesAndTextClassification,
         PerceiverVLForMultipleChoice,
@@ -34,6 +35,7 @@ _HOME = {
     "PerceiverVLForRetrieval": "perceiver_vl.models.perceiver_vl",
     "PerceiverVLForQuestionAnswering": "perceiver_vl.models.perceiver_vl",
     "PerceiverVLForMultipleChoice": "perceiver_vl.models.perceiver_vl",
+    "PerceiverVLForCaptioning": "perceiver_vl.models.perceiver_vl",
     "PerceiverVLForImagesAndTextClassification": "perceiver_vl.models.perceiver_vl",
     "PerceiverVLForImageClassification": "perceiver_vl.models.perceiver_vl",
     "PerceiverVLProcessor": "perceiver_vl.models.perceiver_vl.processing",
@@ -48,6 +50,7 @@ __all__ = [
     "MediaError",
     "PerceiverVLConfig",
     "PerceiverVLError",
+    "PerceiverVLForCaptioning",
     "PerceiverVLForImageClassification",
     "PerceiverVLForImagesAndTextClassification",
     "PerceiverVLForMultipleChoice",

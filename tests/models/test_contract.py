@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from perceiver_vl import (
     ComputeBudget,
+    PerceiverVLForCaptioning,
     PerceiverVLForImageClassification,
     PerceiverVLForPreTraining,
     PerceiverVLForRetrieval,
@@ -48,9 +49,11 @@ def without_gradient(kind: Kind, aggregation: str) -> dict[str, str]:
     """Which parameters the loss of `forward` does not train, as patterns of their names, and why."""
     if kind in (PerceiverVLForRetrieval, PerceiverVLForPreTraining):
         return {r"^contrastive\.": "VTC trains it, a loss of two streams that are encoded apart"}
-    if kind is not PerceiverVLForImageClassification:
+    if kind not in (PerceiverVLForImageClassification, PerceiverVLForCaptioning):
         return {}
-    reasons = {r"^perceiver_vl\.embeddings\.text\.": "no text comes in, only what is to be classified"}
+    reasons = {}
+    if kind is PerceiverVLForImageClassification:
+        reasons[r"^perceiver_vl\.embeddings\.text\."] = "no text comes in, only what is to be classified"
     if aggregation != "joint":
         reasons[r"^perceiver_vl\.encoder\.blocks\.[135]\.cross_attention\."] = (
             "they attend to text, of which there is none"
@@ -63,6 +66,8 @@ def labels_of(kind: Kind, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     right = torch.tensor([0, 1])
     if kind is PerceiverVLModel:
         return {}
+    if kind is PerceiverVLForCaptioning:
+        return {"labels": inputs["input_ids"]}
     if kind is PerceiverVLForPreTraining:
         masked = torch.arange(inputs["input_ids"].shape[1]) < 2
         return {"mlm_labels": torch.where(masked, inputs["input_ids"], -100), "vtm_labels": right}
@@ -199,6 +204,9 @@ def test_the_vocabulary_can_be_resized(kind: Kind, tied: bool, words: int, tmp_p
     assert base_of(model).config.vocab_size == words
     assert torch.equal(resized.weight[:kept], table)
     after = outputs_of(model, inputs)
+    if isinstance(model, PerceiverVLForCaptioning):
+        assert len(model.caption_words.bias) == after[0].shape[-1] == words
+        before, after = (before[0][..., :kept],), (after[0][..., :kept],)
     if isinstance(model, PerceiverVLForPreTraining):
         head = model.get_output_embeddings()
         assert head.weight.shape[0] == head.out_features == len(model.mlm_head.bias) == words
@@ -281,6 +289,8 @@ def encoded_inputs(model: PerceiverVLPreTrainedModel, inputs: dict[str, Tensor])
     """How many sets of latents the model makes of a batch, and the M of its vision and of its words."""
     *batch, frames, _, _, _ = inputs["pixel_values"].shape
     *texts, words = inputs["input_ids"].shape if "input_ids" in inputs else (0,)
+    if isinstance(model, PerceiverVLForCaptioning):  # whose words attend to the latents
+        words = 0
     return max(math.prod(batch), math.prod(texts)), frames * model.config.tokens_per_frame, words
 
 

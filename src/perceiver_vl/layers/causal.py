@@ -57,22 +57,23 @@ class CausalCrossAttention(AttentionBlock):
 
     def own_keys_values(self, latents: Tensor, own: Inputs) -> KeysValues:
         """Of the latents' own places: `latents (B,N,D)`, and what they were made of."""
-        return self.attention.keys_values(self._own(latents, own), None, own.positions)
+        return self.attention.keys_values(self._own(latents, own.embeddings), None, own.positions)
 
-    def forward(self, latents: Tensor, prefix: Inputs, own: Inputs, mask: Tensor) -> Tensor:  # type: ignore[override]
-        """`latents (B,N,D)`, `mask (B,N,P+N)` bool → `(B,N,D)`."""
-        tokens = torch.cat([self.input_norm(prefix.embeddings), self._own(latents, own)], 1)
+    def forward(self, latents: Tensor, inputs: Tensor, mask: Tensor, positions: Tensor) -> Tensor:  # type: ignore[override]
+        """`latents (B,N,D)`, `inputs (B,P+N,C)` and their `positions (B,P+N)`, `mask (B,N,P+N)` bool → `(B,N,D)`."""
+        number = latents.shape[1]
+        own = self._own(latents, inputs[:, -number:])
         attended = self.attention(
             self.norm1(latents),
-            tokens,
+            torch.cat([self.input_norm(inputs[:, :-number]), own], 1),
             mask,
-            query_positions=own.positions,
-            input_positions=torch.cat([prefix.positions, own.positions], 1),
+            query_positions=positions[:, -number:],
+            input_positions=positions,
         )
         return self._add(latents, attended)
 
-    def _own(self, latents: Tensor, own: Inputs) -> Tensor:
-        return self.norm1(latents) if self.own_norm == "queries" else self.input_norm(own.embeddings)
+    def _own(self, latents: Tensor, embeddings: Tensor) -> Tensor:
+        return self.norm1(latents) if self.own_norm == "queries" else self.input_norm(embeddings)
 
 
 @dataclass
@@ -148,12 +149,12 @@ class CausalLatents(nn.Module):
         """
         prefix, own = inputs[:prefix_length], inputs[prefix_length:]
         prefix = prefix if kept_prefix is None else prefix.gather(kept_prefix)
-        among = causal_mask(own.mask, len(own))
+        among, seen = causal_mask(own.mask, len(own)), prefix.beside(own)
         mask = torch.cat([prefix.mask[:, None].expand(-1, len(own), -1), among], -1)
         latents = self.query_projection(own.embeddings)
         for block, _ in self._in_order():
             if isinstance(block, CausalCrossAttention):
-                latents = block(latents, prefix, own, mask)
+                latents = block(latents, seen.embeddings, mask, seen.positions)  # tensors, as checkpointing wants them
             else:
                 latents = block(latents, None, among, query_positions=own.positions, input_positions=own.positions)
         return self.norm(latents)

@@ -9,17 +9,18 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceiver_vl import ComputeBudget, PerceiverVLConfig, PerceiverVLForRetrieval
+from perceiver_vl import ComputeBudget, PerceiverVLConfig, PerceiverVLForCaptioning, PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.flops import (
     block_flops,
     cached_vision_flops,
+    caption_flops,
     encoder_flops,
     matching_flops,
     merge_flops,
     partial_match_flops,
     pooling_flops,
 )
-from tiny import AGGREGATIONS, tiny_config, tiny_inputs
+from tiny import AGGREGATIONS, tiny_config, tiny_encoders, tiny_inputs
 
 
 def built(config: PerceiverVLConfig) -> PerceiverVLForRetrieval:
@@ -71,6 +72,17 @@ def test_encoding_costs_what_the_formula_says(
         inputs = {name: inputs[name] for name in ("pixel_values", "frame_mask")}
     model = built(config).perceiver_vl
     assert counted(model, **inputs, budget=budget) == encoder_flops(config, frames, words, budget)
+
+
+@pytest.mark.parametrize("prefix", ["latents", "frames"])
+@pytest.mark.parametrize("over_encoders", [False, True])
+def test_a_caption_costs_what_the_formula_says(prefix: str, over_encoders: bool) -> None:
+    changes = tiny_encoders() | {"base": "none"} if over_encoders else {}
+    config = tiny_config(caption_prefix=prefix, caption_cross_attentions=2, caption_layers=3, **changes)
+    model = PerceiverVLForCaptioning(config).requires_grad_(False).double().eval()
+    inputs, budget = tiny_inputs(batch=1, frames=3, words=5), ComputeBudget(frames=2, latents=4)
+    inputs["pixel_values"] = model.perceiver_vl.encode_frames(inputs["pixel_values"])
+    assert counted(model, **inputs, budget=budget) == caption_flops(config, 3, 5, budget)
 
 
 def test_matching_a_pair_costs_what_the_formula_says() -> None:

@@ -14,6 +14,7 @@ import perceiver_vl.models.perceiver_vl
 from perceiver_vl import (
     ComputeBudget,
     PerceiverVLConfig,
+    PerceiverVLForCaptioning,
     PerceiverVLForImageClassification,
     PerceiverVLForImagesAndTextClassification,
     PerceiverVLForMultipleChoice,
@@ -50,6 +51,7 @@ AUTO_CLASSES = {
     "AutoModelForVisualQuestionAnswering": PerceiverVLForQuestionAnswering,
     "AutoModelForImageClassification": PerceiverVLForImageClassification,
     "AutoModelForMultipleChoice": PerceiverVLForMultipleChoice,
+    "AutoModelForImageTextToText": PerceiverVLForCaptioning,
 }
 
 # Auto classes, saving and loading

@@ -6,12 +6,14 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForImageTextToText,
     AutoModelForMultipleChoice,
     AutoModelForPreTraining,
     AutoModelForVisualQuestionAnswering,
 )
 
 from perceiver_vl.models.perceiver_vl import onnx_encoder  # noqa: F401  # known to AutoConfig before a folder is read
+from perceiver_vl.models.perceiver_vl.captioning import PerceiverVLForCaptioning, PerceiverVLForCaptioningOutput
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.image_pairs import PerceiverVLForImagesAndTextClassification
 from perceiver_vl.models.perceiver_vl.modeling import PerceiverVLModel, PerceiverVLPreTrainedModel
@@ -31,11 +33,14 @@ for auto_class, model_class in (
     (AutoModelForVisualQuestionAnswering, PerceiverVLForQuestionAnswering),
     (AutoModelForImageClassification, PerceiverVLForImageClassification),
     (AutoModelForMultipleChoice, PerceiverVLForMultipleChoice),
+    (AutoModelForImageTextToText, PerceiverVLForCaptioning),
 ):
     auto_class.register(PerceiverVLConfig, model_class, exist_ok=True)
 
 __all__ = [
     "PerceiverVLAnswerOutput",
+    "PerceiverVLForCaptioning",
+    "PerceiverVLForCaptioningOutput",
     "PerceiverVLForImageClassification",
     "PerceiverVLForImagesAndTextClassification",
     "PerceiverVLForMultipleChoice",

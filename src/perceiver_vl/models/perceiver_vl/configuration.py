@@ -16,7 +16,7 @@ from perceiver_vl.utils.text import did_you_mean
 # Keys that transformers itself writes into a config.json or passes to a configuration, beside the declared fields.
 _KEYS_OF_TRANSFORMERS = frozenset(
     {"model_type", "num_labels", "torch_dtype", "name_or_path", "attn_implementation", "output_attentions", "auto_map"}
-    | {"use_cache", "bos_token_id", "eos_token_id"}  # the Trainer sets them, on every model
+    | {"use_cache"}  # the Trainer sets it, on every model
 )
 
 _Config = TypeVar("_Config", bound=PreTrainedConfig)
@@ -92,6 +92,8 @@ class PerceiverVLConfig(PreTrainedConfig):
     max_text_length: int = 40  # rows of the text position table and of the MLM query table
     pad_token_id: int | None = 0
     mask_token_id: int = 103  # [MASK] of BERT: what is masked when no mlm_labels are given
+    bos_token_id: int | None = None  # what a caption begins with, and ends with
+    eos_token_id: int | None = None
 
     # Reading
     qk_norm: bool = False  # norm what cross-attentions compare, with learned scales: they find their own temperature
@@ -105,6 +107,11 @@ class PerceiverVLConfig(PreTrainedConfig):
     mask_embedding_row: Literal[0, 1] = 1  # the row of the MLM queries' table that says "masked"
     zero_frames_are_padding: bool = False  # a frame of a clip whose pixels average to 0 is masked
     answers_from: Literal["query", "mean_latents"] = "query"  # what heads of answers and classes see
+
+    # Captions
+    caption_prefix: Literal["latents", "frames"] = "latents"  # what is seen of a clip: its latents, or all its tokens
+    caption_layers: int = 4  # self-attentions of the words' causal latents
+    caption_cross_attentions: int = 1  # how often these attend to what is seen: before the first layer, the second, …
 
     # Retrieval
     projection_dim: int | None = None  # E, the length of the multi-stream vectors; None: D
@@ -144,13 +151,19 @@ class PerceiverVLConfig(PreTrainedConfig):
     def _check_values(self) -> None:
         at_least_one = (
             "hidden_size num_attention_heads intermediate_ratio num_blocks self_attentions_per_block num_latents "
-            "num_text_latents image_size patch_size num_channels max_frames vocab_size max_text_length projection_dim"
+            "num_text_latents image_size patch_size num_channels max_frames vocab_size max_text_length projection_dim "
+            "caption_layers caption_cross_attentions"
         )
         for name in at_least_one.split():
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: need at least 1")
         self._check_size()
         if self.type_vocab_size < 0:
+        if self.caption_cross_attentions > self.caption_layers + 1:
+            raise UsageError(
+                f"caption_cross_attentions={self.caption_cross_attentions}: one before each of caption_layers="
+                f"{self.caption_layers} layers and one after them, so at most {self.caption_layers + 1}"
+            )
             raise UsageError(f"type_vocab_size={self.type_vocab_size}: need 0 (no segment table) or more")
         if self.hidden_size % self.num_attention_heads:
             raise UsageError(
@@ -236,6 +249,10 @@ class PerceiverVLConfig(PreTrainedConfig):
                 f"layers are more than the {_MOST_LAYERS} that are built, set fewer"
             )
         rows: dict[str, float] = {"hidden_size": layers * (4 + 2 * self.intermediate_ratio) * self.hidden_size}
+        if self.caption_layers > _MOST_LAYERS:
+            raise UsageError(
+                f"caption_layers={self.caption_layers}: more than the {_MOST_LAYERS} layers that are built"
+            )
         for name in ("vocab_size", "num_latents", "max_text_length", "max_frames", "type_vocab_size"):
             rows[name] = getattr(self, name)
         if self.vision_config is None:

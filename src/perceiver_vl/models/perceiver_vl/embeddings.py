@@ -52,7 +52,11 @@ class TextEmbeddings(nn.Module):
         if length > longest:
             raise UsageError(f"text of {length} tokens: longer than max_text_length={longest}, truncate it")
         content = self.word_embeddings(words) if words.ndim == 2 else self.token_projection(words)
-        tokens = content + self.position_embeddings.weight[:length]
+        return self.place(content, self.position_embeddings.weight[:length])
+
+    def place(self, content: Tensor, positions: Tensor) -> Tensor:
+        """What words are `(B,L,D)` and rows of the position table `(L,D)` or `(B,L,D)` → `(B,L,D)`."""
+        tokens = content + positions
         if self.segment_embeddings is not None:
             tokens = tokens + self.segment_embeddings.weight[0]
         return self.dropout(self.norm(tokens))
@@ -197,6 +201,12 @@ class InputEmbeddings(nn.Module):
         if attention_mask is None:
             attention_mask = torch.ones(words.shape[:2], device=words.device)
         return self._finish(self.text(words), modality=1), attention_mask.bool()
+
+    def embed_words(self, content: Tensor, places: Tensor) -> Tensor:
+        """What words are `(B,L,D)`, read by no text encoder, and the rows of the position table where they stand
+        `(B,L)` int64 → tokens `(B,L,D)`.
+        """
+        return self._finish(self.text.place(content, self.text.position_embeddings(places)), modality=1)
 
     def _finish(self, tokens: Tensor, modality: int) -> Tensor:
         if self.modality_embeddings is not None:

@@ -8,6 +8,7 @@ Shapes: M inputs, N latents, Q queries, D width, k blocks, l self-attentions a b
 
 import json
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModel
 
 from perceiver_vl.layers.attention import absorbing_pays
 from perceiver_vl.layers.patch_stem import mixing_flops, stem_flops
+from perceiver_vl.models.block_flops import block_flops as plain_block_flops
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoders import text_model, vision_width
@@ -152,6 +154,32 @@ def cached_vision_flops(
         clip += _choosing_flops(config, first, vision_tokens + is_joint * text_tokens)
     self_attentions = config.blocks_of(budget) * config.self_attentions_per_block
     return clip + cross_attentions * words + self_attentions * block_flops(config, latents, latents)
+
+
+def caption_flops(config: PerceiverVLConfig, frames: int, text_tokens: int, budget: ComputeBudget = FULL_BUDGET) -> int:
+    """A clip and a text of `text_tokens` about it, each of whose tokens says which word comes next; nothing is kept of
+    an earlier pass. A pretrained vision encoder comes on top (`pretrained_flops`); no text encoder runs.
+    """
+    d, frames = config.hidden_size, min(frames, budget.frames or frames)
+    if config.caption_prefix == "frames":
+        prefix, seeing = frames * config.tokens_per_frame, embedding_flops(config, frames)
+    else:
+        prefix, seeing = config.latents_of(budget)[1], encoder_flops(config, frames, 0, budget)
+    width = d if config.text_config is None else _table_width(config.text_config.to_json_string())
+    projections = 0 if config.text_config is None else 4 * text_tokens * width * d
+    size = config.intermediate_size
+    crossing = plain_block_flops(text_tokens, prefix + text_tokens, d, intermediate_size=size)
+    among = plain_block_flops(text_tokens, text_tokens, d, intermediate_size=size)
+    layers = config.caption_cross_attentions * crossing + config.caption_layers * among
+    return seeing + layers + projections + 2 * text_tokens * width * config.vocab_size
+
+
+@lru_cache(maxsize=256)
+def _table_width(encoder: str) -> int:
+    """Of the word table of a text encoder, its configuration as JSON."""
+    with torch.device("meta"):
+        table: Any = text_model(AutoConfig.for_model(**json.loads(encoder))).get_input_embeddings()
+    return int(table.embedding_dim)
 
 
 def matching_flops(config: PerceiverVLConfig, latents: int) -> int:
