@@ -67,7 +67,14 @@ for _command in (
     demo,
 ):
     app.command()(_command)
-for _bench in (siblings.perceiver, siblings.perceiver_io, siblings.perceiver_ar, perception, learning):
+for _bench in (
+    siblings.perceiver,
+    siblings.perceiver_io,
+    siblings.perceiver_ar,
+    siblings.monoxiver,
+    perception,
+    learning,
+):
     bench_app.command()(_bench)
 app.add_typer(index_app, name="index")
 app.add_typer(data_commands.data_app, name="data")

@@ -87,3 +87,28 @@ def perceiver_ar(
         progress=True,
     )
     print_bench(report, as_json, repeats=f"seed {seed}")
+
+
+def monoxiver(
+    scenes: Annotated[int, typer.Option(min=1, help="To train on.")] = 800,
+    tested: Annotated[int, typer.Option(min=1, help="Others, to test with.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Of each training, of 8 scenes.")] = 1200,
+    runs: RunsOption = 10,
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train MonoXiver's head to move boxes that are wrong in depth to where they fit, beside a plain network."""
+    use_threads(threads)
+    from perceiver_vl.bench.siblings.denoised_boxes import measure_denoised_boxes
+
+    report = measure_denoised_boxes(
+        scenes=min(scenes, 12) if quick else scenes,
+        tested=min(tested, 4) if quick else tested,
+        steps=min(steps, 2) if quick else steps,
+        runs=1 if quick else runs,
+        seed=seed,
+        progress=True,
+    )
+    print_bench(report, as_json)
