@@ -50,6 +50,19 @@ def test_drawn_latents_are_different_ones_and_fewer_are_among_more(pool: int, se
         before = set(found)
 
 
+@given(pool=st.integers(1, 20), seed=st.integers(0, 2**62), batch=st.integers(1, 3))
+def test_examples_may_draw_latents_of_their_own(pool: int, seed: int, batch: int) -> None:
+    for count in range(1, pool + 1):
+        found = drawn_latents(pool, count, seed, batch)
+        assert found.shape == (batch, count)
+        assert torch.equal(found, drawn_latents(pool, count, seed, batch))
+        for row in found.tolist():
+            assert row == sorted(set(row))
+            assert set(row) <= set(range(pool))
+    several = drawn_latents(40, 20, seed, 2)
+    assert not torch.equal(several[0], several[1])
+
+
 def test_every_latent_is_drawn_as_often() -> None:
     times = Counter(place for seed in range(400) for place in drawn_latents(8, 2, seed).tolist())
     assert set(times) == set(range(8))

@@ -36,12 +36,14 @@ class EncoderRecord:
 
     hidden_states: the latents `(B,N,D)` before the first block and after each, the last ones normed. cross_attentions,
     attentions: the weights of the cross-attentions that ran, `(B,H,N,M)`, and of the self-attentions, `(B,H,N,N)`,
-    which are written out for it and part of the graph.
+    which are written out for it and part of the graph. kept: the places of the latents that went on where not all
+    did (`keep_latents`), in the order of the choice, int64 `(B,k)`.
     """
 
     hidden_states: list[Tensor] | None = None
     cross_attentions: list[Tensor] | None = None
     attentions: list[Tensor] | None = None
+    kept: list[Tensor] | None = None
 
 
 class LatentBlock(nn.Module):
@@ -77,6 +79,8 @@ class LatentBlock(nn.Module):
                 latents = self.cross_attention(before, inputs.tokens, inputs.mask, absorb=absorb)
             if keep_latents is not None:
                 chosen = most_diverse(self._weights(before, inputs).mean(1), keep_latents)  # of all heads together
+                if record is not None and record.kept is not None:
+                    record.kept.append(chosen)
                 latents = latents.gather(1, chosen[..., None].expand(-1, -1, latents.shape[-1]))
         for self_attention in self.self_attentions:
             assert isinstance(self_attention, AttentionBlock)

@@ -4,6 +4,7 @@ distances.
 Shapes: B batch, L positions, D width, H heads, d channels of a head, A axes.
 """
 
+import math
 from collections.abc import Sequence
 from math import prod
 
@@ -29,8 +30,17 @@ class LearnedPositions(nn.Module):
         return self.weight[:length]
 
 
-def sinusoidal_positions(length: int, dim: int, *, base: float = 10_000.0) -> Tensor:
-    """Sines (even columns) and cosines (odd) of falling frequencies → `(L,D)`, D even. Source: Vaswani et al. 2017."""
+def sinusoidal_positions(length: int, dim: int, *, base: float = 10_000.0, halves: bool = False) -> Tensor:
+    """Sines (even columns) and cosines (odd) of falling frequencies → `(L,D)`, D even. Source: Vaswani et al. 2017.
+
+    `halves`: all sines, then all cosines, of frequencies down to `1 / base` itself, in any width, as in tensor2tensor
+    and fairseq.
+    """
+    if halves:
+        half = dim // 2
+        frequencies = torch.exp(torch.arange(half, dtype=torch.float) * -(math.log(base) / max(half - 1, 1)))
+        angles = torch.arange(length, dtype=torch.float)[:, None] * frequencies
+        return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
     angles = torch.arange(length)[:, None] * base ** (-torch.arange(0, dim, 2) / dim)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 

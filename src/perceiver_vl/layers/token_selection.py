@@ -10,9 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def drawn_latents(pool: int, count: int, seed: int) -> Tensor:
-    """The places of `count` of `pool` latents, ascending, int64 `(count,)`; those of fewer are among those of more."""
-    return torch.randperm(pool, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+def drawn_latents(pool: int, count: int, seed: int, batch: int | None = None) -> Tensor:
+    """The places of `count` of `pool` latents, ascending, int64 `(count,)`; those of fewer are among those of more.
+
+    `batch`: others for each of so many examples, `(batch,count)`, as in Dynamic Latent Access itself; else all examples
+    have the same, so that what is found in their inputs can be computed once.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if batch is None:
+        return torch.randperm(pool, generator=generator)[:count].sort().values
+    return torch.rand(batch, pool, generator=generator).argsort(1)[:, :count].sort(1).values
 
 
 def kept_tokens(frames: int, patches: int, share: float, seed: int, class_token: bool) -> Tensor:

@@ -19,6 +19,8 @@ from perceiver_vl.models.perceiver_ar import convert as perceiver_ar
 from perceiver_vl.models.perceiver_io import PerceiverIOConfig
 from perceiver_vl.models.perceiver_io import convert as perceiver_io
 from perceiver_vl.models.perceiver_vl.convert import fetch, read_checkpoint, save_whole
+from perceiver_vl.models.s2t_perceiver import S2TPerceiverConfig
+from perceiver_vl.models.s2t_perceiver import convert as s2t_perceiver
 from perceiver_vl.utils.console import ProgressBars, quiet
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
 from perceiver_vl.utils.text import did_you_mean
@@ -47,6 +49,12 @@ _SIBLINGS = {
         MonoXiverConfig,
         monoxiver.recognises,
         lambda state, _, **fields: monoxiver.converted(state, **fields),
+    ),
+    "s2t_perceiver": _Sibling(
+        "S2T Perceiver",
+        S2TPerceiverConfig,
+        s2t_perceiver.recognises,
+        lambda state, _, **fields: s2t_perceiver.converted(state, **fields),
     ),
     "perceiver_ar": _Sibling(  # the last, as it is told by the least
         "Perceiver AR",

@@ -2,10 +2,11 @@
 moved to where they fit.
 
 A scene's boxes are disturbed in depth, 25 candidates placed around each, and a head scores and corrects these, beside a
-multilayer perceptron of about as many weights that sees the same of a candidate. Both stand on a small convolutional
-net of their own, in the place of a trained detector's, that learns with them.
+multilayer perceptron of about as many weights that sees the same of a candidate. Both begin with the features of one
+small convolutional net, which was trained before to say at each place what box is there, as a detector is.
 """
 
+import copy
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perceiver_vl.bench.siblings.box_scenes import (
+    CAMERA_HEIGHT,
     DEPTHS,
     HEIGHT,
     WIDTH,
@@ -38,6 +40,8 @@ BATCH = 8
 CHANNELS, REGION, STRIDE = 32, 5, 4
 CANDIDATES = 750  # that are timed: 25 of each of 30 boxes
 _TRAIN, _TEST = range(2)  # streams of chance
+_USUAL = torch.tensor([0.0, CAMERA_HEIGHT, sum(DEPTHS) / 2, 3.9, 1.6, 1.7, 0.0])
+_SPREAD = torch.tensor([5.0, 0.2, 6.0, 0.4, 0.1, 0.1, 2.0])
 
 
 @dataclass(frozen=True)
@@ -75,30 +79,65 @@ def propose(scenes: Sequence[Scene], draw: torch.Generator) -> Proposals:
 
 def geometry_of(boxes: Tensor, points: Tensor) -> Tensor:
     """The 29 numbers of boxes `(C,7)` that are seen at `points (C,9,2)`: the box around them (4), the box in space (7),
-    the points (18), all of about the size 1.
+    the points (18), all about 0 and of the size 1.
     """
-    seen = points / torch.tensor([WIDTH, HEIGHT])
+    seen = 2 * points / torch.tensor([WIDTH, HEIGHT]) - 1
     around = torch.cat([seen.amin(1), seen.amax(1)], dim=-1)
-    unit = torch.tensor([DEPTHS[1] / 2, 2.0, DEPTHS[1], 4.0, 2.0, 2.0, 3.0])
-    return torch.cat([around, boxes / unit, seen.flatten(1)], dim=-1)
+    return torch.cat([around, (boxes - _USUAL) / _SPREAD, seen.flatten(1)], dim=-1)
 
 
 class FeatureMap(nn.Module):
-    """Three convolutions, of which two halve the picture: `(S,3,H,W)` → `(S,32,H/4,W/4)`."""
+    """Two convolutions that halve the picture, then three that see further and further: `(S,3,H,W)` →
+    `(S,32,H/4,W/4)`; and what a detector says at each place, of which only training has need.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        strides = ((3, 2), (16, 2), (CHANNELS, 1))
-        widths = (16, CHANNELS, CHANNELS)
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(before, width, 3, stride=stride, padding=1), nn.GroupNorm(4, width), nn.ReLU())
-            for (before, stride), width in zip(strides, widths, strict=True)
+        self.halve = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, width, 3, stride=2, padding=1), nn.GroupNorm(4, width), nn.ReLU())
+            for before, width in ((3, 16), (16, CHANNELS))
         )
+        self.wider = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(CHANNELS, CHANNELS, 3, padding=dilation, dilation=dilation),
+                nn.GroupNorm(4, CHANNELS),
+                nn.ReLU(),
+            )
+            for dilation in (1, 2, 4)
+        )
+        self.detection = nn.Conv2d(CHANNELS, 9, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        for layer in self.layers:
+        for layer in self.halve:
             pixels = layer(pixels)
+        for layer in self.wider:
+            pixels = pixels + layer(pixels)
         return pixels
+
+    def loss(self, scenes: Sequence[Scene]) -> Tensor:
+        """Whether there is a box at each place, and which: its place in the picture, depth, size and yaw."""
+        found = self.detection(self(torch.stack([scene.pixels for scene in scenes]))).permute(0, 2, 3, 1)
+        there, wanted = zip(*(_dense_targets(scene.boxes) for scene in scenes), strict=True)
+        inside, targets = torch.stack(there), torch.stack(wanted)
+        objectness = F.binary_cross_entropy_with_logits(found[..., 0], inside.float())
+        return objectness + (found[..., 1:] - targets)[inside].abs().mean()
+
+
+def _dense_targets(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """At each place of the map, whether it is in the box around a box, `(H/4,W/4)` bool, and of the nearest such box
+    `(H/4,W/4,8)`: where its centre is, in units of 32 pixels, the logarithm of its depth, its size, its yaw.
+    """
+    rows, columns = ((torch.arange(size // STRIDE) + 0.5) * STRIDE for size in (HEIGHT, WIDTH))
+    places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # (H/4,W/4,2)
+    points = seen_points(boxes)
+    inside = ((places[..., None, :] >= points.amin(1)) & (places[..., None, :] <= points.amax(1))).all(-1)
+    nearest = torch.where(inside, boxes[:, 2], torch.inf).argmin(-1)
+    own = boxes[nearest]
+    angles = torch.stack([own[..., 6].cos(), own[..., 6].sin()], dim=-1)
+    depth = 4 * own[..., 2:3].log()  # an error of a metre counts as one of the others
+    sizes = (own[..., 3:6] - _USUAL[3:6]) / _SPREAD[3:6] / 4
+    targets = torch.cat([(points[:, 8][nearest] - places) / 32, depth, sizes, angles], dim=-1)
+    return inside.any(-1), targets
 
 
 def sample(features: Tensor, owners: Tensor, places: Tensor) -> Tensor:
@@ -160,9 +199,9 @@ class _Perceiver(nn.Module):
 class Denoiser(nn.Module):
     """Feature map and head: pictures and candidates → logits `(C,1)` and what is to be added `(C,6)`."""
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, feature_map: FeatureMap, head: nn.Module) -> None:
         super().__init__()
-        self.feature_map, self.head = FeatureMap(), head
+        self.feature_map, self.head = feature_map, head
 
     def forward(self, pixels: Tensor, boxes: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
         """`pixels (S,3,H,W)`, candidates `boxes (C,7)` of the pictures `owners (C,)`, which ascend."""
@@ -232,6 +271,15 @@ def measure_denoised_boxes(
             _score("the best candidate, were it known", known, found.scores, found),
         ]
         torch.manual_seed(seed)
+        detector = FeatureMap()
+        advance = stages.stage("the features of a detector", steps)
+        train(
+            detector,
+            lambda step: detector.loss(_some(training, seed, step)[0]),
+            steps,
+            learning_rate=3e-3,
+            advance=advance,
+        )
         perceiver = _Perceiver()
         size = sum(weight.numel() for weight in perceiver.parameters())
         heads: dict[str, Callable[[], nn.Module]] = {
@@ -240,7 +288,7 @@ def measure_denoised_boxes(
         }
         for name, build in heads.items():
             torch.manual_seed(seed)
-            model = Denoiser(build())
+            model = Denoiser(copy.deepcopy(detector), build())
             denoised.append(_learn(name, model, training, test, found, steps, runs, seed, stages.stage(name, steps)))
     published = MonoXiverModel(MonoXiverConfig(num_labels=1)).eval()
     config = published.config
@@ -297,8 +345,7 @@ def _learn(
     advance: Callable[..., object],
 ) -> Denoised:
     def loss_of(step: int) -> Tensor:
-        draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        some = [training[place] for place in torch.randint(len(training), (BATCH,), generator=draw).tolist()]
+        some, draw = _some(training, seed, step)
         given = propose(some, draw)
         boxes = candidates(given.boxes)
         owners = given.scenes.repeat_interleave(boxes.shape[1])
@@ -332,6 +379,12 @@ def _learn(
         parameters=sum(weight.numel() for weight in model.head.parameters()),
         minutes=trained.minutes,
     )
+
+
+def _some(scenes: Sequence[Scene], seed: int, step: int) -> tuple[list[Scene], torch.Generator]:
+    """Those of a step, and where its further draws come from."""
+    draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return [scenes[place] for place in torch.randint(len(scenes), (BATCH,), generator=draw).tolist()], draw
 
 
 def _noise(channels: int, region: int) -> tuple[Tensor, Tensor, Tensor]:
