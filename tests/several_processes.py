@@ -34,7 +34,7 @@ from perceiver_vl.training.objectives import Objectives, PreTrainingModule
 from perceiver_vl.training.sharding import UNITS, make_shardable, whole_model
 from perceiver_vl.utils.distributed import rank_and_world_size
 from perceiver_vl.utils.launch import leave_at_once
-from tiny import tiny_batch, tiny_encoders, tiny_model, tiny_processor
+from tiny import tiny_batch, tiny_encoders, tiny_model, tiny_processor, tiny_stretches
 
 sys.path.append(str(Path(__file__).with_name("tasks")))
 from small_tasks import ANSWERS, PROCESSOR, Pictures, model_of, records_of
@@ -48,13 +48,17 @@ CASES: dict[str, tuple[Objectives, int]] = {
     "all of 7": (EVERYTHING, 7),
     "all of 7, in chunks": (replace(EVERYTHING, chunk=2), 7),
     "all of 8, half of it jointly": (replace(EVERYTHING, joint_share=0.5), 8),
+    "moments of 7, in chunks": (Objectives(NOTHING | {"moments": 1.0}, chunk=2), 7),
+    "moments of 2": (Objectives(NOTHING | {"moments": 1.0}), 2),
     "all of 2": (EVERYTHING, 2),  # in three processes one has nothing
 }
 """Objectives, and examples in all processes."""
 
 
-def some_batch(pairs: int) -> PreTrainingBatch:
-    """Clips of different lengths, captions with different numbers of masked words."""
+def some_batch(pairs: int, objectives: Objectives) -> PreTrainingBatch:
+    """Clips of different lengths, captions with different numbers of masked words; or stretches of these clips."""
+    if objectives.needs_stretches:
+        return tiny_stretches(pairs)
     batch = tiny_batch(pairs)
     batch.frame_mask[2:4, 2:] = 0
     return batch
@@ -64,10 +68,12 @@ def part_of(batch: PreTrainingBatch) -> PreTrainingBatch:
     """This process's, without the frames that none of its clips has; of nothing, none of a stand-in."""
     rank, processes = rank_and_world_size()
     [rows] = SharedBatches(range(len(batch)), len(batch), rank, processes, drop_last=False)  # type: ignore[arg-type]
-    whole = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    whole = {field.name: value for field in fields(batch) if (value := getattr(batch, field.name)) is not None}
     part = {
         name: value[[max(row, ~row) for row in rows]][: sum(row >= 0 for row in rows)] for name, value in whole.items()
     }
+    if batch.edges is not None:
+        return PreTrainingBatch(**part)
     longest = int(whole["frame_mask"][rows if rows[0] >= 0 else [0]].sum(1).max())
     for name in ("pixel_values", "frame_mask"):
         part[name] = part[name][:, :longest]
@@ -85,7 +91,7 @@ def trained(
     wrapped = wrap(module)
     register_fsdp_forward_method(module, "encode")
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.01)
-    batch = part_of(some_batch(pairs))
+    batch = part_of(some_batch(pairs, objectives))
     for step in range(steps):
         model.seed_layer_drop(step)
         loss, _ = wrapped(batch, [FULL])
@@ -97,9 +103,10 @@ def trained(
                     yield f"gradient {name}", whole_tensor(parameter.grad).reshape(-1).clone()
         optimizer.step()
         optimizer.zero_grad()
-    everything = some_batch(pairs)
+    clips = some_batch(pairs, objectives).pixel_values.to(dtype)
+    clips = clips.flatten(0, 1) if objectives.needs_stretches else clips
     with torch.no_grad():
-        yield "weight of what is encoded", module.eval().encode(pixel_values=everything.pixel_values.to(dtype))
+        yield "weight of what is encoded", module.eval().encode(pixel_values=clips)
     for name, value in whole_model(model).state_dict().items():
         yield f"weight {name}", value.reshape(-1).clone()
 
@@ -140,7 +147,7 @@ def sharded(model: nn.Module) -> nn.Module:
 def elastic_gradients() -> Iterator[tuple[str, Tensor]]:
     """Of three budgets, the smaller ones taught by the whole."""
     model = tiny_model(PerceiverVLForPreTraining, layer_drop=0.5).train()
-    wrapped, batch = data_parallel(PreTrainingModule(model, EVERYTHING, 0.5)), part_of(some_batch(7))
+    wrapped, batch = data_parallel(PreTrainingModule(model, EVERYTHING, 0.5)), part_of(some_batch(7, EVERYTHING))
     model.seed_layer_drop(1)
     budgets = [FULL, ComputeBudget(latents=3, cross_attentions=1), ComputeBudget(frames=2, text_latents=2)]
     loss, _ = wrapped(batch, budgets)

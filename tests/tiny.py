@@ -152,6 +152,26 @@ def tiny_batch(pairs: int = 4) -> PreTrainingBatch:
     )
 
 
+def tiny_stretches(examples: int = 4, segments: int = 3) -> PreTrainingBatch:
+    """Stretches of segments of 1 to 2 s with a moment, or two in every second; in the first a segment only fills up."""
+    inputs = tiny_inputs(examples * segments, frames=2)
+    words = tiny_inputs(examples, frames=1)
+    draw = torch.Generator().manual_seed(2)
+    edges = torch.cat([torch.zeros(examples, 1), (1 + torch.rand(examples, segments, generator=draw)).cumsum(1)], 1)
+    edges[:1, -1] = edges[:1, -2]
+    moments = torch.zeros(examples, 2, 2)
+    moments[:, 0] = torch.rand(examples, 1, generator=draw) + torch.tensor([0.0, 1.5])
+    moments[1::2, 1] = torch.tensor([2.5, 9.0])
+    return PreTrainingBatch(
+        input_ids=words["input_ids"],
+        attention_mask=words["attention_mask"],
+        pixel_values=inputs["pixel_values"].unflatten(0, (examples, segments)),
+        frame_mask=inputs["frame_mask"].unflatten(0, (examples, segments)),
+        edges=edges.double(),
+        moments=moments.double(),
+    )
+
+
 def tiny_processor(captions: list[str], size: int = 16, num_frames: int = 4) -> PerceiverVLProcessor:
     """A processor for the model of `tiny_config` whose tokenizer knows the words of `captions`."""
     tokenizer = train_tokenizer(captions, vocab_size=500, max_length=8)

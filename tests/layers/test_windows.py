@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perceiver_vl import PerceiverVLForRetrieval
-from perceiver_vl.layers.partial_attention import PartialAttention, merge, unpack
+from perceiver_vl.layers.partial_attention import PartialAttention, every_window, merge, merge_windows, unpack
 from perceiver_vl.layers.windows import Packed, WindowTable
 from tiny import tiny_model
 
 HEADS = 3
 
 
-def every_window(parts: int) -> tuple[np.ndarray, np.ndarray]:
+def all_windows(parts: int) -> tuple[np.ndarray, np.ndarray]:
     starts, ends = np.array(list(itertools.combinations(range(parts + 1), 2))).T
     return starts, ends
 
@@ -38,7 +38,7 @@ def drawn(parts: int, spread: float, silent: float, seed: int) -> Packed:
 )  # fmt: skip
 def test_every_window_is_what_its_parts_merge_to(parts: int, spread: float, silent: float, seed: int) -> None:
     packed = drawn(parts, spread, silent, seed)
-    starts, ends = every_window(parts)
+    starts, ends = all_windows(parts)
     found = WindowTable(packed, HEADS).merge(starts, ends)
     single = [unpack(torch.from_numpy(packed[place : place + 1]).double(), HEADS) for place in range(parts)]
     one_by_one = [window.pack() for start in range(parts) for window in itertools.accumulate(single[start:], merge)]
@@ -53,7 +53,7 @@ def test_every_window_scores_as_the_decoder_over_its_latents(segments: int, loud
     loud = loudness ** torch.randn(segments, 1, 1, generator=draw)
     latents = loud * torch.randn(segments, 6, 16, generator=draw)
     text = torch.randn(1, 4, 16, generator=draw)
-    starts, ends = every_window(segments)
+    starts, ends = all_windows(segments)
     with torch.inference_mode():
         windows = WindowTable(model.partial_match(latents).numpy(), 4).merge(starts, ends)
         found = model.merge_matches(torch.from_numpy(windows), model.partial_match(text))
@@ -94,3 +94,21 @@ def test_a_window_of_silent_parts_is_silent() -> None:
     assert isinstance(unpack(torch.from_numpy(window), HEADS), PartialAttention)
     assert not window[0, :12].any()
     assert (window[0, -HEADS:] == -np.inf).all()
+
+
+@given(
+    parts=st.integers(1, 9), rows=st.integers(1, 2), spread=st.sampled_from([0.0, 2.0, 60.0]), seed=st.integers(0, 99)
+)  # fmt: skip
+def test_windows_that_are_learned_from_are_those_of_the_table(parts: int, rows: int, spread: float, seed: int) -> None:
+    packed = np.stack([drawn(parts, spread, 0.0, seed + row) for row in range(rows)])
+    found = merge_windows(torch.from_numpy(packed).double(), HEADS)
+    starts, ends = (one.numpy() for one in every_window(parts))
+    assert len(starts) == parts * (parts + 1) // 2
+    for row in range(rows):
+        wanted = WindowTable(packed[row], HEADS).merge(starts, ends)
+        np.testing.assert_allclose(found[row].numpy(), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_of_windows_are_those_of_their_definition() -> None:
+    packed = torch.from_numpy(drawn(4, 2.0, 0.0, 0)).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda parts: merge_windows(parts, HEADS), (packed,))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,7 @@ from perceiver_vl.training.losses.structure import TEMPERATURE, structure_diverg
 from perceiver_vl.training.losses.vtc import mixed_negatives
 from perceiver_vl.training.objectives import Objectives, PreTrainingModule, draw_hard_negatives
 from perceiver_vl.utils.distributed import GlobalBatch
-from tiny import assert_same, differs, tiny_batch, tiny_encoders, tiny_model
+from tiny import assert_same, differs, tiny_batch, tiny_encoders, tiny_model, tiny_stretches
 
 EVERYTHING = Objectives({"vtm": 1, "mlm": 1, "vtc": 1, "ttc": 1, "mixed_vtm": 1, "mixed_vtc": 1}, hard_negatives=True)
 WITHOUT_WORDS = replace(EVERYTHING, weights=EVERYTHING.weights | {"mlm": 0})
@@ -156,7 +156,7 @@ def test_a_batch_without_masked_words_has_no_word_loss() -> None:
 def test_the_joint_share_is_what_the_joint_objectives_see(share: float, shown: list[int]) -> None:
     """Pairs of neighbours, of which one text is shown the other's vision, at equal distances."""
     batch = tiny_batch(8)
-    part = PreTrainingBatch(**{field.name: getattr(batch, field.name)[shown] for field in fields(batch)})
+    part = PreTrainingBatch(**{name: value[shown] for name, value in vars(batch).items() if value is not None})
     objectives = Objectives({"vtm": 1, "mlm": 1, "vtc": 1, "mixed_vtm": 1, "mixed_vtc": 1})
     found, wanted = ask(batch, replace(objectives, joint_share=share)), ask(part, objectives)
     for name in ("vtm", "mlm"):
@@ -384,7 +384,8 @@ def test_the_contrast_of_captions_is_that_of_two_texts() -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_budget_reaches_every_objective(name: str) -> None:
-    batch, objectives = tiny_batch(), Objectives({"vtm": 0.0, "mlm": 0.0, name: 1.0})
+    batch = tiny_stretches() if OBJECTIVES[name].needs_stretches else tiny_batch()
+    objectives = Objectives({"vtm": 0.0, "mlm": 0.0, name: 1.0})
     encoders = tiny_encoders() if OBJECTIVES[name].needs_frozen_encoders else {}
     found = ask(batch, objectives, ComputeBudget(cross_attentions=1), **encoders)
     assert differs(found[name], ask(batch, objectives, **encoders)[name])
@@ -403,6 +404,14 @@ def test_the_budget_reaches_every_objective(name: str) -> None:
         (lambda: Objectives({"vtc": 1}, focal_gamma=float("nan")), "objectives.focal_gamma=nan: need 0 or more"),
         (lambda: Objectives({"vtc": 1}, mixed_negatives=-1), "objectives.mixed_negatives=-1: need 0 or more"),
         (lambda: Objectives({"structure": 1}, structure_levels=0), "objectives.structure_levels=0: need 1 or more"),
+        (
+            lambda: Objectives({"moments": 1}),
+            "objectives.moments=1: learns from stretches of video, the others from clip",
+        ),
+        (
+            lambda: Objectives({"vtm": 0, "mlm": 0, "moments": 1}, hard_negatives=True),
+            "objectives.hard_negatives=true: is of clips, objectives.moments has its own",
+        ),
         (lambda: Objectives(focal_gamma=0.5), "objectives.focal_gamma=0.5: is of vtc, which has no weight"),
         (lambda: Objectives(mixed_negatives=2), "objectives.mixed_negatives=2: is of vtc, which has no weight"),
         (lambda: Objectives(structure_levels=2), "objectives.structure_levels=2: is of structure, which has no"),

@@ -104,7 +104,7 @@ def test_a_new_objective_says_what_it_needs(distance: str, tmp_path: Path) -> No
     decoder = {"stages": [{"steps": 1, "train": ["decoder"]}], "training": {}}
     with pytest.raises(UsageError, match="no objective asks the decoder"):
         recipe_of(tmp_path / "run", decoder, objectives=alone)
-    with pytest.raises(UsageError, match="as vtc, ttc, mixed_vtm, mixed_vtc, structure and distance do"):
+    with pytest.raises(UsageError, match="as vtc, ttc, mixed_vtm, mixed_vtc, structure, moments and distance do"):
         recipe_of(tmp_path / "run", elastic={"text_latents": 1})
 
 

@@ -180,7 +180,7 @@ class DrawnExamples(Dataset[Drawn], ABC):
 
     @abstractmethod
     def _example(
-        self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: ReadStatistics
+        self, record: Record, media: tuple[Any, ...], key: tuple[int, int, int], reading: ReadStatistics
     ) -> Drawn:
         """The example that is drawn for `key` from a record and its clip (of pairs, both pictures)."""
 

@@ -19,7 +19,9 @@ from perceiver_vl.data.batching import EpochSampler, drawn_captions
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.sources import CachedDataset, VideoDataset, is_damaged, is_image
 from perceiver_vl.data.synthetic.collection import World
+from perceiver_vl.media.files import FEATURES
 from perceiver_vl.media.sampling import Frames
+from perceiver_vl.media.segments import Segment
 from perceiver_vl.utils.errors import UsageError
 
 Places = npt.NDArray[np.int64]
@@ -56,6 +58,21 @@ class Mixture:
         frame_count = getattr(_uncached(self.sources[number]), "frame_count", None)
         return frame_count and frame_count(place)
 
+    def segments(self, index: int, seconds: float) -> list[Segment]:
+        """As its source, which is of videos, cuts them."""
+        number, place = self.locate(index)
+        found: list[Segment] = self.sources[number].segments(place, seconds)  # type: ignore[attr-defined]
+        return found
+
+    def segment_frames(
+        self, index: int, segments: Sequence[Segment], fps: float, most: int, rng: np.random.Generator | None = None
+    ) -> list[Frames]:
+        """As its source gives them."""
+        number, place = self.locate(index)
+        source: Any = self.sources[number]
+        found: list[Frames] = source.segment_frames(place, segments, fps, most, rng)
+        return found
+
     def is_damaged(self, index: int) -> bool:
         """As its source knows."""
         number, place = self.locate(index)
@@ -84,6 +101,15 @@ TextLength = Callable[[Record, tuple[int, int, int]], int]
 def no_caption(record: Record) -> str | None:
     """What pre-training and retrieval cannot do without."""
     return None if record.texts else "no caption"
+
+
+def no_moment(record: Record) -> str | None:
+    """What learning of moments cannot do without."""
+    if not record.texts:
+        return "no caption"
+    if is_image(record) or record.path.suffix == FEATURES:
+        return "no video, which has moments"
+    return None if record.start is not None and record.end is not None else "no start and end of a moment, in seconds"
 
 
 def any_clip(record: Record) -> str | None:

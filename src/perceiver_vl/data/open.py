@@ -4,14 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from perceiver_vl.data.datasets.file_index import FileIndex
+from perceiver_vl.data.datasets.moment_queries import read_moment_queries
 from perceiver_vl.data.datasets.read import read_benchmark
+from perceiver_vl.data.datasets.rows import Row
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.records import Folder, Need, SkippedSample
+from perceiver_vl.data.records import Folder, Need, Record, SkippedSample
 from perceiver_vl.data.shards.manifest import is_sharded
 from perceiver_vl.data.shards.reading import ShardedDataset
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_listed
 from perceiver_vl.data.sources import FolderDataset, VideoDataset
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 
 def open_dataset(
@@ -44,6 +47,43 @@ def open_dataset(
     )
     check_listed(folder.skipped, len(folder.records), max_failed_fraction)
     return FolderDataset(folder.records, size, folder.classes), folder.skipped
+
+
+def open_moments(
+    folder: str | Path,
+    annotations: str | Path,
+    size: tuple[int, int],
+    *,
+    strict: bool = False,
+    max_failed_fraction: float = MAX_FAILED_FRACTION,
+) -> tuple[FolderDataset, list[SkippedSample]]:
+    """A record for each window that an official file (`read_moment_queries`) gives of a sentence, of the videos of a
+    folder, which are known by their names without endings; and what had to be left out.
+
+    Raises `UsageError` for a file that does not say when, and where none of its videos is there; otherwise as
+    `open_dataset`.
+    """
+    known, files = read_moment_queries(annotations), FileIndex(Path(folder), "video")
+    skipped, records = dict.fromkeys(known.skipped), list[Record]()
+    for query in known.queries:
+        row = Row(f"{annotations} query {query.qid}", {})
+        names = query.video, query.video.removeprefix("v_")
+        for start, end in dict.fromkeys(query.windows):
+            found = files.record(row, names, texts=(query.query,), start=start, end=end, example_id=query.qid)
+            if isinstance(found, Record):
+                records.append(found)
+            else:
+                skipped |= dict.fromkeys(found)
+    if not records:
+        raise UsageError(
+            f"{folder}: has none of the videos of {annotations}, such as {known.queries[0].video}"
+            if any(query.windows for query in known.queries)
+            else f"{annotations}: does not say when, give the annotations of a split that is not for testing"
+        )
+    if skipped and strict:
+        raise PerceiverVLError(f"{annotations}: {next(iter(skipped))}; leave out strict to skip such queries")
+    check_listed([*skipped], len(records), max_failed_fraction)
+    return FolderDataset(records, size), [*skipped]
 
 
 def read_records(

@@ -12,6 +12,7 @@ from perceiver_vl.data.records import Record
 from perceiver_vl.media.decode import load_clip
 from perceiver_vl.media.files import FEATURES, IMAGE_EXTENSIONS
 from perceiver_vl.media.sampling import Frames, sample_indices
+from perceiver_vl.media.segments import Segment, find_segments, read_segments
 from perceiver_vl.utils.errors import MediaError
 
 EncodedFrames = npt.NDArray[np.float16]
@@ -33,6 +34,21 @@ class VideoDataset(Protocol):
 
         Raises `MediaError` for a file that cannot be read.
         """
+
+
+class SegmentedDataset(VideoDataset, Protocol):
+    """Records about moments of videos, which can be cut into segments as an index cuts them (`media.segments`)."""
+
+    def segments(self, index: int, seconds: float) -> list[Segment]:
+        """All segments of so many seconds of the video that record `index` is about.
+
+        Raises `MediaError` for a file that cannot be read.
+        """
+
+    def segment_frames(
+        self, index: int, segments: Sequence[Segment], fps: float, most: int, rng: np.random.Generator | None = None
+    ) -> list[Frames]:
+        """Of each of some segments in a row the frames, as of `read_segments`."""
 
 
 def is_image(record: Record) -> bool:
@@ -89,6 +105,19 @@ class FolderDataset:
         if clip.lost:
             self.damaged.add(index)
         return clip.frames
+
+    def segments(self, index: int, seconds: float) -> list[Segment]:
+        """Of the file."""
+        return find_segments(self.records[index].path, str(seconds))[0]
+
+    def segment_frames(
+        self, index: int, segments: Sequence[Segment], fps: float, most: int, rng: np.random.Generator | None = None
+    ) -> list[Frames]:
+        """Decode."""
+        pieces = list(read_segments(self.records[index].path, segments, fps, most, size=self.size, rng=rng))
+        if pieces[-1].clip.lost:
+            self.damaged.add(index)
+        return [piece.frames for piece in pieces]
 
     def frame_count(self, index: int) -> int | None:
         """About how many frames there are to sample from, as the head of the file says; None where it does not."""

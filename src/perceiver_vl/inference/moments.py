@@ -62,7 +62,8 @@ class MomentsPipeline:
         found = []
         for vector, text in zip(features.float().cpu().numpy(), texts, strict=True):
             match, scale = partial(self._match, text), float(self.model.logit_scale)
-            weight = options.length_weight or 0.0
+            learned = 0.0 if self.model.length_weight is None else self.model.length_weight.item()
+            weight = learned if options.length_weight is None else options.length_weight
             query = Query(vector, scale, match, self.model.config.num_attention_heads, options.rerank, weight)
             found.append(
                 [

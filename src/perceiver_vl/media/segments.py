@@ -73,12 +73,21 @@ def find_segments(path: str | os.PathLike[str], how: str) -> tuple[list[Segment]
     times, duration = frame_times(path)
     if duration is None:
         return [], 0.0
-    edges = _scene_edges(path, times, duration) if how == SCENES else _edges(times, duration, float(how))
-    found = [
+    if how == SCENES:
+        return _segments(times, duration, _scene_edges(path, times, duration)), float(duration)
+    return segments_of_times(times, duration, float(how)), float(duration)
+
+
+def segments_of_times(times: Seconds, duration: float, seconds: float) -> list[Segment]:
+    """The segments of `seconds` of a video whose frames are shown at `times (T,)`."""
+    return _segments(times, duration, _edges(times, duration, seconds))
+
+
+def _segments(times: Seconds, duration: float, edges: Sequence[int]) -> list[Segment]:
+    return [
         Segment(first, after, float(times[first]), float(times[after]) if after < len(times) else float(duration))
         for first, after in pairwise([*edges, len(times)])
     ]
-    return found, float(duration)
 
 
 def _edges(times: Seconds, duration: float, seconds: float) -> list[int]:
@@ -125,8 +134,10 @@ def read_segments(
     *,
     size: tuple[int, int] | None = None,
     chunk: int = 32,
+    rng: np.random.Generator | None = None,
 ) -> Iterator[SegmentFrames]:
-    """Each of the `segments`, which follow each other, with about `fps` frames a second, 1 to `most`, evenly spread.
+    """Each of the `segments`, which follow each other, with about `fps` frames a second, 1 to `most`, evenly spread or
+    drawn from `rng`.
 
     No more than `chunk` frames and those of a segment are held. A segment whose frames are all lost shows the frame
     before, as a player does. Raises `MediaError` when the file cannot be read.
@@ -134,8 +145,7 @@ def read_segments(
     times, _ = frame_times(path)
     wanted: list[int] = []
     for one in segments:
-        count = min(most, max(1, round((one.end - one.start) * fps)))
-        wanted += [one.first + place for place in sample_indices(one.after - one.first, count)]
+        wanted += sampled_frames(one, fps, most, rng)
     starts = np.array([one.start for one in segments])
     place, held = 0, list[Frames]()
     last: Frames | None = None
@@ -154,6 +164,12 @@ def read_segments(
     while place < len(segments):
         yield SegmentFrames(segments[place], _held(held, last, last), about)
         place, held = place + 1, []
+
+
+def sampled_frames(segment: Segment, fps: float, most: int, rng: np.random.Generator | None = None) -> list[int]:
+    """The numbers of the frames of a segment that are read."""
+    count = min(most, max(1, round((segment.end - segment.start) * fps)))
+    return [segment.first + place for place in sample_indices(segment.after - segment.first, count, rng)]
 
 
 def _held(frames: list[Frames], before: Frames | None, after: Frames) -> Frames:

@@ -31,7 +31,7 @@ class MomentOptions:
     `max_length` seconds; through the `shortlist` segments with the largest cosines where there are more than
     `everything`; scored as `rerank` says (`Searcher.search`). always: also where the best is no better than chance.
     overlap: the share of what two moments cover together that both may cover. length_weight: what a window gains with
-    the logarithm of its length; None: as the index was calibrated, or nothing.
+    the logarithm of its length; None: as the index was calibrated, or the model has learned, or nothing.
     """
 
     top_k: int = 10

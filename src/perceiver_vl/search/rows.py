@@ -30,7 +30,7 @@ class IndexSettings:
     model encoded in; None: as it was saved. `split`, `metadata`, `columns`, `exclude`: how the folder is read.
     `segments`: how videos are cut, seconds or `scenes`; None: not at all; `segment_fps`: frames a second of these;
     `surprise`: what the best window must exceed to be more than chance, and `length_weight`: what a window gains with
-    the logarithm of its length, where these were calibrated.
+    the logarithm of its length, as the model has learned it or these were calibrated.
     """
 
     model: str

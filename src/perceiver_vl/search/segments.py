@@ -97,7 +97,8 @@ def update_segments(
     the segments up to there, and is tried again by the next run.
     """
     started = time.perf_counter()
-    table, mended = _open(index, clips, verify)
+    weight = None if model.length_weight is None else model.length_weight.item()
+    table, mended = _open(index, clips, verify, weight)
     wanted = {entry.file: entry for entry in clips.entries() if entry.kind == "video"}
     known = _relabel(table, _known(table), wanted)
     table.commit(gone=[name for name, rows in known.items() if name not in wanted or not rows.without_gaps])
@@ -159,12 +160,14 @@ class _Commits:
             self._table.append(rows_of(waiting, self._table.settings), files)
 
 
-def _open(index: str | Path, clips: ClipTable, verify: bool) -> tuple[ClipTable, int]:
-    """The table, made if there is none, and how many damaged rows it has lost."""
+def _open(index: str | Path, clips: ClipTable, verify: bool, weight: float | None) -> tuple[ClipTable, int]:
+    """The table, made if there is none, and how many damaged rows it has lost. weight: what a window gains with its
+    length, as the model itself has learned; it counts as long as nothing else was.
+    """
     try:
         table = open_table(index, recover=True, name=SEGMENTS)
     except NoIndexError:
-        return create_table(index, clips.settings, SEGMENTS), 0
+        return create_table(index, replace(clips.settings, length_weight=weight), SEGMENTS), 0
     before = table.settings
     table.describe(replace(clips.settings, surprise=before.surprise, length_weight=before.length_weight))
     if verify or table.exact:

@@ -48,8 +48,8 @@ class Stretch:
 class Query:
     """What scoring asks of a query: its unit vector `(E,)`, the factor on cosines, `match`, and the heads H.
 
-    rerank: by which of both a window is scored, as in `Searcher.search`. length_weight: what is added for each nat of
-    the logarithm of its seconds.
+    rerank: by which of both a window is scored, as in `Searcher.search`. length_weight: what is added to a scaled
+    cosine or a logit for each nat of the logarithm of its seconds.
     """
 
     vector: Vectors
@@ -121,7 +121,7 @@ def score(stretch: Stretch, query: Query, starts: Places, ends: Places) -> Windo
     multi = _cosines(stretch, query.vector, starts, ends)
     longer = query.length_weight * np.log(stretch.ends[ends - 1] - stretch.starts[starts])
     if query.rerank == "none":
-        scores = (multi + longer).astype(np.float32)
+        scores = (multi + longer / query.logit_scale).astype(np.float32)
         return Windows(starts, ends, scores, multi, np.full(len(starts), np.nan, np.float32))
     mixed = np.concatenate([*_logits(stretch, query, starts, ends), np.empty(0, np.float32)])
     scores = mixed if query.rerank == "mixed" else query.logit_scale * multi + mixed

@@ -68,6 +68,16 @@ class Objectives:
         object.__setattr__(self, "weights", weights)
         if not any(weights.values()):
             raise UsageError(f"objectives: every weight is 0, give at least one of {known}")
+        for name in (name for name, objective in self.asked.items() if objective.needs_stretches):
+            if others := [other for other in self.asked if other != name]:
+                raise UsageError(
+                    f"objectives.{name}={weights[name]:g}: learns from stretches of video, the others from clips; "
+                    f"leave those out: {', '.join(f'objectives.{other}=0' for other in others)}"
+                )
+            if self.hard_negatives:
+                raise UsageError(
+                    f"objectives.hard_negatives=true: is of clips, objectives.{name} has its own; leave it out"
+                )
         for name in ("mlm_probability", "joint_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise UsageError(f"objectives.{name}={getattr(self, name)}: a share, above 0 and at most 1")
@@ -120,6 +130,11 @@ class Objectives:
         return any(objective.needs_other_captions for objective in self.asked.values())
 
     @property
+    def needs_stretches(self) -> bool:
+        """Whether the one that is asked does."""
+        return any(objective.needs_stretches for objective in self.asked.values())
+
+    @property
     def compare_pairs(self) -> bool:
         """Whether a batch of one pair would teach nothing to some."""
         return self.hard_negatives or any(objective.compares_pairs for objective in self.asked.values())
@@ -150,6 +165,9 @@ class PreTrainingModule(TrainingModule):
         if global_batch is None:
             [global_batch] = global_batches([len(batch)], batch.input_ids.device)
         weights, negatives = self.objectives.weights, None
+        if batch.edges is not None:  # each segment by itself
+            segments = batch.pixel_values.flatten(0, 1), batch.frame_mask.flatten(0, 1)
+            batch = replace(batch, pixel_values=segments[0], frame_mask=segments[1])
         batch = replace(batch, pixel_values=self.model.perceiver_vl.encode_frames(batch.pixel_values))
 
         def outputs(budget: ComputeBudget) -> dict[str, ObjectiveOutput]:

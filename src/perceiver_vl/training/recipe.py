@@ -8,7 +8,8 @@ from typing import Any, Literal
 import yaml
 
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_share
-from perceiver_vl.data.synthetic.tasks import TASKS as WORLD_TASKS
+from perceiver_vl.data.stretches import Stretch
+from perceiver_vl.data.synthetic.tasks import TASKS
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.retrieval import STREAMS
@@ -19,6 +20,8 @@ from perceiver_vl.training.recipe_parsing import RecipeLoader, as_plain, one_lin
 from perceiver_vl.utils.errors import Setting, UsageError
 from perceiver_vl.utils.text import did_you_mean
 
+MOMENTS = "moments"
+WORLD_TASKS = (*TASKS, MOMENTS)
 RECIPES = Path(__file__).parent / "recipes"
 """Those of the package, `recipes/` in the repository."""
 ENCODERS = ("vision_encoder", "text_encoder")
@@ -40,7 +43,8 @@ PARTS = (
 class WorldSplit:
     """Clips of the generated world, drawn while training instead of read from files.
 
-    task: captions, or what is asked about the clips (see `open_world`); seconds: of a clip of `task: long`;
+    task: captions, or what is asked about the clips (see `open_world`), or moments: timed captions of events in
+    `clips` videos; seconds: of a clip of `task: long`, of a video of moments (60 to 600 unless given);
     questions_per_clip: of `task: frame` so many of the `clips` questions are about one clip.
     """
 
@@ -54,8 +58,10 @@ class WorldSplit:
     def __post_init__(self) -> None:
         if self.task not in WORLD_TASKS:
             raise UsageError(f"data: world.task={self.task}: unknown, choose from {', '.join(WORLD_TASKS)}")
-        if self.seconds is not None and self.task != "long":
-            raise UsageError(f"data: world.seconds={self.seconds:g}: only task=long has clips of any length")
+        if self.seconds is not None and self.task not in ("long", MOMENTS):
+            raise UsageError(
+                f"data: world.seconds={self.seconds:g}: only task=long and moments have clips of any length"
+            )
         if self.questions_per_clip != 1 and self.task != "frame":
             raise UsageError(f"data: world.questions_per_clip={self.questions_per_clip}: of task=frame alone, need 1")
 
@@ -66,6 +72,8 @@ class DataSource:
 
     benchmark: which public benchmark's official files the folder holds (`data.datasets`).
     metadata, columns: for files that do not follow the folder convention (see `data.folder.read_folder`).
+    moments: an official file of sentences with their seconds, about the videos of the folder (`data.datasets
+    .moment_queries`); benchmarks and metadata may have these, too.
     shards: a folder or URL that `data shard` wrote.
     weight: how often batches of this source come, beside the other sources' weights; None, for all of them: as many
     batches as it has clips.
@@ -77,6 +85,7 @@ class DataSource:
     columns: dict[str, str] = field(default_factory=dict)
     world: WorldSplit | None = None
     benchmark: str | None = None
+    moments: Path | None = None
     shards: str | None = None
     weight: float | None = None
 
@@ -87,6 +96,10 @@ class DataSource:
             raise UsageError(f"data: benchmark={self.benchmark}: needs the folder it lies in, no metadata or columns")
         if self.folder is None and (self.metadata is not None or self.columns):
             raise UsageError("data: metadata and columns are those of a folder, leave them out")
+        if self.moments is not None and (
+            self.folder is None or self.benchmark is not None or self.metadata is not None or self.columns or self.split
+        ):
+            raise UsageError(f"data: moments={self.moments}: needs the folder of its videos, and nothing else")
         if self.weight is not None and not 0 < self.weight < float("inf"):
             raise UsageError(f"data: weight={self.weight:g}: need more than 0, or leave the source out")
 
@@ -97,6 +110,7 @@ class Data:
 
     train: one source, or several (a list in YAML), mixed by their weights. `augmentation`: of training clips.
     `bucket`: sort the captions of so many batches at a time by length, so that less is padded; 0: do not.
+    `stretch`: how videos are cut for the objective `moments`, of whose segments `num_frames` are read each.
     `cache`: keep decoded frames in memory (uniform sampling only). `strict`: stop at the first broken file.
     `max_failed_fraction`: stop when more than this share of the clips cannot be read.
     """
@@ -107,6 +121,7 @@ class Data:
     sampling: Literal["uniform", "random"] = "random"
     augmentation: Augmentation = field(default_factory=Augmentation)
     bucket: int = 0
+    stretch: Stretch | None = None
     cache: bool = False
     strict: bool = False
     max_failed_fraction: float = MAX_FAILED_FRACTION
@@ -122,6 +137,11 @@ class Data:
         if self.bucket < 0:
             raise UsageError(f"data.bucket={self.bucket}: need a number of batches, or 0")
         check_share(self.max_failed_fraction, "data.max_failed_fraction")
+        if self.cache and self.stretch is not None:
+            raise UsageError(
+                "data.cache=true: a stretch is cut elsewhere each time, leave out data.stretch or set ",
+                Setting("data.cache", False),
+            )
         if self.cache and self.sampling == "random":
             raise UsageError(
                 "data.cache=true: random sampling takes new frames each time, set ",
@@ -286,6 +306,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.teacher is not None:
             self._check_student()
+        if (self.data.stretch is not None) != (self.task is None and self.objectives.needs_stretches):
+            raise UsageError(
+                "data.stretch, objectives.moments: how videos are cut, and what is learned of it; need both, or neither"
+            )
         if self.elastic is not None and self.elastic.text_latents is not None and not self._reads_text_alone():
             *those, last = (name for name, objective in OBJECTIVES.items() if objective.encodings)
             raise UsageError(

@@ -21,6 +21,7 @@ from perceiver_vl.data.mixture import MixtureSampler, caption_length, make_sampl
 from perceiver_vl.data.prefetch import other_pictures
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.data.skipped import read_skipped
+from perceiver_vl.data.stretches import StretchCollator, StretchExamples
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.tasks import example_task_of
@@ -268,6 +269,11 @@ def examples_of(
         students = DistillationExamples(vectors, start.source, *drawing, **how, size=(size["height"], size["width"]))
         return students, DistillationCollator(start.processor)
     if start.task is None:
+    if recipe.data.stretch is not None:
+        stretches = StretchExamples(
+            recipe.data.stretch, start.source, *drawing, **how, size=(size["height"], size["width"])
+        )
+        return stretches, StretchCollator(start.processor, recipe.data.stretch.segments)
         examples = TrainingExamples(start.source, *drawing, **how, size=(size["height"], size["width"]))
         objectives = recipe.objectives
         return examples, PreTrainingCollator(

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from perceiver_vl.data.mixture import Mixture, Pool, SkipReason, any_clip, make_pools, no_caption
-from perceiver_vl.data.open import open_dataset
+from perceiver_vl.data.mixture import Mixture, Pool, SkipReason, any_clip, make_pools, no_caption, no_moment
+from perceiver_vl.data.open import open_dataset, open_moments
 from perceiver_vl.data.records import Need, Record, SkippedSample
 from perceiver_vl.data.sources import CachedDataset, EncodedDataset, VideoDataset
+from perceiver_vl.data.synthetic.moment_clips import MomentClips
+from perceiver_vl.data.synthetic.moments import MomentsWorld
 from perceiver_vl.data.synthetic.tasks import open_world
 from perceiver_vl.data.transcode.features import check_features
 from perceiver_vl.data.transcode.prepared import has_features
@@ -124,6 +126,9 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
                     "encoder can change; leave those out, or name the media"
                 )
             check_features(split.folder, model, processor, data.num_frames)
+    for split in data.train if data.stretch is not None else ():
+        if split.shards is not None:
+            raise UsageError(f"data: shards={split.shards}: hold clips, moments are learned from videos in a folder")
     if sees_each_clip_once(recipe, model):
         encode = frame_encoder(model, processor)
         source.sources = [encoded(one, encode) for one in source.sources]
@@ -171,7 +176,15 @@ def open_split(
     """
     source: VideoDataset
     problems: list[SkippedSample] = []
-    if split.world is not None:
+    if split.world is not None and split.world.task == MOMENTS:
+        world = split.world
+        source = MomentClips(MomentsWorld(split.split or "train", world.clips, world.seed, world.seconds, world.size))
+    elif split.moments is not None:
+        assert split.folder is not None
+        source, problems = open_moments(
+            split.folder, split.moments, size, strict=data.strict, max_failed_fraction=data.max_failed_fraction
+        )
+    elif split.world is not None:
         world = split.world
         part = split.split or "train"
         given = world.task, part, world.clips, world.seed, data.num_frames, world.size, world.seconds
@@ -226,7 +239,7 @@ def lacks_of(recipe: Recipe) -> SkipReason:
     if recipe.teacher is not None:
         return any_clip
     if recipe.task is None:
-        return no_caption
+        return no_moment if recipe.objectives.needs_stretches else no_caption
     task = example_task_of(recipe.task)
     return lambda record: task.missing(record) or (None if task.is_labelled(record) else "does not say what is right")
 
@@ -430,7 +443,8 @@ def _model_of(
                 f"initialise.model={folder}: does not fit the recipe's model: {name} is {tuple(theirs)}, "
                 f"need {tuple(ours)}"
             )
-    fresh = {name.split(".")[0] for name in (*loading["missing_keys"], *(one[0] for one in loading["mismatched_keys"]))}
+    new = *loading["missing_keys"], *(one[0] for one in loading["mismatched_keys"])
+    fresh = {name.split(".")[-1 if name.endswith(".length_weight") else 0] for name in new}
     if config.num_latents != own.num_latents:
         model.resize_latents(config.num_latents, latents)
     model.config.num_text_latents, model.config.problem_type = config.num_text_latents, config.problem_type

@@ -21,7 +21,7 @@ from perceiver_vl.layers.attention import AttentionBlock
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoder import PerceiverVLEncoder
-from perceiver_vl.models.perceiver_vl.flops import encoder_flops, matching_flops
+from perceiver_vl.models.perceiver_vl.flops import caption_flops, encoder_flops, matching_flops, merge_flops
 from perceiver_vl.training.losses.base import BatchFlops
 from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.training.stages import part_of
@@ -137,16 +137,19 @@ def pretraining_flops(
     """Operations of the losses of a batch, forward and backward: its encodings and the matching of pairs, three times
     (what is computed again in the backward pass is not counted again). The heads are left out.
     """
-    examples, frames = batch["pixel_values"].shape[:2]
-    words = batch["input_ids"].shape[1]
+    pixels, words = batch["pixel_values"], batch["input_ids"].shape[1]
+    examples, frames = len(pixels), batch["frame_mask"].shape[-1]
+    segments = batch["edges"].shape[1] - 1 if "edges" in batch else 1
     latents = (budget.latents or config.num_latents) + (budget.text_latents or config.num_text_latents or 0)
     of_batch = BatchFlops(
         examples=examples,
         joint_examples=round(objectives.joint_share * examples),
-        vision=encoding_flops(config, frames, 0, budget),
+        vision=segments * encoding_flops(config, frames, 0, budget),
         text=encoding_flops(config, 0, words, budget),
         joint=encoding_flops(config, frames, words, budget),
         match=matching_flops(config, latents),
+        match_end=merge_flops(config),
+        segments=segments,
     )
     shared = examples * (of_batch.vision + of_batch.text) if objectives.encodings else 0.0
     return 3 * (shared + sum(objective.flops(of_batch) for objective in objectives.asked.values()))

@@ -56,7 +56,11 @@ class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
         return sum(pretraining_flops(config, batch, objectives, budget) for budget in self.budgets())
 
     def run_encoder(self, few: dict[str, Tensor]) -> object:
-        """Clips with their words, as those with a joint encoding see them; where there are none, the clips alone."""
+        """Clips with their words, as those with a joint encoding see them; where there are none, the clips alone. Of
+        stretches some segments.
+        """
+        if "edges" in few:
+            few = {name: few[name].flatten(0, 1)[:FEW] for name in ("pixel_values", "frame_mask")}
         names = ["pixel_values", "frame_mask"]
         if not all(objective.encodings for objective in self.recipe.objectives.asked.values()):
             names += ["input_ids", "attention_mask"]

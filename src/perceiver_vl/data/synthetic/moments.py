@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from perceiver_vl.data.synthetic.captions import caption
 from perceiver_vl.data.synthetic.collection import check_index, check_world
@@ -40,7 +41,7 @@ _SECONDS_AN_EVENT = 15.0
 _PERIOD = (2.0, 4.0)  # seconds of a motion, which is done again and again while the thing is there
 _REPEATED = 0.25
 _EVENTS_STREAM, _SCENES = 7, 64  # of chance; events that a video may have at most
-_FRAMES_AT_ONCE = 64
+_FRAMES_AT_ONCE = 8
 MANIFEST = "moments.json"
 VERSION = 1
 
@@ -53,6 +54,10 @@ class Event:
     windows: tuple[tuple[float, float], ...]
     period: float
     query: str
+
+    def is_seen(self, times: Floats) -> bool:
+        """At any of some seconds."""
+        return any(bool(((times >= start) & (times < end)).any()) for start, end in self.windows)
 
 
 @dataclass(frozen=True)
@@ -138,12 +143,16 @@ class MomentsWorld:
     def stream(self, index: int) -> Iterator[Frames]:
         """The frames (size, size, 3) of a video, `FRAMES_PER_SECOND` of them."""
         video = self.video(index)
-        things = [_Present(event) for event in video.events]
         total = round(video.seconds * FRAMES_PER_SECOND)
         for first in range(0, total, _FRAMES_AT_ONCE):
-            numbers = np.arange(first, min(total, first + _FRAMES_AT_ONCE))
-            noises = [video.noise + 7919 * number for number in numbers.tolist()]
-            yield from paint(video.background, things, noises, numbers / FRAMES_PER_SECOND, self.size)
+            yield from self.frames(video, np.arange(first, min(total, first + _FRAMES_AT_ONCE)))
+
+    def frames(self, video: EventVideo, numbers: npt.NDArray[np.int64]) -> Frames:
+        """Some frames of a video by their numbers, in order: `(T, size, size, 3)`."""
+        times = numbers / FRAMES_PER_SECOND
+        things = [_Present(event) for event in video.events if event.is_seen(times)]
+        noises = [video.noise + 7919 * number for number in numbers.tolist()]
+        return paint(video.background, things, noises, times, self.size)
 
     def name(self, index: int) -> str:
         """Of a video, without its ending."""

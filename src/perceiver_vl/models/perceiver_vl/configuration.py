@@ -122,6 +122,7 @@ class PerceiverVLConfig(PreTrainedConfig):
     base_queries: int = 0  # of a linear base: texts by which clips that are near to everything are known; 0: none
     encoder_projections: bool = False  # the towers of the dual encoder have projections of their own, as CLIP's
     logit_bias: bool = False  # beside the logit scale, as SigLIP has
+    length_weight: bool = False  # what a window of a video gains with the logarithm of its seconds is learned
     knows_search: bool = False  # the multi-stream was trained, or stands on a dual encoder; else `search_warning`
 
     # Training

@@ -58,6 +58,7 @@ class ContrastiveHead(nn.Module):
         self.text_projection = linear(config.hidden_size, projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.logit_bias = nn.Parameter(torch.zeros(())) if config.logit_bias else None
+        self.length_weight = nn.Parameter(torch.zeros(())) if config.length_weight else None
 
 
 def _added_to_a_base(config: PerceiverVLConfig) -> type[nn.Linear]:

@@ -109,6 +109,8 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
             init.constant_(module.logit_scale, math.log(1 / 0.07))
             if module.logit_bias is not None:
                 init.zeros_(module.logit_bias)
+            if module.length_weight is not None:
+                init.zeros_(module.length_weight)
         elif isinstance(module, BaseMatching):
             init.constant_(module.scale, 10.0)
             init.constant_(module.threshold, 0.25)  # between the cosines of pairs and of others, in most encoders

@@ -132,6 +132,12 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         """What is added to scaled similarities, where the model has it (as SigLIP's); it changes no order."""
         return 0.0 if self.contrastive.logit_bias is None else self.contrastive.logit_bias
 
+    @property
+    def length_weight(self) -> Tensor | None:
+        """What a window of a video gains with the logarithm of its seconds, as a scaled similarity; None: not known."""
+        learned = self.contrastive.length_weight
+        return None if learned is None else self.logit_scale * learned
+
     def match(self, vision_latents: Tensor, text_latents: Tensor) -> Tensor:
         """Mixed-stream: `(B,N_V,D)` and `(B,N_T,D)`, encoded apart → matching logits `(B,)`."""
         return self._matching_logits(torch.cat([vision_latents, text_latents], dim=1))

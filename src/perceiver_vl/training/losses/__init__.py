@@ -8,6 +8,7 @@ from perceiver_vl.training.losses.base import Objective
 from perceiver_vl.training.losses.mixed_vtc import MixedVTC
 from perceiver_vl.training.losses.mixed_vtm import MixedVTM
 from perceiver_vl.training.losses.mlm import MLM
+from perceiver_vl.training.losses.moments import Moments
 from perceiver_vl.training.losses.structure import Structure
 from perceiver_vl.training.losses.ttc import TTC
 from perceiver_vl.training.losses.vtc import VTC
@@ -21,5 +22,6 @@ OBJECTIVES: dict[str, Objective] = {
     "mixed_vtm": MixedVTM(),
     "mixed_vtc": MixedVTC(),
     "structure": Structure(),
+    "moments": Moments(),
 }
 """Every objective, by the name of its weight in a recipe's `objectives` and of its `loss_NAME` in the log."""

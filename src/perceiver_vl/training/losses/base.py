@@ -27,13 +27,15 @@ Computed = TypeVar("Computed", Tensor, tuple[Tensor, ...])
 
 @dataclass
 class PreTrainingBatch:
-    """One batch of matched pairs, with what some objectives need beside them (made by the collator, from the seed).
+    """One batch of matched pairs, with what some objectives need beside them (made by the collators, from the seed).
 
     `input_ids (B,L)`, `attention_mask (B,L)`, `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)`;
     `masked_input_ids (B,L)` and `mlm_labels (B,L)` (-100 where nothing is predicted);
     `other_input_ids (B,L)` and `other_attention_mask (B,L)`: another caption of each clip (the same if it has one);
     `negative_draws (B,)` of `DRAW_BITS`: which of the others each text takes for its hard negative. Whole
     numbers, as mixed precision may round others (FSDP).
+    Of stretches of S segments: `pixel_values (B,S,T,3,H,W)`, `frame_mask (B,S,T)`; `edges (B,S+1)` of the segments, in
+    seconds, those that only fill up lasting none; `moments (B,M,2)`: when what is said is shown, start and end.
     The order is random: VTM shows every second text the vision of its neighbour.
     """
 
@@ -46,6 +48,8 @@ class PreTrainingBatch:
     other_input_ids: Tensor | None = None
     other_attention_mask: Tensor | None = None
     negative_draws: Tensor | None = None
+    edges: Tensor | None = None
+    moments: Tensor | None = None
 
     @classmethod
     def from_dict(cls, batch: dict[str, Tensor]) -> "PreTrainingBatch":
@@ -62,7 +66,8 @@ class EncodedBatch:
     """A batch of matched pairs with all that several objectives need of it, computed once.
 
     `vision`, `text`: of each side encoded alone what the objectives' `encodings` ask for, `features (B,E)`, unit
-    vectors of the multi-stream, and `partial_match (B,D+H)`, all that the mixed stream needs of it.
+    vectors of the multi-stream, and `partial_match (B,D+H)`, all that the mixed stream needs of it. Of stretches the
+    vision is that of their segments, B·S rows.
     `negatives (B,)`: of each text the place, among the vision of all processes, of one that is not its own.
     `joint_rows (R,)`: those of its pairs that are encoded jointly, in all processes `joint_batch`, and `donors (B,)`
     the places of the vision that texts are shown there: of every second one its own, else a negative.
@@ -108,9 +113,10 @@ class ObjectiveOutput:
 
 @dataclass(frozen=True)
 class BatchFlops:
-    """Operations of a forward pass, for one example: its encodings, and the match of one pair in the mixed stream.
+    """Operations of a forward pass, for one example: its encodings, and the match of one pair in the mixed stream, of
+    which `match_end` is what follows its attention.
 
-    `examples`: B; `joint_examples`: how many of them are encoded jointly.
+    `examples`: B; `joint_examples`: how many of them are encoded jointly; `segments`: of each stretch, 1 of clips.
     """
 
     examples: int
@@ -119,6 +125,8 @@ class BatchFlops:
     text: float
     joint: float
     match: float
+    match_end: float = 0.0
+    segments: int = 1
 
 
 class Objective(ABC):
@@ -128,7 +136,8 @@ class Objective(ABC):
     multi-stream, which an objective that needs them trains.
     `needs_masked_words`, `needs_other_captions`: what the collator is to add to the batch (see `PreTrainingBatch`).
     `needs_decoder`: the decoder answers, and is trained. `needs_frozen_encoders`: it asks pretrained encoders, both of
-    them, that do not change. `compares_pairs`: a pair alone teaches it nothing.
+    them, that do not change. `compares_pairs`: a pair alone teaches it nothing. `needs_stretches`: it learns from
+    segments of videos (`data.stretches`), and so is alone.
     """
 
     encodings: ClassVar[tuple[Encoding, ...]] = ()
@@ -137,6 +146,7 @@ class Objective(ABC):
     needs_decoder: ClassVar[bool] = False
     needs_frozen_encoders: ClassVar[bool] = False
     compares_pairs: ClassVar[bool] = True
+    needs_stretches: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, batch: EncodedBatch) -> ObjectiveOutput:

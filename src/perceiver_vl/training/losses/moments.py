@@ -1,0 +1,90 @@
+"""Moments: which window of a video is the caption's? Of all windows of the batch's stretches, by their segments.
+
+Windows that begin or end elsewhere, that are shorter or longer, other moments of the same video and other videos are
+the negatives. Each is scored as a search for moments scores it. Shapes: B batch, ΣB that of all processes, S segments
+of a stretch, K = S·(S+1)/2 windows of it, D width, H heads, E retrieval vector.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from perceiver_vl.layers.partial_attention import every_window, merge_windows
+from perceiver_vl.training.losses.base import BatchFlops, EncodedBatch, Objective, ObjectiveOutput, in_pieces
+
+LEAST_OVERLAP = 0.5
+"""Windows that overlap more with the moment share in being right."""
+_NO_WINDOW = -1e4  # finite, as nothing else in a softmax that knows no infinity
+
+
+class Moments(Objective):
+    """By the scaled cosines of the windows' mean vectors, the matching logits of their merged partial attentions, and
+    what the model adds for their length.
+    """
+
+    encodings = ("features", "partial_match")
+    needs_decoder = True
+    needs_stretches = True
+
+    def forward(self, batch: EncodedBatch) -> ObjectiveOutput:
+        """Logits `(B,ΣB·K)`."""
+        inputs, everyone, model = batch.inputs, batch.global_batch, batch.model
+        assert inputs.edges is not None
+        assert inputs.moments is not None
+        examples, segments = len(inputs), inputs.edges.shape[1] - 1
+        vectors, partial_matches = (
+            everyone.rows(batch.vision[name].unflatten(0, (examples, segments)))
+            for name in ("features", "partial_match")
+        )
+        starts, ends = every_window(segments, inputs.edges.device)
+        edges = everyone.rows(inputs.edges)  # (ΣB,S+1)
+        begin = edges[:, starts]  # (ΣB,K)
+        end = torch.where(edges[:, ends] > edges[:, ends - 1], edges[:, ends], begin)  # others end where they begin
+        seconds = (end - begin).flatten()
+        added = seconds.clamp(min=1e-3).log() * (0.0 if model.length_weight is None else model.length_weight)
+        windows = merge_windows(partial_matches, model.config.num_attention_heads).flatten(0, 1)
+        means = mean_vectors(vectors, starts, ends).flatten(0, 1)
+
+        def score(features: Tensor, texts: Tensor) -> Tensor:
+            cosines = features @ means.T
+            logits = model.logit_scale * cosines + model.merge_matches(windows, texts[:, None]) + added
+            return logits.masked_fill(seconds <= 0, _NO_WINDOW)
+
+        of_text = batch.text["features"], batch.text["partial_match"]
+        logits = in_pieces(score, everyone.pieces(batch.chunk), *of_text)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        places = everyone.places.to(logits.device)
+        shares = right_shares(begin[places], end[places], inputs.moments)
+        own = logits.unflatten(1, (everyone.total, len(starts)))[torch.arange(examples, device=logits.device), places]
+        surprise = logits.logsumexp(1) - (shares * own).sum(1)
+        rows = everyone.mean_of(everyone.total)
+        return ObjectiveOutput(surprise.sum() / rows, (logits,), "classes", rows)
+
+    def flops(self, batch: BatchFlops) -> float:
+        """The end of the decoder, for every caption with every window."""
+        windows = batch.segments * (batch.segments + 1) // 2
+        return batch.examples**2 * windows * batch.match_end
+
+
+def mean_vectors(vectors: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """The direction of the mean of the vectors `(…,S,E)` of each window `(K,)` → unit vectors `(…,K,E)`."""
+    sums = F.pad(vectors.to(torch.promote_types(vectors.dtype, torch.float32)).cumsum(-2), (0, 0, 1, 0))
+    return F.normalize(sums[..., ends, :] - sums[..., starts, :], dim=-1)
+
+
+def right_shares(begin: Tensor, end: Tensor, moments: Tensor) -> Tensor:
+    """How much each of the windows from `begin` to `end (B,K)` is the right answer, all of a row 1 in all → `(B,K)`.
+
+    `moments (B,M,2)`: when what is said is shown, as far as the stretch shows it. By how much its overlap with one of
+    these (intersection over union) exceeds a half; where none does, the windows that overlap most. Windows that end
+    where they begin are none.
+    """
+    first, last = begin.min(1).values[:, None], end.max(1).values[:, None]
+    starts, stops = (moments[..., side].clamp(first, last)[:, None] for side in (0, 1))  # (B,1,M)
+    begin, end = begin[..., None], end[..., None]
+    common = (end.minimum(stops) - begin.maximum(starts)).clamp(min=0)
+    overlaps = (common / (end - begin + stops - starts - common).clamp(min=1e-6)).amax(2)
+    shares = (overlaps - LEAST_OVERLAP).clamp(min=0)
+    best = ((overlaps == overlaps.amax(1, keepdim=True)) & (end > begin)[..., 0]).to(shares.dtype)
+    shares = torch.where(shares.sum(1, keepdim=True) > 0, shares, best)
+    return shares / shares.sum(1, keepdim=True)
