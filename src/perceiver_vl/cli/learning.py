@@ -53,9 +53,9 @@ def learning(
     asked = {"real-questions", "encoders-questions"} & set(chosen)
     baselines = {name: [blind_baselines_section(data)] for name in asked} if data else {}
     if data is None and "comparison" in chosen:
-        baselines["comparison"] = [guessers_section(scale.clips(4000), scale.clips(2000))]
+        baselines["comparison"] = [guessers_section(scale.clips(4000), scale.clips(2000), progress=True)]
     if over is not None:
-        baselines |= ridge_sections(over, chosen)
+        baselines |= ridge_sections(over, chosen, progress=True)
     report = measure_learning(
         [part for part in all_parts if part.name in chosen],
         output,

@@ -24,6 +24,7 @@ from perceiver_vl.data.transcode.prepare import prepare
 from perceiver_vl.models.perceiver_vl.from_encoders import initialise
 from perceiver_vl.tasks.question_answering import QuestionAnswering
 from perceiver_vl.training.recipe import DataSource, Evaluation, Recipe, read_recipe
+from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 
 MORE_PHOTOGRAPHS, WEB_CLIPS = "flickr8k_extra", "panda70m_samples"
@@ -177,23 +178,26 @@ def encoder_parts(over: OverEncoders) -> list[Part]:
     return [_retrieval_part(over), _unseen_part(over), _pairs_part(over), _sizes_part(over), _questions_part(over)]
 
 
-def ridge_sections(over: OverEncoders, parts: Sequence[str]) -> dict[str, list[Section]]:
+def ridge_sections(over: OverEncoders, parts: Sequence[str], progress: bool = False) -> dict[str, list[Section]]:
     """The ridge matrix beside, for those of `parts` that it stands in."""
     asked = {"encoders-retrieval": (None,), "encoders-pairs": tuple(map(_pairs, (*PAIRS, None)))}
     asked = {part: trainings for part, trainings in asked.items() if part in parts}
     vectors = RidgeVectors(over.model(), FRAMES) if asked else None
     sections: dict[str, list[Section]] = {}
-    for part, trainings in asked.items():
-        rows = []
-        for name, title in _TITLES.items():
-            assert vectors is not None
-            chosen_on, test = vectors.of(over.split(name, "validation")), vectors.of(over.split(name, "test"))
-            for metadata in trainings:
-                found = ridge_recall(vectors.of_all(over.training(metadata)), chosen_on, test)
-                rows.append((title, f"{found.clips}, {found.captions}", *found.cells()))
-        head = ("set", "clips, captions", "penalty", "R@1", "R@5", "R@10", "of texts R@1")
-        note = "From the mean of a clip's tokens to the mean vector of its captions, penalty chosen on validation."
-        sections[part] = [Section("one ridge matrix between both encoders", head, rows, (note,))]
+    with ProgressBars(progress) as bar:
+        advance = bar.stage("Ridge matrices", len(_TITLES) * sum(map(len, asked.values())))
+        for part, trainings in asked.items():
+            rows = []
+            for name, title in _TITLES.items():
+                assert vectors is not None
+                chosen_on, test = vectors.of(over.split(name, "validation")), vectors.of(over.split(name, "test"))
+                for metadata in trainings:
+                    found = ridge_recall(vectors.of_all(over.training(metadata)), chosen_on, test)
+                    rows.append((title, f"{found.clips}, {found.captions}", *found.cells()))
+                    advance(note=title)
+            head = ("set", "clips, captions", "penalty", "R@1", "R@5", "R@10", "of texts R@1")
+            note = "From the mean of a clip's tokens to the mean vector of its captions, penalty chosen on validation."
+            sections[part] = [Section("one ridge matrix between both encoders", head, rows, (note,))]
     return sections
 
 

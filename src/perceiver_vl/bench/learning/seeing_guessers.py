@@ -20,6 +20,7 @@ from perceiver_vl.data.synthetic.questions import Question
 from perceiver_vl.data.synthetic.statements import Pair
 from perceiver_vl.data.synthetic.tasks import LongWorld, PairWorld, QuestionWorld, open_world
 from perceiver_vl.tasks.metrics import per_cent
+from perceiver_vl.utils.console import ProgressBars
 
 TASKS = ("frame", "yesno", "image", "count", "action", "transition", "pairs", "long")
 Asked: TypeAlias = Question | Pair | LongClip
@@ -193,14 +194,19 @@ def _asked(world: object, index: int) -> Asked:
     return world.question(index) if isinstance(world, QuestionWorld) else world.clip(index)
 
 
-def guessers_section(learn_from: int = 4000, ask: int = 2000, tasks: Sequence[str] = TASKS) -> Section:
+def guessers_section(
+    learn_from: int = 4000, ask: int = 2000, tasks: Sequence[str] = TASKS, progress: bool = False
+) -> Section:
     """A table of them all."""
     rows = []
-    for task in tasks:
-        for one in guess(task, learn_from, ask):
-            name, share = one.best_seeing
-            figures = (f"{one.best_blind:.1f}", f"{share:.1f}", name, f"{share - one.best_blind:+.1f}")
-            rows.append((f"{task}, {one.kind}", str(one.questions), *figures))
+    with ProgressBars(progress) as bar:
+        advance = bar.stage("Guessing", len(tasks))
+        for task in tasks:
+            for one in guess(task, learn_from, ask):
+                name, share = one.best_seeing
+                figures = (f"{one.best_blind:.1f}", f"{share:.1f}", name, f"{share - one.best_blind:+.1f}")
+                rows.append((f"{task}, {one.kind}", str(one.questions), *figures))
+            advance(note=task)
     return Section(
         "guessers that see the words, or the clip without knowing which thing is meant: accuracy",
         ("asked, kind", "questions", "best of words", "best of clip", "which", "difference"),
