@@ -105,6 +105,9 @@ def check_values_and_gradients(
         model = model_of(case, weights).to(dtype)
         found = run(case, model)
         largest = differences(found, parity.tensors(case, f"out.{precision}"))
+        if precision == "f32":  # the reference's own rounding may be larger: then what is exact decides
+            exact = differences(found, parity.tensors(case, "out.f64"))
+            largest = {name: min(value, exact.get(name, value)) for name, value in largest.items()}
         if precision == "f32" and "terms" in found:
             largest["loss"] /= max(1.0, found["terms"].item())
         assert max(largest.values()) <= TOLERANCE[precision], (precision, largest)

@@ -10,6 +10,8 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import Tensor
 from transformers import PerceiverTokenizer, PreTrainedConfig, PreTrainedModel
 
+from perceiver_vl.models.dynamic_perceiver import DynamicPerceiverConfig
+from perceiver_vl.models.dynamic_perceiver import convert as dynamic_perceiver
 from perceiver_vl.models.monoxiver import MonoXiverConfig
 from perceiver_vl.models.monoxiver import convert as monoxiver
 from perceiver_vl.models.perceiver import IterativePerceiverConfig
@@ -49,6 +51,12 @@ _SIBLINGS = {
         MonoXiverConfig,
         monoxiver.recognises,
         lambda state, _, **fields: monoxiver.converted(state, **fields),
+    ),
+    "dynamic_perceiver": _Sibling(
+        "Dynamic Perceiver",
+        DynamicPerceiverConfig,
+        dynamic_perceiver.recognises,
+        lambda state, _, **fields: dynamic_perceiver.converted(state, **fields),
     ),
     "s2t_perceiver": _Sibling(
         "S2T Perceiver",
