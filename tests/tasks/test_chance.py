@@ -29,6 +29,8 @@ CHOSEN = [
 ]
 COUNTS = [record(question="how many?", answers=(str(number),)) for number in (3, 3, 7)]
 PAIRS = [record(texts=("x",), label=label, example_id=f"train-{label}-0-0") for label in (1, 1, 0)]
+SAID = [record(texts=("a red dog", "a cat")), record(texts=("a red dog.",)), record(question="what?", answers=("no",))]
+SAID_OF = [record(texts=("A red dog!",)), record(texts=("the blue cat",))]
 CLASSES = [record(label=label) for label in (6, 6, 2, 0, 0, 0, 1)]
 
 
@@ -61,6 +63,19 @@ CLASSES = [record(label=label) for label in (6, 6, 2, 0, 0, 0, 1)]
             CLASSES,
             {"top1": 100 / 7, "top5": 500 / 7},
             {"top1": 300 / 7, "top5": 100.0},
+        ),
+        (
+            "captioning",
+            {},
+            [SAID[0], SAID[0], *SAID[1:]],
+            SAID_OF,
+            {},
+            {  # of the words and pairs and threes one half each, of no fours the script's 1e-15 of 1e-9; no fours: ¾
+                "cider_d": 100 * 10 * 3 / 4 / 2,
+                "bleu_4": 100 * (1e-6 / 8) ** 0.25,
+                "rouge_l": 50.0,
+                "exact_match": 50.0,
+            },
         ),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_tasks import ANSWERS, PROCESSOR, OtherPictures, Pictures, model_of, records_of
+from small_tasks import ANSWERS, LETTERS, PROCESSOR, OtherPictures, Pictures, model_of, records_of
 
 from perceiver_vl import MediaError, PerceiverVLConfig, UsageError
 from perceiver_vl.data.records import Record, SkippedSample
@@ -31,6 +31,9 @@ def told(name: str) -> list[Record]:
             record = replace(record, answers=(ANSWERS[place],))
         elif name == "counting":
             record = replace(record, answers=(str(2 * place + 1),))
+        elif name == "captioning":
+            said = (LETTERS[place], f"{LETTERS[place]} b")
+            record = replace(record, answers=said[:1]) if record.question else replace(record, texts=said)
         else:
             record = replace(record, label=place % 2)
         records.append(record)
@@ -61,6 +64,13 @@ def test_the_head_that_the_training_split_asks_for_takes_its_labels(name: str) -
         assert batch["labels"][2].sum() == pytest.approx(1.6)
     elif name == "counting":
         assert batch["labels"].tolist() == [1.0, 1.0, 3.0, 3.0, 5.0, 5.0, 7.0, 7.0]
+    elif name == "captioning":
+        for record, ids, labels in zip(records, batch["input_ids"], batch["labels"], strict=True):
+            said = PROCESSOR.tokenizer.decode(labels[labels != -100], skip_special_tokens=True)
+            assert said in (record.answers or record.texts)
+            assert torch.equal(ids[labels != -100], labels[labels != -100])
+            asked = PROCESSOR.tokenizer.decode(ids[labels == -100], skip_special_tokens=True)
+            assert asked == " ".join((record.question or "").split()[:2])  # half of the table is left for the answer
     elif name in ("multiple-choice", "nlvr2"):
         assert batch["labels"].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
     else:
@@ -80,7 +90,7 @@ def test_training_lowers_the_loss_and_the_metric_says_so(name: str) -> None:
     torch.manual_seed(0)
     words = len(PROCESSOR.tokenizer)
     shallow = {"num_blocks": 1, "self_attentions_per_block": 1, "initializer_range": 0.1}
-    config = tiny_config(vocab_size=words, **shallow, **task.head(records))
+    config = tiny_config(vocab_size=words, **shallow, **task.head(records), **task.words(PROCESSOR.tokenizer))
     model = task.model_class(config)
     examples = examples_of(name, records, model.config)
     batch = TaskCollator(task, PROCESSOR, model.config)([examples[index] for index in range(8)])

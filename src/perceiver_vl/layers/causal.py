@@ -39,6 +39,10 @@ class Inputs:
         wide = columns[..., None].expand(-1, -1, self.embeddings.shape[-1])
         return Inputs(self.embeddings.gather(1, wide), self.mask.gather(1, columns), self.positions.gather(1, columns))
 
+    def rows(self, rows: Tensor) -> "Inputs":
+        """Rows `(B,)` int64 of the batch."""
+        return Inputs(self.embeddings[rows], self.mask[rows], self.positions[rows])
+
     def beside(self, later: "Inputs") -> "Inputs":
         """These, then `later`."""
         pairs = zip(vars(self).values(), vars(later).values(), strict=True)
@@ -99,7 +103,7 @@ class CausalCache:
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take rows `beam_idx (B,)` int64, as beam search does."""
-        self.own = None if self.own is None else Inputs(*(part[beam_idx] for part in vars(self.own).values()))
+        self.own = None if self.own is None else self.own.rows(beam_idx)
         self.prefix = [None if part is None else _rows(part, beam_idx) for part in self.prefix]
         self.kept = [None if part is None else _rows(part, beam_idx) for part in self.kept]
         self.found = None if self.found is None else _rows(self.found, beam_idx)

@@ -23,6 +23,7 @@ _BY_EXAMPLE = {
     "multiple-choice": "multiple_choice.MultipleChoice",
     "nlvr2": "image_pairs.NLVR2",
     "image-classification": "classification.ImageClassification",
+    "captioning": "captioning.Captioning",
 }
 _CLASSES = {"retrieval": "retrieval.Retrieval", "pre-training": "pretraining.PreTraining", **_BY_EXAMPLE}
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from perceiver_vl.data.records import Record
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.tasks.example_task import ExampleTask
+from perceiver_vl.tasks.captioning import Captioning
+from perceiver_vl.tasks.example_task import ExampleTask, LabelTask, Scored
 from perceiver_vl.tasks.metrics import LEAST_COUNTED, MOST_COUNTED, per_cent
 from perceiver_vl.utils.errors import UsageError
 
@@ -32,7 +33,11 @@ def chance_recall(captions: Sequence[int], k: int) -> tuple[float, float]:
 
 
 def chance_metrics(task: ExampleTask, config: PerceiverVLConfig, records: Sequence[Record]) -> dict[str, float]:
-    """What answers drawn at random score on labelled records, by metric: those metrics that are means over examples."""
+    """What answers drawn at random score on labelled records, by metric: those metrics that are means over examples;
+    nothing of captions, as no set of them is given.
+    """
+    if not isinstance(task, LabelTask):
+        return {}
     sums: dict[str, float] = {}
     draw = torch.Generator().manual_seed(0)
     for record in records:
@@ -46,11 +51,18 @@ def chance_metrics(task: ExampleTask, config: PerceiverVLConfig, records: Sequen
 def majority_metrics(
     task: ExampleTask, config: PerceiverVLConfig, training: Sequence[Record], records: Sequence[Record]
 ) -> dict[str, float]:
-    """What the answer that is right most often in `training` scores on `records`, both labelled, by metric."""
+    """What the answer (the caption) that is right most often in `training` scores on `records`, both labelled, by
+    metric.
+    """
+    if isinstance(task, Captioning):
+        said = task.most_frequent(training)
+        return task.metrics_of([Scored(record, said, {}) for record in records])
+    if not isinstance(task, LabelTask):
+        return {}
     often = _frequencies(task, config, training)
     if config.problem_type == "regression":
         often = often.argmax()[None].float()
-    return task.metrics_of([(record, task.score(record, _for(record, often), config)) for record in records])
+    return task.metrics_of([Scored(record, "", task.score(record, _for(record, often), config)) for record in records])
 
 
 def _guesses(config: PerceiverVLConfig, record: Record, draw: torch.Generator) -> Iterator[Tensor]:
@@ -64,7 +76,7 @@ def _guesses(config: PerceiverVLConfig, record: Record, draw: torch.Generator) -
         yield ranks.roll(turn)
 
 
-def _frequencies(task: ExampleTask, config: PerceiverVLConfig, training: Sequence[Record]) -> Tensor:
+def _frequencies(task: LabelTask, config: PerceiverVLConfig, training: Sequence[Record]) -> Tensor:
     """How often each answer is right `(K,)`; of counts and choices K is what there are at most."""
     often = torch.zeros(max([config.num_labels, MOST_COUNTED + 1, *(len(record.choices) for record in training)]))
     for start in range(0, len(training), _READ):

@@ -12,13 +12,13 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLForImageClassification
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.evaluation import VisionBatch
-from perceiver_vl.tasks.example_task import ExampleTask, csv_text
+from perceiver_vl.tasks.example_task import LabelTask, csv_text
 from perceiver_vl.tasks.metrics import probabilities, top_k_hits
 from perceiver_vl.tasks.task_result import TaskResult
 from perceiver_vl.utils.errors import UsageError
 
 
-class ImageClassification(ExampleTask):
+class ImageClassification(LabelTask):
     """ImageNet and other classes of images and clips.
 
     Examples: an image or clip, its class by number (`label`) or by name (`answers`). Query: one learned vector. Head:

@@ -60,7 +60,7 @@ class TaskExamples(DrawnExamples[TaskExample]):
             places, self.problems = task.usable_examples(source, labelled=True)
             pools = [np.array(places)]
         task.check_head(config, [source.record(index) for pool in pools for index in pool.tolist()])
-        sources = task.media_sources(source, processor, second)
+        self.task, sources = task, task.media_sources(source, processor, second)
         size = processor.image_processor.size
         super().__init__(
             source,
@@ -77,7 +77,7 @@ class TaskExamples(DrawnExamples[TaskExample]):
     def _example(
         self, record: Record, media: tuple[Frames, ...], key: tuple[int, int, int], reading: ReadStatistics
     ) -> TaskExample:
-        return TaskExample(record, media, **vars(reading))
+        return TaskExample(self.task.drawn(record, key), media, **vars(reading))
 
 
 def letters_of_task(record: Record, key: tuple[int, int, int]) -> int:
@@ -107,9 +107,8 @@ class TaskCollator:
         if self.task.pictures > 1:
             vision = {name: value.unflatten(0, (-1, self.task.pictures)) for name, value in vision.items()}
         return {
-            **self.task.text_inputs(records, self.processor),
+            **self.task.training_inputs(records, self.processor, self.config),
             **vision,
-            "labels": self.task.targets(records, self.config),
             **read_statistics(examples),
         }
 

@@ -1,6 +1,6 @@
 """A task that is answered example by example: what it has to say of itself, and its official metric on a split.
 
-Shapes: B batch, K answers of the head.
+`LabelTask` is one that is answered by the logits of a head. Shapes: B batch, K answers of the head.
 """
 
 import csv
@@ -9,7 +9,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,14 @@ from perceiver_vl.tasks.task_result import KindScore, Prediction, TaskResult
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.distributed import ProcessGroup
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
+
+
+class Scored(NamedTuple):
+    """A labelled record, what the model says of it, in words, and what that adds to each metric."""
+
+    record: Record
+    said: str
+    scores: dict[str, float]
 
 
 class ExampleTask(Task[TaskResult]):
@@ -53,28 +61,41 @@ class ExampleTask(Task[TaskResult]):
         """The configuration of the model's head that the training split asks for."""
         return {}
 
+    def words(self, tokenizer: Any) -> dict[str, Any]:
+        """What of the configuration the tokenizer says."""
+        return {}
+
+    def drawn(self, record: Record, key: tuple[int, int, int]) -> Record:
+        """What is learned of a labelled record when it is drawn for `key` = (seed, epoch, index)."""
+        return record
+
     def check_head(self, config: PerceiverVLConfig, records: Sequence[Record]) -> None:
         """Raise `UsageError` where the model's head cannot answer these labelled records."""
 
     @abstractmethod
-    def text_inputs(self, records: Sequence[Record], processor: PerceiverVLProcessor) -> dict[str, Tensor]:
-        """What the model reads of B records."""
+    def training_inputs(
+        self, records: Sequence[Record], processor: PerceiverVLProcessor, config: PerceiverVLConfig
+    ) -> dict[str, Tensor]:
+        """What the model reads of B labelled records, and `labels (B,…)`."""
 
     @abstractmethod
-    def targets(self, records: Sequence[Record], config: PerceiverVLConfig) -> Tensor:
-        """`labels (B,…)` of B labelled records."""
+    def answers(
+        self,
+        model: Any,
+        processor: PerceiverVLProcessor,
+        records: Sequence[Record],
+        vision: VisionBatch,
+        budget: ComputeBudget,
+    ) -> Sequence[Any]:
+        """What the model says of each of B records."""
 
     @abstractmethod
-    def logits(self, model: Any, vision: VisionBatch, text: dict[str, Tensor], budget: ComputeBudget) -> Tensor:
-        """What the model answers, `(B,K)`."""
+    def predict(self, record: Record, answer: Any, config: PerceiverVLConfig) -> tuple[str, int, float]:
+        """What an answer says of a record: `answer`, `label` and `score` of its `Prediction`."""
 
     @abstractmethod
-    def predict(self, record: Record, logits: Tensor, config: PerceiverVLConfig) -> tuple[str, int, float]:
-        """What `logits (K,)` say of a record: `answer`, `label` and `score` of its `Prediction`."""
-
-    @abstractmethod
-    def score(self, record: Record, logits: Tensor, config: PerceiverVLConfig) -> dict[str, float]:
-        """What a labelled record with `logits (K,)` adds to each metric, which is the mean over all examples."""
+    def score(self, record: Record, answer: Any, config: PerceiverVLConfig) -> dict[str, float]:
+        """What a labelled record with an answer adds to each metric that is the mean over all examples."""
 
     def group_metrics(self, records: Sequence[Record], scores: Sequence[float]) -> dict[str, float]:
         """Metrics that are no such mean, from labelled records and the first score of each."""
@@ -169,11 +190,8 @@ class ExampleTask(Task[TaskResult]):
                 for batch in read_ahead(media, indices, *how):
                     of_batch = [records[index] for index in batch.indices]
                     vision = vision_batch_of(batch, processor, frames, model.device)
-                    text = {key: value.to(model.device) for key, value in self.text_inputs(of_batch, processor).items()}
-                    logits = self.logits(model, vision, text, budget).float().cpu()
-                    if not (logits < torch.inf).all():  # minus infinity is the logit of a choice that is not there
-                        raise PerceiverVLError("the model's answers are not finite numbers: train it again")
-                    for index, record, of_one in zip(batch.indices, of_batch, logits, strict=True):
+                    said = self.answers(model, processor, of_batch, vision, budget)
+                    for index, record, of_one in zip(batch.indices, of_batch, said, strict=True):
                         name, predicted = record.example_id or str(index), self.predict(record, of_one, model.config)
                         answers.predictions[index] = Prediction(name, record.file_name, *predicted)
                         if self.is_labelled(record):
@@ -192,7 +210,10 @@ class ExampleTask(Task[TaskResult]):
         if not answers.predictions:
             first = f"{problems[0].file_name}: {problems[0].reason}"
             raise PerceiverVLError(f"no example of {len(indices)} could be read, the first: {first}")
-        scored = [(records[index], answers.scores[index]) for index in sorted(answers.scores)]
+        scored = [
+            Scored(records[index], answers.predictions[index].answer, answers.scores[index])
+            for index in sorted(answers.scores)
+        ]
         return TaskResult(
             self.name,
             examples=len(answers.predictions),
@@ -208,18 +229,55 @@ class ExampleTask(Task[TaskResult]):
             damaged=sorted(answers.damaged),
         )
 
-    def metrics_of(self, scored: Sequence[tuple[Record, dict[str, float]]]) -> dict[str, float]:
-        """The metrics of labelled records and what `score` gives for each; nothing of none."""
+    def metrics_of(self, scored: Sequence[Scored]) -> dict[str, float]:
+        """The metrics of labelled records; nothing of none."""
         if not scored:
             return {}
-        columns = {name: [scores[name] for _, scores in scored] for name in scored[0][1]}
+        columns = {name: [one.scores[name] for one in scored] for name in scored[0].scores}
         means = {name: sum(column) / len(column) for name, column in columns.items()}
-        return means | self.group_metrics([record for record, _ in scored], columns[self.metrics[0]])
+        return means | self.group_metrics([one.record for one in scored], columns[self.metrics[0]])
 
-    def _by_kind(self, scored: Sequence[tuple[Record, dict[str, float]]]) -> dict[str, KindScore]:
+    def _by_kind(self, scored: Sequence[Scored]) -> dict[str, KindScore]:
         """The first metric by kind."""
-        kinds = by_kind((scores[self.metrics[0]], kind) for record, scores in scored for kind in self.kinds(record))
+        kinds = by_kind((one.scores[self.metrics[0]], kind) for one in scored for kind in self.kinds(one.record))
         return {kind: KindScore(count, score) for kind, (count, score) in kinds.items()}
+
+
+class LabelTask(ExampleTask):
+    """A task whose model has a head: its answer to an example is logits `(K,)`."""
+
+    @abstractmethod
+    def text_inputs(self, records: Sequence[Record], processor: PerceiverVLProcessor) -> dict[str, Tensor]:
+        """What the model reads of B records."""
+
+    @abstractmethod
+    def targets(self, records: Sequence[Record], config: PerceiverVLConfig) -> Tensor:
+        """`labels (B,…)` of B labelled records."""
+
+    @abstractmethod
+    def logits(self, model: Any, vision: VisionBatch, text: dict[str, Tensor], budget: ComputeBudget) -> Tensor:
+        """What the model answers, `(B,K)`."""
+
+    def training_inputs(
+        self, records: Sequence[Record], processor: PerceiverVLProcessor, config: PerceiverVLConfig
+    ) -> dict[str, Tensor]:
+        """The words of the records and their targets."""
+        return {**self.text_inputs(records, processor), "labels": self.targets(records, config)}
+
+    def answers(
+        self,
+        model: Any,
+        processor: PerceiverVLProcessor,
+        records: Sequence[Record],
+        vision: VisionBatch,
+        budget: ComputeBudget,
+    ) -> Sequence[Tensor]:
+        """The rows of `logits`, on the CPU. Raises `PerceiverVLError` where they are no numbers."""
+        text = {key: value.to(model.device) for key, value in self.text_inputs(records, processor).items()}
+        logits = self.logits(model, vision, text, budget).float().cpu()
+        if not (logits < torch.inf).all():  # minus infinity is the logit of a choice that is not there
+            raise PerceiverVLError("the model's answers are not finite numbers: train it again")
+        return list(logits)
 
 
 @dataclass

@@ -12,13 +12,13 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLForImagesAndTextClassifi
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.evaluation import VisionBatch
-from perceiver_vl.tasks.example_task import ExampleTask, csv_text
+from perceiver_vl.tasks.example_task import LabelTask, csv_text
 from perceiver_vl.tasks.metrics import nlvr2_consistency, probabilities
 from perceiver_vl.tasks.task_result import TaskResult
 from perceiver_vl.utils.errors import UsageError
 
 
-class NLVR2(ExampleTask):
+class NLVR2(LabelTask):
     """NLVR2: is a statement about two pictures true?
 
     Examples: two pictures, a statement, its truth. Query: one learned vector a picture, in two passes. Head: two

@@ -16,12 +16,12 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLForMultipleChoice
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.evaluation import VisionBatch
-from perceiver_vl.tasks.example_task import ExampleTask, number_or_text
+from perceiver_vl.tasks.example_task import LabelTask, number_or_text
 from perceiver_vl.tasks.metrics import probabilities
 from perceiver_vl.tasks.task_result import TaskResult
 
 
-class MultipleChoice(ExampleTask):
+class MultipleChoice(LabelTask):
     """TGIF-QA's actions and transitions, and MSRVTT multiple choice.
 
     Examples: a clip, choices, the right one's place; with a question, or (MSRVTT) the choices are captions.

@@ -21,7 +21,7 @@ from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.perceiver_vl.question_answering import beside
 from perceiver_vl.tasks.evaluation import VisionBatch
-from perceiver_vl.tasks.example_task import ExampleTask, number_or_text
+from perceiver_vl.tasks.example_task import LabelTask, number_or_text
 from perceiver_vl.tasks.metrics import probabilities, question_word, vqa_accuracy
 from perceiver_vl.tasks.question_types import vqa_question_type
 from perceiver_vl.tasks.task_result import TaskResult
@@ -31,7 +31,7 @@ MOST_ANSWERS = 1500
 """How many answers a head gets for open questions, the most frequent ones: what ClipBERT gives MSRVTT-QA."""
 
 
-class QuestionTask(ExampleTask):
+class QuestionTask(LabelTask):
     """A question about a clip or image; query: one learned vector."""
 
     model_class = PerceiverVLForQuestionAnswering
@@ -154,7 +154,7 @@ class VQA(QuestionAnswering):
 
     def kinds(self, record: Record) -> tuple[str, ...]:
         """The type of its answer, and that of its question."""
-        return *ExampleTask.kinds(self, record), vqa_question_type(record.question or "")
+        return *LabelTask.kinds(self, record), vqa_question_type(record.question or "")
 
     def submission(self, result: TaskResult) -> str:
         return json.dumps(

@@ -14,8 +14,8 @@ from perceiver_vl.utils.errors import UsageError
 class Prediction:
     """What the model says of one example.
 
-    answer: in words; label: its number, of a class or choice; score: its probability, of a count the number before it
-    was rounded. example_id: the benchmark's, else the place in the split.
+    answer: in words; label: its number, of a class or choice (-1 of a caption, which has none); score: its probability,
+    of a count the number before it was rounded. example_id: the benchmark's, else the place in the split.
     """
 
     example_id: str
@@ -40,7 +40,8 @@ class TaskResult:
     metrics: by name, shares in per cent, over the `labelled` of the `examples` that could be read; empty where none is.
     left_out: examples that were not asked, their files or what they lack in `skipped`: the official scripts would count
     each as wrong, or refuse the submission. damaged: files that lacked frames and were used all the same.
-    predictions: of every example that was asked, in the order of the split.
+    predictions: of every example that was asked, in the order of the split. beside: what guessers score by the same
+    metrics, by their names.
     """
 
     task: str
@@ -55,6 +56,7 @@ class TaskResult:
     predictions: list[Prediction] = field(default_factory=list, repr=False)
     skipped: list[SkippedSample] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    beside: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def metric(self, name: str) -> float:
         """One metric; raises `UsageError` for one that was not measured."""
@@ -73,10 +75,11 @@ class TaskResult:
         out.print(f"{self.task}: {labelled}, {self.num_frames} frames, budget {self.budget}")
         if self.metrics:
             table = Table("metric", "kind", pad_edge=False)
-            for column in ("examples", "score"):
+            for column in ("examples", "score", *self.beside):
                 table.add_column(column, justify="right")
             for name, score in self.metrics.items():
-                table.add_row(name, "", str(self.labelled), f"{score:.2f}")
+                guessed = [f"{others[name]:.2f}" for others in self.beside.values()]
+                table.add_row(name, "", str(self.labelled), f"{score:.2f}", *guessed)
             first = next(iter(self.metrics))
             for kind, of_kind in self.by_kind.items() if len(self.by_kind) > 1 else ():
                 table.add_row(first, kind, str(of_kind.examples), f"{of_kind.score:.2f}")

@@ -185,7 +185,10 @@ class ElasticTaskModule(TrainingModule):
 
         def ask(budget: ComputeBudget) -> dict[str, ObjectiveOutput]:
             output = self.model(**inputs, budget=budget)
-            return {"task": ObjectiveOutput(output.loss, (output.logits,), kind)}
+            logits = output.logits
+            if logits.ndim == 3:  # captions: of the words that are to be said
+                logits = logits[:, :-1][inputs["labels"][:, 1:] != -100]
+            return {"task": ObjectiveOutput(output.loss, (logits,), kind)}
 
         return elastic_loss(ask, budgets, {"task": 1.0}, self.distill)
 

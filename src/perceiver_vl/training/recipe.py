@@ -369,7 +369,7 @@ class Recipe:
 
     def _asks_decoder(self) -> bool:
         if self.task is not None:
-            return self.task == "multiple-choice" or self.model.get("answers_from") != "mean_latents"
+            return self.task in ("multiple-choice", "captioning") or self.model.get("answers_from") != "mean_latents"
         return any(objective.needs_decoder for objective in self.objectives.asked.values())
 
     def to_dict(self) -> dict[str, Any]:

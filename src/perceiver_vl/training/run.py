@@ -155,7 +155,7 @@ def _train(
     first = arguments.process_index == 0
     config = start.model.config
     has_base = config.has_vision_base
-    if recipe.teacher is None:
+    if recipe.teacher is None and recipe.task != "captioning":  # whose words no text encoder reads
         remember_texts(start.model, start.processor, start.texts())
     if checkpoint is None and config.base == "linear" and not config.knows_search and start.task is None:
         fit = fit_base(start.model, start.processor, start.source, start.validation, recipe)
@@ -172,7 +172,8 @@ def _train(
         write_text(output / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         if start.fresh and progress:
             err.print(f"{recipe.initialise.model} has no {', '.join(start.fresh)}: starts fresh")
-        if progress and start.task is not None and config.base == "linear" and not config.knows_search:
+        asks_base = start.task is not None and recipe.task != "captioning"
+        if progress and asks_base and config.base == "linear" and not config.knows_search:
             err.print(
                 f"{recipe.initialise.model}: its two encoders have never met, what they say adds nothing to an answer "
                 "until it is trained for retrieval (recipes/encoders.yaml)"
@@ -268,12 +269,12 @@ def examples_of(
     if vectors is not None:
         students = DistillationExamples(vectors, start.source, *drawing, **how, size=(size["height"], size["width"]))
         return students, DistillationCollator(start.processor)
-    if start.task is None:
     if recipe.data.stretch is not None:
         stretches = StretchExamples(
             recipe.data.stretch, start.source, *drawing, **how, size=(size["height"], size["width"])
         )
         return stretches, StretchCollator(start.processor, recipe.data.stretch.segments)
+    if start.task is None:
         examples = TrainingExamples(start.source, *drawing, **how, size=(size["height"], size["width"]))
         objectives = recipe.objectives
         return examples, PreTrainingCollator(

@@ -45,7 +45,7 @@ from perceiver_vl.training.distillation import (
     take_over_text,
 )
 from perceiver_vl.training.encoder_training import encoded, frame_encoder, sees_each_clip_once, tune_encoders
-from perceiver_vl.training.recipe import Data, DataSource, Recipe
+from perceiver_vl.training.recipe import MOMENTS, Data, DataSource, Recipe
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.utils.console import quiet
 from perceiver_vl.utils.distributed import ProcessGroup
@@ -103,7 +103,7 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
     pools, few = make_pools(source, [split.weight for split in data.train], batch, lacks_of(recipe))
     problems += few
     if task is not None and checkpoint is None:
-        config = _with_head(config, task, source, pools)
+        config = _with_head(config, task, source, pools, processor.tokenizer)
     validation = None
     if data.validation is not None:
         with within("data.validation", *_OF_A_SOURCE):
@@ -269,7 +269,7 @@ def _class_names(config: PerceiverVLConfig, task: ExampleTask | None) -> tuple[s
 
 
 def _with_head(
-    config: PerceiverVLConfig, task: ExampleTask, source: Mixture, pools: Sequence[Pool]
+    config: PerceiverVLConfig, task: ExampleTask, source: Mixture, pools: Sequence[Pool], tokenizer: Any
 ) -> PerceiverVLConfig:
     """The configuration with the head that the training clips ask for."""
     head = task.head(source.record(place) for pool in pools for place in pool.clips.tolist())
@@ -277,7 +277,7 @@ def _with_head(
     if names and _need_of(task) == "label":
         head |= {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
     without = {name: value for name, value in config.to_dict().items() if name not in _OF_A_HEAD}
-    return PerceiverVLConfig.from_dict(without | head)
+    return PerceiverVLConfig.from_dict(without | head | task.words(tokenizer))
 
 
 def processor_and_config(

@@ -166,6 +166,17 @@ def task_flops(config: PerceiverVLConfig, batch: Mapping[str, Tensor], budget: C
     return 3 * len(pixels) * pictures * choices * one
 
 
+def captioning_flops(
+    config: PerceiverVLConfig, batch: Mapping[str, Tensor], budget: ComputeBudget = FULL_BUDGET
+) -> float:
+    """Operations of the loss of captions, forward and backward, as `task_flops`."""
+    frames, words = batch["pixel_values"].shape[1], batch["input_ids"].shape[1]
+    one: float = caption_flops(config, frames, words, budget)
+    if config.caption_prefix == "latents":
+        one += encoding_flops(config, frames, 0, budget) - encoder_flops(config, frames, 0, budget)
+    return 3 * len(batch["input_ids"]) * one
+
+
 def memory(device: torch.device) -> dict[str, float]:
     """The most that this process has held so far, MiB: `memory_mib`, and `gpu_memory_mib` where there is one."""
     found = {}

@@ -16,7 +16,7 @@ from perceiver_vl.training.losses.base import PreTrainingBatch
 from perceiver_vl.training.objectives import PreTrainingModule
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.recipe_trainer import RecipeTrainer
-from perceiver_vl.training.statistics import encoding_flops, pretraining_flops, task_flops
+from perceiver_vl.training.statistics import FEW, captioning_flops, encoding_flops, pretraining_flops, task_flops
 from perceiver_vl.training.student_score import MEASURED, Texts, score_student, texts_of
 from perceiver_vl.utils.distributed import GlobalBatch
 
@@ -158,7 +158,8 @@ class TaskTrainer(RecipeTrainer[TaskResult]):
 
     def flops(self, batch: Mapping[str, Tensor]) -> float:
         """Of the task's own loss."""
-        return sum(task_flops(self._config(), batch, budget) for budget in self.budgets())
+        count = captioning_flops if self.recipe.task == "captioning" else task_flops
+        return sum(count(self._config(), batch, budget) for budget in self.budgets())
 
     def run_encoder(self, few: dict[str, Tensor]) -> object:
         """As the loss does."""

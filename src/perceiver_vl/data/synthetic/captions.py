@@ -3,9 +3,11 @@
 The words about one thing stay together, so a caption can be read back without guessing.
 """
 
+import re
+
 import numpy as np
 
-from perceiver_vl.data.synthetic.scene import Scene, SceneObject
+from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES, Description, Scene, SceneObject
 from perceiver_vl.utils.errors import UsageError
 
 _SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
@@ -65,6 +67,36 @@ def captions(scene: Scene, count: int, rng: np.random.Generator) -> tuple[str, .
     while len(wordings) < count:
         wordings[caption(scene, rng)] = None
     return tuple(wordings)
+
+
+def read_caption(text: str) -> tuple[Description, ...] | None:
+    """What a caption in the words of this grammar says about each thing, in its order; None of another text.
+
+    What is not said of a thing, or twice, stays empty.
+    """
+    found = []
+    for part in re.split(r"\ban? (?!video\b)", text.lower().replace("in a circle", "round"))[1:]:
+        said = {
+            name: [word for word, pattern in words.items() if pattern.search(part)] for name, words in _READ.items()
+        }
+        if said["shape"]:
+            found.append(Description(*(said[name][0] if len(said[name]) == 1 else "" for name in Description._fields)))
+    return tuple(found) or None
+
+
+def _any_of(words: list[str]) -> re.Pattern[str]:
+    return re.compile("|".join(rf"\b{re.escape(word)}\b" for word in words))
+
+
+_READ = {
+    "size": {size: _any_of([*words]) for size, words in _SIZE_WORDS.items()},
+    "colour": {colour: _any_of([colour]) for colour in COLOURS},
+    "shape": {shape: _any_of([shape]) for shape in SHAPES},
+    "motion": {
+        motion: _any_of([way.replace("in a circle", "round") for ways in wordings for way in ways])
+        for motion, wordings in _MOTION_WORDS.items()
+    },
+}
 
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:

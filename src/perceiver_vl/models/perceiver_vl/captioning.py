@@ -185,7 +185,7 @@ class PerceiverVLForCaptioning(PerceiverVLPreTrainedModel, GenerationMixin):
                 cache.reorder_cache(torch.arange(len(input_ids), device=input_ids.device) // times)
         if cache is None:
             assert prefix is not None
-            seen = Inputs(*(part.repeat_interleave(times, 0) for part in vars(prefix).values()))
+            seen = prefix if times == 1 else prefix.rows(torch.arange(len(input_ids), device=input_ids.device) // times)
             latents = self.caption_decoder(seen.beside(text), len(seen))
         else:
             latents = self.caption_decoder.extend(cache, text, cache.prefix_length)

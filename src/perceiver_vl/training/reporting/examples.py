@@ -183,7 +183,7 @@ def _shown(source: VideoDataset, place: int, role: str) -> Shown:
 def _is_right(record: Record, prediction: Prediction) -> bool:
     if record.label is not None:
         return prediction.label == record.label
-    return normalise_answer(prediction.answer) in map(normalise_answer, record.answers)
+    return normalise_answer(prediction.answer) in map(normalise_answer, record.answers or record.texts)
 
 
 def _truth(record: Record, names: dict[int, str]) -> str:
@@ -191,6 +191,8 @@ def _truth(record: Record, names: dict[int, str]) -> str:
         return record.choices[record.label]
     if record.answers:
         return ", ".join(dict.fromkeys(record.answers))
+    if record.label is None and record.texts:
+        return " / ".join(record.texts)
     return names.get(record.label or 0, str(record.label))
 
 

@@ -86,6 +86,17 @@ print(model.config.id2label[logits.argmax(-1).item()])""",
     "visual-question-answering",
     ("image-pairs",),
 )
+_CAPTIONS = _Kind(
+    "This model says in words what is in a clip or an image, and answers questions about it in words where it was\n"
+    "trained on some.",
+    "PerceiverVLForCaptioning",
+    """\
+with torch.inference_mode():
+    words = model.generate(**processor(videos=[clip]), num_beams=3)
+print(processor.tokenizer.decode(words[0], skip_special_tokens=True))""",
+    "image-to-text",
+    ("video-captioning", "image-captioning"),
+)
 _LATENTS = _Kind(
     "This model turns words, images and video into latents.",
     "PerceiverVLModel",
@@ -102,6 +113,7 @@ _KINDS = {
     "PerceiverVLForQuestionAnswering": _ANSWERS,
     "PerceiverVLForImageClassification": _CLASSES,
     "PerceiverVLForMultipleChoice": _CHOICES,
+    "PerceiverVLForCaptioning": _CAPTIONS,
     "PerceiverVLForImagesAndTextClassification": _STATEMENTS,
 }
 _DIRECTIONS = {"text_to_video": "Text-to-video retrieval", "video_to_text": "Video-to-text retrieval"}
