@@ -159,12 +159,12 @@ class PerceiverVLConfig(PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: need at least 1")
         self._check_size()
-        if self.type_vocab_size < 0:
         if self.caption_cross_attentions > self.caption_layers + 1:
             raise UsageError(
                 f"caption_cross_attentions={self.caption_cross_attentions}: one before each of caption_layers="
                 f"{self.caption_layers} layers and one after them, so at most {self.caption_layers + 1}"
             )
+        if self.type_vocab_size < 0:
             raise UsageError(f"type_vocab_size={self.type_vocab_size}: need 0 (no segment table) or more")
         if self.hidden_size % self.num_attention_heads:
             raise UsageError(
@@ -249,11 +249,11 @@ class PerceiverVLConfig(PreTrainedConfig):
                 f"num_blocks={self.num_blocks}, self_attentions_per_block={self.self_attentions_per_block}: {layers} "
                 f"layers are more than the {_MOST_LAYERS} that are built, set fewer"
             )
-        rows: dict[str, float] = {"hidden_size": layers * (4 + 2 * self.intermediate_ratio) * self.hidden_size}
         if self.caption_layers > _MOST_LAYERS:
             raise UsageError(
                 f"caption_layers={self.caption_layers}: more than the {_MOST_LAYERS} layers that are built"
             )
+        rows: dict[str, float] = {"hidden_size": layers * (4 + 2 * self.intermediate_ratio) * self.hidden_size}
         for name in ("vocab_size", "num_latents", "max_text_length", "max_frames", "type_vocab_size"):
             rows[name] = getattr(self, name)
         if self.vision_config is None:
