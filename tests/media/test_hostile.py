@@ -151,6 +151,18 @@ def test_a_frame_may_not_have_pixels_without_end(tmp_path: Path, monkeypatch: py
     assert grown.lost
 
 
+def test_a_later_frame_of_an_animation_may_not_be_larger_than_any_picture() -> None:
+    """Pillow makes room for where a frame of a GIF says that it lies, beyond the first."""
+    file = io.BytesIO()
+    Image.new("P", (8, 8)).save(file, "GIF")
+    data = file.getvalue()
+    begin = data.index(b"\x2c\0\0\0\0")
+    frame = data[begin:-1]
+    away = frame[:1] + (11_000).to_bytes(2, "little") * 2 + frame[5:]
+    with pytest.raises(MediaError, match="frames of 11008x11008 pixels are more than"):
+        load_frames(data[:begin] + frame + away + b";", 2)
+
+
 @pytest.mark.parametrize(
     "write",
     [

@@ -171,7 +171,10 @@ class Picture:
             self._count_pixels.spend(self._image.width * self._image.height)
             try:
                 self._image.seek(index + self._first)
+                check_pixels(self.name, *self._image.size)  # a later frame may claim to be larger than the first
                 self._image.load()
+            except MediaError:
+                raise
             except Exception:  # Pillow raises whatever a damaged file leads it to
                 self.damaged = True
                 break
