@@ -111,4 +111,114 @@ def monoxiver(
         seed=seed,
         progress=True,
     )
-    print_bench(report, as_json)
+    print_bench(report, as_json, repeats=f"seed {seed}")
+
+
+def s2t_perceiver(
+    utterances: Annotated[int, typer.Option(min=1, help="To train on.")] = 2000,
+    tested: Annotated[int, typer.Option(min=1, help="Others, to test with.")] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="Of each training, of 32 utterances.")] = 1000,
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train S2T Perceivers to write down made digits, with all latents and with a quarter, beside a transformer."""
+    use_threads(threads)
+    from perceiver_vl.bench.siblings.spoken_digits import measure_spoken_digits
+
+    report = measure_spoken_digits(
+        utterances=min(utterances, 32) if quick else utterances,
+        tested=min(tested, 8) if quick else tested,
+        steps=min(steps, 2) if quick else steps,
+        seed=seed,
+        progress=True,
+    )
+    print_bench(report, as_json, repeats=f"seed {seed}")
+
+
+def dynamic_perceiver(
+    pictures: Annotated[int, typer.Option(min=1, help="To train on.")] = 4000,
+    tested: Annotated[int, typer.Option(min=1, help="To test with, and as many to solve thresholds on.")] = 1000,
+    size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 48,
+    steps: Annotated[int, typer.Option(min=1, help="Of each training, of 32 pictures.")] = 600,
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a Dynamic Perceiver whose pictures leave where it is sure enough, beside exits on convolutions."""
+    use_threads(threads)
+    from perceiver_vl.bench.siblings.early_exits import measure_early_exits
+
+    report = measure_early_exits(
+        pictures=min(pictures, 64) if quick else pictures,
+        tested=min(tested, 32) if quick else tested,
+        size=size,
+        steps=min(steps, 2) if quick else steps,
+        seed=seed,
+        progress=True,
+    )
+    print_bench(report, as_json, repeats=f"seed {seed}")
+
+
+def gcog(
+    splits: Annotated[
+        str, typer.Option(help="Some of distractor, systematic_depth1, systematic_depth3 and productive.")
+    ] = "distractor,systematic_depth1,systematic_depth3,productive",
+    only: Annotated[str, typer.Option(help="Models to train, as the report names them; none: all.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Of each training, of 32 instances.")] = 1500,
+    per_operator: Annotated[int, typer.Option(min=1, help="Instructions, eight times so many.")] = 5000,
+    tested: Annotated[int, typer.Option(min=32, help="Instances of each test.")] = 1024,
+    width: Annotated[int, typer.Option(min=8, help="Of every model.")] = 64,
+    numbers: Annotated[bool, typer.Option("--numbers", help="Tokens are numbers, as in the reference.")] = False,
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train gCOG's model families and Perceiver-VL on its splits: more distractors, new pairs, longer instructions."""
+    use_threads(threads)
+    from perceiver_vl.bench.siblings.gcog import measure_gcog
+
+    report = measure_gcog(
+        _names(splits),
+        _names(only),
+        steps=min(steps, 2) if quick else steps,
+        per_operator=min(per_operator, 8) if quick else per_operator,
+        tested=min(tested, 32) if quick else tested,
+        width=min(width, 16) if quick else width,
+        numbers=numbers,
+        seed=seed,
+        progress=True,
+    )
+    print_bench(report, as_json, repeats=f"seed {seed}")
+
+
+def uni_perceiver(
+    steps: Annotated[int, typer.Option(min=1, help="Of each task, of 32 examples.")] = 400,
+    tested: Annotated[int, typer.Option(min=32, help="Examples of each test.")] = 512,
+    width: Annotated[int, typer.Option(min=8, help="Of the model.")] = 64,
+    alone: Annotated[bool, typer.Option("--alone/--no-alone", help="A model for each task, too.")] = True,
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train Uni-Perceivers on tasks whose labels are words: together and apart, with experts; and on labels unseen."""
+    use_threads(threads)
+    from perceiver_vl.bench.siblings.label_words import measure_label_words
+
+    report = measure_label_words(
+        steps=min(steps, 2) if quick else steps,
+        tested=min(tested, 32) if quick else tested,
+        width=min(width, 16) if quick else width,
+        alone=alone,
+        seed=seed,
+        progress=True,
+    )
+    print_bench(report, as_json, repeats=f"seed {seed}")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

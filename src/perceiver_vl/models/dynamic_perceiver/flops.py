@@ -42,6 +42,19 @@ def exit_flops(config: DynamicPerceiverConfig, height: int, width: int) -> list[
     return [*found, total + 2 * (classes * known + (last + widths[-1] + known) * classes)]
 
 
+def feature_flops(config: DynamicPerceiverConfig, height: int, width: int) -> list[int]:
+    """Of the feature branch alone, with a linear classifier after the second, the third and the fourth stage."""
+    size = (height + 1) // 2, (width + 1) // 2
+    total, found = 2 * 9 * config.num_channels * config.stem_width * size[0] * size[1], []
+    for stage, channels in enumerate(config.widths):
+        cost, size = _features(config, stage, size)
+        total += cost
+        if stage:
+            total += 2 * channels * config.num_labels
+            found.append(total)
+    return found
+
+
 def _write(places: int, latents: int, width: int, latent_width: int) -> int:
     narrow = max(1, width // 8)
     sizes = {"input_size": latent_width, "qk_size": narrow, "v_size": narrow, "intermediate_size": width}
