@@ -15,6 +15,7 @@ from perceiver_vl.cli import data as data_commands
 from perceiver_vl.cli import siblings
 from perceiver_vl.cli.ask import ask
 from perceiver_vl.cli.bench import bench_app
+from perceiver_vl.cli.caption import caption
 from perceiver_vl.cli.convert import convert, export
 from perceiver_vl.cli.demo import demo
 from perceiver_vl.cli.evaluate import evaluate
@@ -57,6 +58,7 @@ for _command in (
     evaluate,
     search,
     ask,
+    caption,
     watch,
     report,
     data_commands.prepare,

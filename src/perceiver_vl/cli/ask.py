@@ -29,7 +29,9 @@ def ask(
         str | None,
         typer.Option(help="Answers to choose from, as in 'red|blue|neither'; any matching model can choose."),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "--top", min=1, help="Answers to show.")] = 5,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", "--top", min=1, help="Answers to show, of those there are (default: 5).")
+    ] = None,
     start: Annotated[float | None, typer.Option(min=0, help="Look from this second on.")] = None,
     end: Annotated[float | None, typer.Option(min=0, help="Look up to this second.")] = None,
     fps: Annotated[
@@ -48,7 +50,7 @@ def ask(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer questions about a clip or an image, with probabilities."""
+    """Answer questions about a clip or an image, with probabilities; a model of captions in words of its own."""
     if not clip.exists():
         raise UsageError(f"{clip}: no such file")
     given = _choices(choices)
@@ -67,12 +69,17 @@ def ask(
     kinds = PerceiverVLConfig.from_pretrained(model).architectures or []
     if "PerceiverVLForQuestionAnswering" in kinds:
         answering = pipeline("question-answering", model, device, dtype=dtype)
-        answers = answering(str(clip), questions, choices=given, top_k=top_k, **how)
+        answers = answering(str(clip), questions, choices=given, top_k=top_k or 5, **how)
+    elif "PerceiverVLForCaptioning" in kinds:
+        for name, value in {"choices": choices, "top_k": top_k}.items():
+            if value is not None:
+                raise UsageError(f"{name}={value}: {model} answers once, in words of its own, leave it out")
+        answers = [[said] for said in pipeline("captioning", model, device, dtype=dtype)(str(clip), questions, **how)]
     elif given is None:
         raise UsageError(f"{model}: has no answers of its own, give some to choose from: --choices 'yes|no'")
     else:
         choosing = pipeline("multiple-choice", model, device, dtype=dtype)
-        answers = [choosing(str(clip), given, question, **how)[:top_k] for question in questions]
+        answers = [choosing(str(clip), given, question, **how)[: top_k or 5] for question in questions]
     results = [{"question": question, "answers": found} for question, found in zip(questions, answers, strict=True)]
     if as_json:
         print_json(results)

@@ -37,6 +37,8 @@ _TASKS_OF_OPTION = {
     "folds": ("retrieval",),
     "captions_per_clip": ("retrieval", "pre-training"),
     "seed": ("pre-training",),
+    "beams": ("captioning",),
+    "guess_from": ("captioning",),
     "index": (MOMENTS,),
     "segments": (MOMENTS,),
     "segment_fps": (MOMENTS,),
@@ -77,6 +79,16 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(help="Pre-training: of the masks and the pairs that do not match (default: 0).")
     ] = None,
+    beams: Annotated[
+        int | None, typer.Option(min=1, help="Captioning: captions followed at a time (default: 1, greedy).")
+    ] = None,
+    guess_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPLIT",
+            help="Captioning: beside what is said most often of this split, and of the most similar clip in it.",
+        ),
+    ] = None,
     index: Annotated[
         str | None, typer.Option(help="Moments: keep the index of the videos here (default: a scratch folder).")
     ] = None,
@@ -113,7 +125,7 @@ def evaluate(
     ranking = {"streams": streams, "shortlist": shortlist, "folds": folds}
     of_moments: dict[str, Any] = {"index": index, "segments": segments, "segment_fps": segment_fps}
     of_moments |= {"corpus": corpus or None, "baselines": baselines or None, "calibrate": calibrate}
-    of_others = {"captions_per_clip": captions_per_clip, "seed": seed}
+    of_others = {"captions_per_clip": captions_per_clip, "seed": seed, "beams": beams, "guess_from": guess_from}
     how = _options_of(task, {**ranking, **of_others, **of_moments})
     if submission and task != MOMENTS and task not in EXAMPLE_TASKS:
         raise UsageError(f"submission={submission}: {task} has none, its figures are its result")
@@ -156,6 +168,8 @@ def evaluate(
     check_features(data, loaded, processor, frames)
     where: dict[str, Any] = {"benchmark": benchmark, "split": split, "metadata": metadata, "columns": names}
     source, problems = open_dataset(data, size, need=chosen.need, **where, **failing)
+    if guess_from is not None:
+        how["guess_from"], _ = open_dataset(data, size, need=chosen.need, **(where | {"split": guess_from}), **failing)
     if submission is None and not chosen.is_labelled_somewhere(source):
         raise UsageError(f"{data}: does not say what is right, write the predictions with --submission FILE")
     result = chosen.evaluate(loaded, processor, source, progress=is_first_process(), **how)

@@ -50,7 +50,7 @@ class ClipOptions(TypedDict, total=False):
 def cached_clip(
     model: PerceiverVLPreTrainedModel,
     processor: PerceiverVLProcessor,
-    clip: Medium,
+    clip: Medium | VisionCache,
     *,
     start: float | None = None,
     end: float | None = None,
@@ -59,10 +59,14 @@ def cached_clip(
     budget: ComputeBudget = FULL_BUDGET,
     progress: bool = False,
 ) -> Iterator[VisionCache]:
-    """What a clip contributes to every text it is asked with, read once as `ClipOptions` say.
+    """What a clip contributes to every text it is asked with, read once as `ClipOptions` say; what was read earlier
+    (`VisionCache`) as it is.
 
     Raises `UsageError` for options that do not go together, `MediaError` for a file that cannot be read.
     """
+    if isinstance(clip, VisionCache):
+        yield clip
+        return
     model.config.check_budget(budget)
     if fps is None:
         if spill is not None:

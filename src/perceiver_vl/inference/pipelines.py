@@ -1,4 +1,4 @@
-"""From files to results in one call: media found by words, questions about a clip answered, choices made.
+"""From files to results in one call: media found by words, questions about a clip answered, choices made, captions.
 
 Shapes: Q queries, C clips and images, K of them on a shortlist, N latents, D width, H heads, E retrieval vector.
 """
@@ -18,11 +18,13 @@ from torch import Tensor
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.prefetch import decode_ahead, or_media_error
 from perceiver_vl.data.records import Record
+from perceiver_vl.inference.captioning import CaptioningPipeline
 from perceiver_vl.inference.clips import ClipOptions, Medium, cached_clip, frames_of, load_medium
 from perceiver_vl.inference.moments import MomentsPipeline
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.loading import load_folder, load_retriever
 from perceiver_vl.models.perceiver_vl import (
+    PerceiverVLForCaptioning,
     PerceiverVLForMultipleChoice,
     PerceiverVLForQuestionAnswering,
     PerceiverVLForRetrieval,
@@ -30,6 +32,7 @@ from perceiver_vl.models.perceiver_vl import (
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.perceiver_vl.retrieval import combined_scores
+from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
 from perceiver_vl.search.encode import encode_clips
 from perceiver_vl.tasks.metrics import probabilities, rounded_count
 from perceiver_vl.tasks.multiple_choice import choice_words
@@ -75,6 +78,15 @@ def pipeline(
     dtype: str | None = None,
     compiled: bool = False,
 ) -> MomentsPipeline: ...
+@overload
+def pipeline(
+    task: Literal["captioning"],
+    model: str | Path,
+    device: str | torch.device | None = None,
+    *,
+    dtype: str | None = None,
+    compiled: bool = False,
+) -> CaptioningPipeline: ...
 def pipeline(
     task: str,
     model: str | Path,
@@ -82,8 +94,8 @@ def pipeline(
     *,
     dtype: str | None = None,
     compiled: bool = False,
-) -> "RetrievalPipeline | QuestionAnsweringPipeline | MultipleChoicePipeline | MomentsPipeline":
-    """The model of a folder, ready to be called with files; see the four classes.
+) -> "RetrievalPipeline | QuestionAnsweringPipeline | MultipleChoicePipeline | MomentsPipeline | CaptioningPipeline":
+    """The model of a folder, ready to be called with files; see the five classes.
 
     `device`: None for a GPU if there is one. `dtype`: float32, bfloat16 or int8; None: as it was saved. `compiled`: its
     encoder is. Raises `UsageError` for another task or dtype, or a folder without such a model.
@@ -99,7 +111,11 @@ def pipeline(
         )
     if task == "multiple-choice":
         return MultipleChoicePipeline(*load_folder(PerceiverVLForMultipleChoice, "matching", model, *how))
-    raise UsageError(f"task={task!r}: choose 'retrieval', 'moments', 'question-answering' or 'multiple-choice'")
+    if task == "captioning":
+        return CaptioningPipeline(*load_folder(PerceiverVLForCaptioning, "captioning", model, *how))
+    raise UsageError(
+        f"task={task!r}: choose 'retrieval', 'moments', 'question-answering', 'multiple-choice' or 'captioning'"
+    )
 
 
 class RetrievalPipeline:
@@ -196,7 +212,7 @@ class QuestionAnsweringPipeline:
     @torch.inference_mode()
     def __call__(
         self,
-        clip: Medium,
+        clip: Medium | VisionCache,
         questions: str | Sequence[str],
         *,
         choices: Sequence[str] | None = None,
@@ -208,7 +224,8 @@ class QuestionAnsweringPipeline:
 
         `clip`: a path, an image, an array or a tensor, as `PerceiverVLProcessor` takes them; it is decoded and read
         once for all questions (`cache_vision`), as `how` says (`ClipOptions`: `start`, `end`, `fps`, `spill`, `budget`,
-        `progress`). `choices`: only these of its answers.
+        `progress`); or what was read of one earlier (`inference.clips.cached_clip`). `choices`: only these of its
+        answers.
         Raises `UsageError` for values of a wrong type or choices that it does not know, `MediaError` for a file that
         cannot be read.
         """
@@ -254,7 +271,11 @@ class MultipleChoicePipeline:
 
     @torch.inference_mode()
     def __call__(
-        self, clip: Medium, choices: Sequence[str], question: str | None = None, **how: Unpack[ClipOptions]
+        self,
+        clip: Medium | VisionCache,
+        choices: Sequence[str],
+        question: str | None = None,
+        **how: Unpack[ClipOptions],
     ) -> list[dict[str, Any]]:
         """The choices, likeliest first: each an `answer` and its probability `score` among them.
 
