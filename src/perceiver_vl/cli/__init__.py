@@ -25,6 +25,7 @@ from perceiver_vl.cli.options import as_typed
 from perceiver_vl.cli.perception import perception
 from perceiver_vl.cli.report import report
 from perceiver_vl.cli.search import index_app, search
+from perceiver_vl.cli.serve import serve
 from perceiver_vl.cli.train import train
 from perceiver_vl.cli.watch import watch
 from perceiver_vl.utils.console import err, out
@@ -58,6 +59,7 @@ for _command in (
     evaluate,
     search,
     ask,
+    serve,
     caption,
     watch,
     report,

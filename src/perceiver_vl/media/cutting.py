@@ -21,7 +21,7 @@ ENDINGS: dict[Cut, str] = {"keyframes": ".mkv", "exact": ".mp4"}
 _MILLISECONDS = Fraction(1, 1000)
 _QUALITY = "18"  # x264's constant rate factor, at which nothing is seen
 _FRAMES_AT_ONCE = 16
-_MOST_OVERTAKEN = 16  # frames that are decoded before one that is shown earlier, of any codec
+MOST_OVERTAKEN = 16  # frames that are decoded before one that is shown earlier, of any codec
 
 
 def check_cut(cut: str) -> Cut:
@@ -54,11 +54,11 @@ def cut_video(source: Path, start: float, end: float, out: Path, cut: Cut = "key
 
 
 def _copy(source: Path, start: float, end: float, out: Path) -> tuple[float, float]:
-    with _open(source) as container, av.open(str(out), "w", format="matroska") as written:
+    with open_container(source) as container, av.open(str(out), "w", format="matroska") as written:
         video = container.streams.best("video")
         streams = [video, *container.streams.audio[:1]]
         copies = {stream.index: written.add_stream_from_template(stream) for stream in streams}
-        origin, keys = _clock(source, video)
+        origin, keys = clock_of(source, video)
         first = last = max((key for key in keys if key <= origin + start + 1e-3), default=origin)
         begun, before = False, dict[int, int]()
         for packet in container.demux(streams):
@@ -67,7 +67,7 @@ def _copy(source: Path, start: float, end: float, out: Path) -> tuple[float, flo
             time, of_video = float(packet.pts * packet.time_base), packet.stream is video
             begun = begun or (of_video and packet.is_keyframe and time >= first - 1e-6)
             if packet.dts is None:  # of the first ones that others overtake; no two may be decoded at once
-                before[packet.stream.index] = before.get(packet.stream.index, packet.pts - _MOST_OVERTAKEN) + 1
+                before[packet.stream.index] = before.get(packet.stream.index, packet.pts - MOST_OVERTAKEN) + 1
                 packet.dts = before[packet.stream.index]
             if of_video and packet.dts * packet.time_base >= origin + end:
                 break  # what is shown before is decoded before
@@ -89,7 +89,7 @@ def _encode(source: Path, start: float, end: float, out: Path) -> tuple[float, f
     if not len(wanted):
         raise MediaError(source, f"nothing is shown from {start:.3f} to {end:.3f} s")
     first, last = float(wanted[0]), min(end, duration or end)
-    with _open(source) as container, av.open(str(out), "w", format="mp4") as written:
+    with open_container(source) as container, av.open(str(out), "w", format="mp4") as written:
         picture: Any = None
         sounds = _sound(container, source, first, last)
         sound: Any = None
@@ -118,7 +118,7 @@ def _encode(source: Path, start: float, end: float, out: Path) -> tuple[float, f
 def _sound(container: Any, source: Path, first: float, last: float) -> Iterator[Any]:
     """The frames of the sound that begin in [first, last) seconds, on a clock that begins there."""
     stream = container.streams.audio[0]
-    origin, _ = _clock(source, container.streams.best("video"))
+    origin, _ = clock_of(source, container.streams.best("video"))
     container.seek(int((origin + first) / stream.time_base), stream=stream, backward=True)
     for frame in container.decode(stream):
         if frame.pts is None or (time := float(frame.pts * frame.time_base) - origin) < first:
@@ -129,15 +129,16 @@ def _sound(container: Any, source: Path, first: float, last: float) -> Iterator[
         yield frame
 
 
-def _open(source: Path) -> contextlib.AbstractContextManager[Any]:
+def open_container(source: Path) -> contextlib.AbstractContextManager[Any]:
+    """A file, kept to itself: no network, no playlist."""
     how = {"protocol_whitelist": "file", "format_whitelist": FORMATS}  # as for decoding
     return av.open(f"file:{source}", options=how, metadata_errors="replace")
 
 
-def _clock(source: Path, stream: Any) -> tuple[float, list[float]]:
+def clock_of(source: Path, stream: Any) -> tuple[float, list[float]]:
     """When the first frame that is shown is shown, on the clock of the file, and the keyframes are."""
     shown, keys = [], []
-    with _open(source) as container:
+    with open_container(source) as container:
         for packet in container.demux(container.streams[stream.index]):
             if packet.pts is None or not packet.size:
                 continue

@@ -1,8 +1,6 @@
 """The one filter with which every picture and every frame is resized."""
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from perceiver_vl.media.sampling import Frames
 
@@ -14,6 +12,9 @@ def resize_frame(frame: Frames, size: tuple[int, int]) -> Frames:
     """
     if frame.shape[:2] == size:
         return frame
+    import torch  # here, so that who looks at a file in its own size does not wait for it
+    from torch.nn import functional as F
+
     frame = np.require(frame, requirements=["C", "W"])  # torch would warn of an array that is read-only
     planes = torch.from_numpy(frame).permute(2, 0, 1)[None]  # (1, 3, H, W), channels last in memory
     resized = F.interpolate(planes, size=size, mode="bicubic", antialias=True)

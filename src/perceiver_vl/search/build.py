@@ -38,7 +38,7 @@ from perceiver_vl.search.rows import (
 from perceiver_vl.search.segments import SEGMENT_FPS, SegmentsReport, update_segments
 from perceiver_vl.search.skipped import read_skipped, write_skipped
 from perceiver_vl.search.table import ClipTable
-from perceiver_vl.utils.console import ProgressBars
+from perceiver_vl.utils.console import Listener, ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError
 
 COMMIT_CLIPS = 256
@@ -108,7 +108,7 @@ def build_index(
     strict: bool = False,
     max_failed_fraction: float = MAX_FAILED_FRACTION,
     verify: bool = False,
-    progress: bool = False,
+    progress: bool | Listener = False,
     device: str | torch.device | None = None,
     dtype: str | None = None,
     compiled: bool = False,
@@ -129,7 +129,8 @@ def build_index(
     date with this.
     More than `exact_rows` clips are searched through an approximate index. `verify`: check every row, encode again what
     is damaged, and make all indexes anew; a small index is checked in any case.
-    `dtype`, `compiled`: as of `load_folder`; queries are encoded in the same dtype.
+    `dtype`, `compiled`: as of `load_folder`; queries are encoded in the same dtype. progress: shown, or told to a
+    function.
     `ray`: encode on the machines of the Ray cluster at this address (`auto`, `HOST:PORT`), or on all cores of this one
     (`local`), into the same index; `search.ray_encoder` says how.
 

@@ -17,6 +17,7 @@ class Filters:
     folder: within the media folder, with all below it. after, before: a day or a time (ISO 8601, UTC unless it says
     another zone), of recording, as the file says, or else of the file's last change; `after` itself belongs to it.
     longer, shorter: seconds, at least and at most; an image has none, and is kept out. type: `video` or `image`.
+    caption: what one of the captions holds, in small letters or capitals.
     where: a condition in SQL over the columns of the index, as in `width >= 1920 AND captions IS NOT NULL`.
     """
 
@@ -26,6 +27,7 @@ class Filters:
     longer: float | None = None
     shorter: float | None = None
     type: Kind | None = None
+    caption: str | None = None
     where: str | None = None
 
     def sql(self) -> str | None:
@@ -45,6 +47,8 @@ class Filters:
             if self.type not in get_args(Kind):
                 raise UsageError(f"type={self.type}: choose {' or '.join(get_args(Kind))}")
             conditions.append(f"kind = {quoted(self.type)}")
+        if self.caption is not None:
+            conditions.append(f"strpos(lower(array_to_string(captions, '\n')), lower({quoted(self.caption)})) > 0")
         if self.where is not None:
             conditions.append(f"({self.where})")
         return " AND ".join(conditions) or None

@@ -296,13 +296,13 @@ def read_stretches(
     conditions = [
         f"(file = {quoted(file)} AND start >= {first!r} AND end <= {last!r})"
         for file, some in spans.items()
-        for first, last in _joined(some)
+        for first, last in joined_spans(some)
     ]
     stretches = stretches_of(table.rows(" OR ".join(conditions)))
     return [replace(one, wanted=np.isin(one.starts, list(listed[one.file]))) for one in stretches], count, False
 
 
-def _joined(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+def joined_spans(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """Intervals as few that cover the same."""
     found: list[tuple[float, float]] = []
     for first, last in sorted(spans):

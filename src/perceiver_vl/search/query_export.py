@@ -15,7 +15,7 @@ from perceiver_vl.models.folder import weight_files
 from perceiver_vl.search.query_graph import QueryGraph, graph_path
 from perceiver_vl.search.query_model import QueryModel
 from perceiver_vl.search.table import open_table
-from perceiver_vl.utils.console import ProgressBars
+from perceiver_vl.utils.console import Listener, ProgressBars
 from perceiver_vl.utils.errors import first_line
 from perceiver_vl.utils.files import write_with
 from perceiver_vl.utils.onnx import quiet_exporter
@@ -57,7 +57,7 @@ class _Stored:
     size: int
 
 
-def write_query_graph(index: str | Path, progress: bool = False) -> str | None:
+def write_query_graph(index: str | Path, progress: bool | Listener = False) -> str | None:
     """Leave graphs for the searches of an index, where the packages are installed and there are none yet; None, or why
     this model has none. One that is not in float32 needs none.
     """

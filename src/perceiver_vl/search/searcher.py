@@ -239,10 +239,10 @@ class Searcher:
             return cosines
         if rerank == "mixed":
             return mixed
-        return _log_softmax(self.queries.logit_scale * cosines) + _log_softmax(mixed)  # as `combined_scores`
+        return log_softmax(self.queries.logit_scale * cosines) + log_softmax(mixed)  # as `combined_scores`
 
 
-def _log_softmax(values: Vectors) -> Vectors:
+def log_softmax(values: Vectors) -> Vectors:
     """Of `(K,)`, without torch."""
     logarithms: Vectors = values - float(np.logaddexp.reduce(values, dtype=np.float64))
     return logarithms

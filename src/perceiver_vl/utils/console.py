@@ -47,12 +47,18 @@ def print_whole(table: Table) -> None:
     console.print(table, soft_wrap=False)
 
 
+Listener = Callable[[str, int, int], None]
+"""Told of a long job its stage, how much of it is done, and of how much."""
+
+
 class ProgressBars(Progress):
     """A progress bar with a line for each stage of a long job; where nobody watches, a line of text each minute; silent
-    where `shown` is false.
+    where `shown` is false; or told to a listener instead.
     """
 
-    def __init__(self, shown: bool) -> None:
+    def __init__(self, shown: bool | Listener) -> None:
+        self._listener = shown if callable(shown) else None
+        shown = shown is True
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         extra = TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
         self._in_lines = shown and not err.is_terminal
@@ -63,10 +69,14 @@ class ProgressBars(Progress):
         task = self.add_task(description, total=total, completed=done, note="")
 
         count, said = done, time.monotonic()
+        if self._listener is not None:
+            self._listener(description, count, total)
 
         def move_on(by: int = 1, note: str | None = None) -> None:
             nonlocal count, said
             count += by
+            if self._listener is not None:
+                self._listener(description, count, total)
             if self._in_lines and time.monotonic() - said > SECONDS_A_LINE:
                 said = time.monotonic()
                 err.print(f"{description}: {count:,} of {total:,}" + (f", {note}" if note else ""))

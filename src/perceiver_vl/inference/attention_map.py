@@ -1,0 +1,60 @@
+"""Where a model looked: which patches of a clip its latents attended to, as far as the matching query asked these.
+
+Shapes: T frames, P patches a frame, M inputs, N latents, H heads.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
+from perceiver_vl.models.perceiver_vl.processing import ClipLike, PerceiverVLProcessor
+from perceiver_vl.utils.errors import UsageError
+
+
+@torch.inference_mode()
+def attention_map(
+    model: PerceiverVLForRetrieval,
+    processor: PerceiverVLProcessor,
+    clip: ClipLike,
+    words: str,
+    num_frames: int,
+    budget: ComputeBudget = FULL_BUDGET,
+) -> Tensor:
+    """Of a clip and words read together (single-stream): `(T,rows,columns)`, shares of all attention to the clip, which
+    sum to 1. The matching query's weights on the latents, times theirs on the patches, averaged over heads and over the
+    cross-attentions that ran (one step of attention rollout, Abnar & Zuidema 2020: what the latents tell each other in
+    between is left out). Where a model attended is no proof of why it scored.
+
+    Raises `UsageError` for a model whose tokens are no grid.
+    """
+    inputs = processor(text=[words], videos=[clip], num_frames=num_frames).to(model.device)
+    record = model.perceiver_vl.record(output_attentions=True)
+    array = model.perceiver_vl.embed_inputs(**inputs, budget=budget)
+    latents = model.perceiver_vl.encode(array, budget, record)
+    assert array.vision is not None
+    assert record is not None
+    assert record.cross_attentions is not None
+    frames, tokens = int(inputs["frame_mask"].sum()), array.vision.shape[1]
+    asked = model.decoder.block.weights(model.vtm_query(1), latents)[0].float().mean(0)[0]  # (N,)
+    joint = model.config.modality_aggregation == "joint"
+    looked = [
+        asked[: one.shape[2]] @ one[0].float().mean(0)[: len(asked), :tokens]  # (N,) @ (N,M)
+        for one in record.cross_attentions
+        if joint or one.shape[-1] == tokens
+    ]
+    rows, columns, before = _grid(model, tokens // inputs["frame_mask"].shape[1])
+    of_frames = torch.stack(looked).mean(0).reshape(-1, before + rows * columns)[:frames, before:]
+    shares: Tensor = of_frames / of_frames.sum().clamp_min(1e-12)
+    return shares.reshape(frames, rows, columns).cpu()
+
+
+def _grid(model: PerceiverVLForRetrieval, tokens: int) -> tuple[int, int, int]:
+    """Rows, columns, and tokens before these (a class token), of the tokens of a frame."""
+    for before in (0, 1):
+        side = math.isqrt(tokens - before)
+        if side * side == tokens - before and side:
+            return side, side, before
+    raise UsageError(f"{tokens} tokens a frame: no square grid, where this model looks cannot be shown")
