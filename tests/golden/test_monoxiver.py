@@ -19,7 +19,8 @@ def run(case: str, model: MonoXiverModel) -> dict[str, Tensor]:
     output = model(*(given[name].to(model.dtype) for name in ("points", "geometry", "roi")), given["per_image"])
     probes = {"class_score": "probe_cls", "xyz": "probe_xyz", "size": "probe_dim"}
     found = {"class_score": output.logits, "xyz": output.position, "size": output.size}
-    return found | {"loss": sum((value * given[probes[name]]).sum() for name, value in found.items())}
+    terms = torch.cat([(value * given[probes[name]]).flatten() for name, value in found.items()])
+    return found | {"loss": terms.sum(), "terms": terms.abs().sum()}
 
 
 @PARITY.every_case

@@ -32,7 +32,8 @@ def run(case: str, model: S2TPerceiverModel) -> dict[str, Tensor]:
     number = int(given["k_inf"]) if "k_inf" in given else None
     output = model.train("choice" in given)(given["src"].to(model.dtype), given["lengths"], number, choice)
     latents = output.last_hidden_state.transpose(0, 1)
-    found = {"encoder_out": latents, "loss": (latents * given["probe"]).sum()}
+    terms = latents * given["probe"]
+    found = {"encoder_out": latents, "loss": terms.sum(), "terms": terms.abs().sum()}
     return found if output.kept is None else found | {"picks": output.kept.T}
 
 

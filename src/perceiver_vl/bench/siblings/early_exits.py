@@ -163,8 +163,9 @@ def measure_early_exits(
             leaving += _leave(name, model, costs, held_out, test)
     leaving.sort(key=lambda one: one.budget is not None)
     guesser = test.labels.bincount().max().item() / tested
-    shared = {"pictures": pictures, "tested": tested, "size": size, "steps": steps}
-    return EarlyExitsReport(leaving, minutes, parameters, guesser, **shared, runs=1, seed=seed)
+    return EarlyExitsReport(
+        leaving, minutes, parameters, guesser, pictures, tested, size=size, steps=steps, runs=1, seed=seed
+    )
 
 
 def _config(**changes: Any) -> DynamicPerceiverConfig:

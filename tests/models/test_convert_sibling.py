@@ -1,0 +1,70 @@
+"""Checkpoints of siblings, told by their weights' names: of any size, whole or in parts, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from perceiver_vl.models.convert_sibling import convert_sibling, sibling_of
+from perceiver_vl.utils.errors import UsageError
+from sibling_checkpoints import dynamic_perceiver_state, monoxiver_state, s2t_perceiver_state
+
+MADE: dict[str, Any] = {
+    "monoxiver": monoxiver_state,
+    "s2t_perceiver": s2t_perceiver_state,
+    "dynamic_perceiver": dynamic_perceiver_state,
+}
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "monoxiver": {"num_self_attentions": 0, "num_class_layers": 2, "share_decoder_mlp": False},
+    "s2t_perceiver": {"kernel_sizes": [], "num_hidden_layers": 1},
+    "dynamic_perceiver": {
+        "depthwise_convolutions": False,
+        "write_features": False,
+        "last_write": False,
+        "transfer_knowledge": False,
+        "se_ratio": 0.5,
+    },
+}
+UNTOLD = ("num_attention_heads", "share_decoder_mlp", "se_ratio")
+BEFORE = {"monoxiver": "roi_head.", "s2t_perceiver": "encoder.", "dynamic_perceiver": ""}
+NEEDED = {
+    "monoxiver": "img_embed.0.weight",
+    "s2t_perceiver": "init_latent",
+    "dynamic_perceiver": "cnn_body.block2.block2-0.f.b.0.weight",
+}
+every_sibling = pytest.mark.parametrize("sibling", MADE)
+
+
+@every_sibling
+@pytest.mark.parametrize("otherwise", [False, True])
+def test_a_checkpoint_of_any_size_converts_to_the_model_it_is_of(sibling: str, otherwise: bool, tmp_path: Path) -> None:
+    model, state = MADE[sibling](**(OTHERWISE[sibling] if otherwise else {}))
+    state = {f"{BEFORE[sibling]}{name}": weight for name, weight in state.items()}
+    if BEFORE[sibling]:
+        state["something.else"] = torch.zeros(3)  # a detector, a decoder
+    given = {name: value for name in UNTOLD if (value := getattr(model.config, name, None)) is not None}
+    assert sibling_of(state) == sibling
+    made = convert_sibling("theirs", tmp_path / "out", state, {}, **given)
+    assert made.parameters == model.num_parameters()
+    again = AutoModel.from_pretrained(tmp_path / "out")
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@every_sibling
+def test_what_is_missing_or_not_known_is_named(sibling: str, tmp_path: Path) -> None:
+    model, state = MADE[sibling]()
+    heads = {"num_attention_heads": model.config.num_attention_heads}
+    with pytest.raises(UsageError, match="num_attention_heads: no shape of these weights tells it"):
+        convert_sibling("theirs", tmp_path / "out", state, {})
+    with pytest.raises(UsageError, match=f"weight {NEEDED[sibling]}: missing"):
+        convert_sibling(
+            "theirs", tmp_path / "out", {n: w for n, w in state.items() if n != NEEDED[sibling]}, {}, **heads
+        )
+    with pytest.raises(UsageError, match="weight more: not known here"):
+        convert_sibling("theirs", tmp_path / "out", state | {"more": torch.zeros(1)}, {}, **heads)
+    with pytest.raises(UsageError, match=r"weights of no Perceiver IO, Perceiver, .* or .* that is known here"):
+        convert_sibling("theirs", tmp_path / "out", {"more": torch.zeros(1)}, {})
+    assert not (tmp_path / "out").exists()
