@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from perceiver_vl import ComputeBudget, PerceiverVLForQuestionAnswering, UsageError
+from perceiver_vl import ComputeBudget, PerceiverVLForCaptioning, PerceiverVLForQuestionAnswering, UsageError
 from perceiver_vl.models.budget import TrainingBudget
 from perceiver_vl.training import train
 from perceiver_vl.training.elastic import (
@@ -259,11 +259,26 @@ def test_an_elastic_run_logs_what_is_learned_and_a_resume_changes_nothing(tmp_pa
     assert any(differs(tensor, wanted[n]) for n, tensor in load_file(plain.output / "model.safetensors").items())
 
 
-def test_a_task_can_be_elastic(tmp_path: Path) -> None:
+def test_of_captions_the_words_that_are_to_be_said_are_taught() -> None:
+    model = tiny_model(PerceiverVLForCaptioning)
+    inputs = tiny_inputs()
+    inputs["labels"] = inputs["input_ids"].clone()
+    inputs["labels"][0, 3:] = -100
+    small = ComputeBudget(blocks=1, latents=2)
+    total, parts = ElasticTaskModule(model, 0.25)(inputs, [FULL, small])
+    whole, other = model(**inputs), model(**inputs, budget=small)
+    rows = [torch.cat([one.logits[0, :2], one.logits[1, :5]]) for one in (other, whole)]
+    taught = distillation_loss(answered(rows[0]), answered(rows[1]))
+    assert_same(parts["distill"], taught)
+    assert_same(total, (whole.loss + 0.75 * other.loss + 0.25 * taught) / 2)
+
+
+@pytest.mark.parametrize(("task", "world"), [("question-answering", "frame"), ("captioning", "captions")])
+def test_a_task_can_be_elastic(task: str, world: str, tmp_path: Path) -> None:
     values = tiny_recipe(tmp_path / "run", training={"max_steps": 2}, elastic={"latents": 2, "exits": 1})
-    values |= {"task": "question-answering"}
+    values |= {"task": task}
     del values["objectives"]
-    values["data"]["train"]["world"]["task"] = "frame"
+    values["data"]["train"]["world"]["task"] = world
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
     lines = training_log_of(tmp_path / "run")

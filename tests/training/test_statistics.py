@@ -235,6 +235,18 @@ def test_a_model_of_one_task_is_looked_into_as_well(tmp_path: Path) -> None:
     assert 0 < line["share_of_peak"] < 1
 
 
+@pytest.mark.parametrize("prefix", ["latents", "frames"])
+def test_a_model_of_captions_is_looked_into_as_far_as_it_is_run(prefix: str, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path / "run", training={"max_steps": 1, "save_strategy": "no"}) | {"task": "captioning"}
+    recipe["model"]["caption_prefix"] = prefix
+    del recipe["objectives"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    train(read_recipe(tmp_path / "recipe.yaml"), progress=False)
+    line = training_log_of(tmp_path / "run")[0]
+    assert ("cross_attention_1_entropy" in line) == (prefix == "latents")
+    assert 0 < line["share_of_peak"] < 1
+
+
 def test_a_retrieval_model_has_the_same_cross_attentions() -> None:
     model = tiny_model(PerceiverVLForRetrieval)
     assert "cross_attention_3_update" in looked_into(model, **{n: v for n, v in tiny_inputs().items() if "pixel" in n})

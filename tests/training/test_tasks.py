@@ -38,6 +38,7 @@ WORLD_OF = {
     "counting": "count",
     "multiple-choice": "action",
     "nlvr2": "pairs",
+    "captioning": "captions",
 }
 SMALL = ["model.hidden_size=16", "model.num_latents=4", "model.image_size=16", "model.patch_size=8"]
 SHORT = ["training.max_steps=2", "training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1"]
@@ -202,6 +203,34 @@ def test_accumulated_batches_and_two_processes_train_as_one_large_batch(tmp_path
         assert result.task.examples == 10
     assert_equal(found["one"], found["accumulated"], tolerance=1e-6)
     assert_equal(found["one"], found["two"], tolerance=1e-6)
+
+
+def test_captions_in_small_batches_train_as_in_one_large(tmp_path: Path) -> None:
+    """However long they are: the loss of each is its own."""
+    how = {"optim": "sgd", "max_grad_norm": 0.0, "max_steps": 3, "learning_rate": 0.1}
+    for number, more in enumerate(({"per_device_train_batch_size": 8}, {"gradient_accumulation_steps": 2})):
+        run(tmp_path / str(number), "captioning", training=how | more, model={"layer_drop": 0.5})
+    assert_equal(weights(tmp_path / "0"), weights(tmp_path / "1"), tolerance=1e-6)
+
+
+def test_answers_in_words_are_learned_from_questions_and_from_the_frames_themselves(tmp_path: Path) -> None:
+    """A run that is stopped goes on as it would have; what it starts from is kept, but for what says words."""
+    pretraining = tiny_recipe(tmp_path / "first", training={"max_steps": 1})
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(pretraining))
+    train(read_recipe(tmp_path / "first.yaml"), progress=False)
+    world = {"task": "frame", "size": 16}
+    data = {"train": [{"world": {**world, "clips": 24}}, {"world": {"clips": 24, "size": 16}}]}
+    data |= {"validation": {"split": "validation", "world": {**world, "clips": 10}}}  # type: ignore[dict-item]
+    changes: dict[str, Any] = {"data": data, "model": {"caption_prefix": "frames", "caption_cross_attentions": 2}}
+    start = {"model": str(tmp_path / "first")}
+    result = run(tmp_path / "run", "captioning", initialise=start, **changes)
+    assert result.fresh == ["caption_decoder", "caption_words"]
+    assert result.task is not None
+    assert "colour" not in result.task.metrics
+    whole = weights(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-6")
+    run(tmp_path / "run", "captioning", resume=True, initialise=start, **changes)
+    assert_equal(weights(tmp_path / "run"), whole)
 
 
 # --- Starting from another model, and in stages -----------------------------------------------------------------------

@@ -140,6 +140,8 @@ def test_pre_trained_weights_start_a_captioner(tmp_path: Path) -> None:
         )
         assert {name.split(".")[0] for name in report["missing_keys"]} == {"caption_words", "caption_decoder"}
         assert not report["unexpected_keys"]
+        assert not model.caption_words.bias.any()
+        assert all(value.isfinite().all() for value in model.parameters())
         if changes:  # the words of a text encoder are what they were
             table = pretrained.perceiver_vl.get_input_embeddings().weight
             assert torch.equal(model.perceiver_vl.get_input_embeddings().weight, table)

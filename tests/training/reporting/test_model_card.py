@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from perceiver_vl import (
+    PerceiverVLForCaptioning,
     PerceiverVLForImageClassification,
     PerceiverVLForImagesAndTextClassification,
     PerceiverVLForMultipleChoice,
@@ -18,6 +19,7 @@ from perceiver_vl import (
     UsageError,
 )
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.caption_words import ends_of
 from perceiver_vl.training import train
 from perceiver_vl.training.recipe import read_recipe
 from perceiver_vl.training.reporting.model_card import write_model_card
@@ -32,6 +34,7 @@ PIPELINE_TAGS = {
     PerceiverVLForImageClassification: "image-classification",
     PerceiverVLForMultipleChoice: "visual-question-answering",
     PerceiverVLForImagesAndTextClassification: "visual-question-answering",
+    PerceiverVLForCaptioning: "image-to-text",
 }
 
 
@@ -51,7 +54,8 @@ def test_the_card_of_a_folder_says_what_is_in_it_and_no_more(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     processor = tiny_processor(CAPTIONS)
-    model = kind(tiny_config(vocab_size=len(processor.tokenizer), id2label={0: "red", 1: "blue", 2: "green"}))
+    words = {"vocab_size": len(processor.tokenizer), **ends_of(processor.tokenizer)}
+    model = kind(tiny_config(**words, id2label={0: "red", 1: "blue", 2: "green"}))
     model.save_pretrained(tmp_path / "shapes", max_shard_size="50KB")
     processor.save_pretrained(tmp_path / "shapes")
     (tmp_path / "shapes" / "README.md").write_text("an older card", encoding="utf-8")

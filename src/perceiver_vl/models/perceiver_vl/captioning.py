@@ -2,7 +2,7 @@
 
 Source: Perceiver AR (Hawthorne et al. 2022), 3; the prefix is Perceiver-VL's (paper 3.2) latents of the clip, or the
 vision part of its input array. Shapes: B texts, V clips (B/V texts about each, next to each other), T frames, P prefix,
-L text tokens, D width, E width of the word table, W words.
+L text tokens, D width, W words.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from perceiver_vl.layers.perceiver import EncoderRecord
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_ar.inputs import PerceiverARCache, padding_first
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.embeddings import TokenProjection
 from perceiver_vl.models.perceiver_vl.encoder import block_arguments
+from perceiver_vl.models.perceiver_vl.heads import CaptionWords
 from perceiver_vl.models.perceiver_vl.modeling import (
     AskedOutputs,
     PerceiverVLModel,
@@ -60,28 +60,6 @@ class CaptionCache(PerceiverARCache):
         prefix, self.prefix = self.prefix, []
         super().reorder_cache(beam_idx)
         self.prefix = prefix
-
-
-class CaptionWords(nn.Module):
-    """Words in and out by one table: the model's own, or over a text encoder that encoder's, which is projected. What
-    the encoder makes of a whole text is of no use here, for a word must not know those after it.
-    """
-
-    def __init__(self, config: PerceiverVLConfig, table: nn.Embedding) -> None:
-        super().__init__()
-        over_encoder = config.text_config is not None
-        self.projection_in = TokenProjection(table.embedding_dim, config) if over_encoder else nn.Identity()
-        self.projection_out = nn.Linear(config.hidden_size, table.embedding_dim) if over_encoder else nn.Identity()
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, input_ids: Tensor, table: nn.Module) -> Tensor:
-        """`(B,L)` → `(B,L,D)`."""
-        content: Tensor = self.projection_in(table(input_ids))
-        return content
-
-    def logits(self, latents: Tensor, table: nn.Embedding) -> Tensor:
-        """`(…,D)` → `(…,W)`; a table may have rows that no word of the tokenizer has."""
-        return F.linear(self.projection_out(latents), table.weight[: len(self.bias)], self.bias)
 
 
 class PerceiverVLForCaptioning(PerceiverVLPreTrainedModel, GenerationMixin):

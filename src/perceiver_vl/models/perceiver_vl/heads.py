@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from perceiver_vl.layers.zero_linear import ZeroLinear
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.embeddings import TokenProjection
 
 BILINEAR_WIDTH = 256
 """Of `BaseAnswers`."""
@@ -42,6 +43,28 @@ class MaskedWordHead(nn.Module):
     def forward(self, answers: Tensor) -> Tensor:
         """`(…,D)` → `(…,V)`."""
         return self.projection(self.norm(F.gelu(self.dense(answers)))) + self.bias
+
+
+class CaptionWords(nn.Module):
+    """Words in and out by one table: the model's own, or over a text encoder that encoder's, which is projected. What
+    the encoder makes of a whole text is of no use here, for a word must not know those after it.
+    """
+
+    def __init__(self, config: PerceiverVLConfig, table: nn.Embedding) -> None:
+        super().__init__()
+        over_encoder = config.text_config is not None
+        self.projection_in = TokenProjection(table.embedding_dim, config) if over_encoder else nn.Identity()
+        self.projection_out = nn.Linear(config.hidden_size, table.embedding_dim) if over_encoder else nn.Identity()
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, input_ids: Tensor, table: nn.Module) -> Tensor:
+        """`(B,L)` → `(B,L,D)`."""
+        content: Tensor = self.projection_in(table(input_ids))
+        return content
+
+    def logits(self, latents: Tensor, table: nn.Embedding) -> Tensor:
+        """`(…,D)` → `(…,V)`; a table may have rows that no word of the tokenizer has."""
+        return F.linear(self.projection_out(latents), table.weight[: len(self.bias)], self.bias)
 
 
 class ContrastiveHead(nn.Module):

@@ -25,7 +25,13 @@ from perceiver_vl.models.perceiver_vl.decoder import ClassQuery
 from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings, VisionEmbeddings
 from perceiver_vl.models.perceiver_vl.encoder import InputArray, PerceiverVLEncoder, fourier_positions
 from perceiver_vl.models.perceiver_vl.encoders import BaseVectors, TextEncoder, VisionEncoder
-from perceiver_vl.models.perceiver_vl.heads import BaseAnswers, BaseMatching, ContrastiveHead, MaskedWordHead
+from perceiver_vl.models.perceiver_vl.heads import (
+    BaseAnswers,
+    BaseMatching,
+    CaptionWords,
+    ContrastiveHead,
+    MaskedWordHead,
+)
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache, VisionCacheMixin, weights_fingerprint
 from perceiver_vl.utils.errors import UsageError
 
@@ -116,7 +122,7 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
             init.constant_(module.threshold, 0.25)  # between the cosines of pairs and of others, in most encoders
         elif isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
-        elif isinstance(module, MaskedWordHead):
+        elif isinstance(module, MaskedWordHead | CaptionWords):
             init.zeros_(module.bias)
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
