@@ -27,6 +27,7 @@ from perceiver_vl.cli.report import report
 from perceiver_vl.cli.search import index_app, search
 from perceiver_vl.cli.serve import serve
 from perceiver_vl.cli.train import train
+from perceiver_vl.cli.transcribe import transcribe
 from perceiver_vl.cli.watch import watch
 from perceiver_vl.utils.console import err, out
 from perceiver_vl.utils.errors import PREEMPTED, PerceiverVLError, PreemptedError, UsageError
@@ -59,8 +60,9 @@ for _command in (
     evaluate,
     search,
     ask,
-    serve,
     caption,
+    transcribe,
+    serve,
     watch,
     report,
     data_commands.prepare,
@@ -76,6 +78,11 @@ for _bench in (
     siblings.perceiver_io,
     siblings.perceiver_ar,
     siblings.monoxiver,
+    siblings.s2t_perceiver,
+    siblings.dynamic_perceiver,
+    siblings.gcog,
+    siblings.uni_perceiver,
+    siblings.perceiver_tf,
     perception,
     learning,
 ):

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from perceiver_vl.cli.bench import QuickOption, RunsOption, SeedOption
-from perceiver_vl.cli.options import JsonOption, ThreadsOption, read_numbers
+from perceiver_vl.cli.options import JsonOption, ThreadsOption, read_numbers, require_extra
 from perceiver_vl.cli.show import print_bench
 from perceiver_vl.utils.threads import use_threads
 
@@ -214,6 +214,37 @@ def uni_perceiver(
         tested=min(tested, 32) if quick else tested,
         width=min(width, 16) if quick else width,
         alone=alone,
+        seed=seed,
+        progress=True,
+    )
+    print_bench(report, as_json, repeats=f"seed {seed}")
+
+
+def perceiver_tf(
+    pieces: Annotated[int, typer.Option(min=1, help="Of two seconds, to train on.")] = 1000,
+    tested: Annotated[int, typer.Option(min=1, help="Others, to test with.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Of each training, of 8 pieces.")] = 400,
+    ways: Annotated[
+        str, typer.Option(help="How it reads, some of added, frequencies, positions and channels.")
+    ] = "added,frequencies,channels",
+    out: Annotated[str | None, typer.Option(help="New folder for the first model, and a piece to try it on.")] = None,
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train Perceiver TFs to write down the notes of several instruments, beside a recurrent net of as many weights."""
+    require_extra("mir_eval", "music")
+    require_extra("mido", "music")
+    use_threads(threads)
+    from perceiver_vl.bench.siblings.notes import measure_notes
+
+    report = measure_notes(
+        pieces=min(pieces, 8) if quick else pieces,
+        tested=min(tested, 4) if quick else tested,
+        steps=min(steps, 2) if quick else steps,
+        ways=_names(ways),
+        out=out,
         seed=seed,
         progress=True,
     )

@@ -31,16 +31,19 @@ def train(
     weight_decay: float = 0.01,
     warm_up: float = 0.05,
     most_norm: float = 1.0,
+    optimizer: torch.optim.Optimizer | None = None,
     advance: Callable[..., object] = lambda: None,
 ) -> Trained:
     """Take `steps` steps of AdamW down the loss that `loss_of` gives for each step's number; `model` ends in evaluation
     mode.
 
     The rate rises for the share `warm_up` of the steps, then falls as a cosine to 0. Gradients are cut to a norm of
-    `most_norm`. `advance`: is told of each step. Batches are `loss_of`'s, drawn from the step's number, so that a run
+    `most_norm`. `optimizer`: in the place of AdamW, with its own rate and decay. `advance`: is told of each step.
+    Batches are `loss_of`'s, drawn from the step's number, so that a run
     comes out the same again. Raises `PerceiverVLError` for a loss that is no number.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    if optimizer is None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps, warm_up))
     model.train()
     start, last = time.monotonic(), []

@@ -29,6 +29,7 @@ class GCOGConfig(PreTrainedConfig):
     stimulus_length: int = 101  # cells and an end
     max_instruction_length: int = 100  # rows for the positions of instructions
     num_labels: int = 138
+    token_values: int = 0  # 0: tokens are numbers, as in the reference; else each number below it has a learned vector
     hidden_size: int = 256  # D; the paper's recurrent nets have 512
     num_attention_heads: int = 1
     num_hidden_layers: int = 1  # of single_stream; the others have one, whatever this says

@@ -21,15 +21,31 @@ from perceiver_vl.models.gcog.configuration import GCOGConfig
 from perceiver_vl.utils.errors import UsageError
 
 
+class ValueEmbedding(nn.Module):
+    """Tokens of small whole numbers → the sum of a learned vector for each number at each of its places. A colour or a
+    shape is then a thing of its own, where a linear map knows it as more than one and less than another.
+    """
+
+    def __init__(self, token_size: int, values: int, width: int) -> None:
+        super().__init__()
+        self.values = values
+        self.vectors = nn.Embedding(token_size * values, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`(B,L,·)` → `(B,L,D)`."""
+        first = self.values * torch.arange(tokens.shape[-1], device=tokens.device)
+        return self.vectors(tokens.long().clamp(0, self.values - 1) + first).sum(-2)
+
+
 class TokenEncoder(nn.Module):
     """Tokens as numbers → one transformer block whose norms come after the sums, and whose MLP ends in a ReLU."""
 
     positions: Tensor
 
-    def __init__(self, config: GCOGConfig, token_size: int, length: int) -> None:
+    def __init__(self, config: GCOGConfig, token_size: int, length: int, values: int | None = None) -> None:
         super().__init__()
-        width = config.hidden_size
-        self.embedding = nn.Linear(token_size, width)
+        width, values = config.hidden_size, config.token_values if values is None else values
+        self.embedding = ValueEmbedding(token_size, values, width) if values else nn.Linear(token_size, width)
         self.register_buffer("positions", sinusoidal_positions(length, width))
         self.dropout = nn.Dropout(config.position_dropout)
         self.attention = Attention(width, config.num_attention_heads)
@@ -68,8 +84,8 @@ class SingleStream(nn.Module):
         super().__init__()
         width, inputs = config.hidden_size, config.instruction_size + config.stimulus_size
         length = config.max_instruction_length + config.stimulus_length
-        layers = range(config.num_hidden_layers)
-        self.blocks = nn.ModuleList(TokenEncoder(config, width if layer else inputs, length) for layer in layers)
+        self.blocks = nn.ModuleList([TokenEncoder(config, inputs, length)])
+        self.blocks += [TokenEncoder(config, width, length, values=0) for _ in range(config.num_hidden_layers - 1)]
         self.mlp = _relus(width, width, 2 * width, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 

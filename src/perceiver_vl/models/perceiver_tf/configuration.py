@@ -76,7 +76,8 @@ class PerceiverTFConfig(PreTrainedConfig):
         )
         at_least_one = (
             "sample_rate fft_size hop_length num_bins num_pitches conv_channels num_conv_blocks num_latents "
-            "hidden_size num_blocks num_attention_heads num_cross_attention_heads max_frames intermediate_ratio num_experts"
+            "hidden_size num_blocks num_attention_heads num_cross_attention_heads max_frames intermediate_ratio "
+            "num_experts"
         )
         for name in at_least_one.split():
             if getattr(self, name) < 1:

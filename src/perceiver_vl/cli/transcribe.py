@@ -1,0 +1,38 @@
+"""`perceiver-vl transcribe`: sound to notes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perceiver_vl.cli.options import JsonOption, ModelOption, check_file, require_extra
+from perceiver_vl.cli.show import print_json
+from perceiver_vl.utils.console import out as console
+
+
+def transcribe(
+    sound: Annotated[Path, typer.Argument(metavar="FILE", help="A recording, or a video with sound.")],
+    model: ModelOption,
+    out: Annotated[Path | None, typer.Option(help="The MIDI file (default: FILE's name, in this folder).")] = None,
+    threshold: Annotated[float, typer.Option(help="How likely a note must be.")] = 0.4,
+    as_json: JsonOption = False,
+) -> None:
+    """Write down the notes of a recording as a MIDI file, a track an instrument."""
+    require_extra("mido", "music")
+    out = Path(sound.name).with_suffix(".mid") if out is None else out
+    check_file("--out", out)
+    from perceiver_vl.inference.transcription import load_transcriber, read_sound, write_midi
+    from perceiver_vl.inference.transcription import transcribe as run
+
+    transcriber = load_transcriber(model)
+    found = run(transcriber, read_sound(sound, transcriber.config.sample_rate), threshold=threshold)
+    write_midi(found, out)
+    counts = dict.fromkeys(found.instruments, 0)
+    for note in found.notes:
+        counts[found.instruments[note.instrument]] += 1
+    if as_json:
+        told = {"file": str(out), "seconds": found.seconds, "notes": len(found.notes), "instruments": counts}
+        print_json(told)
+        return
+    of_each = ", ".join(f"{count} {name}" for name, count in counts.items())
+    console.print(f"{len(found.notes)} notes in {found.seconds:.1f} s ({of_each}): {out}")
