@@ -153,7 +153,7 @@ def dynamic_perceiver(
 
     report = measure_early_exits(
         pictures=min(pictures, 64) if quick else pictures,
-        tested=min(tested, 32) if quick else tested,
+        tested=min(tested, 8) if quick else tested,
         size=size,
         steps=min(steps, 2) if quick else steps,
         seed=seed,
