@@ -24,7 +24,8 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.processing import train_tokenizer
 from perceiver_vl.training.losses.base import PreTrainingBatch
 
-AGGREGATIONS = ("joint", "separate", "separate_plus")
+FIGURE_3 = ("joint", "separate", "separate_plus")
+AGGREGATIONS = (*FIGURE_3, "text_first")
 MASK_TOKEN = 4
 
 Model = TypeVar("Model", bound=PerceiverVLPreTrainedModel)

@@ -145,6 +145,6 @@ def _ask_twice(
 
 
 def _mib(cache: VisionCache) -> float:
-    parts = [cache.first.output, cache.first.logsumexp]
+    parts = [] if cache.first is None else [cache.first.output, cache.first.logsumexp]
     parts += [tensor for keys_values in cache.later for part in keys_values for tensor in (part.keys, part.values)]
     return sum(part.nbytes for part in parts) / 2**20

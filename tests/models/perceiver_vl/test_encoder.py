@@ -81,7 +81,9 @@ def test_both_modalities_reach_the_latents(aggregation: str, part: str) -> None:
     assert differs(model.encode(changed), model.encode(array))
 
 
-@pytest.mark.parametrize(("aggregation", "cross_attentions"), [("joint", 1), ("separate", 2), ("separate_plus", 2)])
+@pytest.mark.parametrize(
+    ("aggregation", "cross_attentions"), [("joint", 1), ("separate", 2), ("separate_plus", 2), ("text_first", 2)]
+)
 def test_every_aggregation_is_as_deep(aggregation: str, cross_attentions: int) -> None:
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation, self_attentions_per_block=3)
     assert blocks_in(model) == 3 * (cross_attentions + 3)
@@ -93,19 +95,23 @@ def test_every_aggregation_is_as_deep(aggregation: str, cross_attentions: int) -
 
 @pytest.mark.parametrize(
     ("aggregation", "order"),
-    [("separate", "vision text think think think"), ("separate_plus", "vision think think text think")],
+    [
+        ("separate", "vision text think think think"),
+        ("separate_plus", "vision think think text think"),
+        ("text_first", "text vision think think think"),
+    ],
 )
 def test_the_order_within_a_block_is_that_of_figure_3(aggregation: str, order: str) -> None:
     model = tiny_model(PerceiverVLModel, modality_aggregation=aggregation, self_attentions_per_block=3, num_blocks=1)
-    array, (vision, text) = model.embed_inputs(**tiny_inputs()), model.encoder.blocks
+    array = model.embed_inputs(**tiny_inputs())
+    blocks = dict(zip(model.encoder.modalities, model.encoder.blocks, strict=True))
     latents = (model.encoder.latents + model.encoder.latent_positions).expand(2, -1, -1)
-    self_attentions = iter([*vision.self_attentions, *text.self_attentions])
+    self_attentions = iter([one for block in blocks.values() for one in block.self_attentions])
     for step in order.split():
         if step == "think":
             latents = next(self_attentions)(latents)
         else:
-            block = {"vision": vision, "text": text}[step].cross_attention
-            latents = block(latents, getattr(array, step), getattr(array, f"{step}_mask"))
+            latents = blocks[step].cross_attention(latents, getattr(array, step), getattr(array, f"{step}_mask"))
     assert_same(model.encode(array), model.encoder.norm(latents))
 
 

@@ -185,6 +185,23 @@ def test_a_stream_that_fails_says_so_itself() -> None:
     refused("^clip.mp4: ends in the middle$", broken, PerceiverVLError)
 
 
+def test_words_that_are_read_first_ask_a_stream_anew(tmp_path: Path) -> None:
+    model, inputs = tiny_model(PerceiverVLModel, modality_aggregation="text_first"), tiny_inputs(frames=4)
+    budget = ComputeBudget(cross_attentions=1)
+    chunks = cut(inputs, [3, 1])
+    once = (
+        r"^chunks: can be read once, but are read anew for each text; give a function [^\n]+, a folder to spill into$"
+    )
+    with pytest.raises(UsageError, match=once), model.long_vision(iter(chunks), budget=budget):
+        pass
+    wanted = model(**inputs, budget=budget).last_hidden_state
+    for again, spill in ((lambda: iter(chunks), None), (iter(chunks), tmp_path)):
+        with torch.no_grad(), model.long_vision(again, budget=budget, spill=spill) as cache:
+            for _ in range(2):
+                found = model(inputs["input_ids"], inputs["attention_mask"], vision_cache=cache).last_hidden_state
+                assert_same(found, wanted)
+
+
 def test_one_cross_attention_needs_the_stream_once_and_no_spill() -> None:
     model, inputs = tiny_model(PerceiverVLModel), tiny_inputs(frames=4)
     budget = ComputeBudget(cross_attentions=1)

@@ -98,7 +98,8 @@ class PerceiverVLConfig(PreTrainedConfig):
     # Reading
     qk_norm: bool = False  # norm what cross-attentions compare, with learned scales: they find their own temperature
     layer_drop: float = 0.5  # probability of DROPPING a read in training, block 0 excepted (paper 3.3)
-    modality_aggregation: Literal["joint", "separate", "separate_plus"] = "joint"  # paper 3.2, Figure 3
+    # Paper 3.2, Figure 3; text_first is separate, words first: what latents look for in a clip depends on these
+    modality_aggregation: Literal["joint", "separate", "separate_plus", "text_first"] = "joint"
 
     # Where the released code departs from the paper: `as_released` sets these six, and latent_position="none"
     cross_attention_residual: Literal["queries", "normed_queries"] = "queries"  # what a read's findings are added to

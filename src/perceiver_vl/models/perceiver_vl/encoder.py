@@ -52,9 +52,11 @@ class InputArray:
             ]
         if modalities == ("joint",):
             return [Inputs(*self.joined)] * num_blocks
-        vision = None if self.vision is None else Inputs(self.vision, self.vision_mask)
-        text = None if self.text is None else Inputs(self.text, self.text_mask)
-        return [vision, text] * len(rounds)
+        apart = {
+            "vision": None if self.vision is None else Inputs(self.vision, self.vision_mask),
+            "text": None if self.text is None else Inputs(self.text, self.text_mask),
+        }
+        return [apart[modality] for modality in modalities] * len(rounds)
 
     @property
     def is_text_only(self) -> bool:
@@ -70,9 +72,15 @@ class InputArray:
 def self_attentions_by_block(config: PerceiverVLConfig) -> list[int]:
     """How many self-attentions each block of a `PerceiverVLEncoder` has."""
     number = config.self_attentions_per_block
-    of_vision = (number + 1) // 2 if config.modality_aggregation == "separate_plus" else 0
-    each = [number] if config.modality_aggregation == "joint" else [of_vision, number - of_vision]
+    early = (number + 1) // 2 if config.modality_aggregation == "separate_plus" else 0
+    each = [number] if config.modality_aggregation == "joint" else [early, number - early]
     return each * config.num_blocks
+
+
+def modalities_of(config: PerceiverVLConfig) -> tuple[str, ...]:
+    """What the cross-attentions of a `PerceiverVLEncoder` attend to, in turn."""
+    apart = ("text", "vision") if config.modality_aggregation == "text_first" else ("vision", "text")
+    return ("joint",) if config.modality_aggregation == "joint" else apart
 
 
 def block_arguments(config: PerceiverVLConfig) -> dict[str, Any]:
@@ -98,15 +106,16 @@ class PerceiverVLEncoder(LatentEncoder):
     joint: k blocks of one cross-attention to vision and text together and l self-attentions. separate: a
     cross-attention to vision, one to text, then l self-attentions, k times. separate_plus: a cross-attention to vision,
     l_V self-attentions, a cross-attention to text, l_T self-attentions, k times; l_V + l_T = l with l_V the larger half
-    (the paper does not give the two numbers; this keeps the depth of the other two). Of the two latter each
-    cross-attention is a block of `LatentEncoder` of its own, 2k in all.
+    (the paper does not give the two numbers; this keeps the depth of the other two). text_first, which is not the
+    paper's: separate, with the words first, so that already the first cross-attention to vision looks for what they
+    ask. Of all but joint each cross-attention is a block of `LatentEncoder` of its own, 2k in all.
     """
 
     latents: nn.Parameter
     latent_positions: Tensor | None
 
     def __init__(self, config: PerceiverVLConfig) -> None:
-        modalities = ("joint",) if config.modality_aggregation == "joint" else ("vision", "text")
+        modalities = modalities_of(config)
         super().__init__(
             **block_arguments(config),
             num_blocks=config.num_blocks * len(modalities),
@@ -131,7 +140,8 @@ class PerceiverVLEncoder(LatentEncoder):
     @property
     def vision_cross_attentions(self) -> list[AttentionBlock]:
         """The cross-attentions that vision comes in by, k of them."""
-        return [block.get_submodule("cross_attention") for block in self.blocks[:: len(self.modalities)]]  # type: ignore[misc]
+        own = self.blocks[int(self.modalities[0] == "text") :: len(self.modalities)]
+        return [block.get_submodule("cross_attention") for block in own]  # type: ignore[misc]
 
     @torch.no_grad()
     def resize_latents(self, num_latents: int) -> None:

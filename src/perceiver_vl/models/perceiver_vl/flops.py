@@ -103,7 +103,10 @@ def encoder_flops(
     if config.modality_aggregation == "joint":
         parts = [vision_tokens + text_tokens]
     else:
-        parts = [tokens for tokens in (vision_tokens, text_tokens) if tokens]
+        in_turn = [vision_tokens, text_tokens]
+        parts = [
+            tokens for tokens in (in_turn[::-1] if config.modality_aggregation == "text_first" else in_turn) if tokens
+        ]
     cross_attention = sum(block_flops(config, latents, tokens) for tokens in parts)
     cross_attentions = config.cross_attentions_of(budget)
     self_attentions = config.blocks_of(budget) * config.self_attentions_per_block
@@ -134,21 +137,25 @@ def cached_vision_flops(
 ) -> int:
     """Encoding one text together with a clip that was met before: what `encoder_flops` of both is with `vision_cache`.
 
-    The first cross-attention finds the clip's partial attention there, the others its keys and values.
+    The first cross-attention finds the clip's partial attention there, unless words are read first, the others its keys
+    and values.
     """
     d, (first, latents) = config.hidden_size, config.latents_of(budget)
     vision_tokens = min(frames, budget.frames or frames) * config.tokens_per_frame
-    cross_attentions = config.cross_attentions_of(budget)
+    cross_attentions, text_first = config.cross_attentions_of(budget), config.modality_aggregation == "text_first"
     clip = (
         cross_attentions * (2 * d * d * latents + output_flops(config, latents))
-        + (cross_attentions - 1) * 4 * latents * vision_tokens * d
+        + (cross_attentions - (not text_first)) * 4 * latents * vision_tokens * d
     )
     is_joint = config.modality_aggregation == "joint"
     if is_joint:
         words = 2 * (2 * d * d * text_tokens + 2 * latents * text_tokens * d)
     else:
         words = block_flops(config, latents, text_tokens)
-    if first > latents:
+    if first > latents and text_first:
+        clip += block_flops(config, first, text_tokens) - block_flops(config, latents, text_tokens)
+        clip += _choosing_flops(config, first, text_tokens)
+    elif first > latents:
         clip += (first - latents) * (2 * d * d + is_joint * 4 * text_tokens * d)
         clip += output_flops(config, first - latents)
         clip += _choosing_flops(config, first, vision_tokens + is_joint * text_tokens)

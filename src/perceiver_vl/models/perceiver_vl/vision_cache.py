@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -33,13 +32,15 @@ from perceiver_vl.utils.errors import UsageError
 class VisionCache:
     """V clips as the cross-attentions of one model meet them, at one budget; made by `cache_vision` and `long_vision`.
 
-    `first`: what the learned latents find in each clip at the first cross-attention. `later`: for each further
-    cross-attention of the budget, keys and values, in one part or more. `weights`: `weights_fingerprint` of the model.
+    `clips`: their number V. `first`: what the learned latents find in each clip at the first cross-attention; None
+    where words are read before. `later`: for each further cross-attention of the budget (then, each), keys and values,
+    in one part or more. `weights`: `weights_fingerprint` of the model.
     `seen`: the clips' part of the input array `(V,M,D)` and its mask `(V,M)`, where the budget chooses among the
     latents by what they attend to. `base (V,E)`: what a pretrained encoder alone says of them, where there is one.
     """
 
-    first: PartialAttention
+    clips: int
+    first: PartialAttention | None
     later: tuple[Iterable[KeysValues], ...]
     budget: ComputeBudget
     weights: str
@@ -48,7 +49,7 @@ class VisionCache:
 
     def __len__(self) -> int:
         """The number of clips V."""
-        return len(self.first)
+        return self.clips
 
     def base_of(self, texts: int) -> Tensor | None:
         """`base` for so many texts `(B,E)`, as many for each clip, in their order; of no text: of the clips."""
@@ -60,13 +61,21 @@ class VisionCache:
         """What block `number` of the k attends to, by modality: the clips, each once for every text about it, and
         `text (B,M,D)` with its mask `(B,M)`, where there is one. Beyond the budget there is nothing.
         """
-        if number > len(self.later):
+        if number >= len(self.later) + (self.first is not None):
             return [None] * len(modalities)
         times = 1 if text is None else len(text) // len(self)
-        parts: Iterable[Part] = [self.first.repeat(times)] if number == 0 else self.later[number - 1]
+        parts: Iterable[Part]
+        if self.first is None:
+            parts = self.later[number]
+        else:
+            parts = [self.first.repeat(times)] if number == 0 else self.later[number - 1]
         tokens, mask = (None, None) if self.seen is None else (one.repeat_interleave(times, 0) for one in self.seen)
         if modalities != ("joint",):
-            return [Inputs(tokens, mask, parts), None if text is None else Inputs(text, text_mask)]
+            apart = {
+                "vision": Inputs(tokens, mask, parts),
+                "text": None if text is None else Inputs(text, text_mask),
+            }
+            return [apart[modality] for modality in modalities]
         if text is not None:
             parts = chain(parts, [(text, text_mask)])
             if tokens is not None and mask is not None:
@@ -151,8 +160,8 @@ class VisionCacheMixin:
     ) -> VisionCache:
         """All that `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` will contribute to any text, for reading at `budget`.
 
-        It takes 2·M·D numbers for each cross-attention after the first, and N·(D+H) for that. Raises `UsageError` for a
-        budget that the model does not have.
+        It takes 2·M·D numbers for each cross-attention after the first, and N·(D+H) for that (2·M·D as well where the
+        words are read first). Raises `UsageError` for a budget that the model does not have.
         """
         base = _base(self)
         budget = budget or FULL_BUDGET
@@ -160,13 +169,15 @@ class VisionCacheMixin:
         array = base.embed_inputs(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget)
         assert array.vision is not None
         cross_attentions, latents = _first_queries(base, budget)
-        first = cross_attentions[0].partial_attention(
-            latents, array.vision, array.vision_mask, absorb=base.may_absorb(base.encoder)
-        )
-        later = tuple((block.keys_values(array.vision, array.vision_mask),) for block in cross_attentions[1:])
+        first = None
+        if not _reads_text_first(base):
+            first = cross_attentions.pop(0).partial_attention(
+                latents, array.vision, array.vision_mask, absorb=base.may_absorb(base.encoder)
+            )
+        later = tuple((block.keys_values(array.vision, array.vision_mask),) for block in cross_attentions)
         assert array.vision_mask is not None
         seen = (array.vision, array.vision_mask) if _chooses(base, budget) else None
-        return VisionCache(first, later, budget, base.vision_fingerprint(), seen, array.vision_base)
+        return VisionCache(len(array.vision), first, later, budget, base.vision_fingerprint(), seen, array.vision_base)
 
     def cache_from_partial_attention(self, packed: Tensor, budget: ComputeBudget) -> VisionCache:
         """The cache of clips whose first cross-attention was stored: `packed (B,N,D+H)` as `vision_cache.first.pack()`
@@ -179,6 +190,10 @@ class VisionCacheMixin:
         base = _base(self)
         _check_budget(base, budget)
         _refuse_choice(base, budget)
+        if _reads_text_first(base):
+            raise UsageError(
+                "modality_aggregation=text_first: what is found in a clip depends on the words, no attention is stored"
+            )
         if base.config.has_vision_base:
             raise UsageError(
                 f"base={base.config.base}: a first cross-attention does not hold what its encoder alone says"
@@ -190,7 +205,8 @@ class VisionCacheMixin:
             raise UsageError(
                 f"first cross-attentions of shape {tuple(packed.shape)}: need (B, {wanted[0]}, {wanted[1]})"
             )
-        return VisionCache(unpack(packed, base.config.num_attention_heads), (), budget, base.vision_fingerprint())
+        first = unpack(packed, base.config.num_attention_heads)
+        return VisionCache(len(packed), first, (), budget, base.vision_fingerprint())
 
     @contextmanager
     def long_vision(
@@ -226,28 +242,38 @@ class VisionCacheMixin:
             )
         cross_attentions, latents = _first_queries(base, budget)
         sums: list[tuple[Tensor, Tensor]] = []
-        first: PartialAttention | None = None
+        clips, first_passed = 0, False
 
         def add(vectors: Tensor, mask: Tensor) -> None:
-            if base.base is not None and base.config.base_of_vision and first is None:
+            if base.base is not None and base.config.base_of_vision and not first_passed:
                 sums.append(base.base.sums(vectors, mask))
 
         embedded = EmbeddedChunks(base.embeddings, base.encode_frames, chunks, num_frames, add)
-        if embedded.once and len(cross_attentions) > 1 and spill is None:
-            raise UsageError(
-                f"chunks: can be read once, but are read {len(cross_attentions)} times; give a function that opens "
-                "them, a folder to spill into, or a budget of cross_attentions=1"
+        anew, text_first = len(cross_attentions) > 1, _reads_text_first(base)
+        if embedded.once and (anew or text_first) and spill is None:
+            instead = (
+                "a folder to spill into" if text_first else "a folder to spill into, or a budget of cross_attentions=1"
             )
-        kept = None if spill is None or len(cross_attentions) == 1 else Spill(spill, spill_bytes)
+            times = "anew for each text" if text_first else f"{len(cross_attentions)} times"
+            raise UsageError(
+                f"chunks: can be read once, but are read {times}; give a function that opens them, {instead}"
+            )
+        kept = Spill(spill, spill_bytes) if spill is not None and (anew or text_first) else None
         try:
             first_pass = iter(embedded) if kept is None else kept.copies(embedded)
-            absorb = base.may_absorb(base.encoder)
-            parts = (cross_attentions[0].partial_attention(latents, *chunk, absorb=absorb) for chunk in first_pass)
-            later = tuple(ProjectedChunks(block, embedded if kept is None else kept) for block in cross_attentions[1:])
-            first = reduce(merge, parts)
+            absorb, first = base.may_absorb(base.encoder), None
+            for tokens, mask in first_pass:
+                clips = len(tokens)
+                if not text_first:
+                    found = cross_attentions[0].partial_attention(latents, tokens, mask, absorb=absorb)
+                    first = found if first is None else merge(first, found)
+                del tokens, mask  # or they stay until the next are there
+            first_passed = True
+            of_chunks = cross_attentions if text_first else cross_attentions[1:]
+            later = tuple(ProjectedChunks(block, embedded if kept is None else kept) for block in of_chunks)
             known = [torch.stack(one).sum(0) for one in zip(*sums, strict=True)]
             vectors = base.base.of_sums(*known) if base.base is not None and known else None
-            yield VisionCache(first, later, budget, base.vision_fingerprint(), base=vectors)
+            yield VisionCache(clips, first, later, budget, base.vision_fingerprint(), base=vectors)
         finally:
             if kept is not None:
                 kept.close()
@@ -288,6 +314,10 @@ def _check_budget(base: _Base, budget: ComputeBudget) -> None:
     base.config.check_budget(budget)
     if isinstance(budget, TrainingBudget):
         raise UsageError(f"budget {budget}: drawn for a step of training, clips are cached for use")
+
+
+def _reads_text_first(base: _Base) -> bool:
+    return base.config.modality_aggregation == "text_first"
 
 
 def _chooses(base: _Base, budget: ComputeBudget) -> bool:
