@@ -54,7 +54,7 @@ def test_examples_that_leave_one_by_one_find_the_same(case: str) -> None:
     every = model(image).exit_logits
     confidences = torch.stack([logits.softmax(-1).amax(-1) for logits in every])
     for shares in exit_shares(len(every)):
-        thresholds = solve_thresholds(confidences, shares)
+        thresholds = solve_thresholds(confidences, shares) - 1e-9  # as smaller batches round otherwise
         output = model(image, thresholds=thresholds.tolist())
         taken = exits_taken(confidences, thresholds)
         assert torch.equal(output.exits, taken)

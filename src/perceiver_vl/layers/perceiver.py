@@ -3,7 +3,7 @@
 Shapes: B batch, M inputs, C their width, N latents, Q queries, D width, H heads, k blocks, l self-attentions a block.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,12 @@ class Inputs:
     tokens: Tensor | None = None
     mask: Tensor | None = None
     parts: Iterable[Part] | None = None
+
+    def of(self, places: Tensor) -> "Inputs":
+        """Those of some examples. Raises `ValueError` for inputs in parts."""
+        if self.parts is not None or self.tokens is None:
+            raise ValueError("inputs in parts: examples cannot leave one by one, ask one at a time")
+        return Inputs(self.tokens[places], None if self.mask is None else self.mask[places])
 
 
 @dataclass
@@ -196,6 +202,33 @@ class LatentEncoder(nn.Module):
         if record is not None and record.hidden_states is not None:
             record.hidden_states.append(latents)
         return latents
+
+    def in_turn(
+        self,
+        inputs: Sequence[Inputs | None],
+        latents: Tensor,
+        *,
+        every: int = 1,
+        attending: Sequence[bool] | None = None,
+        blocks: int | None = None,
+        keep_latents: int | None = None,
+        absorb: bool = False,
+    ) -> Generator[Tensor, Tensor | None, None]:
+        """`forward`, stopping after each `every` blocks: yields the latents `(B,N,D)` as if these had been the last.
+        What is sent, int64, are the places of the examples that go on; the others leave the batch.
+        """
+        given = list(inputs)
+        attending = self.attending_blocks() if attending is None else attending
+        for number, attends in enumerate(attending[:blocks]):
+            own = given[number] if attends else None
+            keep = keep_latents if own is not None else None
+            latents = self.blocks[number](latents, own, keep_latents=keep, absorb=absorb)
+            keep_latents = keep_latents if own is None else None
+            if (number + 1) % every == 0:
+                places = yield self.norm(latents)
+                if places is not None and len(places) < len(latents):
+                    latents = latents[places]
+                    given = [None if one is None else one.of(places) for one in given]
 
     def attending_blocks(self, cross_attentions: int | None = None) -> list[bool]:
         """For each block whether it attends to the inputs: the first `cross_attentions` (None: all), less what

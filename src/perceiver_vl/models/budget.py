@@ -4,7 +4,7 @@ Kept free of torch so that the command line can check a `--budget` before anythi
 """
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from perceiver_vl.utils.errors import UsageError
@@ -81,6 +81,22 @@ class TrainingBudget(ComputeBudget):
 
     seed: int = 0
     token_share: float = 1.0
+
+
+@dataclass(frozen=True)
+class EarlyExitBudget(ComputeBudget):
+    """A budget whose blocks run until an example is sure of its answer: it leaves after the first block whose answer's
+    probability is at least its one of `thresholds`, one for each block, after the last in any case.
+
+    `taken` is added to as examples leave: after how many blocks, and how many text tokens each had.
+    """
+
+    thresholds: tuple[float, ...] = ()
+    taken: list[tuple[int, int]] = field(default_factory=list, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        thresholds = "/".join("–" if one > 1 else f"{max(one, 0):.2g}" for one in self.thresholds[:-1])
+        return f"{super().__str__()}, early exit at {thresholds}"
 
 
 FULL_BUDGET = ComputeBudget()
