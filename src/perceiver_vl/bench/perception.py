@@ -141,6 +141,7 @@ VARIANTS: dict[str, Variant] = {
     "muon": Variant(_SEEING, "muon"),
     "qk-norm-muon": Variant({**_SEEING, "qk_norm": True}, "muon"),
     "separate": Variant({**_SEEING, "qk_norm": True, "modality_aggregation": "separate"}, "muon"),
+    "text-first": Variant({**_SEEING, "qk_norm": True, "modality_aggregation": "text_first"}, "muon"),
     "maximum": Variant(_SEEING, reader="maximum"),
 }
 """All but the first have tokens that see; of motions, neighbouring frames are mixed, too."""
