@@ -12,6 +12,8 @@ from transformers import PerceiverTokenizer, PreTrainedConfig, PreTrainedModel
 
 from perceiver_vl.models.dynamic_perceiver import DynamicPerceiverConfig
 from perceiver_vl.models.dynamic_perceiver import convert as dynamic_perceiver
+from perceiver_vl.models.gcog import GCOGConfig
+from perceiver_vl.models.gcog import convert as gcog
 from perceiver_vl.models.monoxiver import MonoXiverConfig
 from perceiver_vl.models.monoxiver import convert as monoxiver
 from perceiver_vl.models.perceiver import IterativePerceiverConfig
@@ -20,9 +22,13 @@ from perceiver_vl.models.perceiver_ar import PerceiverARConfig
 from perceiver_vl.models.perceiver_ar import convert as perceiver_ar
 from perceiver_vl.models.perceiver_io import PerceiverIOConfig
 from perceiver_vl.models.perceiver_io import convert as perceiver_io
+from perceiver_vl.models.perceiver_tf import PerceiverTFConfig
+from perceiver_vl.models.perceiver_tf import convert as perceiver_tf
 from perceiver_vl.models.perceiver_vl.convert import fetch, read_checkpoint, save_whole
 from perceiver_vl.models.s2t_perceiver import S2TPerceiverConfig
 from perceiver_vl.models.s2t_perceiver import convert as s2t_perceiver
+from perceiver_vl.models.uni_perceiver import UniPerceiverConfig
+from perceiver_vl.models.uni_perceiver import convert as uni_perceiver
 from perceiver_vl.utils.console import ProgressBars, quiet
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
 from perceiver_vl.utils.text import did_you_mean
@@ -63,6 +69,24 @@ _SIBLINGS = {
         S2TPerceiverConfig,
         s2t_perceiver.recognises,
         lambda state, _, **fields: s2t_perceiver.converted(state, **fields),
+    ),
+    "uni_perceiver": _Sibling(
+        "Uni-Perceiver",
+        UniPerceiverConfig,
+        uni_perceiver.recognises,
+        lambda state, _, **fields: uni_perceiver.converted(state, **fields),
+    ),
+    "perceiver_tf": _Sibling(
+        "Perceiver TF",
+        PerceiverTFConfig,
+        perceiver_tf.recognises,
+        lambda state, _, **fields: perceiver_tf.converted(state, **fields),
+    ),
+    "gcog": _Sibling(
+        "gCOG model",
+        GCOGConfig,
+        gcog.recognises,
+        lambda state, _, **fields: gcog.converted(state, **fields),
     ),
     "perceiver_ar": _Sibling(  # the last, as it is told by the least
         "Perceiver AR",

@@ -57,8 +57,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "channels": dict(YOURMT3),
 }
 """How latents read. frequencies: vectors of channels, added to the latents (the paper's reading); positions: these,
-with vectors for the frequencies; channels: vectors of frequencies, in the place of the latents (YourMT3+); added: the same,
-added to them.
+with vectors for the frequencies; channels: vectors of frequencies, in the place of the latents (YourMT3+); added: the
+same, added to them.
 """
 
 
