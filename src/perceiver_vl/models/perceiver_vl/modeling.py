@@ -4,6 +4,7 @@ Shapes: B batch, T frames, L text tokens, N latents, D width.
 """
 
 import math
+from collections.abc import Generator
 from typing import Any, Literal, TypedDict, Unpack, cast
 
 import torch
@@ -291,6 +292,18 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         """Input array → latents `(B,N,D)`, at the budget's number of latents and cross-attentions (those of the cache,
         if any); `record` as of `LatentEncoder.forward`.
         """
+        return self.encoder(**self._encoding(inputs, budget), record=record)
+
+    def encode_in_turn(
+        self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET
+    ) -> Generator[Tensor, Tensor | None, None]:
+        """The latents `(B,N,D)` as `encode` would give them after one block, after two, …; what is sent, as of
+        `LatentEncoder.in_turn`.
+        """
+        return self.encoder.in_turn(**self._encoding(inputs, budget), every=len(self.encoder.modalities))
+
+    def _encoding(self, inputs: InputArray, budget: ComputeBudget) -> dict[str, Any]:
+        """The arguments of the encoder."""
         encoder, each = self.encoder, len(self.encoder.modalities)
         if inputs.vision_cache is not None:
             texts = None if inputs.text is None else len(inputs.text)
@@ -301,16 +314,17 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         if isinstance(budget, TrainingBudget):
             pool = self.config.latents_of(FULL_BUDGET, inputs.is_text_only)[0]
             which = drawn_latents(max(pool, kept), kept, budget.seed).to(self.device)
-        latents = encoder.first_latents(which)
-        return encoder(
-            inputs.by_block(encoder.modalities, len(encoder.blocks)),
-            latents=latents if inputs.vision_cache is not None else latents.expand(len(inputs), -1, -1),
-            attending=encoder.attending_blocks(each * self.config.cross_attentions_of(budget)),
-            blocks=each * self.config.blocks_of(budget),
-            keep_latents=kept if kept < first else None,
-            absorb=self.may_absorb(encoder),
-            record=record,
-        )
+        latents, cache = encoder.first_latents(which), inputs.vision_cache
+        if cache is None or cache.first is None:
+            latents = latents.expand(len(inputs), -1, -1)
+        return {
+            "inputs": inputs.by_block(encoder.modalities, len(encoder.blocks)),
+            "latents": latents,
+            "attending": encoder.attending_blocks(each * self.config.cross_attentions_of(budget)),
+            "blocks": each * self.config.blocks_of(budget),
+            "keep_latents": kept if kept < first else None,
+            "absorb": self.may_absorb(encoder),
+        }
 
     def vision_fingerprint(self) -> str:
         """A fingerprint of all that a `VisionCache` depends on."""

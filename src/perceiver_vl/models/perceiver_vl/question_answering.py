@@ -13,7 +13,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from perceiver_vl.layers.perceiver import EncoderRecord
 from perceiver_vl.layers.zero_linear import ZeroLinear
-from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, EarlyExitBudget
+from perceiver_vl.models.early_exit import ExitsInTurn, leave_when_sure
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, query_decoder
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
@@ -25,6 +26,7 @@ from perceiver_vl.models.perceiver_vl.modeling import (
     states_of,
 )
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
+from perceiver_vl.utils.errors import UsageError
 
 
 @dataclass
@@ -95,16 +97,48 @@ class _AnsweringModel(PerceiverVLPreTrainedModel):
     def answer_inputs(
         self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET, record: EncoderRecord | None = None
     ) -> Tensor:
-        """An input array that is embedded already (`PerceiverVLModel.embed_inputs`) → `logits (B,num_labels)`."""
+        """An input array that is embedded already (`PerceiverVLModel.embed_inputs`) → `logits (B,num_labels)`; with an
+        `EarlyExitBudget` those of the block after which each example left.
+        """
+        if isinstance(budget, EarlyExitBudget):
+            return self._leave_early(inputs, budget)
         latents = self.perceiver_vl.encode(inputs, budget, record)
+        return self._logits(latents, inputs.vision_base, inputs.text_base)
+
+    def exits_in_turn(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> ExitsInTurn:
+        """What is said after one block, after two, … (`models.early_exit`)."""
+        vision_base, text_base = inputs.vision_base, inputs.text_base
+        turn = self.perceiver_vl.encode_in_turn(inputs, budget)
+        places: Tensor | None = None
+        while True:
+            try:
+                latents = next(turn) if places is None else turn.send(places)
+            except StopIteration:
+                return
+            places = yield self._logits(latents, vision_base, text_base)
+            if places is not None and vision_base is not None and text_base is not None:
+                vision_base, text_base = vision_base[places], text_base[places]
+
+    def _leave_early(self, inputs: InputArray, budget: EarlyExitBudget) -> Tensor:
+        exits, given = self.config.blocks_of(budget), len(budget.thresholds)
+        if self.config.problem_type == "regression":
+            raise UsageError("early exit: a model that counts says no probability, evaluate it with --budget blocks=1")
+        if given != exits:
+            raise UsageError(f"early exit: {given} thresholds for a model of {exits} blocks, solve them again")
+        logits, taken = leave_when_sure(self.exits_in_turn(inputs, budget), budget.thresholds)
+        tokens = 0 if inputs.text is None else inputs.text.shape[1]
+        budget.taken.extend((exit + 1, tokens) for exit in taken.tolist())
+        return logits
+
+    def _logits(self, latents: Tensor, vision_base: Tensor | None, text_base: Tensor | None) -> Tensor:
         mean = self.config.answers_from == "mean_latents"
         asked = latents.mean(1) if mean else self.decode(self.answer_query(len(latents)), latents)[:, 0]
         logits: Tensor = self.answer_head(asked)
         if self.base_answers is None:
             return logits
-        assert inputs.vision_base is not None
-        assert inputs.text_base is not None
-        return logits + self.base_answers(inputs.vision_base, inputs.text_base)
+        assert vision_base is not None
+        assert text_base is not None
+        return logits + self.base_answers(vision_base, text_base)
 
     def _output(
         self, inputs: InputArray, budget: ComputeBudget, labels: Tensor | None, record: EncoderRecord | None
