@@ -20,7 +20,7 @@ from perceiver_vl.inference.transcription import Transcription, notes_of, rolls,
 from perceiver_vl.models.perceiver_tf import PerceiverTFConfig, PerceiverTFForTranscription
 from perceiver_vl.models.perceiver_tf.blocks import ConvBlock
 from perceiver_vl.models.perceiver_tf.convert import YOURMT3
-from perceiver_vl.models.perceiver_tf.modeling import TranscriptionOutput, roll_loss
+from perceiver_vl.models.perceiver_tf.modeling import RARE, TranscriptionOutput, roll_loss
 from perceiver_vl.models.perceiver_tf.spectrum import spectrogram
 from perceiver_vl.utils.console import ProgressBars, quiet
 from perceiver_vl.utils.errors import UsageError
@@ -72,6 +72,7 @@ class RecurrentNet(nn.Module):
         self.front_end = nn.Sequential(*(ConvBlock(*pair, nn.ReLU()) for pair in pairwise(widths)))
         self.cell = nn.GRU(config.conv_channels * config.num_frequencies, hidden, batch_first=True, bidirectional=True)
         self.classifier = nn.Linear(2 * hidden, 2 * len(config.instruments) * config.num_pitches)
+        nn.init.constant_(self.classifier.bias, RARE)
 
     def forward(self, frames: Tensor) -> TranscriptionOutput:
         """`(B,T,F)` → logits `(B,T,I,P)`."""

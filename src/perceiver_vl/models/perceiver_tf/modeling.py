@@ -37,6 +37,8 @@ class PerceiverTFPreTrainedModel(PreTrainedModel):
         for table in (getattr(module, name, None) for name in tables):
             if isinstance(table, nn.Parameter):
                 init.normal_(table, std=1.0 if table is getattr(module, "latents", None) else 0.02)
+        if isinstance(module, PerceiverTFForTranscription):
+            init.constant_(module.classifier.bias, RARE)
 
 
 class PerceiverTFModel(PerceiverTFPreTrainedModel):
@@ -89,6 +91,10 @@ class PerceiverTFModel(PerceiverTFPreTrainedModel):
             times = self.time_table[:frames] if self.time_table is not None and number == 0 else None
             states.append(block(states[-1], inputs, times))
         return BaseModelOutput(states[-1], tuple(states) if output_hidden_states else None)
+
+
+RARE = -4.0
+"""Logit of a note at first: one in 55 is there, and training need not begin by finding that out."""
 
 
 @dataclass
