@@ -67,6 +67,16 @@ def test_captions_are_evaluated_beside_guessers(captioner: Path, world: Path, tm
     assert "cider_d" in table
 
 
+def test_a_benchmark_with_captions_is_read_as_its_official_files(captioner: Path, tmp_path: Path) -> None:
+    assert (
+        run_cli("world", tmp_path / "w", "--clips", 12, "--held-out", 3, "--size", 16, "--layout", "official").code == 0
+    )
+    how = ("--model", captioner, "--data", tmp_path / "w", "--benchmark", "msrvtt", "--task", "captioning")
+    found = run_cli("evaluate", *how, "--split", "test", "--dtype", "bfloat16", "--json").json()
+    assert (found["examples"], found["labelled"], found["left_out"]) == (3, 3, 0)
+    assert found["metrics"]["cider_d"] >= 0
+
+
 def test_what_cannot_be_captioned(captioner: Path, model: Path, world: Path) -> None:
     clip = sorted((world / "clips").rglob("*.mp4"))[0]
     for words, said in (

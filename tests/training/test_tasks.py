@@ -402,7 +402,7 @@ def test_a_dry_run_of_pre_training_from_the_command_line(
 # --- The recipes of the project ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["world_questions", "world_choices", "world_pairs"])
+@pytest.mark.parametrize("name", ["world_questions", "world_choices", "world_pairs", "world_captions"])
 def test_the_small_recipes_of_tasks_train(name: str, tmp_path: Path) -> None:
     data = ["data.train.world.clips=40", "data.validation.world.clips=6", f"output={tmp_path / 'run'}"]
     some = [*SHORT, *HERE, "training.eval_strategy=no", "training.load_best_model_at_end=false"]
