@@ -21,7 +21,14 @@ def test_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 <= report.recall <= 1
     assert report.recall_hours == 2
     found = json.loads(json.dumps(report.to_dict()))
-    for name in ("windows_per_second", "seconds_per_hour", "megabytes_per_hour", "clip_seconds_per_hour"):
+    for name in (
+        "windows_per_second",
+        "windows_per_core_second",
+        "matrices_per_core_second",
+        "seconds_per_hour",
+        "megabytes_per_hour",
+        "clip_seconds_per_hour",
+    ):
         assert found[name] > 0
     assert set(found["milliseconds_per_query"]) == {"1", "2"}
     assert [section.title for section in report.sections()][1:] == ["an hour of video", "a query"]

@@ -6,6 +6,7 @@ import functools
 import itertools
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.search.build import build_index
 from perceiver_vl.search.moments import MomentOptions, MomentResult
 from perceiver_vl.search.searcher import Searcher
-from perceiver_vl.search.windows import Query, Stretch, scales, score
+from perceiver_vl.search.windows import WINDOWS_AT_ONCE, Query, Stretch, scales, score
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.timing import timed
@@ -44,6 +45,7 @@ QUICK_HOURS = (1,)
 RECALL_AT = 10
 RECALL_HOURS = 3  # as many as are scored whole
 ONE_CROSS_ATTENTION = ComputeBudget(cross_attentions=1)
+_PRODUCTS = 5
 LOUDNESS = (2.0, 20.0)  # nats, about which the weights of made-up parts spread
 
 
@@ -54,7 +56,9 @@ class MomentsBenchReport(BenchReport):
     max_difference: of logits of merged windows from those of the decoder over all their latents, over `windows_tried`,
     every window of a row of segments; `same_order`: of all of them. table_error, prefix_error: of the output of windows
     of a ten-hour row from merges one by one in float64, by the `LOUDNESS` by which parts spread; None: some are lost.
-    windows_per_second: of an hour at six scales for one query; of that hour_s seconds.
+    windows_per_second: of an hour at six scales for one query, which takes `hour_s` seconds (median);
+    windows_per_core_second: by the seconds that processors worked for it, whoever else had them meanwhile;
+    matrices_per_core_second: the most that could be, by the matrix products of the decoder's end alone.
     seconds_per_hour, megabytes_per_hour: of indexing 720p H.264 with one cross-attention and a frame a second, decoding
     included, from a video of `video_s` seconds. encode_window_s: seconds to encode all windows of an hour again, from
     one of each length; clip_seconds_per_hour: a frame a second by a CLIP of the same size; `…_mib`: what one batch, of
@@ -68,6 +72,8 @@ class MomentsBenchReport(BenchReport):
     table_error: dict[str, float]
     prefix_error: dict[str, float | None]
     windows_per_second: float
+    windows_per_core_second: float
+    matrices_per_core_second: float
     hour_s: float
     seconds_per_hour: float
     megabytes_per_hour: float
@@ -103,9 +109,11 @@ class MomentsBenchReport(BenchReport):
         ]
         queries = [(f"{hours} h", f"{ms:,.0f}") for hours, ms in self.milliseconds_per_query.items()]
         notes = (
-            f"Index: of segments with decoding, from {self.video_s:g} s of video; of CLIP without. Query: every window "
-            f"at six scales, {self.windows_per_second:,.0f} a second. Encoding a segment holds "
-            f"{self.segment_mib:.0f} MiB, as many frames by CLIP {self.clip_mib:.0f} MiB.",
+            f"Index: of segments with decoding, from {self.video_s:g} s of video; of CLIP without. Encoding a segment "
+            f"holds {self.segment_mib:.0f} MiB, as many frames by CLIP {self.clip_mib:.0f} MiB.",
+            f"Query: every window at six scales, {self.windows_per_second:,.0f} a second; "
+            f"{self.windows_per_core_second:,.0f} a second that a core works for it, of at most "
+            f"{self.matrices_per_core_second:,.0f} by the matrix products of the decoder's end alone.",
         )
         about = (
             f"Recall of the shortlist, {self.recall_hours} h: {self.recall:.2f} of the {RECALL_AT} best; all windows "
@@ -154,7 +162,7 @@ def measure_moments(
         advance()
         errors = {f"{spread:g}": _errors(spread, seed) for spread in LOUDNESS}
         advance()
-        windows, hour_s = _score_hour(model, runs, seed)
+        windows, hour_s, worked_s, products_s = _score_hour(model, runs, seed)
         advance()
         windows_s, segment_mib = _encode_windows(model, config)
         advance()
@@ -188,6 +196,8 @@ def measure_moments(
         table_error={spread: table for spread, (table, _) in errors.items()},
         prefix_error={spread: prefix for spread, (_, prefix) in errors.items()},
         windows_per_second=windows / hour_s,
+        windows_per_core_second=windows / worked_s,
+        matrices_per_core_second=windows / products_s,
         hour_s=hour_s,
         seconds_per_hour=report.segments.seconds * 3600 / video_s,
         megabytes_per_hour=megabytes,
@@ -259,8 +269,10 @@ def _errors(spread: float, seed: int) -> tuple[float, float | None]:
     return float(np.abs(table[:, :-heads] - true).max()), error if np.isfinite(error) else None
 
 
-def _score_hour(model: PerceiverVLForRetrieval, runs: int, seed: int) -> tuple[int, float]:
-    """How many windows an hour has at six scales, and the seconds (median) that it takes to score them for a query."""
+def _score_hour(model: PerceiverVLForRetrieval, runs: int, seed: int) -> tuple[int, float, float, float]:
+    """How many windows an hour has at six scales, the seconds (median) that it takes to score them for a query, how
+    long processors worked for it, and for as many rows' matrix products of the decoder's end alone.
+    """
     draw = np.random.default_rng(seed)
     size, heads = model.config.hidden_size, model.config.num_attention_heads
     starts = SEGMENT * np.arange(SEGMENTS_AN_HOUR, dtype=np.float64)
@@ -271,8 +283,18 @@ def _score_hour(model: PerceiverVLForRetrieval, runs: int, seed: int) -> tuple[i
     text = torch.from_numpy(draw.standard_normal((1, size + heads), dtype=np.float32))
     query = Query(vectors[0], 1.0, lambda rows: model.merge_matches(torch.from_numpy(rows), text).numpy(), heads)
     places = scales(stretch, 0, 60)
-    seconds = [timed(lambda: score(stretch, query, *places)) for _ in range(runs + 1)][1:]
-    return len(places[0]), statistics.median(seconds)
+    score(stretch, query, *places)
+    working = time.process_time()
+    seconds = [timed(lambda: score(stretch, query, *places)) for _ in range(runs)]
+    worked = (time.process_time() - working) / runs
+    wide = model.config.intermediate_size
+    rows, hidden = torch.randn(WINDOWS_AT_ONCE, size), torch.randn(WINDOWS_AT_ONCE, wide)
+    square, tall = torch.randn(size, size), torch.randn(wide, size)
+    working = time.process_time()
+    for _ in range(_PRODUCTS):  # attention's way out, the MLP's up and down, the head's
+        _ = rows @ square, rows @ tall.T, hidden @ tall, rows @ square
+    products = (time.process_time() - working) / _PRODUCTS / len(rows)
+    return len(places[0]), statistics.median(seconds), worked, len(places[0]) * products
 
 
 def _encode_windows(model: PerceiverVLForRetrieval, config: PerceiverVLConfig) -> tuple[float, float]:

@@ -14,6 +14,9 @@ Places = npt.NDArray[np.int64]
 _Sums = npt.NDArray[np.float64]
 
 
+_AT_ONCE = 256  # windows, whose sums stay in the processor's cache
+
+
 class WindowTable:
     """The parts of a row, `(S,D+H)` as `PartialAttention.pack` gives them for one query, ready for any window of it.
 
@@ -42,22 +45,29 @@ class WindowTable:
         """
         if len(starts) and not (starts.min() >= 0 and (starts < ends).all() and ends.max() <= len(self)):
             raise ValueError(f"windows of {len(self)} parts: need 0 <= start < end <= {len(self)}")
-        last = ends - 1
-        levels = np.frexp((starts ^ last).astype(np.float64))[1] - 1  # highest bit in which they differ; -1: none
-        sums = np.empty((len(starts), self._sums.shape[1]))
+        merged = np.empty((len(starts), self._sums.shape[1]), np.float32)
+        for first in range(0, len(starts), _AT_ONCE):
+            some = slice(first, first + _AT_ONCE)
+            self._merge(starts[some], ends[some] - 1, merged[some])
+        return merged
+
+    def _merge(self, first: Places, last: Places, merged: Packed) -> None:
+        """The same of windows from part `first` to part `last` of them, into `merged`."""
+        levels = np.frexp((first ^ last).astype(np.float64))[1] - 1  # highest bit in which they differ; -1: none
+        sums = np.empty(merged.shape)
         for level in np.unique(levels).tolist():
-            some = levels == level
+            rows = np.flatnonzero(levels == level)
             if level < 0:
-                sums[some] = self._sums[starts[some]]
+                sums[rows] = self._sums[first[rows]]
             else:
                 table = self._level(level)
-                sums[some] = table[starts[some]] + table[last[some]]
+                sums[rows] = table[first[rows]] + table[last[rows]]
         weights = sums[:, -self._heads :]
         silent = weights == 0
         shares = np.divide(1.0, weights, out=np.zeros_like(weights), where=~silent)
         logarithms = np.log(weights, out=np.full_like(weights, -np.inf), where=~silent)
-        output = _by_head(sums[:, : -self._heads], shares)
-        return np.concatenate([output, logarithms + self._shift], axis=1).astype(np.float32)
+        merged[:, : -self._heads] = _by_head(sums[:, : -self._heads], shares)
+        merged[:, -self._heads :] = logarithms + self._shift
 
     def _level(self, level: int) -> _Sums:
         """`(S,D+H)`: in each block of 2·2^level parts, sums from a part of the first half to the middle, and from the

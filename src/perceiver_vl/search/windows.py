@@ -16,7 +16,7 @@ from perceiver_vl.media.sampling import Seconds
 from perceiver_vl.search.rows import Vectors
 
 STARTS_AT_ONCE = 1024  # bounds the memory of a video of any length
-WINDOWS_AT_ONCE = 4096
+WINDOWS_AT_ONCE = 1024  # whose MLP, at base size, stays in memory that is used again and again
 _ARRAYS = ("starts", "ends", "vectors", "partial_attentions")
 _REFINED = 9  # starts, and ends, about a window that are tried
 
