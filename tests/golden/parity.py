@@ -95,9 +95,11 @@ def check_values_and_gradients(
     model_of: Callable[[str, dict[str, Tensor]], nn.Module],
     run: Callable[[str, nn.Module], dict[str, Tensor]],
     unlearned: str | None = None,
+    unchosen: str | None = None,
 ) -> None:
     """What `run` finds with the reference's weights is what is stored, in both precisions, and so are the gradients of
-    its loss. `unlearned`: how the names of weights end that have no gradient there, and are in their place. Where `run`
+    its loss. `unlearned`: how the names of weights end that have no gradient there, and are in their place. `unchosen`:
+    what the names of experts hold, of which those that nothing chose have no gradient there, zeros here. Where `run`
     gives `terms`, the sum of the sizes of all that the loss is a sum of, its rounding in float32 is measured by that.
     """
     weights = parity.weights(case)
@@ -115,5 +117,7 @@ def check_values_and_gradients(
     stored = parity.tensors(case, "grad.f64")
     if unlearned is not None:
         stored |= {name: weight for name, weight in weights.items() if name.endswith(unlearned)}
+    if unchosen is not None and any(unchosen in name for name in stored):
+        stored |= {name: 0 * weight for name, weight in weights.items() if unchosen in name and name not in stored}
     largest = gradient_differences(model, lambda state: model_of(case, state).double(), weights, stored)
     assert max(largest.values()) <= 1e-9, largest

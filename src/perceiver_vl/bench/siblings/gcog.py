@@ -22,7 +22,7 @@ from perceiver_vl.data.synthetic.gcog.tokens import CLASSES, INSTRUCTION_SIZE, S
 from perceiver_vl.data.synthetic.gcog.trees import SHAPES, by_level
 from perceiver_vl.layers.positions import LearnedPositions
 from perceiver_vl.models.gcog import GCOGConfig, GCOGForClassification
-from perceiver_vl.models.gcog.modeling import ValueEmbedding
+from perceiver_vl.models.gcog.token_encoder import ValueEmbedding
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.decoder import ClassQuery, query_decoder
 from perceiver_vl.models.perceiver_vl.encoder import InputArray, PerceiverVLEncoder
