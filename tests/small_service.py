@@ -1,9 +1,14 @@
 """Small services that are asked without a network."""
 
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from starlette.testclient import TestClient
 
 from perceiver_vl.serve.app import make_app
@@ -19,6 +24,22 @@ def service_of(index: Path, *more: Path, **settings: Any) -> TestClient:
     chosen = ServeSettings(places, **{"rate": 0.0, "refresh_seconds": 0.05, **settings})
     app, _ = make_app(chosen, check_indexes(chosen.indexes, None))
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+
+
+@contextmanager
+def running(index: Path, **settings: Any) -> Iterator[str]:
+    """The address of a service that listens on a port, in a thread of its own."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    chosen = ServeSettings((str(index),), **{"rate": 0.0, "refresh_seconds": 0.05, **settings})
+    app, _ = make_app(chosen, check_indexes(chosen.indexes, None))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def wait_until(holds: Any, seconds: float = 60.0) -> None:

@@ -65,6 +65,7 @@ def test_typed_filters_are_taken(api: TestClient) -> None:
         assert {hit["file"] for hit in found["hits"]} == files
         assert len(found["understood"]["filters"]) == 1
     assert {hit["file"] for hit in post(api, "/v1/moments", query="a caption:snow")["hits"]} == {"clip0.mp4"}
+    assert post(api, "/v1/moments", query="a before:2001")["hits"] == []
     given = post(api, "/v1/search", query="a", folder="trip", group=False)
     assert given["understood"]["filters"] == {"folder": "trip"}
     assert len(given["hits"]) == 2
@@ -311,6 +312,8 @@ def test_the_document_describes_what_is_answered(api: TestClient) -> None:
     check("/v1/embeddings", "post", post(api, "/v1/embeddings", input="a"))
     for path in ("/v1/clips/{id}", "/v1/clips/{id}/look", "/v1/index", "/v1/index/jobs", "/health/ready"):
         check(path, "get", api.get(path.replace("{id}", clip), params={"query": "a"}).json())
+    shown = api.get("/api").text
+    assert all(f'id="{name}"' in shown for name in document["components"]["schemas"])
     request = document["paths"]["/v1/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     whole = {**request, "components": document["components"]}
     jsonschema.validate({"query": QUERY, "like": [{"id": clip}]}, whole)

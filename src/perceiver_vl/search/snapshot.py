@@ -113,7 +113,8 @@ class Snapshot:
             rows = self.table.rows(f"file IN ({listed})")
             vectors, rows = numbers(rows["vector"]), rows.select(list(_LIGHT))
         else:
-            places = [self._place_of_file[name] for name in names if name in self._place_of_file]
+            known = [self._place_of_file[name] for name in names if name in self._place_of_file]
+            places = np.array(known, np.int64)
             vectors, rows = self.vectors[places], self.rows.take(places)
         return {row["file"]: {**row, "vector": vector} for row, vector in zip(rows.to_pylist(), vectors, strict=True)}
 

@@ -5,9 +5,8 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from perceiver_vl.media.decode import load_clip
 from perceiver_vl.media.files import FEATURES
@@ -70,8 +69,8 @@ def picture_of(path: Path, frames: int, start: float | None = None, end: float |
     clip = load_clip(path, frames, start=start, end=end)
     strip = Image.new("RGB", (frames * STRIP_WIDTH, STRIP_HEIGHT), (17, 18, 20))
     for place in range(frames):
-        image: Any = Image.fromarray(clip.frames[place * len(clip.frames) // frames])
-        image.thumbnail((STRIP_WIDTH, STRIP_HEIGHT))
+        frame = Image.fromarray(clip.frames[place * len(clip.frames) // frames])
+        image = ImageOps.contain(frame, (STRIP_WIDTH, STRIP_HEIGHT))
         left = place * STRIP_WIDTH + (STRIP_WIDTH - image.width) // 2
         strip.paste(image, (left, (STRIP_HEIGHT - image.height) // 2))
     file = io.BytesIO()
