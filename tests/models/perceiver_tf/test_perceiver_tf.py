@@ -145,6 +145,7 @@ def test_bins_are_spaced_as_notes_are() -> None:
         ({"num_attention_heads": 3}, "num_attention_heads=3: must divide attention_size=8 and value_size=8 evenly"),
         ({"num_conv_blocks": 4}, "num_conv_blocks=4: halve num_bins=12 so often that none is left"),
         ({"num_bins": 2000}, "num_bins=2000: fft_size=2048 gives 1025"),
+        ({"positive_weight": 0.0}, "positive_weight=0.0: need more than 0"),
         ({"instruments": []}, "instruments=[]: need one at least"),
     ],
 )

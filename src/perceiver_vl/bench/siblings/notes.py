@@ -48,6 +48,7 @@ SMALL: dict[str, Any] = {
     "max_frames": 62,
     "instruments": list(TIMBRES),
     "dropout": 0.0,
+    "positive_weight": 4.0,
 }
 """Two seconds of 32 ms, bins of quarter tones over five octaves."""
 WAYS: dict[str, dict[str, Any]] = {
@@ -264,7 +265,11 @@ def _learn(
         draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
         some = torch.randint(len(training.frames), (BATCH,), generator=draw)
         output = model(training.frames[some])
-        loss = roll_loss((output.onset_logits, output.frame_logits), (training.onsets[some], training.there[some]))
+        loss = roll_loss(
+            (output.onset_logits, output.frame_logits),
+            (training.onsets[some], training.there[some]),
+            config.positive_weight,
+        )
         assert loss is not None
         return loss
 

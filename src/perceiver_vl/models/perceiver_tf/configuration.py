@@ -64,6 +64,7 @@ class PerceiverTFConfig(PreTrainedConfig):
 
     # Answers: a query for each reads the latents of a frame
     instruments: list[str] = field(default_factory=lambda: ["notes"])
+    positive_weight: float = 1.0  # of notes that are there, in the loss, beside the many that are not
 
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
@@ -100,6 +101,8 @@ class PerceiverTFConfig(PreTrainedConfig):
             )
         if not self.bins_per_octave and self.num_bins > self.fft_size // 2 + 1:
             raise UsageError(f"num_bins={self.num_bins}: fft_size={self.fft_size} gives {self.fft_size // 2 + 1}")
+        if self.positive_weight <= 0:
+            raise UsageError(f"positive_weight={self.positive_weight}: need more than 0")
         if not self.instruments:
             raise UsageError("instruments=[]: need one at least")
         super().__post_init__(**kwargs)

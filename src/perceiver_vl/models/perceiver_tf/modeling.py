@@ -135,13 +135,16 @@ class PerceiverTFForTranscription(PerceiverTFPreTrainedModel):
         latents = self.perceiver_tf(spectrogram, return_dict=True).last_hidden_state
         found = self.classifier(self.decoder(latents.flatten(0, 1))).unflatten(0, latents.shape[:2])
         logits = found.chunk(2, dim=-1)
-        return TranscriptionOutput(roll_loss(logits, (onsets, frames)), *logits)
+        loss = roll_loss(logits, (onsets, frames), self.config.positive_weight)
+        return TranscriptionOutput(loss, *logits)
 
 
-def roll_loss(logits: Sequence[Tensor], labels: Sequence[Tensor | None]) -> Tensor | None:
-    """Binary cross-entropy, the mean over each roll, summed over those that have labels; None where none has."""
+def roll_loss(logits: Sequence[Tensor], labels: Sequence[Tensor | None], positive_weight: float = 1.0) -> Tensor | None:
+    """Binary cross-entropy, the mean over each roll, summed over those that have labels; None where none has.
+    `positive_weight`: of what is there.
+    """
     losses = [
-        F.binary_cross_entropy_with_logits(one, label.to(one.dtype))
+        F.binary_cross_entropy_with_logits(one, label.to(one.dtype), pos_weight=one.new_tensor(positive_weight))
         for one, label in zip(logits, labels, strict=True)
         if label is not None
     ]
