@@ -167,10 +167,10 @@ def gcog(
         str, typer.Option(help="Some of distractor, systematic_depth1, systematic_depth3 and productive.")
     ] = "distractor,systematic_depth1,systematic_depth3,productive",
     only: Annotated[str, typer.Option(help="Models to train, as the report names them; none: all.")] = "",
-    steps: Annotated[int, typer.Option(min=1, help="Of each training, of 32 instances.")] = 1500,
+    steps: Annotated[int, typer.Option(min=1, help="Of each training, of 32 instances.")] = 1200,
     per_operator: Annotated[int, typer.Option(min=1, help="Instructions, eight times so many.")] = 5000,
     tested: Annotated[int, typer.Option(min=32, help="Instances of each test.")] = 1024,
-    width: Annotated[int, typer.Option(min=8, help="Of every model.")] = 64,
+    width: Annotated[int, typer.Option(min=8, help="Of every model.")] = 48,
     numbers: Annotated[bool, typer.Option("--numbers", help="Tokens are numbers, as in the reference.")] = False,
     quick: QuickOption = False,
     seed: SeedOption = 0,
