@@ -186,7 +186,7 @@ class ElasticTaskModule(TrainingModule):
         def ask(budget: ComputeBudget) -> dict[str, ObjectiveOutput]:
             output = self.model(**inputs, budget=budget)
             logits = output.logits
-            if logits.ndim == 3:  # captions: of the words that are to be said
+            if logits.ndim == 3:  # captions, not in training: of the words that are to be said
                 logits = logits[:, :-1][inputs["labels"][:, 1:] != -100]
             return {"task": ObjectiveOutput(output.loss, (logits,), kind)}
 

@@ -171,7 +171,8 @@ def captioning_flops(
 ) -> float:
     """Operations of the loss of captions, forward and backward, as `task_flops`."""
     frames, words = batch["pixel_values"].shape[1], batch["input_ids"].shape[1]
-    one: float = caption_flops(config, frames, words, budget)
+    said = (batch["labels"] != -100).float().sum(1).mean().item()
+    one = caption_flops(config, frames, words, budget, said)
     if config.caption_prefix == "latents":
         one += encoding_flops(config, frames, 0, budget) - encoder_flops(config, frames, 0, budget)
     return 3 * len(batch["input_ids"]) * one

@@ -139,7 +139,8 @@ class PerceiverVLForCaptioning(PerceiverVLPreTrainedModel, GenerationMixin):
         """Texts `input_ids (B,L)` and clips `pixel_values (V,T,3,H,W)` → `logits (B,L,W)` of the word after each.
 
         `labels (B,L)`: the words themselves, -100 where nothing is to be said; the loss is the mean over the texts, of
-        each the mean over its words, so that it does not depend on what else is in the batch. `vision_cache`, or
+        each the mean over its words, so that it does not depend on what else is in the batch; in training, `logits` are
+        then `(R,W)`, of the R places alone whose next word is to be said. `vision_cache`, or
         `prefix` of `encode_prefix`: in the place of `pixel_values`. `past_key_values` of an earlier call: `input_ids`
         are the words after those, `attention_mask` is that of all. Raises `UsageError` for a text longer than
         `max_text_length`, and texts that do not divide among the clips.
@@ -169,8 +170,15 @@ class PerceiverVLForCaptioning(PerceiverVLPreTrainedModel, GenerationMixin):
             latents = self.caption_decoder.extend(cache, text, cache.prefix_length)
             cache.input_ids = input_ids if cache.input_ids is None else torch.cat([cache.input_ids, input_ids], 1)
             cache.attention_mask = real
-        logits = self.caption_words.logits(latents[:, -logits_to_keep:], self._table)
-        loss = None if labels is None else caption_loss(logits, labels)
+        latents, loss = latents[:, -logits_to_keep:], None
+        if (
+            labels is not None and self.training
+        ):  # nearly all the work of a large vocabulary, and most of it for nothing
+            logits = self.caption_words.logits(latents[:, :-1][labels[:, 1:] != -100], self._table)
+            loss = caption_loss(logits, labels)
+        else:
+            logits = self.caption_words.logits(latents, self._table)
+            loss = None if labels is None else caption_loss(logits[:, :-1][labels[:, 1:] != -100], labels)
         return PerceiverVLForCaptioningOutput(loss=loss, logits=logits, past_key_values=cache, **states_of(record))
 
     @torch.no_grad()
@@ -237,13 +245,15 @@ class PerceiverVLForCaptioning(PerceiverVLPreTrainedModel, GenerationMixin):
         return False  # the model makes its own
 
 
-def caption_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """`logits (B,L,W)` of the word after each of `labels (B,L)`, -100 where nothing is to be said: cross-entropy, its
-    mean over the words of each text, and over the texts.
+def caption_loss(said: Tensor, labels: Tensor) -> Tensor:
+    """`labels (B,L)`, -100 where nothing is to be said, and logits `said (R,W)` of the R others behind the first place:
+    cross-entropy, its mean over the words of each text, and over the texts.
     """
     following = labels[:, 1:]
-    surprise = F.cross_entropy(logits[:, :-1].transpose(1, 2), following, ignore_index=-100, reduction="none")
-    return (surprise.sum(1) / (following != -100).sum(1).clamp(min=1)).mean()
+    real = following != -100
+    surprise = F.cross_entropy(said, following[real], reduction="none")
+    share = (real / real.sum(1, keepdim=True).clamp(min=1))[real]
+    return (surprise * share.to(surprise)).sum() / len(labels)
 
 
 def _texts_of_each(texts: int, clips: int) -> int:

@@ -163,9 +163,15 @@ def cached_vision_flops(
     return clip + cross_attentions * words + self_attentions * block_flops(config, latents, latents)
 
 
-def caption_flops(config: PerceiverVLConfig, frames: int, text_tokens: int, budget: ComputeBudget = FULL_BUDGET) -> int:
-    """A clip and a text of `text_tokens` about it, each of whose tokens says which word comes next; nothing is kept of
-    an earlier pass. A pretrained vision encoder comes on top (`pretrained_flops`); no text encoder runs.
+def caption_flops(
+    config: PerceiverVLConfig,
+    frames: int,
+    text_tokens: int,
+    budget: ComputeBudget = FULL_BUDGET,
+    said: float | None = None,
+) -> float:
+    """A clip and a text of `text_tokens` about it, of which `said` (None: all) say which word comes next; nothing is
+    kept of an earlier pass. A pretrained vision encoder comes on top (`pretrained_flops`); no text encoder runs.
     """
     d, frames = config.hidden_size, min(frames, budget.frames or frames)
     if config.caption_prefix == "frames":
@@ -173,12 +179,13 @@ def caption_flops(config: PerceiverVLConfig, frames: int, text_tokens: int, budg
     else:
         prefix, seeing = config.latents_of(budget)[1], encoder_flops(config, frames, 0, budget)
     width = d if config.text_config is None else _table_width(config.text_config.to_json_string())
-    projections = 0 if config.text_config is None else 4 * text_tokens * width * d
+    said = text_tokens if said is None else said
+    projections = 0 if config.text_config is None else 2 * (text_tokens + said) * width * d
     size = config.intermediate_size
     crossing = plain_block_flops(text_tokens, prefix + text_tokens, d, intermediate_size=size)
     among = plain_block_flops(text_tokens, text_tokens, d, intermediate_size=size)
     layers = config.caption_cross_attentions * crossing + config.caption_layers * among
-    return seeing + layers + projections + 2 * text_tokens * width * config.vocab_size
+    return seeing + layers + projections + 2 * said * width * config.vocab_size
 
 
 @lru_cache(maxsize=256)
