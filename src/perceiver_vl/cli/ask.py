@@ -16,6 +16,7 @@ from perceiver_vl.cli.options import (
     read_budget,
 )
 from perceiver_vl.cli.show import print_json
+from perceiver_vl.models.budget import CostLimit
 from perceiver_vl.utils.console import out
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.threads import use_threads
@@ -44,6 +45,12 @@ def ask(
             help="Folder for a temporary file of what is read at --fps, instead of decoding for each cross-attention."
         ),
     ] = None,
+    early_exit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GFLOPS", help="Leave after the block that is sure enough; evaluate --early-exit has solved when."
+        ),
+    ] = None,
     budget: BudgetOption = "",
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -67,6 +74,13 @@ def ask(
 
     how: dict[str, Any] = {"start": start, "end": end, "fps": fps, "spill": spill, "budget": dials, "progress": True}
     kinds = PerceiverVLConfig.from_pretrained(model).architectures or []
+    if early_exit is not None:
+        if budget or "PerceiverVLForQuestionAnswering" not in kinds:
+            other = f"budget={budget}: is kept with the thresholds" if budget else f"{model}: has no answers of its own"
+            raise UsageError(f"early_exit={early_exit}: {other}, leave one of them out")
+        from perceiver_vl.tasks.early_exit import load_exits
+
+        how["budget"] = load_exits(model, CostLimit.parse(early_exit))
     if "PerceiverVLForQuestionAnswering" in kinds:
         answering = pipeline("question-answering", model, device, dtype=dtype)
         answers = answering(str(clip), questions, choices=given, top_k=top_k or 5, **how)

@@ -1,7 +1,8 @@
 """`perceiver-vl evaluate`: a model on a task, by the task's official metric."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,10 +26,14 @@ from perceiver_vl.cli.options import (
     read_budget,
 )
 from perceiver_vl.cli.show import print_damaged, print_json, print_skipped
+from perceiver_vl.models.budget import ComputeBudget, CostLimit, EarlyExitBudget
 from perceiver_vl.tasks import EXAMPLE_TASKS, TASKS, load_for, task_of
 from perceiver_vl.utils.console import out
 from perceiver_vl.utils.errors import Setting, UsageError
 from perceiver_vl.utils.threads import use_threads
+
+if TYPE_CHECKING:
+    from perceiver_vl.tasks.early_exit import ExitsTaken
 
 MOMENTS = "moments"
 _TASKS_OF_OPTION = {
@@ -39,6 +44,8 @@ _TASKS_OF_OPTION = {
     "seed": ("pre-training",),
     "beams": ("captioning",),
     "guess_from": ("captioning",),
+    "early_exit": ("question-answering", "vqa", "image-classification"),
+    "exits_from": ("question-answering", "vqa", "image-classification"),
     "index": (MOMENTS,),
     "segments": (MOMENTS,),
     "segment_fps": (MOMENTS,),
@@ -89,6 +96,18 @@ def evaluate(
             help="Captioning: beside what is said most often of this split, and of the most similar clip in it.",
         ),
     ] = None,
+    early_exit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GFLOPS",
+            help="Answers, classes: each example leaves after the block that is sure enough, at this mean cost, as in "
+            "3GFLOPs. Thresholds are solved on another split and kept in the model's folder, for ask.",
+        ),
+    ] = None,
+    exits_from: Annotated[
+        str | None,
+        typer.Option(metavar="SPLIT", help="With --early-exit: solve thresholds on this split (default: validation)."),
+    ] = None,
     index: Annotated[
         str | None, typer.Option(help="Moments: keep the index of the videos here (default: a scratch folder).")
     ] = None,
@@ -126,10 +145,12 @@ def evaluate(
     of_moments: dict[str, Any] = {"index": index, "segments": segments, "segment_fps": segment_fps}
     of_moments |= {"corpus": corpus or None, "baselines": baselines or None, "calibrate": calibrate}
     of_others = {"captions_per_clip": captions_per_clip, "seed": seed, "beams": beams, "guess_from": guess_from}
+    of_others |= {"early_exit": early_exit, "exits_from": exits_from}
     how = _options_of(task, {**ranking, **of_others, **of_moments})
     if submission and task != MOMENTS and task not in EXAMPLE_TASKS:
         raise UsageError(f"submission={submission}: {task} has none, its figures are its result")
     check_file("--submission", submission)
+    limit = _exit_limit(how, split)
     dials = read_budget(budget, model, device, dtype)
     use_threads(threads)
     if task == MOMENTS:
@@ -159,7 +180,7 @@ def evaluate(
     failing: dict[str, Any] = {"strict": strict, "max_failed_fraction": max_failed_fraction}
     how |= {"num_frames": num_frames, "budget": dials, "batch_size": batch_size, **failing}
     if join_others():
-        if chosen.in_one_process:
+        if chosen.in_one_process or limit:
             raise UsageError(f"task={task}: is measured in one process, start it without torchrun")
         how["shared"] = True
     loaded, processor = load_for(task, chosen.model_class, model, device, dtype, compiled)
@@ -172,23 +193,61 @@ def evaluate(
         how["guess_from"], _ = open_dataset(data, size, need=chosen.need, **(where | {"split": guess_from}), **failing)
     if submission is None and not chosen.is_labelled_somewhere(source):
         raise UsageError(f"{data}: does not say what is right, write the predictions with --submission FILE")
+    if limit is not None:
+        from perceiver_vl.tasks.early_exit import save_exits, solve_exits
+
+        held_out, _ = open_dataset(
+            data, size, need=chosen.need, **(where | {"split": exits_from or "validation"}), **failing
+        )
+        how["budget"] = dials = replace(dials, frames=frames)
+        policy = solve_exits(chosen, loaded, processor, held_out, limit, progress=True, **how)  # type: ignore[arg-type]
+        how["budget"] = dials = save_exits(model, limit, dials, policy, exits_from or "validation")
     result = chosen.evaluate(loaded, processor, source, progress=is_first_process(), **how)
     if not is_first_process():
         return
     if submission:
         write_text(submission, chosen.submission(result))
     result.skipped[:0] = problems
+    left = _exits_taken(loaded, frames, dials)
     if as_json:
         record = evaluation_record(
             model, processor, source, data=data, split=split, num_frames=frames, budget=dials, dtype=dtype
         )
-        print_json({**result.to_dict(), "record": vars(record)})
+        told = {} if left is None else {"early_exit": vars(left)}
+        print_json({**result.to_dict(), **told, "record": vars(record)})
         return
     result.print()
+    if left is not None:
+        out.print(str(left))
     print_skipped(result.skipped)
     print_damaged(result.damaged)
     if submission:
         out.print(f"{len(result.predictions)} predictions: {submission}")
+
+
+def _exit_limit(how: dict[str, Any], split: str | None) -> CostLimit | None:
+    """The cost that examples leave early for, taken out of `how`; None: nobody leaves."""
+    asked, solved_on = how.pop("early_exit", None), how.pop("exits_from", None)
+    if asked is None:
+        if solved_on is not None:
+            raise UsageError(f"exits_from={solved_on}: solves thresholds, give a cost, too: --early-exit 3GFLOPs")
+        return None
+    if split is None or (solved_on or "validation") == split:
+        scored = "all is scored" if split is None else "is the split that is scored"
+        raise UsageError(
+            f"exits_from={solved_on or 'validation'}: {scored}, but thresholds are solved on what is not; choose one "
+            "with ",
+            Setting("split", "test"),
+        )
+    return CostLimit.parse(asked)
+
+
+def _exits_taken(model: Any, frames: int, budget: ComputeBudget) -> "ExitsTaken | None":
+    if not isinstance(budget, EarlyExitBudget):
+        return None
+    from perceiver_vl.tasks.early_exit import exits_taken
+
+    return exits_taken(model.config, frames, budget)
 
 
 def _options_of(task: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from perceiver_vl.data.records import Record
 from perceiver_vl.inference.captioning import CaptioningPipeline
 from perceiver_vl.inference.clips import ClipOptions, Medium, cached_clip, frames_of, load_medium
 from perceiver_vl.inference.moments import MomentsPipeline
-from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, EarlyExitBudget
 from perceiver_vl.models.loading import load_folder, load_retriever
 from perceiver_vl.models.perceiver_vl import (
     PerceiverVLForCaptioning,
@@ -236,8 +236,10 @@ class QuestionAnsweringPipeline:
         words = self.processor(text=texts).to(self.model.device)
         answers = []
         with cached_clip(self.model, self.processor, clip, **how) as cache:
-            for first in range(0, len(texts), _QUESTIONS_AT_ONCE):
-                some = slice(first, first + _QUESTIONS_AT_ONCE)
+            # One at a time where each may leave early: what was read of the clip serves all, and cannot shrink
+            at_once = 1 if isinstance(cache.budget, EarlyExitBudget) else _QUESTIONS_AT_ONCE
+            for first in range(0, len(texts), at_once):
+                some = slice(first, first + at_once)
                 asked = words["input_ids"][some], words["attention_mask"][some]
                 logits = self.model(*asked, vision_cache=cache, budget=cache.budget).logits
                 answers += [self._likeliest(of_question, labels, top_k) for of_question in logits.float().cpu()]

@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-WIDTH, HEIGHT, FOCAL, HORIZON, CAMERA_HEIGHT = 320, 96, 320.0, 24.0, 1.65
-DEPTHS = (8.0, 28.0)
+WIDTH, HEIGHT, FOCAL, HORIZON, CAMERA_HEIGHT = 320, 96, 240.0, 24.0, 1.65
+DEPTHS = (7.0, 17.0)
 _FACES = ((0, 1, 2, 3), (4, 5, 6, 7), (0, 1, 5, 4), (1, 2, 6, 5), (2, 3, 7, 6), (3, 0, 4, 7))  # of `corners`
 _SHADES = (0.4, 1.0, 0.75, 0.55, 0.85, 0.65)
 
@@ -28,15 +28,15 @@ class Scene:
 
 
 def draw_scene(seed: int, stream: int, number: int) -> Scene:
-    """Two to four boxes that do not hide each other, on uneven ground, as flat ground would tell the depth of a box by
+    """One to three boxes that do not hide each other, on uneven ground, as flat ground would tell the depth of a box by
     its height alone; the same for the same arguments.
     """
     rng = np.random.default_rng([seed, stream, number])
     boxes: list[list[float]] = []
-    wanted = int(rng.integers(2, 5))
+    wanted = int(rng.integers(1, 4))
     while len(boxes) < wanted:
         z = rng.uniform(*DEPTHS)
-        x = rng.uniform(-0.42, 0.42) * z
+        x = rng.uniform(-0.55, 0.55) * z
         if all(abs(x / z - other[0] / other[2]) > 2.5 * (1 / z + 1 / other[2]) / 2 for other in boxes):
             size = [rng.uniform(3.2, 4.6), rng.uniform(1.4, 1.8), rng.uniform(1.5, 1.9)]
             boxes.append([x, CAMERA_HEIGHT + rng.uniform(-0.25, 0.25), z, *size, rng.uniform(-math.pi, math.pi)])

@@ -2,11 +2,10 @@
 moved to where they fit.
 
 A scene's boxes are disturbed in depth, 25 candidates placed around each, and a head scores and corrects these, beside a
-multilayer perceptron of about as many weights that sees the same of a candidate. Both begin with the features of one
-small convolutional net, which was trained before to say at each place what box is there, as a detector is.
+multilayer perceptron of about as many weights that sees the same of a candidate. Both see the features of one small
+convolutional net, which was trained before to say at each place what box is there, as a detector is, and stays so.
 """
 
-import copy
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ CHANNELS, REGION, STRIDE = 32, 5, 4
 CANDIDATES = 750  # that are timed: 25 of each of 30 boxes
 _TRAIN, _TEST = range(2)  # streams of chance
 _USUAL = torch.tensor([0.0, CAMERA_HEIGHT, sum(DEPTHS) / 2, 3.9, 1.6, 1.7, 0.0])
-_SPREAD = torch.tensor([5.0, 0.2, 6.0, 0.4, 0.1, 0.1, 2.0])
+_SPREAD = torch.tensor([4.0, 0.2, 3.0, 0.4, 0.1, 0.1, 2.0])
 
 
 @dataclass(frozen=True)
@@ -197,19 +196,19 @@ class _Perceiver(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Feature map and head: pictures and candidates → logits `(C,1)` and what is to be added `(C,6)`."""
+    """A head, and what it is to see: features and candidates → logits `(C,1)` and what is to be added `(C,6)`."""
 
-    def __init__(self, feature_map: FeatureMap, head: nn.Module) -> None:
+    def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self.feature_map, self.head = feature_map, head
+        self.head = head
 
-    def forward(self, pixels: Tensor, boxes: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
-        """`pixels (S,3,H,W)`, candidates `boxes (C,7)` of the pictures `owners (C,)`, which ascend."""
-        features, points = self.feature_map(pixels), seen_points(boxes)
+    def forward(self, features: Tensor, boxes: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
+        """`features (S,32,H/4,W/4)`, candidates `boxes (C,7)` of the pictures `owners (C,)`, which ascend."""
+        points = seen_points(boxes)
         where = torch.cat([points, region_places(points)], dim=1)
         sampled = sample(features, owners, where)
         regions = sampled[:, 9:].transpose(1, 2).unflatten(-1, (REGION, REGION))
-        per_image = owners.bincount(minlength=len(pixels))
+        per_image = owners.bincount(minlength=len(features))
         return self.head(sampled[:, :9], geometry_of(boxes, points), regions, per_image)
 
 
@@ -275,11 +274,12 @@ def measure_denoised_boxes(
         advance = stages.stage("the features of a detector", steps)
         train(
             detector,
-            lambda step: detector.loss(_some(training, seed, step)[0]),
+            lambda step: detector.loss([training[place] for place in _some(scenes, seed, step)[0]]),
             steps,
             learning_rate=3e-3,
             advance=advance,
         )
+        features, test_features = _features(detector, training), _features(detector, test)
         perceiver = _Perceiver()
         size = sum(weight.numel() for weight in perceiver.parameters())
         heads: dict[str, Callable[[], nn.Module]] = {
@@ -288,8 +288,9 @@ def measure_denoised_boxes(
         }
         for name, build in heads.items():
             torch.manual_seed(seed)
-            model = Denoiser(copy.deepcopy(detector), build())
-            denoised.append(_learn(name, model, training, test, found, steps, runs, seed, stages.stage(name, steps)))
+            model = Denoiser(build())
+            own = training, features, test_features, found
+            denoised.append(_learn(name, model, *own, steps, runs, seed, stages.stage(name, steps)))
     published = MonoXiverModel(MonoXiverConfig(num_labels=1)).eval()
     config = published.config
     inputs = _noise(config.point_size, config.region_size)
@@ -337,7 +338,8 @@ def _learn(
     name: str,
     model: Denoiser,
     training: Sequence[Scene],
-    test: Sequence[Scene],
+    features: Tensor,
+    test_features: Tensor,
     proposals: Proposals,
     steps: int,
     runs: int,
@@ -345,21 +347,23 @@ def _learn(
     advance: Callable[..., object],
 ) -> Denoised:
     def loss_of(step: int) -> Tensor:
-        some, draw = _some(training, seed, step)
-        given = propose(some, draw)
+        some, draw = _some(len(training), seed, step)
+        given = propose([training[place] for place in some], draw)
         boxes = candidates(given.boxes)
         owners = given.scenes.repeat_interleave(boxes.shape[1])
         boxes = boxes.flatten(0, 1)
-        logits, residuals = model(torch.stack([scene.pixels for scene in some]), boxes, owners)
+        logits, residuals = model(features[some], boxes, owners)
         return denoising_loss(logits, residuals, *labels_of(boxes, owners, given))
 
     trained = train(model, loss_of, steps, learning_rate=2e-3, weight_decay=0.01, advance=advance)
     kept, scores = [], []
-    for number, scene in enumerate(test):
+    for number in range(len(test_features)):
         around = candidates(proposals.boxes[proposals.scenes == number])
         flat = around.flatten(0, 1)
         with torch.inference_mode():
-            logits, residuals = model(scene.pixels[None], flat, torch.zeros(len(flat), dtype=torch.long))
+            logits, residuals = model(
+                test_features[number : number + 1], flat, torch.zeros(len(flat), dtype=torch.long)
+            )
         likely = logits[:, 0].sigmoid().view(around.shape[:2])
         best = likely.argmax(1)
         moved = around + F.pad(residuals, (0, 1)).view(around.shape)
@@ -381,10 +385,17 @@ def _learn(
     )
 
 
-def _some(scenes: Sequence[Scene], seed: int, step: int) -> tuple[list[Scene], torch.Generator]:
-    """Those of a step, and where its further draws come from."""
+def _some(scenes: int, seed: int, step: int) -> tuple[list[int], torch.Generator]:
+    """The places of a step's scenes, and where its further draws come from."""
     draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    return [scenes[place] for place in torch.randint(len(scenes), (BATCH,), generator=draw).tolist()], draw
+    return torch.randint(scenes, (BATCH,), generator=draw).tolist(), draw
+
+
+@torch.no_grad()
+def _features(detector: FeatureMap, scenes: Sequence[Scene]) -> Tensor:
+    """`(S,32,H/4,W/4)`."""
+    pixels = torch.stack([scene.pixels for scene in scenes])
+    return torch.cat([detector(some) for some in pixels.split(BATCH)])
 
 
 def _noise(channels: int, region: int) -> tuple[Tensor, Tensor, Tensor]:
