@@ -49,6 +49,10 @@ def test_examples_leave_early_at_the_cost_that_was_asked_for(answering: Path, qu
     assert [one["question"] for one in early] == [one["question"] for one in late]
     for one in early:
         assert sum(answer["score"] for answer in one["answers"]) == pytest.approx(1.0)
+    for one in saved.values():
+        one["model"] = "another"
+    (answering / "early_exit.json").write_text(json.dumps(saved))
+    assert "solved before" in run_cli(*asked, "--early-exit", limit).error(2)
 
 
 def test_what_cannot_leave_early_is_said_in_a_line(answering: Path, model: Path, questions: Path) -> None:

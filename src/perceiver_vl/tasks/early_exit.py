@@ -17,6 +17,7 @@ from perceiver_vl.data.skipped import MAX_FAILED_FRACTION
 from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, CostLimit, EarlyExitBudget
 from perceiver_vl.models.early_exit import ExitPolicy, solve_budget
+from perceiver_vl.models.folder import model_fingerprint
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.exit_flops import exit_flops
@@ -110,13 +111,13 @@ def save_exits(
     """Keep what was solved in a model's folder, for `load_exits` of the same limit."""
     path, dials = folder / FILE, vars(budget)
     known = _read(path) if path.is_file() else {}
-    known[str(limit)] = {"dials": dials, "split": split, **asdict(policy)}
+    known[str(limit)] = {"model": model_fingerprint(folder), "dials": dials, "split": split, **asdict(policy)}
     write_text(path, json.dumps(known, indent=2) + "\n")
     return EarlyExitBudget(**dials, thresholds=policy.thresholds)
 
 
 def load_exits(folder: Path, limit: CostLimit) -> EarlyExitBudget:
-    """What was solved for a limit; raises `UsageError` where nothing was."""
+    """What was solved for a limit; raises `UsageError` where nothing was, or for other weights."""
     path = folder / FILE
     known = _read(path) if path.is_file() else {}
     if str(limit) not in known:
@@ -125,9 +126,16 @@ def load_exits(folder: Path, limit: CostLimit) -> EarlyExitBudget:
             f"early_exit={limit}: {folder} has no thresholds for it{solved}; evaluate the model on its data with ",
             Setting("early_exit", str(limit).replace(" ", "")),
         )
+    found = known[str(limit)]
     try:
-        found = known[str(limit)]
+        if found["model"] != model_fingerprint(folder):
+            raise UsageError(
+                f"early_exit={limit}: solved before {folder} was changed, evaluate it on its data again with ",
+                Setting("early_exit", str(limit).replace(" ", "")),
+            )
         return EarlyExitBudget(**found["dials"], thresholds=tuple(float(one) for one in found["thresholds"]))
+    except UsageError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise PerceiverVLError(f"{path}: damaged ({first_line(error)}), evaluate with --early-exit again") from error
 
