@@ -29,7 +29,7 @@ def test_captions_are_printed_and_what_cannot_be_read_is_a_line(captioner: Path,
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing")
     several = ("caption", first, broken, second, "--model", captioner, "--beams", 2, "--budget", "frames=1", "--json")
-    told = run_program(*several)
+    told = run_cli(*several)
     assert told.code == 1
     assert told.err.count("\n") == 1
     assert f"{broken}: " in told.err.replace("\n", "")
@@ -49,7 +49,7 @@ def test_ask_answers_in_words_of_the_model(captioner: Path, world: Path) -> None
     results = run_cli("ask", "--model", captioner, clip, *questions, "--json").json()
     assert [result["question"] for result in results] == list(questions)
     assert all(len(result["answers"]) == 1 and 0 < result["answers"][0]["score"] < 1 for result in results)
-    told = run_program("ask", "--model", captioner, clip, questions[0], "--choices", "red|blue")
+    told = run_cli("ask", "--model", captioner, clip, questions[0], "--choices", "red|blue")
     assert (told.code, told.err.count("\n")) == (2, 1)
     assert "in words of its own, leave it out" in told.err
 
@@ -85,6 +85,6 @@ def test_what_cannot_be_captioned(captioner: Path, model: Path, world: Path) -> 
         (("caption", world / "none.mp4", "--model", captioner), "no such file"),
         (("evaluate", "--model", captioner, "--data", world, "--beams", 2), "says nothing of task retrieval"),
     ):
-        told = run_program(*words)
+        told = run_cli(*words)
         assert (told.code, told.err.count("\n")) == (2, 1)
         assert said in told.err
