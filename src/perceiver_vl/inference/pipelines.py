@@ -5,8 +5,8 @@ Shapes: Q queries, C clips and images, K of them on a shortlist, N latents, D wi
 
 import os
 import warnings
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
@@ -225,12 +225,15 @@ class QuestionAnsweringPipeline:
         `clip`: a path, an image, an array or a tensor, as `PerceiverVLProcessor` takes them; it is decoded and read
         once for all questions (`cache_vision`), as `how` says (`ClipOptions`: `start`, `end`, `fps`, `spill`, `budget`,
         `progress`); or what was read of one earlier (`inference.clips.cached_clip`). `choices`: only these of its
-        answers.
+        answers, or any texts where its answers are texts (`answers_as_text`).
         Raises `UsageError` for values of a wrong type or choices that it does not know, `MediaError` for a file that
         cannot be read.
         """
         if top_k < 1:
             raise UsageError(f"top_k={top_k}: need at least 1")
+        if choices is not None and self.model.config.answers_as_text:
+            with self._answering_among(choices):
+                return self(clip, questions, top_k=top_k, **how)
         labels = self._labels(choices)
         texts = [questions] if isinstance(questions, str) else list(questions)
         words = self.processor(text=texts).to(self.model.device)
@@ -244,6 +247,17 @@ class QuestionAnsweringPipeline:
                 logits = self.model(*asked, vision_cache=cache, budget=cache.budget).logits
                 answers += [self._likeliest(of_question, labels, top_k) for of_question in logits.float().cpu()]
         return answers[0] if isinstance(questions, str) else answers
+
+    @contextmanager
+    def _answering_among(self, choices: Sequence[str]) -> Iterator[None]:
+        """With these texts as the model's answers, afterwards with its own."""
+        config = self.model.config
+        own = config.id2label, config.label2id, config.label_token_ids
+        try:
+            self.model.answer_among(choices, self.processor.tokenizer)
+            yield
+        finally:
+            config.id2label, config.label2id, config.label_token_ids = own
 
     def _labels(self, choices: Sequence[str] | None) -> list[int]:
         """The numbers of the answers that may be given."""

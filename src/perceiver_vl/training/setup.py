@@ -32,6 +32,7 @@ from perceiver_vl.models.perceiver_vl.processing import (
     load_tokenizer,
     train_tokenizer,
 )
+from perceiver_vl.models.perceiver_vl.question_answering import TextAnswerHead, label_token_ids
 from perceiver_vl.models.perceiver_vl.warm_start import initialise_from
 from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.example_task import ExampleTask
@@ -277,7 +278,11 @@ def _with_head(
     if names and _need_of(task) == "label":
         head |= {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
     without = {name: value for name, value in config.to_dict().items() if name not in _OF_A_HEAD}
-    return PerceiverVLConfig.from_dict(without | head | task.words(tokenizer))
+    found = PerceiverVLConfig.from_dict(without | head | task.words(tokenizer))
+    if found.answers_as_text:
+        labels = [found.id2label[label] for label in sorted(found.id2label)]
+        found.label_token_ids = label_token_ids(labels, tokenizer, found.max_text_length)
+    return found
 
 
 def processor_and_config(
@@ -459,6 +464,9 @@ def _rename_labels(model: PerceiverVLPreTrainedModel, config: PerceiverVLConfig)
     names = [name for name in ("answer_head", "base_answers") if getattr(model, name, None) is not None]
     for name in names:
         head = getattr(model, name)
+        if isinstance(head, TextAnswerHead):  # what it has learned is of any text
+            model.config.label_token_ids = config.label_token_ids
+            return set()
         head.classifier = type(head.classifier)(head.classifier.in_features, config.num_labels)
         model._init_weights(head.classifier)
     return {f"{name}.classifier" for name in names}

@@ -1,6 +1,6 @@
 """What a Perceiver-VL is made of; refuses what cannot work, by name."""
 
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from huggingface_hub.dataclasses import strict
@@ -109,6 +109,10 @@ class PerceiverVLConfig(PreTrainedConfig):
     zero_frames_are_padding: bool = False  # a frame of a clip whose pixels average to 0 is masked
     answers_from: Literal["query", "mean_latents"] = "query"  # what heads of answers and classes see
 
+    # Answers and classes as texts that are encoded and compared, not as rows of a head (Uni-Perceiver, Zhu et al. 2022)
+    answers_as_text: bool = False
+    label_token_ids: list[list[int]] = field(default_factory=list)  # the words of each label, in the order of id2label
+
     # Captions
     caption_prefix: Literal["latents", "frames"] = "latents"  # what is seen of a clip: its latents, or all its tokens
     caption_layers: int = 4  # self-attentions of the words' causal latents
@@ -135,7 +139,7 @@ class PerceiverVLConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False  # share the MLM head's projection with the word table
 
     def __post_init__(self, **kwargs: Any) -> None:
-        declared = {field.name for field in fields(self)}
+        declared = {one.name for one in fields(self)}
         for key in kwargs:
             if key not in declared | _KEYS_OF_TRANSFORMERS and not key.startswith("_"):
                 near = did_you_mean(key, declared, "see PerceiverVLConfig for the names")
@@ -241,6 +245,8 @@ class PerceiverVLConfig(PreTrainedConfig):
             raise UsageError(f"token_grid={self.token_grid}: need 1 to 1000 rows")
         if self.vision_config is not None and self.zero_frames_are_padding:
             raise UsageError("zero_frames_are_padding=True: of the released model, which has no vision_config")
+        if self.answers_as_text and self.base != "none":
+            raise UsageError(f"answers_as_text=True: of a model without a base, not base={self.base}")
 
     def _check_size(self) -> None:
         """Refuse, before anything is built, what no machine holds: a configuration may come from anybody."""

@@ -23,6 +23,8 @@ def exit_flops(
     """
     width, exits = config.hidden_size, config.blocks_of(budget)
     head = 2 * width * (width + 2 * width + 2 * config.num_labels)
+    if config.answers_as_text:  # whose directions are there already
+        head = 2 * width * (width + config.num_labels)
     if config.answers_from == "query":
         latents = config.latents_of(budget, text_only=not frames)[1]
         head += partial_attention_flops(config, 1, latents) + output_flops(config, 1)

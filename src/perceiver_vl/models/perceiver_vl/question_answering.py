@@ -3,8 +3,10 @@
 Shapes: B batch, T frames, L text tokens, M inputs, N latents, D width.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +40,26 @@ class PerceiverVLAnswerOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+class TextAnswerHead(nn.Module):
+    """Answers as texts: their likelihood is a cosine over a learned temperature, after one norm and one projection of
+    what is asked and of what might be answered (Uni-Perceiver, Zhu et al. 2022, 3.1).
+    """
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.projection = nn.Linear(config.hidden_size, config.hidden_size)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def features(self, states: Tensor) -> Tensor:
+        """`(…,D)` → directions `(…,D)`."""
+        return F.normalize(self.projection(self.norm(states)), dim=-1)
+
+    def forward(self, answer: Tensor, labels: Tensor) -> Tensor:
+        """`(B,D)`, directions of labels `(K,D)` → `(B,K)`."""
+        return self.logit_scale.exp().clamp(max=100.0) * self.features(answer) @ labels.T
 
 
 class AnswerHead(nn.Module):
@@ -89,10 +111,45 @@ class _AnsweringModel(PerceiverVLPreTrainedModel):
         if config.answers_from == "query":
             self.decoder = query_decoder(config)
             self.answer_query = ClassQuery(config)
+        if config.answers_as_text and config.problem_type == "regression":
+            raise UsageError("answers_as_text=True: of answers that are words, a number is none of some")
         has_base = self.is_asked and config.has_vision_base
         self.base_answers = BaseAnswers(config) if has_base else None
-        self.answer_head = AnswerHead(config, adds=has_base)
+        self.answer_head = TextAnswerHead(config) if config.answers_as_text else AnswerHead(config, adds=has_base)
+        self._kept_labels: tuple[Any, Tensor] | None = None
         self.post_init()
+
+    def answer_among(self, labels: Sequence[str], tokenizer: Any) -> None:
+        """From now on answer with one of these texts, trained or not: of a model with `answers_as_text`. Raises
+        `UsageError` for another one, and for fewer than two labels or two that are the same.
+        """
+        if not self.config.answers_as_text:
+            raise UsageError("answers_as_text=False: this model knows the answers it was trained on alone")
+        if isinstance(labels, str) or len(labels) < 2 or len(set(labels)) < len(labels):
+            raise UsageError(f"labels={labels!r}: need at least two different texts")
+        self.config.id2label = dict(enumerate(labels))
+        self.config.label2id = {label: number for number, label in enumerate(labels)}
+        self.config.label_token_ids = label_token_ids(labels, tokenizer, self.config.max_text_length)
+
+    def label_directions(self) -> Tensor:
+        """Directions of the texts of all labels `(K,D)`, by the text stream: made anew with gradients, else kept as
+        long as weights and labels stay what they are. Raises `UsageError` where labels have no texts.
+        """
+        ids = self.config.label_token_ids
+        if len(ids) != self.config.num_labels:
+            raise UsageError("label_token_ids: not those of the labels, call answer_among(labels, tokenizer)")
+        state = [(id(weight), weight._version) for weight in self.parameters()]
+        state_now = self.device, self.dtype, self.training, tuple(map(tuple, ids)), tuple(state)
+        if not torch.is_grad_enabled() and self._kept_labels is not None and self._kept_labels[0] == state_now:
+            return self._kept_labels[1]
+        rows = [torch.tensor(row, device=self.device) for row in ids]
+        words = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        real = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        latents = self.perceiver_vl.encode(self.perceiver_vl.embed_inputs(words, real))
+        found: Tensor = self.answer_head.features(latents.mean(1))  # type: ignore[operator]
+        if not torch.is_grad_enabled():
+            self._kept_labels = state_now, found
+        return found
 
     def answer_inputs(
         self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET, record: EncoderRecord | None = None
@@ -133,6 +190,8 @@ class _AnsweringModel(PerceiverVLPreTrainedModel):
     def _logits(self, latents: Tensor, vision_base: Tensor | None, text_base: Tensor | None) -> Tensor:
         mean = self.config.answers_from == "mean_latents"
         asked = latents.mean(1) if mean else self.decode(self.answer_query(len(latents)), latents)[:, 0]
+        if isinstance(self.answer_head, TextAnswerHead):
+            return self.answer_head(asked, self.label_directions())
         logits: Tensor = self.answer_head(asked)
         if self.base_answers is None:
             return logits
@@ -201,6 +260,11 @@ class PerceiverVLForImageClassification(_AnsweringModel):
         budget, record = budget or FULL_BUDGET, self.record(**asked)
         inputs = self.perceiver_vl.embed_inputs(None, None, pixel_values, frame_mask, budget)
         return self._output(inputs, budget, labels, record)
+
+
+def label_token_ids(labels: Sequence[str], tokenizer: Any, most: int) -> list[list[int]]:
+    """The words of each label, at most so many."""
+    return [list(ids)[:most] for ids in tokenizer(list(labels))["input_ids"]]
 
 
 def answer_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:
