@@ -188,7 +188,7 @@ def test_what_is_no_moment_of_a_video_says_so() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"segments": 1}, "data.stretch.segments=1: need 2 to 100"),
+        ({"segments": 1}, "data.stretch.segments=1: need 2 to 32"),
         ({"seconds": 0.0}, "data.stretch.seconds=0: need 0.1 to 600 s"),
         ({"merge": 1.0}, "data.stretch.merge=1: a probability"),
     ],

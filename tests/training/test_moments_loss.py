@@ -1,5 +1,6 @@
 """The objective of moments, against what its definition says: direct decoding of the latents of every window."""
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from perceiver_vl import ComputeBudget, PerceiverVLForPreTraining
 from perceiver_vl.layers.partial_attention import every_window
 from perceiver_vl.training.losses.base import PreTrainingBatch
-from perceiver_vl.training.losses.moments import right_shares
+from perceiver_vl.training.losses.moments import crowds_of, right_shares
 from perceiver_vl.training.objectives import Objectives, PreTrainingModule
 from perceiver_vl.training.statistics import pretraining_flops
 from tiny import assert_same, tiny_model, tiny_stretches
@@ -33,7 +34,7 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> float:
 
 
 def by_definition(model: PerceiverVLForPreTraining, batch: PreTrainingBatch) -> Tensor:
-    """Window for window, each decoded from the latents of all its segments."""
+    """Window for window, each decoded from the latents of all its segments, those that are alike sharing their part."""
     assert batch.edges is not None
     assert batch.moments is not None
     losses = []
@@ -43,23 +44,25 @@ def by_definition(model: PerceiverVLForPreTraining, batch: PreTrainingBatch) -> 
         for stretch in range(len(batch)):
             latents = model.encode_vision(batch.pixel_values[stretch], batch.frame_mask[stretch])
             vectors, edges = model.pool_vision(latents), batch.edges[stretch].tolist()
-            for first in range(len(latents)):
-                for after in range(first + 1, len(latents) + 1):
-                    if edges[after] <= edges[after - 1]:
-                        continue
-                    mean = vectors[first:after].mean(0)
-                    score = model.logit_scale * model.pool_text(words)[0] @ mean / mean.norm()
-                    score = score + model.match(latents[first:after].flatten(0, 1)[None], words)[0]
-                    if model.length_weight is not None:
-                        score = score + model.length_weight * math.log(edges[after] - edges[first])
-                    scores.append(score)
-                    shown = [
-                        (max(start, 0.0), min(end, edges[-1]))
-                        for start, end in batch.moments[text].tolist()
-                        if end > start
-                    ]
-                    window = edges[first], edges[after]
-                    overlaps.append(max(overlap(window, one) for one in shown) if stretch == text else 0.0)
+            real = [
+                (first, after)
+                for first, after in itertools.combinations(range(len(edges)), 2)
+                if edges[after] > edges[after - 1]
+            ]
+            times = {window: (edges[window[0]], edges[window[1]]) for window in real}
+            for first, after in real:
+                mean = vectors[first:after].mean(0)
+                score = model.logit_scale * model.pool_text(words)[0] @ mean / mean.norm()
+                score = score + model.match(latents[first:after].flatten(0, 1)[None], words)[0]
+                if model.length_weight is not None:
+                    score = score + model.length_weight * math.log(edges[after] - edges[first])
+                like = sum(max(0.0, 2 * overlap(times[first, after], other) - 1) for other in times.values())
+                scores.append(score - math.log(like))
+                shown = [
+                    (max(start, 0.0), min(end, edges[-1])) for start, end in batch.moments[text].tolist() if end > start
+                ]
+                own = stretch == text
+                overlaps.append(max(overlap(times[first, after], one) for one in shown) if own else 0.0)
         shares = [max(0.0, one - 0.5) for one in overlaps]
         if not any(shares):
             shares = [float(one == max(overlaps)) for one in overlaps]
@@ -117,6 +120,22 @@ def test_who_overlaps_more_than_half_shares_in_being_right() -> None:
     assert shares((2.1, 2.3)) == {(2, 4): 1.0}  # shorter than any window
     assert shares((6.0, 99.0)) == {(6, 8): 1.0}  # as far as it is shown
     assert set(shares((0.0, 2.0), (6.0, 8.0))) == {(0, 2), (6, 8)}
+
+
+def test_windows_that_are_alike_count_as_one() -> None:
+    starts, ends = every_window(16)
+    edges = torch.cat([torch.arange(16.0), torch.tensor([15.0])])  # the last only fills up
+    begin = edges[starts][None]
+    end = torch.where(ends == 16, begin, edges[ends][None])
+    crowds = crowds_of(begin, end)[0]
+    lengths = (end - begin)[0]
+    assert (crowds[lengths <= 1] == 1).all()  # no two of one segment overlap
+    middle = ((begin + end) / 2)[0] == 7.5
+    inside = crowds[middle & (lengths <= 7)]
+    assert (inside[1:] > inside[:-1]).all()  # the longer, the more are like it
+    times = list(zip(begin[0].tolist(), end[0].tolist(), strict=True))
+    wanted = sum(max(0.0, 2 * overlap((5.0, 10.0), other) - 1) for other in times if other[1] > other[0])
+    assert crowds[times.index((5.0, 10.0))].item() == pytest.approx(wanted)
 
 
 def test_operations_are_those_that_are_counted() -> None:

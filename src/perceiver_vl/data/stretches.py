@@ -37,8 +37,8 @@ class Stretch:
     merge: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 2 <= self.segments <= 100:
-            raise UsageError(f"data.stretch.segments={self.segments}: need 2 to 100, every window of them is scored")
+        if not 2 <= self.segments <= 32:
+            raise UsageError(f"data.stretch.segments={self.segments}: need 2 to 32, every window of them is scored")
         if not SHORTEST_SEGMENT <= self.seconds <= LONGEST_SEGMENT:
             raise UsageError(
                 f"data.stretch.seconds={self.seconds:g}: need {SHORTEST_SEGMENT:g} to {LONGEST_SEGMENT:g} s"

@@ -3,6 +3,10 @@
 Windows that begin or end elsewhere, that are shorter or longer, other moments of the same video and other videos are
 the negatives. Each is scored as a search for moments scores it. Shapes: B batch, ΣB that of all processes, S segments
 of a stretch, K = S·(S+1)/2 windows of it, D width, H heads, E retrieval vector.
+
+A long window has many others that are nearly as good, a short one few, and a softmax would have the former share what
+the latter has alone: the shortest would be the likeliest. So each counts in the sum by one over the windows that are
+like it. What is learned then is, up to a constant, the logarithm of how much the window is expected to overlap by.
 """
 
 import torch
@@ -42,6 +46,7 @@ class Moments(Objective):
         end = torch.where(edges[:, ends] > edges[:, ends - 1], edges[:, ends], begin)  # others end where they begin
         seconds = (end - begin).flatten()
         added = seconds.clamp(min=1e-3).log() * (0.0 if model.length_weight is None else model.length_weight)
+        crowds = crowds_of(begin, end).log().flatten()
         windows = merge_windows(partial_matches, model.config.num_attention_heads).flatten(0, 1)
         means = mean_vectors(vectors, starts, ends).flatten(0, 1)
 
@@ -55,8 +60,9 @@ class Moments(Objective):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         places = everyone.places.to(logits.device)
         shares = right_shares(begin[places], end[places], inputs.moments)
-        own = logits.unflatten(1, (everyone.total, len(starts)))[torch.arange(examples, device=logits.device), places]
-        surprise = logits.logsumexp(1) - (shares * own).sum(1)
+        counted = logits - crowds
+        own = counted.unflatten(1, (everyone.total, len(starts)))[torch.arange(examples, device=logits.device), places]
+        surprise = counted.logsumexp(1) - (shares * own).sum(1)
         rows = everyone.mean_of(everyone.total)
         return ObjectiveOutput(surprise.sum() / rows, (logits,), "classes", rows)
 
@@ -80,11 +86,24 @@ def right_shares(begin: Tensor, end: Tensor, moments: Tensor) -> Tensor:
     where they begin are none.
     """
     first, last = begin.min(1).values[:, None], end.max(1).values[:, None]
-    starts, stops = (moments[..., side].clamp(first, last)[:, None] for side in (0, 1))  # (B,1,M)
-    begin, end = begin[..., None], end[..., None]
-    common = (end.minimum(stops) - begin.maximum(starts)).clamp(min=0)
-    overlaps = (common / (end - begin + stops - starts - common).clamp(min=1e-6)).amax(2)
+    starts, stops = (moments[..., side].clamp(first, last) for side in (0, 1))  # (B,M)
+    overlaps = _overlaps(begin, end, starts, stops).amax(2)
     shares = (overlaps - LEAST_OVERLAP).clamp(min=0)
-    best = ((overlaps == overlaps.amax(1, keepdim=True)) & (end > begin)[..., 0]).to(shares.dtype)
+    best = ((overlaps == overlaps.amax(1, keepdim=True)) & (end > begin)).to(shares.dtype)
     shares = torch.where(shares.sum(1, keepdim=True) > 0, shares, best)
     return shares / shares.sum(1, keepdim=True)
+
+
+def crowds_of(begin: Tensor, end: Tensor) -> Tensor:
+    """How many of a row's windows are like each of them `(B,K)`: by how much their overlaps exceed a half, itself being
+    one.
+    """
+    like = (_overlaps(begin, end, begin, end) - LEAST_OVERLAP).clamp(min=0).sum(2) / (1 - LEAST_OVERLAP)
+    return like.clamp(min=1)
+
+
+def _overlaps(begin: Tensor, end: Tensor, starts: Tensor, stops: Tensor) -> Tensor:
+    """Intersection over union of windows `(B,K)` with others `(B,M)` → `(B,K,M)`; 0 of what lasts no time."""
+    begin, end, starts, stops = begin[..., None], end[..., None], starts[:, None], stops[:, None]
+    common = (end.minimum(stops) - begin.maximum(starts)).clamp(min=0)
+    return common / (end - begin + stops - starts - common).clamp(min=1e-6)
