@@ -14,7 +14,7 @@ from perceiver_vl.data.records import Record
 from perceiver_vl.data.synthetic.captions import read_caption
 from perceiver_vl.data.synthetic.collection import World
 from perceiver_vl.data.synthetic.scene import Description
-from perceiver_vl.models.perceiver_vl.caption_words import caption_inputs, ends_of, say
+from perceiver_vl.models.perceiver_vl.caption_words import caption_inputs, ends_of, say, tidied
 from perceiver_vl.tasks.captioning import Captioning, attribute_accuracy, references_of
 from perceiver_vl.tasks.task_result import TaskResult
 
@@ -74,7 +74,7 @@ def test_the_score_is_the_mean_probability_of_a_word() -> None:
             words = torch.cat([words, sayable.argmax()[None, None]], 1)
         assert said.score == pytest.approx(torch.tensor(likely / number).exp().item(), rel=1e-4)
         spoken = TOKENIZER.decode(words[0, -number:], skip_special_tokens=True)
-        assert said.text == spoken.strip()
+        assert said.text == tidied(spoken)
 
 
 def test_a_question_is_how_the_text_begins() -> None:
@@ -89,6 +89,12 @@ def test_a_question_is_how_the_text_begins() -> None:
     assert words["input_ids"][1].tolist() == [begin, *(numbers[letter] for letter in "defghij")]  # cut, without an end
     with pytest.raises(UsageError, match=r"^tokenizer: has no token that ends a text"):
         ends_of(type("Bare", (), dict.fromkeys(("sep_token_id", "eos_token_id", "cls_token_id", "bos_token_id")))())
+
+
+def test_punctuation_stands_where_people_put_it() -> None:
+    assert tidied(" a man ' s t - shirt , and : a dog . ") == "a man's t-shirt, and: a dog."
+    assert tidied("3 - 4") == "3-4"
+    assert tidied("a - ") == "a -"
 
 
 def test_each_epoch_draws_one_of_what_is_said() -> None:

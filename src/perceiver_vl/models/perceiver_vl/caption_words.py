@@ -15,7 +15,7 @@ from perceiver_vl.layers.causal import Inputs
 from perceiver_vl.models.perceiver_vl.captioning import PerceiverVLForCaptioning
 from perceiver_vl.utils.errors import UsageError
 
-_APART = re.compile(r"(?<=\w) ([-'’]) (?=\w)")
+_INNER, _CLOSING = re.compile(r"(?<=\w) ([-'’]) (?=\w)"), re.compile(r" ([,.;:!?])(?= |$)")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,12 @@ def _say(
     chosen = logits.float().log_softmax(-1).gather(2, new[..., None])[..., 0]
     scores = ((chosen * real).sum(1) / real.sum(1)).exp().tolist()
     texts = tokenizer.batch_decode(new.masked_fill(~real, filler), skip_special_tokens=True)
-    return [Said(_APART.sub(r"\1", text.strip()), score) for text, score in zip(texts, scores, strict=True)]
+    return [Said(tidied(text), score) for text, score in zip(texts, scores, strict=True)]
+
+
+def tidied(text: str) -> str:
+    """A text put together of tokens, its punctuation where people put it."""
+    return _CLOSING.sub(r"\1", _INNER.sub(r"\1", text.strip()))
 
 
 def _beginnings(tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
