@@ -140,7 +140,7 @@ def s2t_perceiver(
 def dynamic_perceiver(
     pictures: Annotated[int, typer.Option(min=1, help="To train on.")] = 4000,
     tested: Annotated[int, typer.Option(min=1, help="To test with, and as many to solve thresholds on.")] = 1000,
-    size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 48,
+    size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 32,
     steps: Annotated[int, typer.Option(min=1, help="Of each training, of 32 pictures.")] = 600,
     quick: QuickOption = False,
     seed: SeedOption = 0,

@@ -41,11 +41,11 @@ def draw_pictures(count: int, size: int, seed: int, stream: int = _TRAIN) -> Pic
         rng = np.random.default_rng([seed, stream, number])
         shape = int(rng.integers(len(SHAPES)))
         colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
-        radius = rng.uniform(0.1, 0.4)
+        radius = rng.uniform(0.18, 0.4)
         x, y = rng.uniform(radius, 1 - radius, size=2).tolist()
         thing = SceneObject("large", colour, SHAPES[shape], "still", x, y, radius, 0.0, 0.0, 1)
         painted = paint(draw_background(rng), [thing], [int(rng.integers(2**31))], np.zeros(1), size)[0]
-        noise = rng.normal(0, 255 * rng.uniform(0, 0.25), painted.shape)
+        noise = rng.normal(0, 255 * rng.uniform(0, 0.15), painted.shape)
         pixels.append(torch.from_numpy((painted + noise).clip(0, 255).astype(np.uint8)))
         labels.append(shape)
     return Pictures(torch.stack(pixels), torch.tensor(labels))
@@ -131,10 +131,10 @@ class EarlyExitsReport(BenchReport):
 
 def measure_early_exits(
     *,
-    pictures: int = 6000,
+    pictures: int = 4000,
     tested: int = 1000,
-    size: int = 48,
-    steps: int = 800,
+    size: int = 32,
+    steps: int = 600,
     seed: int = 0,
     progress: bool = False,
 ) -> EarlyExitsReport:
