@@ -4,12 +4,18 @@ what the pages speak of: `my-videos`, `my-photos`, models in `runs`, the recipes
 Training is shortened: to each `perceiver-vl train` the overrides of `SHORT` are added.
 """
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -73,6 +79,35 @@ def commands(block: str) -> list[list[str]]:
     return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
+@contextlib.contextmanager
+def serving() -> Iterator[Callable[[list[str]], None]]:
+    """Starts a service that a page speaks of, and ends it with the page."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(words: list[str]) -> None:
+        program = Path(sys.executable).with_name("perceiver-vl")
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen([program, *words[1:]], stdout=subprocess.PIPE, stderr=quiet, text=True)
+        processes.append(process)
+        assert process.stdout is not None
+        wait_until_ready(process.stdout.readline().strip())
+
+    try:
+        yield start
+    finally:
+        for process in processes:
+            process.terminate()
+            process.communicate()
+
+
+def wait_until_ready(address: str) -> None:
+    for _ in range(300):
+        with contextlib.suppress(OSError), urlopen(f"{address}health/ready"):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"{address} never answered")
+
+
 def shortened(words: list[str]) -> list[str]:
     if words[1] == "train" and {"recipes/encoders_questions.yaml", "recipes/encoders_counting.yaml"} & set(words):
         return [
@@ -100,16 +135,20 @@ def test_the_blocks_of_a_page_run(
     assert blocks, f"{page.name} shows nothing to run"
     monkeypatch.chdir(workplace)
     torch.manual_seed(0)
-    for language, block in blocks:
-        if language == "python":
-            exec(compile(block, str(page), "exec"), {})
-            continue
-        for words in commands(block):
-            assert words[0] == "perceiver-vl"
-            monkeypatch.setattr("sys.argv", shortened(words))
-            with pytest.raises(SystemExit) as stop:
-                main()
-            assert stop.value.code == 0, f"{shlex.join(words)}: {capsys.readouterr().err}"
+    with serving() as serve:
+        for language, block in blocks:
+            if language == "python":
+                exec(compile(block, str(page), "exec"), {})
+                continue
+            for words in commands(block):
+                assert words[0] == "perceiver-vl"
+                if words[1] == "serve":
+                    serve(words)
+                    continue
+                monkeypatch.setattr("sys.argv", shortened(words))
+                with pytest.raises(SystemExit) as stop:
+                    main()
+                assert stop.value.code == 0, f"{shlex.join(words)}: {capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -169,6 +169,23 @@ def moments(
 
 
 @bench_app.command()
+def serve(
+    index: Annotated[str, typer.Option(help="Index to serve, with its model.")],
+    moments: Annotated[bool, typer.Option("--moments", help="Ask for moments instead of clips.")] = False,
+    callers: Annotated[int, typer.Option(min=1, help="How many ask at once.")] = 16,
+    requests: Annotated[int, typer.Option(min=16, help="Requests of a run.")] = 320,
+    runs: RunsOption = 3,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """The service from outside: command to first answer, p50 and p95, and what answering many together gains."""
+    from perceiver_vl.bench.serving import measure_serving
+
+    report = measure_serving(index, moments=moments, callers=callers, requests=requests, runs=runs, seed=seed)
+    print_bench(report, as_json)
+
+
+@bench_app.command()
 def elastic(
     output: Annotated[Path, typer.Option("--out", help="Folder of the runs; those done are not trained again.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Of the recipe, key=value.")] = None,

@@ -1,5 +1,6 @@
 """A model's side of the words, by torch, as it is loaded from its folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,14 +21,18 @@ class QueryModel:
         self.budget = ComputeBudget.parse("" if settings.budget == "full" else settings.budget)
         self.logit_scale = self.model.logit_scale.item()
 
-    @torch.inference_mode()
     def encode(self, words: str) -> tuple[Vectors, Tensor]:
         """The unit vector `(E,)` and the partial attention `(1,D+H)` of a query."""
-        inputs = self.processor(text=[words]).to(self.model.device)
+        return self.encode_all([words])[0]
+
+    @torch.inference_mode()
+    def encode_all(self, words: Sequence[str]) -> list[tuple[Vectors, Tensor]]:
+        """The same of several queries, in one pass."""
+        inputs = self.processor(text=list(words)).to(self.model.device)
         given = inputs["input_ids"], inputs["attention_mask"], self.budget
         latents, features = self.model.encode_and_pool_text(*given)
-        vector: Vectors = features[0].float().cpu().numpy()
-        return vector, self.model.partial_match(latents)
+        vectors: Vectors = features.float().cpu().numpy()
+        return list(zip(vectors, self.model.partial_match(latents).split(1), strict=True))
 
     def notes(self, words: str) -> list[str]:
         """As of `QueryEncoder`."""

@@ -415,7 +415,7 @@ async def _gone(request: Request) -> None:
 
 
 def _json(message: Any, status: int = 200) -> Response:
-    body = json.dumps(asdict(message), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    body = json.dumps(message, default=vars, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Response(body, status, media_type="application/json")
 
 

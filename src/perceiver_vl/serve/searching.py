@@ -5,9 +5,9 @@ Shapes: Q queries, E retrieval vector, K candidates.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,9 @@ ALIKE = 0.995
 """The cosine from which on clips are near-duplicates, where a request does not say."""
 _KEPT_TEXTS = 4096
 _MOST_FILES = 1000  # whose captions a search for moments may be limited to
+_WORTH_A_BATCH = 3
+BatchEncoder = Callable[[Sequence[str]], Sequence[tuple[Vectors, Any]]]
+"""As `QueryModel.encode_all`, with what `match` of the library's own encoder wants."""
 VectorOf = Callable[[str], Vectors]
 """The vector `(E,)` of an example by its id; raises for one that there is not."""
 
@@ -51,19 +54,23 @@ class TextCache:
     hits: int = 0
     misses: int = 0
 
-    def encode(self, library: Library, text: str) -> tuple[Vectors, Any]:
-        """As `QueryEncoder.encode`."""
-        found = self.kept.pop(text, None)
-        if found is None:
-            self.misses += 1
-            found = library.queries.encode(text)
+    def encode(self, library: Library, texts: Sequence[str], batches: BatchEncoder | None) -> dict[str, Any]:
+        """Of each text what `QueryEncoder.encode` gives; new ones in one pass of `batches`, where that is at hand and
+        there are several.
+        """
+        wanted = list(dict.fromkeys(texts))
+        new = [text for text in wanted if text not in self.kept]
+        self.misses += len(new)
+        self.hits += len(wanted) - len(new)
+        found = {text: self.kept.pop(text) for text in wanted if text in self.kept}
+        if batches is not None and len(new) >= _WORTH_A_BATCH:
+            found |= zip(new, batches(new), strict=True)
         else:
-            self.hits += 1
-        self.kept[text] = found
+            found |= {text: library.queries.encode(text) for text in new}
+        self.kept.update(found)
         while len(self.kept) > _KEPT_TEXTS:
             self.kept.popitem(last=False)
-        encoded: tuple[Vectors, Any] = found
-        return encoded
+        return found
 
 
 @dataclass(frozen=True)
@@ -90,15 +97,22 @@ def read_query(request: SearchRequest) -> ReadQuery:
 
 
 def search_all(
-    library: Library, asked: Sequence[ReadQuery], vector_of: VectorOf, cache: TextCache
+    library: Library,
+    asked: Sequence[ReadQuery],
+    vector_of: VectorOf,
+    cache: TextCache,
+    batches: BatchEncoder | None = None,
 ) -> list[SearchAnswer | Exception]:
     """The answer to each of Q queries, or what is wrong with it; they share the work where they can."""
     seconds: dict[str, float] = {}
     combined: list[CombinedQuery | Exception] = []
     with _timed(seconds, "encode"):
+        with suppress(Exception):  # of one of them, as is found out below
+            cache.encode(library, [text for one in asked for text, _ in one.typed.texts], batches)
         for one in asked:
             try:
-                combined.append(_combined(library, one, vector_of, cache))
+                encoded = cache.encode(library, [text for text, _ in one.typed.texts], None)
+                combined.append(_combined(one, vector_of, encoded))
             except Exception as error:
                 combined.append(error)
     answers: list[SearchAnswer | Exception] = list(combined)  # type: ignore[arg-type]
@@ -117,8 +131,8 @@ def search_all(
     return answers
 
 
-def _combined(library: Library, asked: ReadQuery, vector_of: VectorOf, cache: TextCache) -> CombinedQuery:
-    words = [(*cache.encode(library, text), weight) for text, weight in asked.typed.texts]
+def _combined(asked: ReadQuery, vector_of: VectorOf, encoded: Mapping[str, Any]) -> CombinedQuery:
+    words = [(*encoded[text], weight) for text, weight in asked.typed.texts]
     examples = [(vector_of(example.id), example.weight) for example in asked.request.like]
     return combine(words, examples)
 
@@ -339,7 +353,8 @@ def _moments(library: Library, asked: ReadQuery, query: CombinedQuery, seconds: 
         for moment in result.moments:
             if (row := rows.get(moment.file_name)) is None:
                 continue  # committed in between: its clip is not in this version
-            curves[row["id"]] = [CurvePoint(**asdict(point)) for point in result.curves[moment.file_name]]
+            points = result.curves[moment.file_name]
+            curves[row["id"]] = [CurvePoint(point.start, point.end, point.score) for point in points]
             hit = Hit(
                 rank=0,
                 **_about(index, row),

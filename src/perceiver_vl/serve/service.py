@@ -82,6 +82,7 @@ class Service:
         self._use(library)
         log("loaded", seconds=round(time.perf_counter() - started, 3), clips=sum(len(i.clips) for i in library.indexes))
         assert self._changed is not None
+        self._tasks.append(asyncio.create_task(self._load_model(library)))  # answers go on meanwhile
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self.settings.refresh_seconds)
@@ -95,6 +96,12 @@ class Service:
             if newer is not self.library:
                 self._use(newer)
                 log("newer version", versions={one.name: one.clips.table.version for one in newer.indexes})
+
+    async def _load_model(self, library: Library) -> None:
+        try:
+            await to_thread.run_sync(self._models.retriever, library)
+        except Exception as error:
+            log_error("model not loaded", error)
 
     def _use(self, library: Library) -> None:
         if self._library is not None and self._library.queries is not library.queries:
@@ -184,11 +191,15 @@ class Service:
         self.metrics.queue_seconds.labels(kind).observe(waited)
 
     def _search(self, asked: Sequence[ReadQuery]) -> Sequence[Any]:
-        return search_all(self.library, asked, self.vector_of, self._texts)
+        library = self.library
+        return search_all(library, asked, self.vector_of, self._texts, self._models.batches(library))
 
     def _text(self, asked: Sequence[list[str]]) -> Sequence[Any]:
         library = self.library
-        return [[self._texts.encode(library, whole_characters(text))[0] for text in texts] for texts in asked]
+        whole = [[whole_characters(text) for text in texts] for texts in asked]
+        every = [text for texts in whole for text in texts]
+        found = self._texts.encode(library, every, self._models.batches(library))
+        return [[found[text][0] for text in texts] for texts in whole]
 
     def _embed(self, clips: Sequence[Any]) -> Sequence[Any]:
         library = self.library

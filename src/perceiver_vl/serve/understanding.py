@@ -3,6 +3,7 @@
 Shapes: T frames, E retrieval vector, V clips.
 """
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from perceiver_vl.models.folder import model_fingerprint
 from perceiver_vl.search.rows import Vectors
 from perceiver_vl.serve.library import Library
 from perceiver_vl.serve.messages import Answer, AskAnswer, AskRequest, Budgets, Looked, OperatingPoint
+from perceiver_vl.serve.searching import BatchEncoder
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Understanding:
     def __init__(self, ask_model: Path | None, cache_bytes: int, threads: int | None) -> None:
         self._ask_model, self._cache_bytes, self._threads = ask_model, cache_bytes, threads
         self._retriever: tuple[str, QueryModel] | None = None
+        self._loading = threading.Lock()
         self._answerer: tuple[Path, Any, bool] | None = None
         self._caches: OrderedDict[tuple[Any, ...], tuple[Any, int]] = OrderedDict()
         self.hits = self.misses = 0
@@ -58,13 +61,24 @@ class Understanding:
         settings = library.indexes[0].settings
         if isinstance(library.queries, QueryModel):
             return library.queries
-        if self._retriever is None or self._retriever[0] != settings.fingerprint:
-            if self._threads is not None:
-                from perceiver_vl.utils.threads import use_threads
+        with self._loading:
+            if self._retriever is None or self._retriever[0] != settings.fingerprint:
+                if self._threads is not None:
+                    from perceiver_vl.utils.threads import use_threads
 
-                use_threads(self._threads)
-            self._retriever = settings.fingerprint, QueryModel(library.model, settings, "cpu")
-        return self._retriever[1]
+                    use_threads(self._threads)
+                self._retriever = settings.fingerprint, QueryModel(library.model, settings, "cpu")
+            return self._retriever[1]
+
+    def batches(self, library: Library) -> BatchEncoder | None:
+        """What encodes several texts in one pass, if it is loaded already; the graphs of quick searches do one."""
+        if (own := getattr(library.queries, "encode_all", None)) is not None:
+            encoder: BatchEncoder = own
+            return encoder
+        if self._retriever is None or self._retriever[0] != library.indexes[0].settings.fingerprint:
+            return None
+        model = self._retriever[1]
+        return lambda texts: [(vector, partial.numpy()) for vector, partial in model.encode_all(texts)]
 
     def embed(self, library: Library, clips: Sequence[Frames]) -> list[Vectors]:
         """Unit vectors `(E,)` of clips, frames of which were decoded."""
