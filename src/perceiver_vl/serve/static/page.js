@@ -108,7 +108,7 @@ function tell(text, wrong = false, ...more) {
   $("status").replaceChildren(text, ...more);
 }
 
-const findsMoments = (state) => !state.clips && service && service.indexes.every((one) => one.segments !== null);
+const findsMoments = (state) => !state.clips && !/(^|\s)type:image(\s|$)/.test(state.q) && service && service.indexes.every((one) => one.segments !== null);
 
 async function search(state, more = false) {
   asked = state;
@@ -408,8 +408,9 @@ function heat(picture, found, clip) {
   draw.drawImage(picture, 0, 0);
   found.grid.forEach((grid, frame) => grid.forEach((share, patch) => {
     const row = Math.floor(patch / found.columns), column = patch % found.columns;
-    const left = frame * wide + (wide - width) / 2 + (column * width) / found.columns, top = (high - height) / 2 + (row * height) / found.rows;
-    const area = [left, top, width / found.columns, height / found.rows];
+    const x = (column) => Math.round(frame * wide + (wide - width) / 2 + (column * width) / found.columns);
+    const y = (row) => Math.round((high - height) / 2 + (row * height) / found.rows);
+    const area = [x(column), y(row), x(column + 1) - x(column), y(row + 1) - y(row)];
     draw.fillStyle = `rgba(0, 0, 0, ${0.75 * (1 - share / most)})`;
     draw.fillRect(...area);
     draw.fillStyle = `rgba(255, 196, 0, ${0.25 * (share / most)})`;
@@ -499,7 +500,7 @@ function indexes() {
   }));
 }
 
-const skipped = (files) => (files.length ? el("details", {}, el("summary", {}, `${files.length} files could not be read`), el("ul", {}, ...files.map((one) => el("li", {}, `${one.file}: ${one.reason}`)))) : el("p", { className: "quiet" }, "All files could be read."));
+const skipped = (files) => (files.length ? el("details", {}, el("summary", {}, `${files.length} ${files.length === 1 ? "file" : "files"} could not be read`), el("ul", {}, ...files.map((one) => el("li", {}, `${one.file}: ${one.reason}`)))) : el("p", { className: "quiet" }, "All files could be read."));
 
 async function start(name, box, button) {
   button.disabled = true;
