@@ -163,7 +163,7 @@ def moments(
     from perceiver_vl.bench.moments import QUICK_HOURS, measure_moments
 
     sizes = QUICK_HOURS if quick else numbers
-    how = {"segments": 12, "video_s": min(8.0, video_seconds), "runs": 1} if quick else {"video_s": video_seconds}
+    how = {"segments": 12, "video_s": min(4.0, video_seconds), "runs": 1} if quick else {"video_s": video_seconds}
     report = measure_moments(hours=sizes, seed=seed, progress=True, **{"runs": runs, **how})  # type: ignore[arg-type]
     print_bench(report, as_json)
 
