@@ -267,7 +267,7 @@ def measure_denoised_boxes(
         known = around[torch.arange(len(around)), best.view(len(around), -1).argmax(1)]
         denoised = [
             _score("as detected", found.boxes, found.scores, found),
-            _score("the best candidate, were it known", known, found.scores, found),
+            _score("best of 25, known", known, found.scores, found),
         ]
         torch.manual_seed(seed)
         detector = FeatureMap()
