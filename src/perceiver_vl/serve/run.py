@@ -1,5 +1,6 @@
 """The service as a process: it listens, says its address, serves, and on SIGTERM finishes what it has begun."""
 
+import gc
 import signal
 import socket
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from perceiver_vl.utils.errors import Setting, UsageError
 
 _DRAIN_SECONDS = 15
 _MOST_CONNECTIONS = 1024
+_COLLECT_AFTER = 2000  # objects; decoders that are part of a cycle hold megabytes until then
 
 
 def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> None:
@@ -47,6 +49,7 @@ def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> None:
     service.on_failure = lambda: setattr(server, "should_exit", True)
     for ends in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ends, lambda *_: None)  # the server hears it first, and raises it again at its end
+    gc.set_threshold(_COLLECT_AFTER, 10, 10)  # the command line looks rarely, but this does not end soon
     say(address_of(settings, listening.getsockname()[1]))
     server.run(sockets=[listening])
     if service.failed is not None:
@@ -69,6 +72,7 @@ def _listen(settings: ServeSettings) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host.strip("[]"), settings.port))
+        listening.listen(_MOST_CONNECTIONS)  # whoever comes before the server does waits for it
     except (OSError, OverflowError) as error:
         listening.close()
         reason = getattr(error, "strerror", None) or str(error)

@@ -100,6 +100,7 @@ class Service:
     async def _load_model(self, library: Library) -> None:
         try:
             await to_thread.run_sync(self._models.retriever, library)
+            await to_thread.run_sync(self._models.answerer, library)
         except Exception as error:
             log_error("model not loaded", error)
 

@@ -47,7 +47,7 @@ class Understanding:
     def __init__(self, ask_model: Path | None, cache_bytes: int, threads: int | None) -> None:
         self._ask_model, self._cache_bytes, self._threads = ask_model, cache_bytes, threads
         self._retriever: tuple[str, QueryModel] | None = None
-        self._loading = threading.Lock()
+        self._loading = threading.Lock()  # libraries that are imported by two threads at once are half there
         self._answerer: tuple[Path, Any, bool] | None = None
         self._caches: OrderedDict[tuple[Any, ...], tuple[Any, int]] = OrderedDict()
         self.hits = self.misses = 0
@@ -56,12 +56,12 @@ class Understanding:
 
     def retriever(self, library: Library) -> "QueryModel":
         """The model of the indexes, with its side of pictures."""
-        from perceiver_vl.search.query_model import QueryModel
-
         settings = library.indexes[0].settings
-        if isinstance(library.queries, QueryModel):
-            return library.queries
         with self._loading:
+            from perceiver_vl.search.query_model import QueryModel
+
+            if isinstance(library.queries, QueryModel):
+                return library.queries
             if self._retriever is None or self._retriever[0] != settings.fingerprint:
                 if self._threads is not None:
                     from perceiver_vl.utils.threads import use_threads
@@ -82,19 +82,19 @@ class Understanding:
 
     def embed(self, library: Library, clips: Sequence[Frames]) -> list[Vectors]:
         """Unit vectors `(E,)` of clips, frames of which were decoded."""
+        model = self.retriever(library)
         from perceiver_vl.search.encode import encode_clips
 
-        model = self.retriever(library)
         frames = library.indexes[0].settings.frames
         vectors, _ = encode_clips(model.model, model.processor, list(clips), frames, model.budget)
         return list(vectors.cpu().numpy())
 
     def look(self, library: Library, job: LookJob) -> Looked:
         """Where the model looked in a clip. Raises `MediaError` for a file that cannot be read."""
+        model, settings = self.retriever(library), library.indexes[0].settings
         from perceiver_vl.inference.attention_map import attention_map
         from perceiver_vl.media.decode import load_clip
 
-        model, settings = self.retriever(library), library.indexes[0].settings
         clip = load_clip(job.clip, settings.frames, start=job.start, end=job.end, size=frame_size(model.processor))
         found = attention_map(
             model.model, model.processor, clip.frames, job.words, settings.frames, model.budget
@@ -110,7 +110,7 @@ class Understanding:
         from perceiver_vl.models.budget import ComputeBudget
 
         request = job.request
-        folder, pipeline, has_answers = self._pipeline(library)
+        folder, pipeline, has_answers = self.answerer(library)
         if request.choices is not None and len(set(request.choices)) < 2:
             raise UsageError("choices: need at least two different answers")
         if not has_answers and request.choices is None:
@@ -145,16 +145,18 @@ class Understanding:
             self._caches.popitem(last=False)
         return cache, False
 
-    def _pipeline(self, library: Library) -> tuple[Path, Any, bool]:
+    def answerer(self, library: Library) -> tuple[Path, Any, bool]:
+        """The folder of the model that answers, its pipeline, and whether it has answers of its own."""
         folder = self._ask_model or library.model
-        if self._answerer is None or self._answerer[0] != folder:
-            from perceiver_vl.inference.pipelines import pipeline
+        with self._loading:
+            if self._answerer is None or self._answerer[0] != folder:
+                from perceiver_vl.inference.pipelines import pipeline
 
-            has_answers = answers_of(folder) is not None
-            task: Any = "question-answering" if has_answers else "multiple-choice"
-            self._answerer = folder, pipeline(task, folder, "cpu"), has_answers
-            self._caches.clear()
-        return self._answerer
+                has_answers = answers_of(folder) is not None
+                task: Any = "question-answering" if has_answers else "multiple-choice"
+                self._answerer = folder, pipeline(task, folder, "cpu"), has_answers
+                self._caches.clear()
+            return self._answerer
 
 
 def frame_size(processor: Any) -> tuple[int, int]:
