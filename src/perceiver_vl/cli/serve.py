@@ -58,9 +58,9 @@ def serve(
 ) -> None:
     """Serve a page to search, watch and ask, and an HTTP interface, on this machine."""
     require_extra("starlette", "serve")
-    from perceiver_vl.serve.worker import QueueSettings
     from perceiver_vl.serve.run import serve as run
     from perceiver_vl.serve.settings import ServeSettings, UploadLimits, find_token
+    from perceiver_vl.serve.worker import QueueSettings
 
     token, is_new = find_token(host, token_file, behind_proxy)
     settings = ServeSettings(

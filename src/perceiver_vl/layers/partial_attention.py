@@ -150,9 +150,9 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
 
 
 def has_kernel(q: Tensor, inputs: KeysValues) -> bool:
-    """Whether torch has a kernel that gives the log-sum-exp of this attention: on a CPU or CUDA, of something, one width
-    of heads, and no gradient, as that of the log-sum-exp is not known to it. `torch.compile` fuses what is written out,
-    and those who ask torch for no fused attention get none.
+    """Whether torch has a kernel that gives the log-sum-exp of this attention: on a CPU or CUDA, of something, one
+    width of heads, and no gradient, as that of the log-sum-exp is not known to it. `torch.compile` fuses what is
+    written out, and those who ask torch for no fused attention get none.
     """
     if q.device.type not in ("cpu", "cuda") or q.shape[-1] != inputs.values.shape[-1] or torch.compiler.is_compiling():
         return False
