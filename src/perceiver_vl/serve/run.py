@@ -1,8 +1,10 @@
 """The service as a process: it listens, says its address, serves, and on SIGTERM finishes what it has begun."""
 
 import gc
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 
 import uvicorn
@@ -19,7 +21,7 @@ _COLLECT_AFTER = 2000  # objects; decoders that are part of a cycle hold megabyt
 
 
 def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> None:
-    """Serve until a signal ends it; `say` is told the address once it answers.
+    """Serve until a signal ends it, and this process with it; `say` is told the address.
 
     Raises `UsageError` for settings, indexes and models that do not go together, and a port that is taken;
     `PerceiverVLError` for a damaged index.
@@ -54,6 +56,9 @@ def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> None:
     server.run(sockets=[listening])
     if service.failed is not None:
         raise service.failed
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)  # a library that is still being imported would be waited for
 
 
 def address_of(settings: ServeSettings, port: int) -> str:

@@ -99,8 +99,8 @@ class Service:
 
     async def _load_model(self, library: Library) -> None:
         try:
-            await to_thread.run_sync(self._models.retriever, library)
-            await to_thread.run_sync(self._models.answerer, library)
+            await to_thread.run_sync(self._models.retriever, library, abandon_on_cancel=True)
+            await to_thread.run_sync(self._models.answerer, library, abandon_on_cancel=True)
         except Exception as error:
             log_error("model not loaded", error)
 
@@ -133,6 +133,10 @@ class Service:
 
     async def do(self, kind: str, payload: Any) -> Any:
         """Work done in its turn, with what it waited in its `seconds`, where it tells any."""
+        if kind in ("embed", "look"):  # whoever only searches does not wait until that is loaded
+            await to_thread.run_sync(self._models.retriever, self.library, abandon_on_cancel=True)
+        elif kind == "ask":
+            await to_thread.run_sync(self._models.answerer, self.library, abandon_on_cancel=True)
         result, waited = await self._worker.do(kind, payload)
         if hasattr(result, "seconds") and isinstance(result.seconds, dict):
             result = replace(result, seconds={"queue": waited, **result.seconds})
