@@ -194,7 +194,8 @@ def vision_vectors(
     model: PerceiverVLForCaptioning, pixel_values: Tensor, frame_mask: Tensor, budget: ComputeBudget = FULL_BUDGET
 ) -> Tensor:
     """Unit vectors `(B,·)` of clips: the mean of what a pretrained vision encoder says of each frame, by itself, or in
-    a model without one the mean of the latents.
+    a model without one the mean of the latents (of an encoder that is new where words attend to the frames: nearer all
+    the same than by the mean of what these attend to, docs/caption.md).
     """
     base = model.perceiver_vl
     if base.vision_encoder is None:
