@@ -375,10 +375,8 @@ def test_the_choices_are_the_models(retrieval_model: Path, clips: Path, question
 
 
 def test_a_pipeline_needs_a_model_of_its_task(retrieval_model: Path, answering_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError,
-        match=r"^task='translation': choose 'retrieval', 'moments', 'question-answering' or 'multiple-choice'$",
-    ):
+    tasks = "'retrieval', 'moments', 'question-answering', 'multiple-choice' or 'captioning'"
+    with pytest.raises(UsageError, match=rf"^task='translation': choose {tasks}$"):
         perceiver_vl.pipeline("translation", retrieval_model)  # type: ignore[call-overload]
     with pytest.raises(UsageError, match="give a model trained for question answering"):
         perceiver_vl.pipeline("question-answering", retrieval_model)
