@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from released_checkpoint import forty_words, released_state, save
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = r"[a-z_]+(?:\.[a-z0-9_]+)*="
+LISTENING: list[socket.socket] = []
 GRID = ("--num-frames", "2", "--latents", "6", "--text-latents", "3", "--cross-attentions", "1", "--runs", "1")
 
 
@@ -335,6 +337,41 @@ def a_budget_of_other_weights(w: Workshop) -> Attempt:
     return Attempt(words, "other weights, run ", {"FOLDER": w.world})
 
 
+def leaving_early(w: Workshop, *more: object) -> tuple[object, ...]:
+    data = w.questions / "yesno"
+    return ("evaluate", "--model", w.copy(w.answering, "model"), "--data", data, "--task", "question-answering", *more)
+
+
+@case
+def an_early_exit_that_is_solved_on_what_is_scored(w: Workshop) -> Attempt:
+    return Attempt(leaving_early(w, "--early-exit", "3GFLOPs"), "are solved on what is not; choose one with ")
+
+
+@case
+def thresholds_of_no_cost(w: Workshop) -> Attempt:
+    words = leaving_early(w, "--split", "test", "--exits-from", "validation")
+    return Attempt(words, "solves thresholds, give a cost, too: ")
+
+
+@case
+def an_early_exit_that_was_not_solved(w: Workshop) -> Attempt:
+    clip = next((w.world / "clips").rglob("*.mp4"))
+    words = ("ask", "--model", w.answering, clip, "is it red?", "--early-exit", "3GFLOPs")
+    return Attempt(words, "; evaluate the model on its data with ", mends=False)
+
+
+@case
+def an_early_exit_of_other_weights(w: Workshop) -> Attempt:
+    words = leaving_early(w, "--early-exit", "3GFLOPs", "--split", "test")
+    assert run_cli(*words).code == 0
+    model = Path(str(words[2]))
+    weights = load_file(model / "model.safetensors")
+    save_file({name: value + 0.01 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    clip = next((w.world / "clips").rglob("*.mp4"))
+    asked = ("ask", "--model", model, clip, "is it red?", "--early-exit", "3GFLOPs")
+    return Attempt(asked, "was changed, evaluate it on its data again with ", mends=False)
+
+
 @case
 def the_world_has_no_questions(w: Workshop) -> Attempt:
     words = ("bench", "frontier", "--model", w.answering, "--data", "world", "--task", "multiple-choice")
@@ -353,6 +390,27 @@ def heads_that_no_shape_tells(w: Workshop) -> Attempt:
     path, words = save(w.folder / "a.ckpt", released_state()), forty_words(w.folder / "words")
     typed = ("convert", path, w.folder / "out", "--tokenizer", words)
     return Attempt(typed, "say how many heads it has with ", {"N": 4})
+
+
+# Serve, which does not end where it works
+
+
+@case
+def serve_with_half_of_tls(w: Workshop) -> Attempt:
+    words = ("serve", "--index", w.index, "--tls-key", w.folder / "key.pem")
+    return Attempt(words, "TLS needs both files: ", mends=False)
+
+
+@case
+def serve_that_others_can_read(w: Workshop) -> Attempt:
+    return Attempt(("serve", "--index", w.index, "--host", "0.0.0.0"), "others can read along, give ", mends=False)
+
+
+@case
+def serve_at_a_port_that_is_taken(w: Workshop) -> Attempt:
+    LISTENING.append(socket.create_server(("127.0.0.1", 0)))
+    port = LISTENING[-1].getsockname()[1]
+    return Attempt(("serve", "--index", w.index, "--port", port), "cannot be listened on (", mends=False)
 
 
 # Search
@@ -695,8 +753,11 @@ ELSEWHERE = {
     "asks pretrained encoders, and this model has no": "tests/training/test_encoder_training.py",
     "are asked for; ask for fewer": "tests/training/test_encoder_training.py",
     "What of a source's configuration must": "tests/models/perceiver_vl/test_warm_start.py",
+    "not a name of this service": "tests/serve/test_guard.py",
+    "a link that leads out of its folder": "tests/serve/test_library.py",
+    "a stretch is cut elsewhere each time": "tests/training/test_moments_training.py",
 }
-"""Messages of what ends a command from outside, takes a cluster or encoders: the tests that meet them."""
+"""Messages of what ends a command from outside, takes a cluster, encoders or a service: the tests that meet them."""
 
 
 PARTS = {

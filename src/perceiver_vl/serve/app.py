@@ -251,7 +251,7 @@ class Api:
 
     async def start_job(self, request: Request) -> Response:
         if not self.settings.can_index:
-            raise ProblemError(403, "updates are not allowed here (--read-only)")
+            raise ProblemError(403, "updates are not allowed here, this service only reads")
         asked = await _body(request, JobRequest)
         indexes = self.service.library.named(asked.index)
         if len(indexes) > 1:

@@ -123,7 +123,7 @@ def openapi() -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "perceiver-vl serve",
+            "title": "Perceiver-VL",
             "version": __version__,
             "description": "Find clips and moments by words and examples, and ask about them.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},

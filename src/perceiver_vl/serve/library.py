@@ -103,7 +103,7 @@ def check_indexes(places: Sequence[str], model: Path | None) -> Path:
         if _how_asked(found) != _how_asked(settings[0]):
             raise UsageError(
                 f"{place}: made by another model than {places[0]}, or at another budget or dtype; they cannot be "
-                "searched together, serve each at a --port of its own"
+                "searched together, serve them apart"
             )
     folder = model or Path(settings[0].model)
     if model is None and not folder.is_dir():

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from perceiver_vl.serve.worker import QueueSettings
-from perceiver_vl.utils.errors import Setting, UsageError
+from perceiver_vl.utils.errors import UsageError
 
 TOKEN_VARIABLE = "PERCEIVER_VL_TOKEN"
 _LEAST_TOKEN = 16
@@ -62,7 +62,7 @@ class ServeSettings:
     def check(self) -> None:
         """Raise `UsageError` for what is not safe, or cannot work."""
         if not self.indexes:
-            raise UsageError("index is missing: say which with ", Setting("index", "INDEX"))
+            raise UsageError("indexes: none to serve, name one at least")
         if (self.certificate is None) != (self.key is None):
             raise UsageError("TLS needs both files: --tls-certificate FILE --tls-key FILE")
         for file in (self.certificate, self.key):

@@ -137,7 +137,7 @@ def load_exits(folder: Path, limit: CostLimit) -> EarlyExitBudget:
     except UsageError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise PerceiverVLError(f"{path}: damaged ({first_line(error)}), evaluate with --early-exit again") from error
+        raise PerceiverVLError(f"{path}: damaged ({first_line(error)}), delete it and evaluate again") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -179,7 +179,7 @@ class _AnsweringModel(PerceiverVLPreTrainedModel):
     def _leave_early(self, inputs: InputArray, budget: EarlyExitBudget) -> Tensor:
         exits, given = self.config.blocks_of(budget), len(budget.thresholds)
         if self.config.problem_type == "regression":
-            raise UsageError("early exit: a model that counts says no probability, evaluate it with --budget blocks=1")
+            raise UsageError("early exit: a model that counts says no probability, give it a budget of blocks")
         if given != exits:
             raise UsageError(f"early exit: {given} thresholds for a model of {exits} blocks, solve them again")
         logits, taken = leave_when_sure(self.exits_in_turn(inputs, budget), budget.thresholds)
