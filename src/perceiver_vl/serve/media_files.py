@@ -42,7 +42,7 @@ def find_file(index: OpenIndex, names: Sequence[str], roots: Sequence[Path]) -> 
     `roots`, where all links lead. Raises `ProblemError`: 404 where it is gone, 403 where it is elsewhere.
     """
     allowed = [index.root, *(root.resolve() for root in roots)]
-    outside: Path | None = None
+    outside = False
     for name in names:
         try:
             path = (index.root / name).resolve(strict=True)
@@ -50,12 +50,12 @@ def find_file(index: OpenIndex, names: Sequence[str], roots: Sequence[Path]) -> 
         except (OSError, ValueError, RuntimeError):
             continue
         if not any(path.is_relative_to(root) for root in allowed):
-            outside = path
+            outside = True
         elif is_file and os.access(path, os.R_OK):
             return path
-    if outside is not None:
+    if outside:  # where to, is for whoever runs the service alone to know
         raise ProblemError(
-            403, f"{names[0]}: a link that leads out of its folder, start the service with --root {outside.parent}"
+            403, f"{names[0]}: a link that leads out of its folder, start the service with --root FOLDER to allow that"
         )
     raise ProblemError(404, f"{names[0]}: not there any more, update the index")
 
