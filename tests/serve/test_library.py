@@ -106,7 +106,8 @@ def test_only_files_under_the_roots_are_served(own: tuple[Path, Path], tmp_path:
         clip = id_of(opened(client), "linked/secret.mp4")
         for path in (f"/v1/media/{clip}", f"/v1/clips/{clip}/strip", f"/v1/media/{clip}/stream"):
             said = problem(client.get(path), 403)
-            assert f"--root {tmp_path / 'elsewhere'}" in said
+            assert "--root FOLDER" in said
+            assert str(tmp_path) not in said
         for tried in (
             "../../etc/passwd",
             "%2e%2e%2fmedia%2fclip1.mp4",
