@@ -90,11 +90,12 @@ def test_training_lowers_the_loss_and_the_metric_says_so(name: str) -> None:
     torch.manual_seed(0)
     words = len(PROCESSOR.tokenizer)
     shallow = {"num_blocks": 1, "self_attentions_per_block": 1, "initializer_range": 0.1}
+    shallow["hidden_size"] = 64  # at 16 a seed in two is caught in a minimum that is none of the task's
     config = tiny_config(vocab_size=words, **shallow, **task.head(records), **task.words(PROCESSOR.tokenizer))
     model = task.model_class(config)
     examples = examples_of(name, records, model.config)
     batch = TaskCollator(task, PROCESSOR, model.config)([examples[index] for index in range(8)])
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     losses = []
     for _ in range(250):
         optimizer.zero_grad()
