@@ -77,6 +77,8 @@ def test_the_card_of_a_folder_says_what_is_in_it_and_no_more(
     printed = run_snippet(path, monkeypatch, capsys)
     if kind in (PerceiverVLForQuestionAnswering, PerceiverVLForImageClassification):
         assert printed.strip() in ("red", "blue", "green")
+    elif kind is PerceiverVLForCaptioning:
+        assert printed.count("\n") == 1  # who has learned nothing may have nothing to say
     else:
         assert printed.strip()
 
