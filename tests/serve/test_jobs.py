@@ -71,5 +71,5 @@ def test_an_update_can_be_cancelled(own: tuple[Path, Path]) -> None:
 
 def test_a_read_only_service_updates_nothing(own: tuple[Path, Path]) -> None:
     with service_of(own[0], can_index=False) as client:
-        assert "--read-only" in problem(opened(client).post("/v1/index/jobs", json={}), 403)
+        assert "this service only reads" in problem(opened(client).post("/v1/index/jobs", json={}), 403)
         assert client.get("/v1/index").json()["can_index"] is False
