@@ -39,8 +39,8 @@ def train(
 
     The rate rises for the share `warm_up` of the steps, then falls as a cosine to 0. Gradients are cut to a norm of
     `most_norm`. `optimizer`: in the place of AdamW, with its own rate and decay. `advance`: is told of each step.
-    Batches are `loss_of`'s, drawn from the step's number, so that a run
-    comes out the same again. Raises `PerceiverVLError` for a loss that is no number.
+    Batches are `loss_of`'s, drawn from the step's number, so that a run comes out the same again. Raises
+    `PerceiverVLError` for a loss that is no number.
     """
     if optimizer is None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)

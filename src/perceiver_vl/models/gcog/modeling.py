@@ -4,6 +4,7 @@ Shapes: B batch, R tokens of an instruction, S of a stimulus, N latents, D width
 rows of zeros, which the reference's models see; no mask is taken.
 """
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Any
 
@@ -58,7 +59,7 @@ class SingleStream(nn.Module):
         return self.norm(self.mlp(x[:, -1:]))
 
 
-class TwoEncoders(nn.Module):
+class TwoEncoders(nn.Module, ABC):
     """One of the instruction, one of the stimulus."""
 
     def __init__(self, config: GCOGConfig) -> None:
@@ -70,9 +71,9 @@ class TwoEncoders(nn.Module):
     def forward(self, rules: Tensor, stimuli: Tensor) -> Tensor:
         return self.joined(self.instruction(rules), self.stimulus(stimuli))
 
+    @abstractmethod
     def joined(self, rules: Tensor, stimuli: Tensor) -> Tensor:
         """Both encoded → `(B,N,D)`, of which the last answers."""
-        raise NotImplementedError
 
 
 class DoubleStream(TwoEncoders):

@@ -171,9 +171,8 @@ class PerceiverVLForCaptioning(PerceiverVLPreTrainedModel, GenerationMixin):
             cache.input_ids = input_ids if cache.input_ids is None else torch.cat([cache.input_ids, input_ids], 1)
             cache.attention_mask = real
         latents, loss = latents[:, -logits_to_keep:], None
-        if (
-            labels is not None and self.training
-        ):  # nearly all the work of a large vocabulary, and most of it for nothing
+        if labels is not None and self.training:
+            # All logits would be nearly all the work with a large vocabulary, and most of them for nothing
             logits = self.caption_words.logits(latents[:, :-1][labels[:, 1:] != -100], self._table)
             loss = caption_loss(logits, labels)
         else:
