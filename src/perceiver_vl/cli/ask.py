@@ -10,8 +10,12 @@ from perceiver_vl.cli.options import (
     BudgetOption,
     DeviceOption,
     DtypeOption,
+    EndOption,
+    FpsOption,
     JsonOption,
     ModelOption,
+    SpillOption,
+    StartOption,
     ThreadsOption,
     read_budget,
 )
@@ -33,18 +37,10 @@ def ask(
     top_k: Annotated[
         int | None, typer.Option("--top-k", "--top", min=1, help="Answers to show, of those there are (default: 5).")
     ] = None,
-    start: Annotated[float | None, typer.Option(min=0, help="Look from this second on.")] = None,
-    end: Annotated[float | None, typer.Option(min=0, help="Look up to this second.")] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(help="Read every frame at this rate, however long the clip is, instead of a few sampled ones."),
-    ] = None,
-    spill: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for a temporary file of what is read at --fps, instead of decoding for each cross-attention."
-        ),
-    ] = None,
+    start: StartOption = None,
+    end: EndOption = None,
+    fps: FpsOption = None,
+    spill: SpillOption = None,
     early_exit: Annotated[
         str | None,
         typer.Option(

@@ -9,8 +9,12 @@ from perceiver_vl.cli.options import (
     BudgetOption,
     DeviceOption,
     DtypeOption,
+    EndOption,
+    FpsOption,
     JsonOption,
     ModelOption,
+    SpillOption,
+    StartOption,
     ThreadsOption,
     read_budget,
 )
@@ -27,15 +31,10 @@ def caption(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a caption at most (default: what the model has room for).")
     ] = None,
-    start: Annotated[float | None, typer.Option(min=0, help="Look from this second on.")] = None,
-    end: Annotated[float | None, typer.Option(min=0, help="Look up to this second.")] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(help="Read every frame at this rate, however long the clip is, instead of a few sampled ones."),
-    ] = None,
-    spill: Annotated[
-        Path | None, typer.Option(help="Folder for a temporary file of what is read at --fps, as of ask.")
-    ] = None,
+    start: StartOption = None,
+    end: EndOption = None,
+    fps: FpsOption = None,
+    spill: SpillOption = None,
     budget: BudgetOption = "",
     device: DeviceOption = None,
     dtype: DtypeOption = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from perceiver_vl.cli.options import JsonOption, require_extra
+from perceiver_vl.cli.options import JsonOption, read_names, require_extra
 from perceiver_vl.cli.show import print_json, print_section
 from perceiver_vl.utils.console import out
 from perceiver_vl.utils.errors import UsageError
@@ -76,7 +76,7 @@ def learning(
 
 def _chosen(parts: str, known: Sequence[str]) -> list[str]:
     """The parts that are asked for, all where none is; `UsageError` for one that there is not."""
-    chosen = [name.strip() for name in parts.split(",") if name.strip()] or list(known)
+    chosen = read_names(parts) or list(known)
     for name in chosen:
         if name not in known:
             raise UsageError(f"parts={name}: unknown, choose from {', '.join(known)}")

@@ -51,6 +51,18 @@ ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads to compute with (default: a core each, or OMP_NUM_THREADS).")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+StartOption = Annotated[float | None, typer.Option(min=0, help="Look from this second on.")]
+EndOption = Annotated[float | None, typer.Option(min=0, help="Look up to this second.")]
+FpsOption = Annotated[
+    float | None,
+    typer.Option(help="Read every frame at this rate, however long the clip is, instead of a few sampled ones."),
+]
+SpillOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for a temporary file of what is read at --fps, instead of decoding for each cross-attention."
+    ),
+]
 
 
 def as_typed(setting: Setting) -> str:
@@ -92,6 +104,11 @@ def check_file(option: str, path: Path | None) -> None:
     if not path.parent.is_dir():
         make = f"mkdir -p {shlex.quote(str(path.parent))}"
         raise UsageError(f"{option} {path}: no folder {path.parent} to write it into, make it first: {make}")
+
+
+def read_names(text: str) -> list[str]:
+    """The names of a list such as "multi, mixed"; none of an empty one."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def read_numbers(name: str, text: str) -> list[int]:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from perceiver_vl.cli.bench import QuickOption, SeedOption
-from perceiver_vl.cli.options import JsonOption, ThreadsOption
+from perceiver_vl.cli.options import JsonOption, ThreadsOption, read_names
 from perceiver_vl.cli.show import print_bench
 from perceiver_vl.utils.threads import use_threads
 
@@ -32,8 +32,8 @@ def perception(
     from perceiver_vl.bench.perception import measure_perception
 
     report = measure_perception(
-        tasks=[name.strip() for name in tasks.split(",") if name.strip()],
-        variants=[name.strip() for name in variants.split(",") if name.strip()],
+        tasks=read_names(tasks),
+        variants=read_names(variants),
         seconds=seconds,
         most_steps=min(steps, 2) if quick else steps,
         learning_rate=learning_rate,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from perceiver_vl.cli.bench import QuickOption, RunsOption, SeedOption
-from perceiver_vl.cli.options import JsonOption, ThreadsOption, read_numbers, require_extra
+from perceiver_vl.cli.options import JsonOption, ThreadsOption, read_names, read_numbers, require_extra
 from perceiver_vl.cli.show import print_bench
 from perceiver_vl.utils.threads import use_threads
 
@@ -50,7 +50,7 @@ def perceiver_io(
     from perceiver_vl.bench.siblings.perceiver_io import measure_perceiver_io
 
     report = measure_perceiver_io(
-        [task.strip() for task in tasks.split(",") if task.strip()],
+        read_names(tasks),
         training=training,
         batch_size=batch_size,
         runs=1 if quick else runs,
@@ -182,8 +182,8 @@ def gcog(
     from perceiver_vl.bench.siblings.gcog import measure_gcog
 
     report = measure_gcog(
-        _names(splits),
-        _names(only),
+        read_names(splits),
+        read_names(only),
         steps=min(steps, 2) if quick else steps,
         per_operator=min(per_operator, 8) if quick else per_operator,
         tested=min(tested, 32) if quick else tested,
@@ -243,13 +243,9 @@ def perceiver_tf(
         pieces=min(pieces, 8) if quick else pieces,
         tested=min(tested, 4) if quick else tested,
         steps=min(steps, 2) if quick else steps,
-        ways=_names(ways),
+        ways=read_names(ways),
         out=out,
         seed=seed,
         progress=True,
     )
     print_bench(report, as_json, repeats=f"seed {seed}")
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
