@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
@@ -36,63 +37,35 @@ from perceiver_vl.utils.text import did_you_mean
 
 @dataclass(frozen=True)
 class _Sibling:
-    """What people call it; whose weights these names are; weights, the configuration beside them and fields → model."""
+    """What people call it; whose weights these names are; weights, the configuration beside them if it `reads_config`,
+    and fields → model.
+    """
 
     name: str
     config: type[PreTrainedConfig]
     recognises: Callable[[Collection[str]], bool]
     converted: Callable[..., PreTrainedModel]
+    reads_config: bool = False
+
+
+def _sibling(name: str, config: type[PreTrainedConfig], convert: ModuleType, reads_config: bool = False) -> _Sibling:
+    return _Sibling(name, config, convert.recognises, convert.converted, reads_config)
 
 
 _SIBLINGS = {
-    "perceiver_io": _Sibling("Perceiver IO", PerceiverIOConfig, perceiver_io.recognises, perceiver_io.converted),
-    "perceiver": _Sibling(
-        "Perceiver",
-        IterativePerceiverConfig,
-        perceiver.recognises,
-        lambda state, _, **fields: perceiver.converted(state, **fields),
-    ),
-    "monoxiver": _Sibling(
-        "MonoXiver",
-        MonoXiverConfig,
-        monoxiver.recognises,
-        lambda state, _, **fields: monoxiver.converted(state, **fields),
-    ),
-    "dynamic_perceiver": _Sibling(
-        "Dynamic Perceiver",
-        DynamicPerceiverConfig,
-        dynamic_perceiver.recognises,
-        lambda state, _, **fields: dynamic_perceiver.converted(state, **fields),
-    ),
-    "s2t_perceiver": _Sibling(
-        "S2T Perceiver",
-        S2TPerceiverConfig,
-        s2t_perceiver.recognises,
-        lambda state, _, **fields: s2t_perceiver.converted(state, **fields),
-    ),
-    "uni_perceiver": _Sibling(
-        "Uni-Perceiver",
-        UniPerceiverConfig,
-        uni_perceiver.recognises,
-        lambda state, _, **fields: uni_perceiver.converted(state, **fields),
-    ),
-    "perceiver_tf": _Sibling(
-        "Perceiver TF",
-        PerceiverTFConfig,
-        perceiver_tf.recognises,
-        lambda state, _, **fields: perceiver_tf.converted(state, **fields),
-    ),
-    "gcog": _Sibling(
-        "gCOG model",
-        GCOGConfig,
-        gcog.recognises,
-        lambda state, _, **fields: gcog.converted(state, **fields),
-    ),
+    "perceiver_io": _sibling("Perceiver IO", PerceiverIOConfig, perceiver_io, reads_config=True),
+    "perceiver": _sibling("Perceiver", IterativePerceiverConfig, perceiver),
+    "monoxiver": _sibling("MonoXiver", MonoXiverConfig, monoxiver),
+    "dynamic_perceiver": _sibling("Dynamic Perceiver", DynamicPerceiverConfig, dynamic_perceiver),
+    "s2t_perceiver": _sibling("S2T Perceiver", S2TPerceiverConfig, s2t_perceiver),
+    "uni_perceiver": _sibling("Uni-Perceiver", UniPerceiverConfig, uni_perceiver),
+    "perceiver_tf": _sibling("Perceiver TF", PerceiverTFConfig, perceiver_tf),
+    "gcog": _sibling("gCOG model", GCOGConfig, gcog),
     "perceiver_ar": _Sibling(  # the last, as it is told by the least
         "Perceiver AR",
         PerceiverARConfig,
         lambda names: perceiver_ar.variant_of(dict.fromkeys(names)) is not None,  # type: ignore[arg-type]
-        lambda state, _, **fields: perceiver_ar.convert_weights(dict(state), **fields),
+        lambda state, **fields: perceiver_ar.convert_weights(dict(state), **fields),
     ),
 }
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -196,6 +169,6 @@ def _converted(state: Mapping[str, Tensor], config: Mapping[str, Any], given: Ma
         if name not in known:
             raise UsageError(f"{name}={value!r}: unknown, {did_you_mean(name, known, 'see the fields of its class')}")
     try:
-        return sibling.converted(state, config, **given)
+        return sibling.converted(state, *([config] if sibling.reads_config else []), **given)
     except StrictDataclassFieldValidationError as error:
         raise UsageError(f"configuration: {' '.join(str(error).split())}; give another value") from error
