@@ -276,6 +276,20 @@ def test_the_index_says_what_it_holds_and_what_it_skipped(api: TestClient, serve
     assert state["budgets"] is None
 
 
+def test_a_text_is_counted_once_a_query(api: TestClient) -> None:
+    def counted() -> dict[str, float]:
+        found = re.findall(r'perceiver_vl_cache_total\{cache="texts",result="(\w+)"\} (\S+)', api.get("/metrics").text)
+        return {result: float(number) for result, number in found}
+
+    before = counted()
+    post(api, "/v1/search", query="words that nobody has asked for before")
+    first = counted()
+    post(api, "/v1/search", query="words that nobody has asked for before")
+    again = counted()
+    assert (first["miss"] - before.get("miss", 0), first["hit"] - before.get("hit", 0)) == (1, 0)
+    assert (again["miss"] - first["miss"], again["hit"] - first["hit"]) == (0, 1)
+
+
 def test_health_and_metrics(api: TestClient) -> None:
     assert api.get("/health/live").json()["status"] == "live"
     assert api.get("/health/ready").json()["status"] == "ready"

@@ -106,13 +106,15 @@ def search_all(
     """The answer to each of Q queries, or what is wrong with it; they share the work where they can."""
     seconds: dict[str, float] = {}
     combined: list[CombinedQuery | Exception] = []
+    encoded: dict[str, Any] = {}
     with _timed(seconds, "encode"):
         with suppress(Exception):  # of one of them, as is found out below
-            cache.encode(library, [text for one in asked for text, _ in one.typed.texts], batches)
+            encoded = cache.encode(library, [text for one in asked for text, _ in one.typed.texts], batches)
         for one in asked:
+            texts = [text for text, _ in one.typed.texts]
             try:
-                encoded = cache.encode(library, [text for text, _ in one.typed.texts], None)
-                combined.append(_combined(one, vector_of, encoded))
+                own = encoded if encoded.keys() >= set(texts) else cache.encode(library, texts, None)
+                combined.append(_combined(one, vector_of, own))
             except Exception as error:
                 combined.append(error)
     answers: list[SearchAnswer | Exception] = list(combined)  # type: ignore[arg-type]
