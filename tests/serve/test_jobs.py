@@ -1,7 +1,9 @@
 """Updates of an index from the page: live, one at a time, cancelled, refused."""
 
+import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from perceiver_vl.search import build_index
 from perceiver_vl.search.query_graph import graph_path
 from perceiver_vl.search.table import open_table
 from perceiver_vl.serve import index_job
+from perceiver_vl.serve.jobs import IndexJobs
 from small_media import save_model, write_clip
 from small_service import opened, post, problem, service_of, wait_until
 
@@ -73,3 +76,18 @@ def test_a_read_only_service_updates_nothing(own: tuple[Path, Path]) -> None:
     with service_of(own[0], can_index=False) as client:
         assert "this service only reads" in problem(opened(client).post("/v1/index/jobs", json={}), 403)
         assert client.get("/v1/index").json()["can_index"] is False
+
+
+def test_an_update_that_is_cancelled_before_it_has_a_process_changes_nothing(own: tuple[Path, Path]) -> None:
+    index, media = own
+    write_clip(media / "clip1.mp4", seed=1)
+    before, ended = open_table(index).version, asyncio.Event()
+
+    async def cancelled_at_once() -> None:
+        jobs = IndexJobs(ended.set)
+        job = await jobs.start(SimpleNamespace(name="index", place=str(index)))  # type: ignore[arg-type]
+        assert (await jobs.cancel(job.id)).state == "cancelled"
+        await asyncio.wait_for(ended.wait(), 120)
+
+    asyncio.run(cancelled_at_once())
+    assert open_table(index).version == before

@@ -87,6 +87,8 @@ class IndexJobs:
         how = {"stdin": nowhere, "stdout": pipe, "stderr": nowhere, "limit": 1 << 24}
         self._process = process = await asyncio.create_subprocess_exec(*words, **how)  # type: ignore[arg-type]
         assert process.stdout is not None
+        if self.get(name).state != RUNNING:  # cancelled before there was a process to end
+            self._stop()
         try:
             async for line in process.stdout:
                 with contextlib.suppress(ValueError):
