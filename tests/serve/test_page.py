@@ -92,20 +92,19 @@ def test_from_an_empty_box_to_a_playing_moment_and_an_answer_by_keyboard_alone(p
     page.keyboard.press("Escape")  # to the first hit
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowLeft")
-    first, second = page.locator(".hit a[draggable=false]").all()[:2]
     assert page.evaluate("document.activeElement.closest('.hit') === document.querySelector('.hit')")
     page.keyboard.press("Enter")
     page.wait_for_selector("#player[open] video")
     until(page, "document.querySelector('video').currentTime > 0 && !document.querySelector('video').error")
     assert page.locator("#curve polyline").count() >= 1
-    assert "hit=" in page.url
-    before = page.url
+    until(page, "location.search.includes('hit=')")
+    before = page.evaluate("location.href")
     page.keyboard.press("ArrowRight")
     until(page, "!document.querySelector('#previous').disabled")
-    assert page.url != before
+    assert page.evaluate("location.href") != before
     page.keyboard.press("ArrowLeft")
     until(page, "document.querySelector('#previous').disabled")
-    assert page.url == before
+    assert page.evaluate("location.href") == before
     for _ in range(12):  # to the question
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.id") == "question":
@@ -120,9 +119,9 @@ def test_from_an_empty_box_to_a_playing_moment_and_an_answer_by_keyboard_alone(p
     until(page, "document.querySelector('#answers').textContent.includes('had been read')")
     page.keyboard.press("Escape")
     until(page, "!document.querySelector('#player').open")
-    assert "hit=" not in page.url
-    assert page.evaluate("document.activeElement.closest('.hit') !== null")
-    del first, second
+    # A dialog is closed at once and says so in a task of its own, in which the address and the focus follow.
+    until(page, "!location.search.includes('hit=')")
+    until(page, "document.activeElement.closest('.hit') !== null")
 
 
 def test_filters_become_chips_that_can_be_taken_away_and_back_brings_them_again(page: Page) -> None:
@@ -176,7 +175,7 @@ def test_more_like_this_and_a_link_show_the_same(page: Page, browser: Browser, a
     shown = names(page)
     page.locator(".hit a").first.click()
     page.wait_for_selector("#player[open]")
-    for other in watched_link(browser, page.url):
+    for other in watched_link(browser, page.evaluate("location.href")):
         other.wait_for_selector("#player[open]")
         until(other, "document.querySelectorAll('.hit').length > 0")
         assert names(other) == shown
