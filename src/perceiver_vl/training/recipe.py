@@ -9,7 +9,7 @@ import yaml
 
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_share
 from perceiver_vl.data.stretches import Stretch
-from perceiver_vl.data.synthetic.tasks import TASKS
+from perceiver_vl.data.synthetic.tasks import TASKS, check_fewest_things
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.retrieval import STREAMS
@@ -45,7 +45,8 @@ class WorldSplit:
 
     task: captions, or what is asked about the clips (see `open_world`), or moments: timed captions of events in
     `clips` videos; seconds: of a clip of `task: long`, of a video of moments (60 to 600 unless given);
-    questions_per_clip: of `task: frame` so many of the `clips` questions are about one clip.
+    questions_per_clip: of `task: frame` so many of the `clips` questions are about one clip; fewest_things: of `task:
+    frame` and `action`, clips have as few things as that, too, so that there is something easy to learn from.
     """
 
     clips: int = 2000
@@ -54,6 +55,7 @@ class WorldSplit:
     task: str = "captions"
     seconds: float | None = None
     questions_per_clip: int = 1
+    fewest_things: int | None = None
 
     def __post_init__(self) -> None:
         if self.task not in WORLD_TASKS:
@@ -64,6 +66,7 @@ class WorldSplit:
             )
         if self.questions_per_clip != 1 and self.task != "frame":
             raise UsageError(f"data: world.questions_per_clip={self.questions_per_clip}: of task=frame alone, need 1")
+        check_fewest_things(self.task, self.fewest_things)
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def open_split(
         world = split.world
         part = split.split or "train"
         given = world.task, part, world.clips, world.seed, data.num_frames, world.size, world.seconds
-        source = open_world(*given, questions_per_clip=world.questions_per_clip)
+        source = open_world(*given, questions_per_clip=world.questions_per_clip, fewest_things=world.fewest_things)
     else:
         where = split.shards if split.folder is None else split.folder
         assert where is not None

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.synthetic.actions import ACTIONS, GridObject
-from perceiver_vl.data.synthetic.grid import GENERALISATION, HELD_OUT, PLACES, RELATIONS, SEEN, TASK_SPLITS, GridScene
+from perceiver_vl.data.synthetic.grid import (
+    CELLS,
+    GENERALISATION,
+    HELD_OUT,
+    PLACES,
+    RELATIONS,
+    SEEN,
+    TASK_SPLITS,
+    GridScene,
+)
 from perceiver_vl.data.synthetic.questions import QUESTIONS, Question
 from perceiver_vl.data.synthetic.scene import COLOURS, SHAPES, SPLITS
 from perceiver_vl.data.synthetic.tasks import LongWorld, PairWorld, QuestionWorld, open_world, splits_of
@@ -152,6 +161,21 @@ def test_what_is_not_so_is_so_of_another_thing() -> None:
             seen[question.kind] += 1
     assert min(seen.values()) > 10
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("task", ["frame", "action"])
+def test_there_may_be_fewer_things_to_begin_with(task: str) -> None:
+    world = QuestionWorld(task, clips=120, fewest_things=1)
+    numbers = [len(world.question(index).scene.objects) for index in range(120)]
+    most = max(len(QuestionWorld(task, clips=60).question(index).scene.objects) for index in range(60))
+    assert set(numbers) == set(range(1, most + 1))
+    alone = [world.question(index) for index in range(120) if numbers[index] == 1]
+    for question in alone:  # of one thing alone whatever is asked is about it
+        (only,) = question.scene.objects
+        told = (*only.combination, only.size, PLACES[CELLS.index(only.cell)])
+        does = {ACTIONS[name].does for name in only.action_names}
+        answer = question.answers[0] if task == "frame" else question.choices[question.label]  # type: ignore[index]
+        assert answer in told or answer in does, (question.text, answer, told, does)
 
 
 def test_several_questions_about_one_clip_are_different_and_true() -> None:
@@ -448,6 +472,8 @@ def test_an_example_is_decided_by_seed_split_and_index(task: str) -> None:
         (lambda: QuestionWorld("frame").frames(0, 0), "num_frames=0: need at least 1"),
         (lambda: QuestionWorld("frame", questions_per_clip=21), "questions_per_clip=21: of frame need 1 to 20"),
         (lambda: QuestionWorld("count", questions_per_clip=2), "questions_per_clip=2: of count need 1 to 1"),
+        (lambda: QuestionWorld("frame", fewest_things=4), "fewest_things=4: need 1 to 3"),
+        (lambda: open_world("captions", fewest_things=1), "fewest_things=1: is of frame and action; leave it out of"),
         (
             lambda: LongWorld("test-productive"),
             "split='test-productive': choose one of train, validation, test, test-d",

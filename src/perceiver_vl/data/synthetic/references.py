@@ -37,6 +37,16 @@ class Difficulty:
     depths: tuple[int, ...] = (0, 1)
     held_out: bool = False
 
+    def from_fewer(self, fewest: int | None) -> "Difficulty":
+        """The same with as few objects as `fewest`, where that is less."""
+        if fewest is None:
+            return self
+        return replace(
+            self,
+            still=(min(fewest, self.still[0]), self.still[1]),
+            acting=(min(fewest, self.acting[0]), self.acting[1]),
+        )
+
     @property
     def deep(self) -> bool:
         """Whether every question is made of more parts than those of training."""
@@ -136,7 +146,11 @@ def draw_apart(rng: np.random.Generator, difficulty: Difficulty, count: int) -> 
 
 
 def balance_sizes(rng: np.random.Generator, objects: Sequence[GridObject]) -> list[GridObject]:
-    """As many small ones as large ones; of an odd number the first is of the more frequent size half of the time."""
+    """As many small ones as large ones; of an odd number the first is of the more frequent size half of the time. A
+    single one stays as it is.
+    """
+    if len(objects) == 1:
+        return list(objects)
     first, other = pick_some(rng, tuple(SIZES), 2)
     more = (len(objects) - 1) // 2 - (len(objects) % 2 and int(rng.integers(2)))
     rest = [first] * more + [other] * (len(objects) - 1 - more)

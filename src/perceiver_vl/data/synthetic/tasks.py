@@ -30,6 +30,8 @@ LONG_FRAMES_PER_SECOND = 2
 _STREAMS = {"action": 1, "transition": 2, "frame": 3, "count": 4, "yesno": 5, "image": 6, "pairs": 7, "long": 8}
 _FIRST_STREAM = 1000  # the captions' own streams have the number of the split in its place
 _MOMENT = np.array([0.5])
+WITH_FEWER = ("frame", "action")
+"""Tasks whose questions can be asked of as few things as one."""
 
 
 TASKS = ("captions", *QUESTIONS, "pairs", "long")
@@ -49,9 +51,10 @@ class QuestionWorld:
     """`clips` questions of one task (action, transition, frame, count, yesno; image: about pictures), each about a clip
     of its own.
 
-    questions_per_clip: of `frame` so many in a row are about the same clip, all different (1 to 20). split: train,
-    validation or test, or one of `GENERALISATION`. A stage that occurs in one of training, validation and test occurs
-    in no other, whatever the seed.
+    questions_per_clip: of `frame` so many in a row are about the same clip, all different (1 to 20). fewest_things: of
+    `frame` and `action`, clips have as few things as that, too, to begin with (None: as few as the split has). split:
+    train, validation or test, or one of `GENERALISATION`. A stage that occurs in one of training, validation and test
+    occurs in no other, whatever the seed.
     Raises `UsageError` for a value that cannot work.
     """
 
@@ -62,6 +65,7 @@ class QuestionWorld:
     num_frames: int = 16
     size: int = 64
     questions_per_clip: int = 1
+    fewest_things: int | None = None
 
     def __post_init__(self) -> None:
         if self.task not in QUESTIONS:
@@ -69,6 +73,7 @@ class QuestionWorld:
         most = MOST_QUESTIONS if self.task == "frame" else 1
         if not 1 <= self.questions_per_clip <= most:
             raise UsageError(f"questions_per_clip={self.questions_per_clip}: of {self.task} need 1 to {most}")
+        check_fewest_things(self.task, self.fewest_things)
         check_world(self, TASK_SPLITS)
 
     def __len__(self) -> int:
@@ -77,7 +82,7 @@ class QuestionWorld:
     def question(self, index: int) -> Question:
         """All that is known of example `index` (0..len-1)."""
         clip, place = divmod(check_index(self, index), self.questions_per_clip)
-        return _questions(self.task, self.seed, self.split, clip, self.questions_per_clip)[place]
+        return _questions(self.task, self.seed, self.split, clip, self.questions_per_clip, self.fewest_things)[place]
 
     def record(self, index: int) -> Record:
         """As `write_world` writes it."""
@@ -221,12 +226,14 @@ def open_world(
     captions_per_clip: int = 5,
     singles: float = 0.25,
     questions_per_clip: int = 1,
+    fewest_things: int | None = None,
 ) -> AnyWorld:
     """The clips of one of `TASKS`; `seconds`: of a long clip (60); `captions_per_clip`, `singles`: of captions;
-    `questions_per_clip`: of questions about frames.
+    `questions_per_clip`: of questions about frames; `fewest_things`: of questions about frames and actions.
 
     Raises `UsageError` for a value that cannot work.
     """
+    check_fewest_things(task, fewest_things)
     frames = {} if num_frames is None else {"num_frames": num_frames}
     if task == "captions":
         return World(split, clips, seed, size=size, captions_per_clip=captions_per_clip, singles=singles, **frames)
@@ -236,7 +243,27 @@ def open_world(
         return LongWorld(split, clips, seed, size=size, seconds=60.0 if seconds is None else seconds, **frames)
     if task not in QUESTIONS:
         raise UsageError(f"task={task}: choose from {', '.join(TASKS)}")
-    return QuestionWorld(task, split, clips, seed, size=size, questions_per_clip=questions_per_clip, **frames)
+    return QuestionWorld(
+        task,
+        split,
+        clips,
+        seed,
+        size=size,
+        questions_per_clip=questions_per_clip,
+        fewest_things=fewest_things,
+        **frames,
+    )
+
+
+def check_fewest_things(task: str, fewest: int | None) -> None:
+    """Raise `UsageError` for a number that no clip of the task can begin with."""
+    if fewest is None:
+        return
+    if task not in WITH_FEWER:
+        raise UsageError(f"fewest_things={fewest}: is of {' and '.join(WITH_FEWER)}; leave it out of task={task}")
+    least = min(difficulty_of("train").still[0], difficulty_of("train").acting[0])
+    if not 1 <= fewest < least:
+        raise UsageError(f"fewest_things={fewest}: need 1 to {least - 1}, or leave it out for as many as there are")
 
 
 def _clip_name(split: str, index: int) -> str:
@@ -252,9 +279,9 @@ def _generator(task: str, seed: int, split: str, index: int) -> np.random.Genera
 
 
 @lru_cache(maxsize=1024)
-def _questions(task: str, seed: int, split: str, clip: int, number: int) -> tuple[Question, ...]:
+def _questions(task: str, seed: int, split: str, clip: int, number: int, fewest: int | None) -> tuple[Question, ...]:
     """All that are about one clip."""
-    rng, difficulty = _generator(task, seed, split, clip), difficulty_of(split)
+    rng, difficulty = _generator(task, seed, split, clip), difficulty_of(split).from_fewer(fewest)
     while True:
         questions = draw_questions(rng, task, difficulty, number)
         if is_of_split(questions[0].scene, split):
