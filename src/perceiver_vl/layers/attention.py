@@ -12,11 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from perceiver_vl.layers.experts import ScaledLinear, scaled_linear
+from perceiver_vl.layers.mlp import MLP
 from perceiver_vl.layers.partial_attention import KeysValues, PartialAttention, attend, attention_weights, merge
 from perceiver_vl.layers.positions import RotaryPositions
+from perceiver_vl.layers.untied import UntiedKeysValues, apart
 
-Part = Tensor | tuple[Tensor, Tensor | None] | KeysValues | PartialAttention
-"""Some of the inputs: `(B,M,C)`, or with their mask, or what an attention had made of them before."""
+Part = Tensor | tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, int] | KeysValues | PartialAttention
+"""Some of the inputs: `(B,M,C)`, or with their mask, and the boundary of their kinds, or what an attention had made of
+them before."""
 
 
 _MANY_SCORES = 2**18  # of one head
@@ -33,8 +37,10 @@ class Attention(nn.Module):
     `bias`, `output_bias`: of the projections in and out. `qk_norm`: layer norm of each head's queries and keys
     (Dehghani et al. 2023, ViT-22B). `causal`: query n of N sees the first M - N + n + 1 inputs; the two ends are
     aligned, as in Perceiver AR. `rotary`: rotates queries and keys by their positions. `key_positions`: a learned
-    vector for each of so many inputs is added to its key (Dynamic Perceiver). `implementation`: sdpa
-    (`scaled_dot_product_attention`), or eager (the weights written out).
+    vector for each of so many inputs is added to its key (Dynamic Perceiver). `untied`: inputs are of two kinds, whose
+    keys and values have weights of their own that begin alike (`UntiedKeysValues`); the first `boundary` of them are of
+    the first kind. `layer_scale`: the output is weighed channel by channel, at first by this (`ScaledLinear`).
+    `implementation`: sdpa (`scaled_dot_product_attention`), or eager (the weights written out).
     """
 
     def __init__(
@@ -51,6 +57,8 @@ class Attention(nn.Module):
         causal: bool = False,
         rotary: RotaryPositions | None = None,
         key_positions: int | None = None,
+        untied: bool = False,
+        layer_scale: float | None = None,
         implementation: str = "sdpa",
     ) -> None:
         super().__init__()
@@ -59,10 +67,11 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(hidden_size, qk_size, bias=bias)
         self.k_proj = nn.Linear(input_size, qk_size, bias=bias)
         self.v_proj = nn.Linear(input_size, v_size, bias=bias)
-        self.out_proj = nn.Linear(v_size, hidden_size, bias=output_bias)
+        self.out_proj = scaled_linear(v_size, hidden_size, layer_scale, bias=output_bias)
         self.q_norm = nn.LayerNorm(qk_size // num_heads) if qk_norm else None
         self.k_norm = nn.LayerNorm(qk_size // num_heads) if qk_norm else None
         self.key_positions = None if key_positions is None else nn.Parameter(torch.zeros(key_positions, qk_size))
+        self.untied = UntiedKeysValues(self.k_proj, self.v_proj, self.k_norm) if untied else None
 
     def forward(
         self,
@@ -72,24 +81,27 @@ class Attention(nn.Module):
         *,
         query_positions: Tensor | None = None,
         input_positions: Tensor | None = None,
+        boundary: int | None = None,
         absorb: bool = False,
     ) -> Tensor:
         """Attend with `queries (B,N,D)` over `inputs (B,M,C)` → `(B,N,D)`.
 
         `mask (B,M)` or `(B,N,M)` bool, True where attended; a query that may attend to nothing finds zeros. Or
-        `(B or 1,H,N,M)` in numbers, which are added to the scores after their scaling.
+        `(B,M)` or `(B or 1,H,N,M)` in numbers, which are added to the scores after their scaling: the logarithm of how
+        many an input stands for (`token_reduction`), minus infinity where there is none.
         Positions `(N,)`, `(M,)` or with a batch in front are those that `rotary` turns by; None: 0 to M - 1, and the
-        queries are the last N of them. `absorb`: meet the inputs in their own space where that takes fewer operations
-        (`absorbing_pays`); the result is the same but for rounding. For inference, with projections that are no more
-        than their weights (`has_plain_projections`).
+        queries are the last N of them. `boundary`: where inputs of the second kind begin, of an `untied` attention, to
+        others it says nothing; None: all are of the first. `absorb`: meet the inputs in their own space where that
+        takes fewer operations (`absorbing_pays`); the result is the same but for rounding. For inference, with
+        projections that are no more than their weights (`has_plain_projections`).
         """
         if absorb and self._absorbs(queries.shape[1], inputs.shape[1]):
             partial = self.partial_attention(queries, inputs, mask, absorb=True)
             return self.output_projection(partial, queries.dtype)
         if absorb and mask is None and self._absorbs_queries(queries.shape[1], inputs.shape[1]):
             return self._absorbed_queries(queries, inputs)
-        v = self._split_heads(self.v_proj(inputs))
-        q, k = self._queries_and_keys(queries, inputs, query_positions, input_positions)
+        v = self._split_heads(self._by_kind("v_proj", inputs, boundary))
+        q, k = self._queries_and_keys(queries, inputs, query_positions, input_positions, boundary)
         mask = self._full_mask(mask, q, k)
         if self.implementation == "eager":
             attended = attention_weights(q, k, mask) @ v  # (B,H,N,d)
@@ -105,19 +117,26 @@ class Attention(nn.Module):
         *,
         query_positions: Tensor | None = None,
         input_positions: Tensor | None = None,
+        boundary: int | None = None,
     ) -> Tensor:
         """How much each query attends to each input, arguments as of `forward` → `(B,H,N,M)`, each row sums to 1."""
-        q, k = self._queries_and_keys(queries, inputs, query_positions, input_positions)
+        q, k = self._queries_and_keys(queries, inputs, query_positions, input_positions, boundary)
         return attention_weights(q, k, self._full_mask(mask, q, k))
 
     def forward_with_weights(
-        self, queries: Tensor, inputs: Tensor, mask: Tensor | None = None, **positions: Tensor | None
+        self,
+        queries: Tensor,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        *,
+        boundary: int | None = None,
+        **positions: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """`forward` by written-out weights, whatever the implementation, and these weights, which are part of its
         graph → `(B,N,D)`, `(B,H,N,M)`.
         """
-        weights = self.weights(queries, inputs, mask, **positions)
-        attended = weights @ self._split_heads(self.v_proj(inputs))
+        weights = self.weights(queries, inputs, mask, boundary=boundary, **positions)
+        attended = weights @ self._split_heads(self._by_kind("v_proj", inputs, boundary))
         return self.out_proj(attended.transpose(1, 2).flatten(2)), weights
 
     # --- In parts: what is found in some of the inputs, to be merged with what is found in others ------------------
@@ -144,8 +163,15 @@ class Attention(nn.Module):
         q = q if self.q_norm is None else self.q_norm(q)
         return q if self.rotary is None or positions is None else self.rotary(q, positions)
 
-    def keys_values(self, inputs: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> KeysValues:
-        """`inputs (B,M,C)`, `mask (B,M)` or `(B,N,M)` → what this attention will ever need of them.
+    def keys_values(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        boundary: int | None = None,
+    ) -> KeysValues:
+        """`inputs (B,M,C)`, `mask (B,M)` or `(B,N,M)` → what this attention will ever need of them; `boundary` as of
+        `forward`.
 
         Raises `ValueError` where it depends on their `positions` (`rotary`, `key_positions`) and these are not given,
         and for a causal attention without a mask `(B,N,M)` that says what each query sees of this part.
@@ -153,7 +179,8 @@ class Attention(nn.Module):
         self._check_positions(positions, self.rotary is not None or self.key_positions is not None)
         if self.causal and (mask is None or mask.ndim != 3):
             raise ValueError("causal attention in parts: give a mask (B,N,M), a part does not know what came before")
-        return KeysValues(self._keys(inputs, positions), self._split_heads(self.v_proj(inputs)), mask)
+        values = self._split_heads(self._by_kind("v_proj", inputs, boundary))
+        return KeysValues(self._keys(inputs, positions, boundary), values, mask)
 
     def attend(self, q: Tensor, inputs: KeysValues) -> PartialAttention:
         """What projected queries `q (B,H,N,d)` find in `inputs`; their batch sizes may differ as in
@@ -162,22 +189,34 @@ class Attention(nn.Module):
         return attend(q, inputs, implementation=self.implementation)
 
     def _queries_and_keys(
-        self, queries: Tensor, inputs: Tensor, query_positions: Tensor | None, input_positions: Tensor | None
+        self,
+        queries: Tensor,
+        inputs: Tensor,
+        query_positions: Tensor | None,
+        input_positions: Tensor | None,
+        boundary: int | None,
     ) -> tuple[Tensor, Tensor]:
         if self.rotary is not None:
             if input_positions is None:
                 input_positions = torch.arange(inputs.shape[1], device=inputs.device)
             if query_positions is None:
                 query_positions = input_positions[..., inputs.shape[1] - queries.shape[1] :]
-        return self.project_queries(queries, query_positions), self._keys(inputs, input_positions)
+        return self.project_queries(queries, query_positions), self._keys(inputs, input_positions, boundary)
 
-    def _keys(self, inputs: Tensor, positions: Tensor | None) -> Tensor:
-        k = self.k_proj(inputs)
+    def _keys(self, inputs: Tensor, positions: Tensor | None, boundary: int | None) -> Tensor:
+        k = self._by_kind("k_proj", inputs, boundary)
         if self.key_positions is not None:
             k = k + (self.key_positions[: inputs.shape[1]] if positions is None else self.key_positions[positions])
         k = self._split_heads(k)
-        k = k if self.k_norm is None else self.k_norm(k)
+        k = k if self.k_norm is None else self._by_kind("k_norm", k, boundary, dim=2)
         return k if self.rotary is None or positions is None else self.rotary(k, positions)
+
+    def _by_kind(self, name: str, x: Tensor, boundary: int | None, dim: int = 1) -> Tensor:
+        """What the part of that name makes of inputs; of those of the second kind, their own one."""
+        own: nn.Module = getattr(self, name)
+        if self.untied is None or boundary is None:
+            return own(x)  # type: ignore[no-any-return]
+        return apart(x, boundary, own, getattr(self.untied, name), dim)
 
     def _check_positions(self, positions: Tensor | None, needed: bool) -> None:
         if needed and positions is None:
@@ -188,7 +227,7 @@ class Attention(nn.Module):
         if mask is not None and mask.is_floating_point():
             if self.causal:
                 raise ValueError("mask in numbers: a causal attention takes none, hide what comes later in it")
-            return mask
+            return mask[:, None, None, :].to(q.dtype) if mask.ndim == 2 else mask
         if mask is not None:
             mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
         if self.causal:
@@ -210,14 +249,17 @@ class Attention(nn.Module):
         """
         if self.num_heads > 1 or not self._only_projects() or self.implementation == "eager":
             return False
+        if isinstance(self.out_proj, ScaledLinear):
+            return False
         width, own = self.q_proj.in_features, self.q_proj.out_features + self.v_proj.out_features
         return 2 * width <= own and inputs * own * width + 2 * queries * inputs * width <= queries * own * (
             width + inputs
         )
 
     def _only_projects(self) -> bool:
-        """Whether queries and keys are projections and nothing else, and all are seen."""
-        return not self.causal and self.rotary is None and self.k_norm is None and self.key_positions is None
+        """Whether queries and keys are projections and nothing else, of one kind, and all are seen."""
+        plain = self.rotary is None and self.k_norm is None and self.key_positions is None and self.untied is None
+        return plain and not self.causal
 
     def _absorbed_queries(self, queries: Tensor, inputs: Tensor) -> Tensor:
         """As `forward`, with queries never projected, nor what they find: keys and values come in their width."""
@@ -289,33 +331,6 @@ def has_plain_projections(attention: Attention) -> bool:
     )
 
 
-class MLP(nn.Module):
-    """Linear, activation (exact GELU), linear. `gated`: the first gives twice as much, and the activation of its second
-    half weighs its first (Shazeer 2020, GEGLU).
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        *,
-        bias: bool = True,
-        gated: bool = False,
-        activation: Callable[[Tensor], Tensor] = F.gelu,
-    ) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(hidden_size, (1 + gated) * intermediate_size, bias=bias)
-        self.fc2 = nn.Linear(intermediate_size, hidden_size, bias=bias)
-        self.activation, self.gated = activation, gated
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(…,D)` → `(…,D)`."""
-        if self.gated:
-            values, gates = self.fc1(x).chunk(2, dim=-1)
-            return self.fc2(values * self.activation(gates))
-        return self.fc2(self.activation(self.fc1(x)))
-
-
 class AttentionBlock(GradientCheckpointingLayer):
     """A transformer block: attention and MLP, each added to what came in.
 
@@ -328,7 +343,8 @@ class AttentionBlock(GradientCheckpointingLayer):
     attention is added to: the queries as they came in, the normed queries (the released code of Perceiver-VL), or
     nothing. `norm_first`: norms stand before attention and MLP, else after each sum, as in the first Transformer and in
     MonoXiver. `mlp_residual`: the MLP is added to what came to its norm, or to what its norm gives (S2T Perceiver).
-    `gated_mlp`, `mlp_bias`, `activation`: of the MLP. `attention`: further arguments of `Attention`.
+    `gated_mlp`, `mlp_bias`, `activation`: of the MLP. `layer_scale`: what attention and MLP add is weighed channel by
+    channel, at first by this (Touvron et al. 2021, CaiT, 2.1). `attention`: further arguments of `Attention`.
     """
 
     def __init__(
@@ -347,18 +363,21 @@ class AttentionBlock(GradientCheckpointingLayer):
         gated_mlp: bool = False,
         mlp_bias: bool = True,
         activation: Callable[[Tensor], Tensor] = F.gelu,
+        layer_scale: float | None = None,
         **attention: Any,
     ) -> None:
         super().__init__()
         self.residual, self.norm_first, self.mlp_residual = residual, norm_first, mlp_residual
         self.norm1 = nn.LayerNorm(hidden_size, eps=eps)
         self.input_norm = nn.LayerNorm(input_size or hidden_size, eps=eps) if norm_inputs else nn.Identity()
-        self.attention = Attention(hidden_size, num_heads, input_size=input_size, **attention)
+        self.attention = Attention(hidden_size, num_heads, input_size=input_size, layer_scale=layer_scale, **attention)
         self.norm2 = None if intermediate_size == 0 else nn.LayerNorm(hidden_size, eps=eps)
         self.mlp = None
         if intermediate_size != 0:
             width = intermediate_size or 4 * hidden_size
-            self.mlp = MLP(hidden_size, width, bias=mlp_bias, gated=gated_mlp, activation=activation)
+            self.mlp = MLP(
+                hidden_size, width, bias=mlp_bias, gated=gated_mlp, activation=activation, layer_scale=layer_scale
+            )
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -375,18 +394,20 @@ class AttentionBlock(GradientCheckpointingLayer):
         return self._add(self._kept(latents, normed), attended)
 
     def forward_with_weights(
-        self, latents: Tensor, inputs: Tensor | None = None, mask: Tensor | None = None
+        self, latents: Tensor, inputs: Tensor | None = None, mask: Tensor | None = None, **attention: Any
     ) -> tuple[Tensor, Tensor]:
         """`forward`, and the weights of the attention (`Attention.forward_with_weights`) → `(B,N,D)`, `(B,H,N,M)`."""
         normed = self._before(latents)
         given = normed if inputs is None else self.input_norm(inputs)
-        attended, weights = self.attention.forward_with_weights(normed, given, mask)
+        attended, weights = self.attention.forward_with_weights(normed, given, mask, **attention)
         return self._add(latents if inputs is None else self._kept(latents, normed), attended), weights
 
-    def weights(self, latents: Tensor, inputs: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def weights(
+        self, latents: Tensor, inputs: Tensor | None = None, mask: Tensor | None = None, **attention: Any
+    ) -> Tensor:
         """How the block attends, arguments as of `forward` → `(B,H,N,M)`."""
         normed = self._before(latents)
-        return self.attention.weights(normed, normed if inputs is None else self.input_norm(inputs), mask)
+        return self.attention.weights(normed, normed if inputs is None else self.input_norm(inputs), mask, **attention)
 
     def forward_parts(self, latents: Tensor, parts: Iterable[Part]) -> Tensor:
         """`forward` over inputs that come in parts, none of which need be there when another is: `(B,N,D)`."""
@@ -396,9 +417,10 @@ class AttentionBlock(GradientCheckpointingLayer):
     def _find(self, q: Tensor, part: Part) -> PartialAttention:
         if isinstance(part, PartialAttention):
             return part
-        if isinstance(part, Tensor):
-            part = part, None
-        return self.attend(q, part if isinstance(part, KeysValues) else self.keys_values(*part))
+        if isinstance(part, KeysValues):
+            return self.attend(q, part)
+        inputs, mask, *boundary = (part, None) if isinstance(part, Tensor) else part
+        return self.attend(q, self.keys_values(inputs, mask, None, *boundary))
 
     def partial_attention(
         self, queries: Tensor, inputs: Tensor, mask: Tensor | None = None, *, absorb: bool = False
@@ -410,9 +432,15 @@ class AttentionBlock(GradientCheckpointingLayer):
         """`queries (B,N,D)` → those of the block's attention, `(B,H,N,d)`."""
         return self.attention.project_queries(self._before(queries), positions)
 
-    def keys_values(self, inputs: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> KeysValues:
-        """All that the block will ever need of `inputs (B,M,C)`."""
-        return self.attention.keys_values(self.input_norm(inputs), mask, positions)
+    def keys_values(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        boundary: int | None = None,
+    ) -> KeysValues:
+        """All that the block will ever need of `inputs (B,M,C)`; arguments as of `Attention.keys_values`."""
+        return self.attention.keys_values(self.input_norm(inputs), mask, positions, boundary)
 
     def attend(self, q: Tensor, inputs: KeysValues) -> PartialAttention:
         """What projected queries `(B,H,N,d)` find in `inputs`."""

@@ -17,13 +17,28 @@ CHOSEN = 2  # experts at a time
 class ScaledLinear(nn.Linear):
     """A linear map whose output is weighed channel by channel: layer scale (Touvron et al. 2021, CaiT)."""
 
-    def __init__(self, in_features: int, out_features: int, initial_scale: float) -> None:
-        super().__init__(in_features, out_features)
+    def __init__(self, in_features: int, out_features: int, initial_scale: float, *, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias=bias)
         self.scale = nn.Parameter(torch.full((out_features,), initial_scale))
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…,in)` → `(…,out)`."""
         return super().forward(x) * self.scale
+
+    def plain(self) -> nn.Linear:
+        """The linear map without a scale that gives the same."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.weight.detach() * self.scale.detach()[:, None])
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach() * self.scale.detach())
+        return linear
+
+
+def scaled_linear(in_features: int, out_features: int, initial_scale: float | None, *, bias: bool = True) -> nn.Linear:
+    """A `ScaledLinear`, or a linear map where there is no scale."""
+    if initial_scale is None:
+        return nn.Linear(in_features, out_features, bias=bias)
+    return ScaledLinear(in_features, out_features, initial_scale, bias=bias)
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,21 @@ _NOT_KEPT = "inputs that were met before do not say how they were attended to: g
 class Inputs:
     """What one cross-attention attends to: `tokens (B,M,C)`, of which those are real where `mask (B,M)` bool is True
     (None: all). Where `parts` are given, these are attended to, one after the other (`AttentionBlock.forward_parts`),
-    and the tokens only say which latents attended to what.
+    and the tokens only say which latents attended to what. `boundary`: where those of the second kind begin
+    (`Attention.forward`).
     """
 
     tokens: Tensor | None = None
     mask: Tensor | None = None
     parts: Iterable[Part] | None = None
+    boundary: int | None = None
 
     def of(self, places: Tensor) -> "Inputs":
         """Those of some examples. Raises `ValueError` for inputs in parts."""
         if self.parts is not None or self.tokens is None:
             raise ValueError("inputs in parts: examples cannot leave one by one, ask one at a time")
-        return Inputs(self.tokens[places], None if self.mask is None else self.mask[places])
+        mask = None if self.mask is None else self.mask[places]
+        return Inputs(self.tokens[places], mask, boundary=self.boundary)
 
 
 @dataclass
@@ -77,12 +80,16 @@ class LatentBlock(nn.Module):
             if record is not None and record.cross_attentions is not None:
                 if inputs.tokens is None:
                     raise ValueError(_NOT_KEPT)
-                latents, weights = self.cross_attention.forward_with_weights(before, inputs.tokens, inputs.mask)
+                latents, weights = self.cross_attention.forward_with_weights(
+                    before, inputs.tokens, inputs.mask, boundary=inputs.boundary
+                )
                 record.cross_attentions.append(weights)
             elif inputs.parts is not None:
                 latents = self.cross_attention.forward_parts(before, inputs.parts)
             else:
-                latents = self.cross_attention(before, inputs.tokens, inputs.mask, absorb=absorb)
+                latents = self.cross_attention(
+                    before, inputs.tokens, inputs.mask, boundary=inputs.boundary, absorb=absorb
+                )
             if keep_latents is not None:
                 chosen = most_diverse(self._weights(before, inputs).mean(1), keep_latents)  # of all heads together
                 if record is not None and record.kept is not None:
@@ -100,7 +107,8 @@ class LatentBlock(nn.Module):
     def _weights(self, latents: Tensor, inputs: Inputs) -> Tensor:
         if inputs.tokens is None:
             raise ValueError(_NOT_KEPT)
-        return self.cross_attention.weights(latents.expand(len(inputs.tokens), -1, -1), inputs.tokens, inputs.mask)
+        latents = latents.expand(len(inputs.tokens), -1, -1)
+        return self.cross_attention.weights(latents, inputs.tokens, inputs.mask, boundary=inputs.boundary)
 
 
 class LatentEncoder(nn.Module):

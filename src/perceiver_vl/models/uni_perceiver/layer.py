@@ -9,8 +9,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from perceiver_vl.layers.attention import MLP, AttentionBlock
+from perceiver_vl.layers.attention import AttentionBlock
 from perceiver_vl.layers.experts import AttributeGate, DropPath, ExpertLinear, Routing, ScaledLinear
+from perceiver_vl.layers.mlp import MLP
 from perceiver_vl.models.uni_perceiver.configuration import UniPerceiverConfig
 from perceiver_vl.utils.errors import UsageError
 
