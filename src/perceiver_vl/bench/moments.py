@@ -34,7 +34,9 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.search.build import build_index
 from perceiver_vl.search.moments import MomentOptions, MomentResult
+from perceiver_vl.search.rows import Vectors
 from perceiver_vl.search.searcher import Searcher
+from perceiver_vl.search.table import SEGMENTS, open_table
 from perceiver_vl.search.windows import WINDOWS_AT_ONCE, Query, Stretch, scales, score
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
@@ -60,10 +62,12 @@ class MomentsBenchReport(BenchReport):
     windows_per_core_second: by the seconds that processors worked for it, whoever else had them meanwhile;
     matrices_per_core_second: the most that could be, by the matrix products of the decoder's end alone.
     seconds_per_hour, megabytes_per_hour: of indexing 720p H.264 with one cross-attention and a frame a second, decoding
-    included, from a video of `video_s` seconds. encode_window_s: seconds to encode all windows of an hour again, from
-    one of each length; clip_seconds_per_hour: a frame a second by a CLIP of the same size; `…_mib`: what one batch, of
-    a segment's or as many single frames, holds. milliseconds_per_query: by hours of library (median). recall: of the
-    `RECALL_AT` best of a library of `recall_hours`, the share that is found through the shortlist.
+    included, from a video of `video_s` seconds; dtype_seconds_per_hour: the same in `dtype`, where one was asked for,
+    and dtype_cosine: the least cosine of a segment's vectors in both. encode_windows_s: seconds to encode all windows
+    of an hour again, from one of each length; clip_seconds_per_hour: a frame a second by a CLIP of the same size;
+    `…_mib`: what one batch, of a segment's or as many single frames, holds. milliseconds_per_query: by hours of library
+    (median). recall: of the `RECALL_AT` best of a library of `recall_hours`, the share that is found through the
+    shortlist.
     """
 
     max_difference: float
@@ -88,6 +92,9 @@ class MomentsBenchReport(BenchReport):
     recall: float
     recall_hours: int
     threads: int
+    dtype: str | None = None
+    dtype_seconds_per_hour: float | None = None
+    dtype_cosine: float | None = None
 
     def sections(self) -> list[Section]:
         """Exactness, an hour beside the alternatives, and queries."""
@@ -104,6 +111,11 @@ class MomentsBenchReport(BenchReport):
             )
         hour = [
             ("segments of 2 s", f"{self.seconds_per_hour:.0f}", f"{self.hour_s:.2f}", f"{self.megabytes_per_hour:.1f}"),
+            *(
+                [(f"… in {self.dtype}", f"{self.dtype_seconds_per_hour:.0f}", "–", f"{self.megabytes_per_hour:.1f}")]
+                if self.dtype_seconds_per_hour is not None
+                else []
+            ),
             ("each window encoded", "–", f"{self.encode_windows_s:,.0f}", "0"),
             ("CLIP, frame by frame", f"{self.clip_seconds_per_hour:.0f}", "–", f"{self.clip_megabytes_per_hour:.1f}"),
         ]
@@ -114,6 +126,11 @@ class MomentsBenchReport(BenchReport):
             f"Query: every window at six scales, {self.windows_per_second:,.0f} a second; "
             f"{self.windows_per_core_second:,.0f} a second that a core works for it, of at most "
             f"{self.matrices_per_core_second:,.0f} by the matrix products of the decoder's end alone.",
+            *(
+                [f"A segment's vectors in float32 and {self.dtype}: least cosine {self.dtype_cosine:.5f}."]
+                if self.dtype_cosine is not None
+                else []
+            ),
         )
         about = (
             f"Recall of the shortlist, {self.recall_hours} h: {self.recall:.2f} of the {RECALL_AT} best; all windows "
@@ -134,12 +151,13 @@ def measure_moments(
     segments: int = 24,
     video_s: float = 120.0,
     height: int = 720,
+    dtype: str | None = None,
     runs: int = 3,
     seed: int = 0,
     progress: bool = False,
 ) -> MomentsBenchReport:
     """A model of random weights, at base size unless `config` says: its windows of a row of `segments`, an hour's, what
-    it takes to index a video of `video_s`, and queries against libraries of `hours`.
+    it takes to index a video of `video_s` in float32 and in `dtype`, and queries against libraries of `hours`.
 
     Raises `UsageError` for what cannot be measured.
     """
@@ -166,15 +184,11 @@ def measure_moments(
         advance()
         windows_s, segment_mib = _encode_windows(model, config)
         advance()
-        report = build_index(
-            folder / "model",
-            folder / "media",
-            folder / "index",
-            segments=SEGMENT,
-            budget=ONE_CROSS_ATTENTION,
-            progress=progress,
-        )
-        assert report.segments is not None
+        seconds, vectors = _index(folder, "float32", progress)
+        other_seconds, cosine = None, None
+        if dtype is not None:
+            other_seconds, others = _index(folder, dtype, progress)
+            cosine = float((vectors * others).sum(1).min())
         clip_s, clip_mib = _clip(config, seed)
         by_hours: dict[str, float] = {}
         megabytes = recall = everything = 0.0
@@ -199,7 +213,10 @@ def measure_moments(
         windows_per_core_second=windows / worked_s,
         matrices_per_core_second=windows / products_s,
         hour_s=hour_s,
-        seconds_per_hour=report.segments.seconds * 3600 / video_s,
+        seconds_per_hour=seconds * 3600 / video_s,
+        dtype=dtype,
+        dtype_seconds_per_hour=None if other_seconds is None else other_seconds * 3600 / video_s,
+        dtype_cosine=cosine,
         megabytes_per_hour=megabytes,
         video_s=video_s,
         encode_windows_s=windows_s,
@@ -215,6 +232,23 @@ def measure_moments(
         runs=runs,
         seed=seed,
     )
+
+
+def _index(folder: Path, dtype: str, progress: bool) -> tuple[float, Vectors]:
+    """Seconds to index the video in segments in a dtype, decoding included, and the unit vectors of these `(S,E)`."""
+    report = build_index(
+        folder / "model",
+        folder / "media",
+        folder / f"index-{dtype}",
+        segments=SEGMENT,
+        budget=ONE_CROSS_ATTENTION,
+        dtype=dtype,
+        progress=progress,
+    )
+    assert report.segments is not None
+    rows = open_table(folder / f"index-{dtype}", name=SEGMENTS).columns(["start", "vector"])
+    vectors = np.stack(rows.sort_by("start")["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
+    return report.segments.seconds, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def _held(folder: Path, data_files: Sequence[str]) -> int:

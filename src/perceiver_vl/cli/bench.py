@@ -151,6 +151,7 @@ def index(
 def moments(
     hours: Annotated[str, typer.Option(help="Hours of the libraries that are searched, made up.")] = "1,10,100",
     video_seconds: Annotated[float, typer.Option(help="Seconds of the 720p video that is indexed.")] = 120.0,
+    dtype: Annotated[str | None, typer.Option(help="Index it in this dtype, too: bfloat16 or int8.")] = None,
     runs: RunsOption = 3,
     quick: QuickOption = False,
     seed: SeedOption = 0,
@@ -164,7 +165,8 @@ def moments(
 
     sizes = QUICK_HOURS if quick else numbers
     how = {"segments": 12, "video_s": min(4.0, video_seconds), "runs": 1} if quick else {"video_s": video_seconds}
-    report = measure_moments(hours=sizes, seed=seed, progress=True, **{"runs": runs, **how})  # type: ignore[arg-type]
+    how = {"runs": runs, **how}
+    report = measure_moments(hours=sizes, dtype=dtype, seed=seed, progress=True, **how)  # type: ignore[arg-type]
     print_bench(report, as_json)
 
 
