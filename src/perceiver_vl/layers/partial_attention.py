@@ -79,7 +79,8 @@ def every_window(parts: int, device: torch.device | None = None) -> tuple[Tensor
 @dataclass(frozen=True)
 class KeysValues:
     """What an attention needs of a set of inputs, whatever the queries: `keys (B,H,M,d)`, `values (B,H,M,d)`,
-    `mask (B,M)` or `(B,N,M)` bool, True where attended; None: everywhere.
+    `mask (B,M)` or `(B,N,M)` bool, True where attended, or `(B,M)` in numbers that are added to the scaled scores;
+    None: all are attended to.
     """
 
     keys: Tensor
@@ -109,10 +110,11 @@ def attend(
     mask = inputs.mask
     if mask is not None:
         mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]  # (B,1,1 or N,M)
+        mask = mask.to(q.dtype) if mask.is_floating_point() else mask
     run = _fused if implementation == "sdpa" and has_kernel(q, inputs) else _eager
     output, logsumexp = run(q, inputs.keys, inputs.values, mask, scale)
     if mask is not None:  # what kernels make of nothing to attend to differs
-        nothing = ~mask.any(-1)
+        nothing = (mask.isneginf() if mask.is_floating_point() else ~mask).all(-1)
         output, logsumexp = output.masked_fill(nothing[..., None], 0.0), logsumexp.masked_fill(nothing, -torch.inf)
     if times > 1:
         output, logsumexp = (
@@ -125,19 +127,22 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None, scale: f
     """Softmax of the scaled scores of `q (B,H,N,d)` with `k (B,H,M,d)` → `(B,H,N,M)`; zeros where `mask` is False,
     which broadcasts to it; a `mask` in numbers is added to the scaled scores.
     """
-    if mask is not None and mask.is_floating_point():
-        return (_scores(q, k, None, q.shape[-1] ** -0.5 if scale is None else scale) + mask).softmax(-1)
     return _softmax(_scores(q, k, mask, q.shape[-1] ** -0.5 if scale is None else scale), mask)
 
 
 def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     scores = q @ k.transpose(-1, -2) * scale  # (B,H,N,M)
-    return scores if mask is None else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if mask is None:
+        return scores
+    least = torch.finfo(scores.dtype).min  # a row of minus infinities has no softmax
+    return scores + mask.clamp(min=least) if mask.is_floating_point() else scores.masked_fill(~mask, least)
 
 
 def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
     weights = scores.softmax(-1)
-    return weights if mask is None else weights.masked_fill(~mask, 0.0)
+    if mask is None:
+        return weights
+    return weights.masked_fill(mask.isneginf() if mask.is_floating_point() else ~mask, 0.0)
 
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -169,7 +174,9 @@ def has_kernel(q: Tensor, inputs: KeysValues) -> bool:
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """The kernels of `scaled_dot_product_attention`; they keep the log-sum-exp for their backward pass."""
-    bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+    bias = mask
+    if mask is not None and not mask.is_floating_point():
+        bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
     if q.device.type == "cpu":
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output, logsumexp = kernel(q, k, v, attn_mask=bias, scale=scale)
