@@ -16,11 +16,11 @@ from perceiver_vl.inference.transcription import (
     Transcription,
     load_transcriber,
     notes_of,
-    read_sound,
     rolls,
     transcribe,
     write_midi,
 )
+from perceiver_vl.media.sound import read_sound
 from perceiver_vl.models.perceiver_tf import PerceiverTFConfig, PerceiverTFForTranscription
 from perceiver_vl.models.perceiver_tf.modeling import TranscriptionOutput
 from perceiver_vl.utils.errors import MediaError

@@ -21,8 +21,9 @@ def transcribe(
     require_extra("mido", "music")
     out = Path(sound.name).with_suffix(".mid") if out is None else out
     check_file("--out", out)
-    from perceiver_vl.inference.transcription import load_transcriber, read_sound, write_midi
+    from perceiver_vl.inference.transcription import load_transcriber, write_midi
     from perceiver_vl.inference.transcription import transcribe as run
+    from perceiver_vl.media.sound import read_sound
 
     transcriber = load_transcriber(model)
     found = run(transcriber, read_sound(sound, transcriber.config.sample_rate), threshold=threshold)

@@ -6,11 +6,9 @@ Shapes: S samples, T frames, I instruments, P pitches.
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import numpy.typing as npt
 import torch
-from av.error import FFmpegError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
@@ -18,9 +16,8 @@ from perceiver_vl.data.synthetic.music import Note
 from perceiver_vl.models.perceiver_tf import PerceiverTFConfig, PerceiverTFForTranscription
 from perceiver_vl.models.perceiver_tf.spectrum import spectrogram
 from perceiver_vl.utils.console import quiet
-from perceiver_vl.utils.errors import MediaError, UsageError, first_line
+from perceiver_vl.utils.errors import UsageError, first_line
 
-LONGEST = 3600.0  # seconds of a recording, which is held as a whole
 _PROGRAMS = {"plucked": 24, "reed": 71, "flute": 73, "notes": 0}  # General MIDI
 
 
@@ -31,31 +28,6 @@ class Transcription:
     notes: list[Note]
     seconds: float
     instruments: list[str]
-
-
-def read_sound(path: str | Path, sample_rate: int) -> npt.NDArray[np.float32]:
-    """The first sound of a file that PyAV reads, as one channel at `sample_rate` → `(S,)` from -1 to 1. Raises
-    `MediaError` for a file without sound, a damaged one, or one of more than an hour.
-    """
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
-    parts: list[npt.NDArray[np.float32]] = []
-    length = 0
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise MediaError(path, "there is no sound in it")
-            for frame in container.decode(audio=0):
-                for one in resampler.resample(frame):
-                    parts.append(one.to_ndarray()[0])
-                    length += len(parts[-1])
-                if length > LONGEST * sample_rate:
-                    raise MediaError(path, f"is longer than {LONGEST / 60:.0f} minutes, cut it")
-            parts += [one.to_ndarray()[0] for one in resampler.resample(None)]
-    except (FFmpegError, OSError, ValueError) as error:
-        raise MediaError(path, first_line(error)) from error
-    if not parts or not sum(map(len, parts)):
-        raise MediaError(path, "there is no sound in it")
-    return np.concatenate(parts).astype(np.float32)
 
 
 def load_transcriber(folder: str | Path) -> PerceiverTFForTranscription:

@@ -9,6 +9,7 @@ VIDEO_EXTENSIONS = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
 )
 IMAGE_EXTENSIONS = frozenset(".avif .bmp .gif .heic .heif .jpeg .jpg .png .tif .tiff .webp".split())  # noqa: SIM905
+SOUND_EXTENSIONS = frozenset(".aac .aiff .flac .m4a .mp3 .oga .ogg .opus .wav .wma".split())  # noqa: SIM905
 FEATURES = ".npy"  # of what `prepare --features` writes in the place of media
 EXCLUDED = (
     ".*",  # hidden, and the sidecars of macOS (._name)

@@ -9,7 +9,8 @@ import torch
 from perceiver_vl import UsageError
 from perceiver_vl.bench.siblings.notes import SMALL, WAYS, draw_pieces, measure_notes, onset_f1, recurrent_net
 from perceiver_vl.data.synthetic.music import TIMBRES, Note
-from perceiver_vl.inference.transcription import load_transcriber, read_sound, transcribe
+from perceiver_vl.inference.transcription import load_transcriber, transcribe
+from perceiver_vl.media.sound import read_sound
 from perceiver_vl.models.perceiver_tf import PerceiverTFConfig, PerceiverTFForTranscription
 
 

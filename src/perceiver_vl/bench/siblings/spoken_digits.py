@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.audio_utils import mel_filter_bank
 from transformers.utils import ModelOutput
 
 from perceiver_vl.bench.siblings.training import train
 from perceiver_vl.bench.tables import BenchReport, Section
 from perceiver_vl.layers.attention import AttentionBlock
+from perceiver_vl.layers.log_mel import mel_power
 from perceiver_vl.layers.token_selection import drawn_latents
 from perceiver_vl.models.block_flops import block_flops
 from perceiver_vl.models.s2t_perceiver import S2TPerceiverConfig, S2TPerceiverForConditionalGeneration
@@ -68,9 +68,7 @@ def say(digits: list[int], rng: np.random.Generator) -> np.ndarray:
 
 def filter_banks(sound: Tensor) -> Tensor:
     """`(…,samples)` → `(…,T,MELS)`, the logarithms, of mean 0 and variance 1 in each utterance."""
-    power = torch.stft(sound, 256, HOP, WINDOW, torch.hann_window(WINDOW, dtype=sound.dtype), return_complex=True)
-    bank = mel_filter_bank(129, MELS, 60.0, RATE / 2, RATE)
-    logs = (power.abs().square().transpose(-1, -2) @ torch.from_numpy(bank).to(sound.dtype) + 1e-6).log()
+    logs = (mel_power(sound, RATE, WINDOW, HOP, MELS, 60.0) + 1e-6).log()
     return (logs - logs.mean((-1, -2), keepdim=True)) / logs.std((-1, -2), keepdim=True)
 
 
