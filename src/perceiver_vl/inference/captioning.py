@@ -8,8 +8,8 @@ import torch
 from perceiver_vl.inference.clips import ClipOptions, Medium, cached_clip, frames_of, load_medium
 from perceiver_vl.layers.causal import Inputs
 from perceiver_vl.models.budget import FULL_BUDGET
-from perceiver_vl.models.perceiver_vl import PerceiverVLForCaptioning
 from perceiver_vl.models.perceiver_vl.caption_words import say
+from perceiver_vl.models.perceiver_vl.captioning import CaptioningModel
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
 from perceiver_vl.utils.errors import UsageError
@@ -20,7 +20,7 @@ _QUESTIONS_AT_ONCE = 64
 class CaptioningPipeline:
     """Says what is in a clip or an image; or answers questions about it, where the model was trained on some."""
 
-    def __init__(self, model: PerceiverVLForCaptioning, processor: PerceiverVLProcessor) -> None:
+    def __init__(self, model: CaptioningModel, processor: PerceiverVLProcessor) -> None:
         self.model, self.processor = model, processor
 
     @torch.inference_mode()

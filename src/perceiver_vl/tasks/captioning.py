@@ -19,6 +19,7 @@ from perceiver_vl.data.synthetic.captions import read_caption
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLForCaptioning
 from perceiver_vl.models.perceiver_vl.caption_words import Said, caption_inputs, ends_of, say
+from perceiver_vl.models.perceiver_vl.captioning import CaptioningModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.caption_metrics import caption_metrics
@@ -73,7 +74,7 @@ class Captioning(ExampleTask):
 
     def answers(
         self,
-        model: PerceiverVLForCaptioning,
+        model: CaptioningModel,
         processor: PerceiverVLProcessor,
         records: Sequence[Record],
         vision: VisionBatch,
@@ -135,7 +136,7 @@ class Captioning(ExampleTask):
 
     def _guessers(
         self,
-        model: PerceiverVLForCaptioning,
+        model: CaptioningModel,
         processor: PerceiverVLProcessor,
         source: VideoDataset,
         guess_from: VideoDataset,
@@ -191,7 +192,7 @@ def references_of(record: Record) -> tuple[str, ...]:
 
 
 def vision_vectors(
-    model: PerceiverVLForCaptioning, pixel_values: Tensor, frame_mask: Tensor, budget: ComputeBudget = FULL_BUDGET
+    model: CaptioningModel, pixel_values: Tensor, frame_mask: Tensor, budget: ComputeBudget = FULL_BUDGET
 ) -> Tensor:
     """Unit vectors `(B,·)` of clips: the mean of what a pretrained vision encoder says of each frame, by itself, or in
     a model without one the mean of the latents (of an encoder that is new where words attend to the frames: nearer all

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from perceiver_vl.layers.causal import Inputs
-from perceiver_vl.models.perceiver_vl.captioning import PerceiverVLForCaptioning
+from perceiver_vl.models.perceiver_vl.captioning import CaptioningModel
 from perceiver_vl.utils.errors import UsageError
 
 _INNER, _CLOSING = re.compile(r"(?<=\w) ([-'’]) (?=\w)"), re.compile(r" ([,.;:!?])(?= |$)")
@@ -53,7 +53,7 @@ def caption_inputs(tokenizer: Any, questions: Sequence[str], said: Sequence[str]
 
 @torch.no_grad()
 def say(
-    model: PerceiverVLForCaptioning,
+    model: CaptioningModel,
     tokenizer: Any,
     prefix: Inputs,
     questions: Sequence[str],
@@ -88,7 +88,7 @@ def say(
 
 
 def _say(
-    model: PerceiverVLForCaptioning, tokenizer: Any, prefix: Inputs, questions: Sequence[str], beams: int, number: int
+    model: CaptioningModel, tokenizer: Any, prefix: Inputs, questions: Sequence[str], beams: int, number: int
 ) -> list[Said]:
     ids, mask = _padded(_beginnings(tokenizer, questions), tokenizer.pad_token_id or 0, left=True)
     ids, mask, length = ids.to(model.device), mask.to(model.device), ids.shape[1]

@@ -30,6 +30,8 @@ from perceiver_vl.models.perceiver_vl.modeling import (
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
 from perceiver_vl.utils.errors import UsageError
 
+NOTHING_TO_SEE = "nothing to see: give pixel_values, a vision_cache or a prefix"
+
 
 @dataclass
 class PerceiverVLForCaptioningOutput(ModelOutput):
@@ -62,13 +64,69 @@ class CaptionCache(PerceiverARCache):
         self.prefix = prefix
 
 
-class PerceiverVLForCaptioning(PerceiverVLPreTrainedModel, GenerationMixin):
-    """Says in words what is in a clip, or answers a question about it: the question is how the text begins.
+class CaptioningModel(PerceiverVLPreTrainedModel, GenerationMixin):
+    """What says in words what is in a clip, or answers a question about it: the question is how the text begins.
 
         model.generate(pixel_values=clip, num_beams=3)
 
     `generate` is that of transformers (greedy, sampling, beams). A clip is encoded once for all texts about it.
     """
+
+    def encode_prefix(
+        self,
+        pixel_values: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        budget: ComputeBudget | None = None,
+        vision_cache: VisionCache | None = None,
+    ) -> Inputs:
+        """What texts attend to of V clips `pixel_values (V,T,3,H,W)`, `frame_mask (V,T)`, to be handed to `forward` and
+        `generate` as `prefix`.
+
+        Raises `UsageError` where there is nothing to see.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        budget: ComputeBudget | None = None,
+        vision_cache: VisionCache | None = None,
+        prefix: Inputs | None = None,
+        **how: Any,
+    ) -> Any:
+        """Go on with texts `input_ids (B,L)` about clips, None: begin one about each. Arguments as of `forward`, and
+        those of transformers' `generate`; without a length, up to `max_text_length`.
+        """
+        if prefix is None:
+            prefix = self.encode_prefix(pixel_values, frame_mask, budget, vision_cache)
+        if input_ids is None:
+            if self.config.bos_token_id is None:
+                raise UsageError("input_ids=None: this model's configuration has no bos_token_id to begin with")
+            input_ids = torch.full((len(prefix.mask), 1), self.config.bos_token_id, device=prefix.mask.device)
+        if not {"max_new_tokens", "max_length", "generation_config"} & how.keys():
+            how["max_new_tokens"] = max(1, self.config.max_text_length - input_ids.shape[1])
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self._continue(input_ids, mask, prefix, **how)
+
+    def _continue(self, input_ids: Tensor, attention_mask: Tensor, prefix: Inputs, **how: Any) -> Any:
+        return super().generate(input_ids, attention_mask=attention_mask, prefix=prefix, **how)
+
+    def _validate_generated_length(self, generation_config: Any, input_ids_length: int, *args: Any) -> None:
+        super()._validate_generated_length(generation_config, input_ids_length, *args)
+        if generation_config.max_length > (most := self.config.max_text_length):
+            new = generation_config.max_length - input_ids_length
+            raise UsageError(
+                f"max_new_tokens={new}: this model's texts have {most} tokens at most (max_text_length), of which the "
+                f"beginning takes {input_ids_length}; set max_new_tokens={max(0, most - input_ids_length)} or fewer"
+            )
+
+
+class PerceiverVLForCaptioning(CaptioningModel):
+    """A `CaptioningModel` whose words are causal latents of its own."""
 
     _keys_to_ignore_on_load_unexpected = [r"^(decoder|vtm_|mlm_|answer_|contrastive|base_matching|base_answers)"]
 
@@ -102,14 +160,10 @@ class PerceiverVLForCaptioning(PerceiverVLPreTrainedModel, GenerationMixin):
         vision_cache: VisionCache | None = None,
         record: EncoderRecord | None = None,
     ) -> Inputs:
-        """What texts attend to of V clips `pixel_values (V,T,3,H,W)`, `frame_mask (V,T)`, to be handed to `forward` and
-        `generate` as `prefix`.
-
-        Raises `UsageError` where there is nothing to see, and for a `vision_cache` where the prefix is the frames.
-        """
+        """As of `CaptioningModel`. Raises `UsageError` also for a `vision_cache` where the prefix is the frames."""
         budget = budget or FULL_BUDGET
         if pixel_values is None and vision_cache is None:
-            raise UsageError("nothing to see: give pixel_values, a vision_cache or a prefix")
+            raise UsageError(NOTHING_TO_SEE)
         frames = self.config.caption_prefix == "frames"
         if frames and vision_cache is not None:
             raise UsageError("vision_cache: does not hold the frames that caption_prefix=frames is, give pixel_values")
@@ -157,7 +211,7 @@ class PerceiverVLForCaptioning(PerceiverVLPreTrainedModel, GenerationMixin):
         text = Inputs(words, real[:, -new:], places)
         if cache is None:
             prefix = prefix or self.encode_prefix(pixel_values, frame_mask, budget, vision_cache, record)
-            times = _texts_of_each(len(input_ids), len(prefix.mask))
+            times = texts_of_each(len(input_ids), len(prefix.mask))
             if use_cache:
                 cache = CaptionCache()
                 self.caption_decoder.extend(cache, prefix, len(prefix))
@@ -179,32 +233,6 @@ class PerceiverVLForCaptioning(PerceiverVLPreTrainedModel, GenerationMixin):
             logits = self.caption_words.logits(latents, self._table)
             loss = None if labels is None else caption_loss(logits[:, :-1][labels[:, 1:] != -100], labels)
         return PerceiverVLForCaptioningOutput(loss=loss, logits=logits, past_key_values=cache, **states_of(record))
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        frame_mask: Tensor | None = None,
-        budget: ComputeBudget | None = None,
-        vision_cache: VisionCache | None = None,
-        prefix: Inputs | None = None,
-        **how: Any,
-    ) -> Any:
-        """Go on with texts `input_ids (B,L)` about clips, None: begin one about each. Arguments as of `forward`, and
-        those of transformers' `generate`; without a length, up to `max_text_length`.
-        """
-        if prefix is None:
-            prefix = self.encode_prefix(pixel_values, frame_mask, budget, vision_cache)
-        if input_ids is None:
-            if self.config.bos_token_id is None:
-                raise UsageError("input_ids=None: this model's configuration has no bos_token_id to begin with")
-            input_ids = torch.full((len(prefix.mask), 1), self.config.bos_token_id, device=prefix.mask.device)
-        if not {"max_new_tokens", "max_length", "generation_config"} & how.keys():
-            how["max_new_tokens"] = max(1, self.config.max_text_length - input_ids.shape[1])
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return super().generate(input_ids, attention_mask=mask, prefix=prefix, **how)
 
     def prepare_inputs_for_generation(
         self,
@@ -230,15 +258,6 @@ class PerceiverVLForCaptioning(PerceiverVLPreTrainedModel, GenerationMixin):
             "logits_to_keep": 1,
         }
 
-    def _validate_generated_length(self, generation_config: Any, input_ids_length: int, *args: Any) -> None:
-        super()._validate_generated_length(generation_config, input_ids_length, *args)
-        if generation_config.max_length > (most := self.config.max_text_length):
-            new = generation_config.max_length - input_ids_length
-            raise UsageError(
-                f"max_new_tokens={new}: this model's texts have {most} tokens at most (max_text_length), of which the "
-                f"beginning takes {input_ids_length}; set max_new_tokens={max(0, most - input_ids_length)} or fewer"
-            )
-
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # the model makes its own
@@ -255,7 +274,8 @@ def caption_loss(said: Tensor, labels: Tensor) -> Tensor:
     return (surprise * share.to(surprise)).sum() / len(labels)
 
 
-def _texts_of_each(texts: int, clips: int) -> int:
+def texts_of_each(texts: int, clips: int) -> int:
+    """How many of the texts are about each clip; raises `UsageError` where they do not divide."""
     if texts < clips or texts % clips:
         raise UsageError(f"{texts} texts about {clips} clips: need as many texts about each clip")
     return texts // clips

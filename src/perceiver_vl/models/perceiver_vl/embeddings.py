@@ -162,7 +162,8 @@ class InputEmbeddings(nn.Module):
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
-        self.text = TextEmbeddings(config)
+        if config.language_config is None:  # which reads the words by itself
+            self.text = TextEmbeddings(config)
         self.vision = VisionEmbeddings(config)
         # row 0 vision, row 1 text
         self.modality_embeddings = nn.Embedding(2, config.hidden_size) if config.modality_embedding else None

@@ -19,18 +19,17 @@ from perceiver_vl.layers.zero_linear import ZeroLinear
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 
 
-class _Encoder(nn.Module):
-    """A model of transformers that gives tokens and one vector."""
+class PretrainedPart(nn.Module):
+    """A model of transformers that is part of another, frozen unless a recipe says otherwise."""
 
     model: PreTrainedModel
-    projection: nn.Linear | None
 
     @property
     def trainable(self) -> bool:
         """Whether any of its weights learns."""
         return any(weight.requires_grad for weight in self.parameters())
 
-    def train(self, mode: bool = True) -> "_Encoder":
+    def train(self, mode: bool = True) -> "PretrainedPart":
         """As of `nn.Module`, but what is frozen stays as it is used: without dropout."""
         return super().train(mode and self.trainable)
 
@@ -40,7 +39,7 @@ class _Encoder(nn.Module):
         return max(lists, key=len, default=[])
 
 
-class VisionEncoder(_Encoder):
+class VisionEncoder(PretrainedPart):
     """Frames → `(F,1+P,W)`: the vector of the frame, padded with zeros to the width of the tokens, then its tokens.
 
     Of a model with tokens before the patches the first (the class token) is kept where the configuration has a
@@ -89,7 +88,7 @@ class VisionEncoder(_Encoder):
         return vector if self.projection is None else self.projection(vector)
 
 
-class TextEncoder(_Encoder):
+class TextEncoder(PretrainedPart):
     """Words → their tokens `(B,L,W)` and the vector of the text `(B,W)`: the pooled output of a dual encoder, else the
     mean of its tokens, as sentence encoders are trained.
     """

@@ -25,7 +25,7 @@ from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.decoder import ClassQuery
 from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings, VisionEmbeddings
 from perceiver_vl.models.perceiver_vl.encoder import InputArray, PerceiverVLEncoder, fourier_positions
-from perceiver_vl.models.perceiver_vl.encoders import BaseVectors, TextEncoder, VisionEncoder
+from perceiver_vl.models.perceiver_vl.encoders import BaseVectors, PretrainedPart, TextEncoder, VisionEncoder
 from perceiver_vl.models.perceiver_vl.heads import (
     BaseAnswers,
     BaseMatching,
@@ -62,16 +62,22 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; pretrained encoders that the model has are frozen."""
+        """As in transformers; pretrained models that are part of this one are frozen."""
         loaded = super().from_pretrained(*args, **kwargs)  # which makes every weight anew
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        for encoder in (model.base_model.vision_encoder, model.base_model.text_encoder):
-            if encoder is not None:
-                encoder.requires_grad_(False)
+        for part in model.pretrained_parts().values():
+            part.requires_grad_(False)
         return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+    def pretrained_parts(self) -> dict[str, PretrainedPart]:
+        """The pretrained models that are part of this one: "vision" and "text" encoder, "language" model."""
+        base = self.base_model
+        parts = {"vision": base.vision_encoder, "text": base.text_encoder}
+        parts["language"] = getattr(self, "language_model", None)
+        return {side: part for side, part in parts.items() if part is not None}
+
         """Every initialisation of the package.
 
         Linear layers, patch projection, tables (word, position, mask, modality), class tokens and queries:

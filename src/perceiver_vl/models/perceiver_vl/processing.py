@@ -443,23 +443,19 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int = 8000, max_length:
     )
 
 
-def load_tokenizer(name: Path) -> Any:
+def load_tokenizer(name: str | Path) -> Any:
     """A tokenizer from a folder or the hub; one without a mask token, as CLIP's, is given one behind all others.
 
     Raises `UsageError` if it cannot be loaded, or has no pad token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(name))
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(name))
     except ImportError as error:  # of a package that some tokenizers are read by
         raise UsageError(
             f"tokenizer {name}: {' '.join(str(error).split())[:120]}: pip install sentencepiece"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"tokenizer {name}: cannot be loaded ({first_line(error)}), {hub_hint(name)}") from error
-    if tokenizer.pad_token_id is None:
-        raise UsageError(f"tokenizer {name}: has no pad token, name one in the manner of BERT's or CLIP's")
-    if tokenizer.mask_token_id is None:
-        tokenizer.add_special_tokens({"mask_token": "[MASK]"})
     return tokenizer
 
 
@@ -470,3 +466,13 @@ def register(config_class: type) -> None:
 
 
 register(PerceiverVLConfig)
+    tokenizer = read_tokenizer(name)
+    if tokenizer.pad_token_id is None:
+        raise UsageError(f"tokenizer {name}: has no pad token, name one in the manner of BERT's or CLIP's")
+    if tokenizer.mask_token_id is None:
+        tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    return tokenizer
+
+
+def read_tokenizer(name: str | Path) -> Any:
+    """A tokenizer from a folder or the hub, as it is; raises `UsageError` if it cannot be loaded."""
