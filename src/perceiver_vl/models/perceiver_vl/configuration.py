@@ -118,6 +118,13 @@ class PerceiverVLConfig(PreTrainedConfig):
     caption_layers: int = 4  # self-attentions of the words' causal latents
     caption_cross_attentions: int = 1  # how often these attend to what is seen: before the first layer, the second, …
 
+    # Words of a causal language model, in the place of the word table and of the captions' latents (language_bridge)
+    language_config: Any = None  # PreTrainedConfig of it
+    bridge_blocks: list[int] = field(default_factory=lambda: [-1])  # after which blocks it is shown latents
+    bridge_tokens: int | None = None  # soft tokens that a block's latents are averaged to; None: one for each latent
+    bridge_layers: list[int] = field(default_factory=list)  # of it, that take the blocks' latents; none: its input does
+
+
     # Retrieval
     projection_dim: int | None = None  # E, the length of the multi-stream vectors; None: D
     base: Literal["none", "dual", "linear"] = "none"  # what latents add to: the encoders' own vectors, or maps of them
@@ -127,13 +134,6 @@ class PerceiverVLConfig(PreTrainedConfig):
     base_queries: int = 0  # of a linear base: texts by which clips that are near to everything are known; 0: none
     encoder_projections: bool = False  # the towers of the dual encoder have projections of their own, as CLIP's
     logit_bias: bool = False  # beside the logit scale, as SigLIP has
-    # Words of a causal language model, in the place of the word table and of the captions' latents (language_bridge)
-    language_config: Any = None  # PreTrainedConfig of it
-    bridge_blocks: list[int] = field(default_factory=lambda: [-1])  # after which blocks it is shown latents
-    bridge_tokens: int | None = None  # soft tokens that a block's latents are averaged to; None: one for each latent
-    bridge_layers: list[int] = field(default_factory=list)  # of it, that take the blocks' latents; none: its input does
-
-
     length_weight: bool = False  # what a window of a video gains with the logarithm of its seconds is learned
     knows_search: bool = False  # the multi-stream was trained, or stands on a dual encoder; else `search_warning`
 
@@ -254,6 +254,41 @@ class PerceiverVLConfig(PreTrainedConfig):
             raise UsageError("zero_frames_are_padding=True: of the released model, which has no vision_config")
         if self.answers_as_text and self.base != "none":
             raise UsageError(f"answers_as_text=True: of a model without a base, not base={self.base}")
+        self._check_bridge()
+
+    def _check_bridge(self) -> None:
+        """Refuse what cannot be shown to a language model."""
+        if self.language_config is None:
+            if self.bridge_blocks != [-1] or self.bridge_tokens is not None or self.bridge_layers:
+                raise UsageError("bridge_blocks, bridge_tokens, bridge_layers: of a model with a language_config")
+            return
+        if self.text_config is not None or self.caption_prefix != "latents":
+            raise UsageError(
+                "language_config: reads all words itself, and is shown latents; no text_config, caption_prefix=latents"
+            )
+        layers = int(getattr(self.language_config, "num_hidden_layers", 0))
+        for name, most in (("bridge_blocks", self.num_blocks), ("bridge_layers", layers)):
+            places = getattr(self, name)
+            if any(not -most <= place < most for place in places) or len({place % most for place in places}) < len(
+                places
+            ):
+                raise UsageError(f"{name}={places}: need different ones of the {most} there are, {-most} to {most - 1}")
+        if not self.bridge_blocks or len(self.bridge_layers) not in (0, len(self.bridge_blocks)):
+            raise UsageError(
+                f"bridge_blocks={self.bridge_blocks}, bridge_layers={self.bridge_layers}: need a block, and a layer for "
+                "each of them or none"
+            )
+        if self.bridge_tokens is not None and not 1 <= self.bridge_tokens <= self.num_latents:
+            raise UsageError(f"bridge_tokens={self.bridge_tokens}: need 1 to the model's num_latents={self.num_latents}")
+        room = getattr(self.language_config, "max_position_embeddings", None)
+        if room is not None and self.soft_tokens + self.max_text_length > room:
+            raise UsageError(
+                f"max_text_length={self.max_text_length}: with {self.soft_tokens} soft tokens more than the "
+                f"{room} positions of the language model, set fewer bridge_tokens"
+            )
+        words = int(self.language_config.vocab_size)
+        if self.vocab_size != words:
+            raise UsageError(f"vocab_size={self.vocab_size}: the language model has {words} words, set that many")
 
     def _check_size(self) -> None:
         """Refuse, before anything is built, what no machine holds: a configuration may come from anybody."""
@@ -298,46 +333,17 @@ class PerceiverVLConfig(PreTrainedConfig):
     def search_warning(self) -> str | None:
         """`folder.search_warning` of this model."""
         return search_warning(self.base, self.knows_search)
-        self._check_bridge()
-
-    def _check_bridge(self) -> None:
-        """Refuse what cannot be shown to a language model."""
-        if self.language_config is None:
-            if self.bridge_blocks != [-1] or self.bridge_tokens is not None or self.bridge_layers:
-                raise UsageError("bridge_blocks, bridge_tokens, bridge_layers: of a model with a language_config")
-            return
-        if self.text_config is not None or self.caption_prefix != "latents":
-            raise UsageError(
-                "language_config: reads all words itself, and is shown latents; no text_config, caption_prefix=latents"
-            )
-        layers = int(getattr(self.language_config, "num_hidden_layers", 0))
-        for name, most in (("bridge_blocks", self.num_blocks), ("bridge_layers", layers)):
-            places = getattr(self, name)
-            if any(not -most <= place < most for place in places) or len({place % most for place in places}) < len(
-                places
-            ):
-                raise UsageError(f"{name}={places}: need different ones of the {most} there are, {-most} to {most - 1}")
-        if not self.bridge_blocks or len(self.bridge_layers) not in (0, len(self.bridge_blocks)):
-            raise UsageError(
-                f"bridge_blocks={self.bridge_blocks}, bridge_layers={self.bridge_layers}: need a block, and a layer for "
-                "each of them or none"
-            )
-        if self.bridge_tokens is not None and not 1 <= self.bridge_tokens <= self.num_latents:
-            raise UsageError(f"bridge_tokens={self.bridge_tokens}: need 1 to the model's num_latents={self.num_latents}")
-        room = getattr(self.language_config, "max_position_embeddings", None)
-        if room is not None and self.soft_tokens + self.max_text_length > room:
-            raise UsageError(
-                f"max_text_length={self.max_text_length}: with {self.soft_tokens} soft tokens more than the "
-                f"{room} positions of the language model, set fewer bridge_tokens"
-            )
-        words = int(self.language_config.vocab_size)
-        if self.vocab_size != words:
-            raise UsageError(f"vocab_size={self.vocab_size}: the language model has {words} words, set that many")
 
     @property
     def has_vision_base(self) -> bool:
         """Whether the latents add to a vector of a clip that there is without them."""
         return self.base != "none" and self.base_of_vision
+
+    @property
+    def soft_tokens(self) -> int:
+        """How many a language model is shown before the words, at the full budget."""
+        blocks = 1 if self.bridge_layers else len(self.bridge_blocks)
+        return blocks * (self.bridge_tokens or self.num_latents)
 
     @property
     def intermediate_size(self) -> int:
@@ -386,12 +392,6 @@ class PerceiverVLConfig(PreTrainedConfig):
         return budget.cross_attentions or self.blocks_of(budget)
 
     def latents_of(self, budget: ComputeBudget, text_only: bool = False) -> tuple[int, int]:
-    @property
-    def soft_tokens(self) -> int:
-        """How many a language model is shown before the words, at the full budget."""
-        blocks = 1 if self.bridge_layers else len(self.bridge_blocks)
-        return blocks * (self.bridge_tokens or self.num_latents)
-
         """How many latents read first, and how many go on from there; `text_only`: in the text stream.
 
         They are as many, unless the budget chooses after the first cross-attention.

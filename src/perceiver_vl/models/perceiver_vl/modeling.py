@@ -69,8 +69,6 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
             part.requires_grad_(False)
         return loaded
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
     def pretrained_parts(self) -> dict[str, PretrainedPart]:
         """The pretrained models that are part of this one: "vision" and "text" encoder, "language" model."""
         base = self.base_model
@@ -78,6 +76,8 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
         parts["language"] = getattr(self, "language_model", None)
         return {side: part for side, part in parts.items() if part is not None}
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
         """Every initialisation of the package.
 
         Linear layers, patch projection, tables (word, position, mask, modality), class tokens and queries:

@@ -448,6 +448,16 @@ def load_tokenizer(name: str | Path) -> Any:
 
     Raises `UsageError` if it cannot be loaded, or has no pad token.
     """
+    tokenizer = read_tokenizer(name)
+    if tokenizer.pad_token_id is None:
+        raise UsageError(f"tokenizer {name}: has no pad token, name one in the manner of BERT's or CLIP's")
+    if tokenizer.mask_token_id is None:
+        tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    return tokenizer
+
+
+def read_tokenizer(name: str | Path) -> Any:
+    """A tokenizer from a folder or the hub, as it is; raises `UsageError` if it cannot be loaded."""
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(name))
     except ImportError as error:  # of a package that some tokenizers are read by
@@ -466,13 +476,3 @@ def register(config_class: type) -> None:
 
 
 register(PerceiverVLConfig)
-    tokenizer = read_tokenizer(name)
-    if tokenizer.pad_token_id is None:
-        raise UsageError(f"tokenizer {name}: has no pad token, name one in the manner of BERT's or CLIP's")
-    if tokenizer.mask_token_id is None:
-        tokenizer.add_special_tokens({"mask_token": "[MASK]"})
-    return tokenizer
-
-
-def read_tokenizer(name: str | Path) -> Any:
-    """A tokenizer from a folder or the hub, as it is; raises `UsageError` if it cannot be loaded."""
