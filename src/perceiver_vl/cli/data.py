@@ -39,7 +39,7 @@ def world(
         typer.Option(
             metavar="TASK,…",
             help="captions, action, transition, frame, count, yesno, image, pairs, long; several go into OUT/TASK. Or "
-            "moments, alone: videos with timed captions.",
+            "moments, alone: videos with timed captions; or sounds, alone, with captions.",
         ),
     ] = "captions",
     layout: Annotated[str, typer.Option(help="folder, or official: the benchmarks' own files.")] = "folder",
@@ -51,12 +51,17 @@ def world(
 ) -> None:
     """Write the generated world: video and picture files with captions and questions whose truth is known."""
     from perceiver_vl.data.synthetic.moments import write_moments_world
+    from perceiver_vl.data.synthetic.sounds import write_sounds_world
     from perceiver_vl.data.synthetic.writing import write_world
 
-    if tasks.strip() == "moments":
-        if num_frames is not None or layout != "folder":
-            name = "num_frames" if num_frames is not None else "layout"
-            raise UsageError(f"{name}: says nothing of moments, leave it out")
+    if (task := tasks.strip()) in ("moments", "sounds") and (num_frames is not None or layout != "folder"):
+        name = "num_frames" if num_frames is not None else "layout"
+        raise UsageError(f"{name}: says nothing of {task}, leave it out")
+    if task == "sounds":
+        if seconds is not None:
+            raise UsageError(f"seconds={seconds:g}: says nothing of sounds, which last one to two; leave it out")
+        counts = write_sounds_world(folder, clips, seed, held_out=held_out, progress=True)
+    elif task == "moments":
         sizes = {"held_out": held_out, "seconds": seconds, "size": size}
         counts = write_moments_world(folder, clips, seed, progress=True, **sizes)  # type: ignore[arg-type]
     else:

@@ -299,6 +299,8 @@ def _all_media(
 def _media_names(result: Folder, exclude: Sequence[str] = ()) -> list[str]:
     """The media files of the folder; what could not be listed or was left out is told."""
     found = find_media(result.path, exclude, features=has_features(result.path))
+    if not found.files:
+        found = find_media(result.path, exclude, sounds=True)
     result.unseen += found.unlisted
     result.skipped += [
         SkippedSample(name, f"a folder that cannot be listed: {why}") for name, why in found.unlisted.items()
@@ -308,7 +310,7 @@ def _media_names(result: Folder, exclude: Sequence[str] = ()) -> list[str]:
         result.notes.append(f"{count} left out by name, as thumbnails and what was thrown away are: {first}")
     if not found.files:
         why = f" ({result.skipped[0]})" if result.skipped else ""
-        raise UsageError(f"{result.path}: no video or image files in it{why}, give a folder that holds some")
+        raise UsageError(f"{result.path}: no video, image or sound files in it{why}, give a folder that holds some")
     return found.files
 
 

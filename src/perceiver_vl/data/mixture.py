@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 
 from perceiver_vl.data.batching import EpochSampler, drawn_captions
 from perceiver_vl.data.records import Record, SkippedSample
-from perceiver_vl.data.sources import CachedDataset, VideoDataset, is_damaged, is_image
+from perceiver_vl.data.sources import CachedDataset, VideoDataset, is_damaged, is_image, kind_of
 from perceiver_vl.data.synthetic.collection import World
 from perceiver_vl.media.files import FEATURES
 from perceiver_vl.media.sampling import Frames
@@ -83,7 +83,7 @@ class Mixture:
 class Pool:
     """What one batch can be made of: the `clips` of one source and one modality, by their places in the mixture.
 
-    source: its number; weight: the share of the batches, beside the other pools' weights; kind: "videos" or "images".
+    source: its number; weight: the share of the batches, beside the other pools' weights; kind: as of `kind_of`.
     """
 
     clips: Places
@@ -167,7 +167,7 @@ def _uncached(source: VideoDataset) -> VideoDataset:
 
 
 def _kinds(source: VideoDataset, skip_reason: SkipReason) -> tuple[dict[str, Sequence[int]], list[SkippedSample]]:
-    """The places of "videos" and of "images" in a source, as far as it has such, and why other clips are skipped."""
+    """The places of each kind of media (`kind_of`) in a source, and why other clips are skipped."""
     if skip_reason in (no_caption, any_clip) and isinstance(
         _uncached(source), World
     ):  # to go through the records would draw all
@@ -179,7 +179,7 @@ def _kinds(source: VideoDataset, skip_reason: SkipReason) -> tuple[dict[str, Seq
         if reason := skip_reason(record):
             skipped.append(SkippedSample(record.file_name, reason))
         else:
-            kinds.setdefault("images" if is_image(record) else "videos", []).append(index)
+            kinds.setdefault(kind_of(record), []).append(index)
     return {**kinds}, skipped
 
 

@@ -13,6 +13,7 @@ from perceiver_vl.media.decode import load_clip
 from perceiver_vl.media.files import FEATURES, IMAGE_EXTENSIONS
 from perceiver_vl.media.sampling import Frames, sample_indices
 from perceiver_vl.media.segments import Segment, find_segments, read_segments
+from perceiver_vl.models.perceiver_vl.modalities import load_recording, modality_of_file
 from perceiver_vl.utils.errors import MediaError
 
 EncodedFrames = npt.NDArray[np.float16]
@@ -30,7 +31,8 @@ class VideoDataset(Protocol):
         """What is known of clip `index`: its name, its words."""
 
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
-        """Up to `num_frames` frames `(T,H,W,3)`: the middles of equal segments, or (`rng`) a random one of each.
+        """Up to `num_frames` frames `(T,H,W,3)`: the middles of equal segments, or (`rng`) a random one of each. Of a
+        sound, or what else is no picture, the `Recording` whole.
 
         Raises `MediaError` for a file that cannot be read.
         """
@@ -54,6 +56,11 @@ class SegmentedDataset(VideoDataset, Protocol):
 def is_image(record: Record) -> bool:
     """Whether a record is about a picture, by the ending of its file."""
     return record.path.suffix.lower() in _IMAGES
+
+
+def kind_of(record: Record) -> str:
+    """What a record is about, by the ending of its file: "images", "videos", or the name of a modality."""
+    return modality_of_file(record.path) or ("images" if is_image(record) else "videos")
 
 
 def is_damaged(source: VideoDataset, index: int) -> bool:
@@ -96,9 +103,11 @@ class FolderDataset:
         """As the metadata says."""
         return self.records[index]
 
-    def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
+    def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Any:
         """Decode."""
         record = self.records[index]
+        if (modality := modality_of_file(record.path)) is not None:
+            return load_recording(modality, record.path, record.start, record.end)
         if record.path.suffix == FEATURES:
             return load_features(record.path, num_frames, rng)
         clip = load_clip(record.path, num_frames, rng=rng, size=self.size, start=record.start, end=record.end)

@@ -15,6 +15,7 @@ from perceiver_vl.data.metadata import METADATA_NAMES, find_metadata, metadata_e
 from perceiver_vl.data.prefetch import decode_ahead
 from perceiver_vl.data.records import Folder, Record, SkippedSample
 from perceiver_vl.media.decode import load_frames
+from perceiver_vl.models.perceiver_vl.modalities import load_recording, modality_of_file
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import MediaError, Setting, UsageError
 
@@ -151,7 +152,10 @@ def _size_fault(path: str) -> str | None:
 
 def _decoding_fault(path: str) -> str | None:
     try:
-        load_frames(path, 1)
+        if (modality := modality_of_file(Path(path))) is not None:
+            load_recording(modality, Path(path))
+        else:
+            load_frames(path, 1)
     except MediaError as error:
         return error.reason
     return None

@@ -43,13 +43,15 @@ def is_media(path: str | os.PathLike[str]) -> bool:
     return os.path.splitext(path)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS  # noqa: PTH122 (a million of them)
 
 
-def find_media(folder: str | os.PathLike[str], exclude: Sequence[str] = (), *, features: bool = False) -> MediaFiles:
+def find_media(
+    folder: str | os.PathLike[str], exclude: Sequence[str] = (), *, features: bool = False, sounds: bool = False
+) -> MediaFiles:
     """All media files below `folder`; linked folders are followed, each once, so that loops end.
 
-    features: those that `prepare --features` wrote there count, too.
+    features: those that `prepare --features` wrote there count, too. sounds: and files of sound.
     exclude: patterns as a shell has them (`*`, `?`), of names or of whole relative names, beside `EXCLUDED`.
     """
-    found = MediaFiles()
+    found, further = MediaFiles(), (FEATURES,) * features + tuple(SOUND_EXTENSIONS) * sounds
     seen: set[tuple[int, int]] = set()
     waiting = [""]
     while waiting:
@@ -68,7 +70,7 @@ def find_media(folder: str | os.PathLike[str], exclude: Sequence[str] = (), *, f
         for entry in entries:
             name = f"{parent}/{entry.name}" if parent else entry.name
             is_folder = entry.is_dir()
-            if not is_folder and not (is_media(name) or (features and name.endswith(FEATURES))):
+            if not is_folder and not (is_media(name) or name.lower().endswith(further)):
                 continue
             if any(fnmatchcase(entry.name, pattern) or fnmatchcase(name, pattern) for pattern in (*EXCLUDED, *exclude)):
                 found.excluded += [] if entry.name.startswith(".") else [name]

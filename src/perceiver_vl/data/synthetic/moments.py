@@ -4,7 +4,6 @@ Events overlap, some happen twice, and last from 1 to 20 s. Written as video fil
 QVHighlights, which `evaluate --task moments` reads.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -27,11 +26,10 @@ from perceiver_vl.data.synthetic.scene import (
     draw_scene,
     generator,
 )
-from perceiver_vl.data.synthetic.writing import write_frames
+from perceiver_vl.data.synthetic.writing import claim_folder, write_frames
 from perceiver_vl.media.sampling import Frames
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
-from perceiver_vl.utils.files import write_json
 from perceiver_vl.utils.jsonl import write_lines
 
 SHORTEST_VIDEO, LONGEST_VIDEO = 60.0, 600.0
@@ -206,14 +204,7 @@ def write_moments_world(
     counts = dict.fromkeys(SPLITS, held_out) | {"train": videos - 2 * held_out}
     worlds = [MomentsWorld(split, count, seed, seconds, size) for split, count in counts.items()]
     arguments = {"version": VERSION, "worlds": [asdict(world) for world in worlds]}
-    manifest = out / MANIFEST
-    try:
-        there = sorted(one.name for one in out.iterdir()) if out.exists() else []
-    except OSError as error:
-        raise UsageError(f"{out}: is no folder ({error.strerror}), name another") from error
-    if there and _arguments_of(manifest) != arguments:
-        raise UsageError(f"{out}: holds something else, or a world made with other arguments; name another folder")
-    write_json(manifest, arguments)
+    claim_folder(out, MANIFEST, arguments)
     with ProgressBars(progress) as bar:
         advance = bar.stage("Writing videos", videos)
         for world in worlds:
@@ -226,11 +217,3 @@ def write_moments_world(
                 advance()
             write_lines(out / f"moments_{world.split}.jsonl", rows)
     return counts
-
-
-def _arguments_of(manifest: Path) -> Any:
-    """What a written world was made with; None where nothing says so."""
-    try:
-        return json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None

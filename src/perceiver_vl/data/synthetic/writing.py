@@ -168,6 +168,23 @@ def _claim(out: Path, arguments: dict[str, Any]) -> None:
         raise UsageError(f"{out}: holds a world made with other arguments (see world.json); name another folder")
 
 
+def claim_folder(out: Path, name: str, arguments: dict[str, Any]) -> None:
+    """Make `out` a folder whose file `name` says what it was made with. Raises `UsageError` for one that holds
+    something else.
+    """
+    try:
+        there = sorted(one.name for one in out.iterdir()) if out.exists() else []
+    except OSError as error:
+        raise UsageError(f"{out}: is no folder ({error.strerror}), name another") from error
+    try:
+        made_with = json.loads((out / name).read_text(encoding="utf-8")) if there else arguments
+    except (OSError, ValueError, RecursionError):
+        made_with = None
+    if made_with != arguments:
+        raise UsageError(f"{out}: holds something else, or a world made with other arguments; name another folder")
+    write_json(out / name, arguments)
+
+
 def _version_of(manifest: Path) -> Any:
     try:
         return json.loads(manifest.read_text(encoding="utf-8"))["generator_version"]
