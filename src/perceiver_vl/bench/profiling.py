@@ -8,6 +8,7 @@ import json
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.profiler import profile
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from perceiver_vl.utils.timing import MatrixProduct, timed
+from perceiver_vl.utils.timing import Clock, MatrixProduct, timed
 
 MEMORY_SHARE = 0.8  # of what is available, the most that a setting may need
 
@@ -53,15 +54,19 @@ def time_interleaved(
     runs: int,
     product: MatrixProduct,
     advance: Callable[[], object],
+    clock: Clock = time.perf_counter,
 ) -> InterleavedTimings:
-    """Time every call once a round, `runs` rounds, each after a matrix product; `advance` is told of each call."""
+    """Time every call once a round, `runs` rounds, each after a matrix product; `advance` is told of each call.
+
+    clock: of the wall, or `time.process_time`: with one thread, what other programs do matters less to that.
+    """
     seconds: list[list[float]] = [[] for _ in calls]
     products: list[list[float]] = [[] for _ in calls]
-    product.seconds()
+    product.seconds(clock)
     for _ in range(runs):
         for number, call in enumerate(calls):
-            products[number].append(product.seconds())
-            seconds[number].append(timed(call, product.device))
+            products[number].append(product.seconds(clock))
+            seconds[number].append(timed(call, product.device, clock))
             advance()
     timings = [
         Timing(
@@ -79,10 +84,27 @@ def time_interleaved(
 def count_flops(call: Callable[[], object]) -> int:
     """Operations of one call (a multiply-add is two); on the meta device without the memory or the time of them."""
     # Not in inference mode, where torch would take each operation apart in Python to count it
+    with torch.inference_mode(False), torch.no_grad():
+        return count_training_flops(call)
+
+
+def count_training_flops(call: Callable[[], object]) -> int:
+    """Operations of one call with those of its backward passes and of its optimizer's products."""
     counter = FlopCounterMode(display=False, custom_mapping=_FLOP_FORMULAS)
-    with torch.inference_mode(False), torch.no_grad(), counter:
+    counter.mod_tracker = _Untold()  # type: ignore[assignment]
+    with counter:
         call()
     return counter.get_total_flops()
+
+
+class _Untold:
+    """In the place of what tells the counter by which module an operation is made: by none, and nothing is hooked."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def peak_memory_mib(call: Callable[[], object]) -> float:
@@ -124,6 +146,11 @@ def _fused_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) 
     return sdpa_flop_count(query, key, value)
 
 
+def _fused_backward_flops(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """Given shapes of what goes in."""
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
 def _int8_flops(left: Sequence[int], right: Sequence[int], *_: Any, **__: Any) -> int:
     """Given shapes of what goes in: an operation is one, whatever its numbers are."""
     return 2 * left[0] * left[1] * right[1]
@@ -132,5 +159,6 @@ def _int8_flops(left: Sequence[int], right: Sequence[int], *_: Any, **__: Any) -
 # torch counts the fused attentions of GPUs only, and no products of int8
 _FLOP_FORMULAS: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward_flops,
     torch.ops.aten._int_mm: _int8_flops,
 }

@@ -16,6 +16,7 @@ from perceiver_vl.cli import siblings
 from perceiver_vl.cli.ask import ask
 from perceiver_vl.cli.bench import bench_app
 from perceiver_vl.cli.caption import caption
+from perceiver_vl.cli.components import components
 from perceiver_vl.cli.convert import convert, export
 from perceiver_vl.cli.demo import demo
 from perceiver_vl.cli.evaluate import evaluate
@@ -85,6 +86,7 @@ for _bench in (
     siblings.perceiver_tf,
     perception,
     learning,
+    components,
 ):
     bench_app.command()(_bench)
 app.add_typer(index_app, name="index")

@@ -1,6 +1,8 @@
 """How many threads to compute with, and using so many."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _CORES = Path("/sys/devices/system/cpu")
@@ -17,6 +19,19 @@ def use_threads(threads: int | None = None) -> None:
     if threads is None and "OMP_NUM_THREADS" in os.environ:
         return
     torch.set_num_threads(count_threads(threads))
+
+
+@contextmanager
+def threads_in_use(threads: int) -> Iterator[None]:
+    """Compute with `threads` threads, and then with as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def count_threads(threads: int | None = None) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from perceiver_vl.bench.joint_transformer import replace_encoder
-from perceiver_vl.bench.learning.runs import JOINT, Run, digest
+from perceiver_vl.bench.learning.runs import JOINT, OURS, Architecture, Run, digest
 from perceiver_vl.bench.profiling import count_flops, time_interleaved
 from perceiver_vl.bench.tables import Section
 from perceiver_vl.models.budget import FULL_BUDGET
@@ -49,7 +49,7 @@ def measure_costs(runs: Sequence[tuple[str, Run]], output: Path, repeats: int = 
     calls: list[Callable[[], object]] = []
     counts = []
     for _, run in runs:
-        step, answer = _calls(run)
+        step, answer = step_and_answer(run.recipe, run.architecture)
         calls += [step, answer]
         counts.append(count_flops(answer))
     timings = time_interleaved(calls, repeats, MatrixProduct(_PRODUCT, "cpu"), lambda: None).timings
@@ -83,15 +83,17 @@ def costs_section(costs: Sequence[RunCost]) -> Section:
     )
 
 
-def _calls(run: Run) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A training step without its optimiser, and one example's answer."""
-    data = run.recipe.data
+def step_and_answer(
+    recipe: Recipe, architecture: Architecture = OURS
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A training step without its optimiser, and one example's answer, of a model that has not learned."""
+    data = recipe.data
     few = [replace(split, world=split.world and replace(split.world, clips=_CLIPS)) for split in data.train]
-    recipe = replace(run.recipe, data=replace(data, train=tuple(few)))
+    recipe = replace(recipe, data=replace(data, train=tuple(few)))
     size = recipe.training["per_device_train_batch_size"]
     start = prepare_start(recipe, None, size, 0)
     model = start.model.train()
-    if run.architecture == JOINT:
+    if architecture == JOINT:
         replace_encoder(model)
     examples, collate = examples_of(recipe, start, 0)
     batch, one = (
@@ -103,10 +105,10 @@ def _calls(run: Run) -> tuple[Callable[[], object], Callable[[], object]]:
         model.zero_grad()
 
     def answer() -> None:
-        model.eval().requires_grad_(False)  # the counter cannot follow parameters that a module is given
+        model.eval()
         with torch.no_grad():
             _answer(model, recipe, {name: value[:1] for name, value in one.items()})
-        model.train().requires_grad_(True)
+        model.train()
 
     return step, answer
 

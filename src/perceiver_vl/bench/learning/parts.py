@@ -60,7 +60,7 @@ class Table:
 
     def section(self, results: Results) -> Section:
         """As text; of several seeds the mean and the standard deviation."""
-        rows = [(row.label, *(_cell(row.values(one, results), one) for one in self.columns)) for row in self.rows]
+        rows = [(row.label, *(cell(row.values(one, results), one) for one in self.columns)) for row in self.rows]
         return Section(self.title, (self.first, *(column.title for column in self.columns)), rows, self.notes)
 
     def series(self, results: Results) -> dict[str, tuple[list[float], list[float]]]:
@@ -96,7 +96,8 @@ class Part:
         return [replace(run, tests=row.tests) for table in self.tables for row in table.rows for run in row.runs]
 
 
-def _cell(values: Sequence[float], column: Column) -> str:
+def cell(values: Sequence[float], column: Column) -> str:
+    """The mean, of several the standard deviation, too; a dash of none."""
     if not values:
         return "–"
     mean = f"{statistics.mean(values):.{column.digits}f}"

@@ -156,10 +156,7 @@ def make_runs(
 def make_run(run: Run, output: Path, threads: int) -> None:
     """Train, unless it is trained; then test what it was not tested by."""
     torch.set_num_threads(threads)
-    folder = run.folder(output)
-    recipe = replace(run.recipe, output=folder / "model")
-    if run.start is not None:
-        recipe = replace(recipe, initialise=replace(recipe.initialise, model=run.start.folder(output) / "model"))
+    folder, recipe = run.folder(output), placed_recipe(run, output)
     if not (folder / RESULT).is_file():
 
         def change(model: PerceiverVLPreTrainedModel) -> None:
@@ -181,6 +178,14 @@ def make_run(run: Run, output: Path, threads: int) -> None:
         for test in missing:
             result.tests[test.key] = measure(model, processor, recipe, test)
             write_json(folder / RESULT, asdict(result))
+
+
+def placed_recipe(run: Run, output: Path) -> Recipe:
+    """A run's recipe with where its model will lie, and that which it starts from."""
+    recipe = replace(run.recipe, output=run.folder(output) / "model")
+    if run.start is None:
+        return recipe
+    return replace(recipe, initialise=replace(recipe.initialise, model=run.start.folder(output) / "model"))
 
 
 _TEXTS: dict[str, dict[bytes, tuple[Tensor, Tensor]]] = {}

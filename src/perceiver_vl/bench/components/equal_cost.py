@@ -1,0 +1,105 @@
+"""What a recipe costs, and for how many steps it costs as much as another.
+
+The operations of a training step are counted as the trainer makes them: the forward passes of all that takes part, the
+backward pass, and the products of the optimizer.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from perceiver_vl.bench.components.trials import lasting
+from perceiver_vl.bench.learning.costs import step_and_answer
+from perceiver_vl.bench.learning.runs import digest
+from perceiver_vl.bench.profiling import count_flops, count_training_flops, peak_memory_mib, time_interleaved
+from perceiver_vl.training import train
+from perceiver_vl.training.recipe import Recipe
+from perceiver_vl.utils.files import write_json
+from perceiver_vl.utils.threads import threads_in_use
+from perceiver_vl.utils.timing import MatrixProduct
+
+COUNTED = 8
+"""Steps whose operations are counted: some differ, as which cross-attentions are dropped is drawn."""
+_REPEATS, _PRODUCT = 5, 512
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a recipe, on random weights. step_gflops: of a training step with its optimizer; step_ms and step_mib: of the
+    same without; answer: one example, words and clip in one input array. Milliseconds are those of the processor on one
+    thread; the ratios are to the baseline, measured in turn with it.
+    """
+
+    step_gflops: float
+    step_ms: float
+    step_ratio: float
+    step_mib: float
+    answer_gflops: float
+    answer_ms: float
+    answer_ratio: float
+    answer_mib: float
+
+
+def step_gflops(recipe: Recipe, output: Path, counted: int = COUNTED) -> float:
+    """Of a training step, the mean of `counted` after the first; kept in `output`. What is done once, before the first
+    step, is not in it.
+    """
+    path = output / "flops" / f"{digest([_for_counting(recipe, 1 + counted), _VERSION])}.json"
+    if not path.is_file():
+        first = count_training_flops(lambda: _few_steps(recipe, 1))
+        all_of_them = count_training_flops(lambda: _few_steps(recipe, 1 + counted))
+        write_json(path, (all_of_them - first) / counted / 1e9)
+    return float(json.loads(path.read_text(encoding="utf-8")))
+
+
+_VERSION = 1  # of what is counted
+
+
+def equal_steps(baseline: Recipe, other: Recipe, steps: int, output: Path, counted: int = COUNTED) -> int:
+    """For how many steps `other` costs as many operations as `steps` of `baseline`, at least one."""
+    ratio = step_gflops(baseline, output, counted) / step_gflops(other, output, counted)
+    return max(1, round(steps * ratio))
+
+
+def measure_cost(baseline: Recipe, recipe: Recipe, output: Path, counted: int = COUNTED) -> Cost:
+    """Of `recipe`, timed in turn with `baseline`; kept in `output`."""
+    key = digest([_for_counting(one, 1 + counted) for one in (baseline, recipe)] + [_VERSION])
+    path = output / "costs" / f"{key}.json"
+    if path.is_file():
+        return Cost(**json.loads(path.read_text(encoding="utf-8")))
+    calls = [call for one in (baseline, recipe) for call in step_and_answer(one)]
+    _, _, step, answer = calls
+    with threads_in_use(1):
+        product = MatrixProduct(_PRODUCT, "cpu")
+        found = time_interleaved(calls, _REPEATS, product, lambda: None, time.process_time).timings
+    before_step, before_answer, of_step, of_answer = (one.milliseconds for one in found)
+    cost = Cost(
+        step_gflops=step_gflops(recipe, output, counted),
+        step_ms=of_step,
+        step_ratio=of_step / before_step,
+        step_mib=peak_memory_mib(step),
+        answer_gflops=count_flops(answer) / 1e9,
+        answer_ms=of_answer,
+        answer_ratio=of_answer / before_answer,
+        answer_mib=peak_memory_mib(answer),
+    )
+    write_json(path, asdict(cost))
+    return cost
+
+
+def _for_counting(recipe: Recipe, steps: int) -> Recipe:
+    """All that a step's cost depends on: without validation, and with everything that learns learning at once."""
+    stages = {"stages": (), "training": recipe.training | {"max_steps": steps}} if recipe.stages else {}
+    recipe = lasting(replace(recipe, **stages), steps)  # type: ignore[arg-type]
+    training: dict[str, Any] = recipe.training | {"eval_strategy": "no", "save_strategy": "no", "warmup_steps": 0}
+    training |= {"load_best_model_at_end": False, "logging_steps": 1000, "seed": 0}
+    data = replace(recipe.data, validation=None)
+    return replace(recipe, output=Path(), data=data, training=training, patience=None)
+
+
+def _few_steps(recipe: Recipe, steps: int) -> None:
+    with TemporaryDirectory() as folder:
+        train(replace(_for_counting(recipe, steps), output=Path(folder) / "model"), progress=False)
