@@ -20,13 +20,13 @@ from perceiver_vl.training.recipe_parsing import RecipeLoader, as_plain, one_lin
 from perceiver_vl.utils.errors import Setting, UsageError
 from perceiver_vl.utils.text import did_you_mean
 
-MOMENTS = "moments"
-WORLD_TASKS = (*TASKS, MOMENTS)
+MOMENTS, SOUNDS = "moments", "sounds"
+WORLD_TASKS = (*TASKS, MOMENTS, SOUNDS)
 RECIPES = Path(__file__).parent / "recipes"
 """Those of the package, `recipes/` in the repository."""
-ENCODERS = ("vision_encoder", "text_encoder")
-OF_ENCODERS = ("base_answers", *ENCODERS)
-"""The parts that only models over pretrained encoders have."""
+ENCODERS = ("vision_encoder", "text_encoder", "language_model")
+OF_ENCODERS = ("base_answers", "bridge", *ENCODERS)
+"""The parts that only models over pretrained ones have."""
 PARTS = (
     "cross_attentions",
     "latents",
@@ -44,9 +44,9 @@ class WorldSplit:
     """Clips of the generated world, drawn while training instead of read from files.
 
     task: captions, or what is asked about the clips (see `open_world`), or moments: timed captions of events in
-    `clips` videos; seconds: of a clip of `task: long`, of a video of moments (60 to 600 unless given);
-    questions_per_clip: of `task: frame` so many of the `clips` questions are about one clip; fewest_things: of `task:
-    frame` and `action`, clips have as few things as that, too, so that there is something easy to learn from.
+    `clips` videos, or sounds with captions; seconds: of a clip of `task: long`, of a video of moments (60 to 600 unless
+    given); questions_per_clip: of `task: frame` so many of the `clips` questions are about one clip; fewest_things: of
+    `task: frame` and `action`, clips have as few things as that, too, so that there is something easy to learn from.
     """
 
     clips: int = 2000
@@ -189,13 +189,15 @@ class Initialise:
 
     `model`: a whole Perceiver-VL, as `save_pretrained` or `convert` wrote it. `latents`: where the recipe asks for
     another number of latents than it has, new ones (fresh) or its own interpolated. `vision`: a ViT or CLIP, `text`: a
-    BERT or CLIP (paper 4.2); folders or hub names.
+    BERT or CLIP (paper 4.2); `language_model`: a causal language model that is to say captions and answers
+    (`models.language_bridge`), whose tokenizer becomes the model's; folders or hub names.
     """
 
     model: Path | None = None
     latents: Literal["fresh", "interpolate"] = "fresh"
     vision: str | None = None
     text: str | None = None
+    language_model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -216,22 +218,24 @@ class Teacher:
 
 @dataclass(frozen=True)
 class EncoderTuning:
-    """What of the pretrained encoders of a model learns; as it stands, nothing.
+    """What of the pretrained encoders and the language model of a model learns; as it stands, nothing.
 
-    vision_blocks, text_blocks: their last so many blocks. vision_lora, text_lora: low-rank adapters of this rank
-    instead (`training.adapters`).
+    vision_blocks, text_blocks, language_blocks: their last so many blocks. vision_lora, text_lora, language_lora:
+    low-rank adapters of this rank instead (`training.adapters`).
     """
 
     vision_blocks: int = 0
     text_blocks: int = 0
+    language_blocks: int = 0
     vision_lora: int = 0
     text_lora: int = 0
+    language_lora: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("vision_blocks", "text_blocks", "vision_lora", "text_lora"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"encoders.{name}={getattr(self, name)}: need 0 or more")
-        for side in ("vision", "text"):
+        for side in ("vision", "text", "language"):
+            for name in (f"{side}_blocks", f"{side}_lora"):
+                if getattr(self, name) < 0:
+                    raise UsageError(f"encoders.{name}={getattr(self, name)}: need 0 or more")
             blocks, rank = getattr(self, f"{side}_blocks"), getattr(self, f"{side}_lora")
             if blocks and rank:
                 raise UsageError(
@@ -247,7 +251,7 @@ class Stage:
     cross_attentions: those of the encoder; latents: with their positions; self_attentions: the encoder's, and the
     encoder's last norm; embeddings: of words and pixels; decoder: with its queries; heads: whatever else there is;
     base_answers: what pretrained encoders alone answer (`models.perceiver_vl.heads.BaseAnswers`); vision_encoder,
-    text_encoder: as far as `encoders` lets them; all.
+    text_encoder, language_model: as far as `encoders` lets them; bridge: what leads to a language model; all.
     The learning rate starts anew with each stage; `learning_rate` and `warmup_steps` are those of `training` if None.
     """
 
@@ -325,6 +329,7 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value}: need at least 1")
+        self._check_language_model()
         if self.task is not None:
             example_task_of(self.task)
             if self.objectives != Objectives():
@@ -345,6 +350,21 @@ class Recipe:
                 raise UsageError(
                     f"training.{name}={self.training[name]}: the stages say how long to train, leave one of them out"
                 )
+
+    def _check_language_model(self) -> None:
+        """Refuse what a language model has no use for."""
+        name = self.initialise.language_model
+        if name is None:
+            return
+        if self.task != "captioning":
+            raise UsageError(
+                f"initialise.language_model={name}: says captions and answers, set ", Setting("task", "captioning")
+            )
+        if self.tokenizer != TokenizerConfig() or self.initialise.text is not None:
+            raise UsageError(
+                f"initialise.language_model={name}: reads all words, by its own tokenizer; leave out tokenizer and "
+                "initialise.text"
+            )
 
     def _check_student(self) -> None:
         """Refuse what a student has from its teacher, or has no use for."""
