@@ -163,7 +163,7 @@ def test_what_is_not_so_is_so_of_another_thing() -> None:
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("task", ["frame", "action"])
+@pytest.mark.parametrize("task", ["frame", "action", "transition"])
 def test_there_may_be_fewer_things_to_begin_with(task: str) -> None:
     world = QuestionWorld(task, clips=120, fewest_things=1)
     numbers = [len(world.question(index).scene.objects) for index in range(120)]
@@ -473,7 +473,10 @@ def test_an_example_is_decided_by_seed_split_and_index(task: str) -> None:
         (lambda: QuestionWorld("frame", questions_per_clip=21), "questions_per_clip=21: of frame need 1 to 20"),
         (lambda: QuestionWorld("count", questions_per_clip=2), "questions_per_clip=2: of count need 1 to 1"),
         (lambda: QuestionWorld("frame", fewest_things=4), "fewest_things=4: need 1 to 3"),
-        (lambda: open_world("captions", fewest_things=1), "fewest_things=1: is of frame and action; leave it out of"),
+        (
+            lambda: open_world("captions", fewest_things=1),
+            "fewest_things=1: is of frame, action, transition; leave it out of",
+        ),
         (
             lambda: LongWorld("test-productive"),
             "split='test-productive': choose one of train, validation, test, test-d",
