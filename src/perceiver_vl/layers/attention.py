@@ -180,7 +180,7 @@ class Attention(nn.Module):
         if self.causal and (mask is None or mask.ndim != 3):
             raise ValueError("causal attention in parts: give a mask (B,N,M), a part does not know what came before")
         values = self._split_heads(self._by_kind("v_proj", inputs, boundary))
-        return KeysValues(self._keys(inputs, positions, boundary), values, mask)
+        return KeysValues(self.project_keys(inputs, positions, boundary), values, mask)
 
     def attend(self, q: Tensor, inputs: KeysValues) -> PartialAttention:
         """What projected queries `q (B,H,N,d)` find in `inputs`; their batch sizes may differ as in
@@ -201,9 +201,10 @@ class Attention(nn.Module):
                 input_positions = torch.arange(inputs.shape[1], device=inputs.device)
             if query_positions is None:
                 query_positions = input_positions[..., inputs.shape[1] - queries.shape[1] :]
-        return self.project_queries(queries, query_positions), self._keys(inputs, input_positions, boundary)
+        return self.project_queries(queries, query_positions), self.project_keys(inputs, input_positions, boundary)
 
-    def _keys(self, inputs: Tensor, positions: Tensor | None, boundary: int | None) -> Tensor:
+    def project_keys(self, inputs: Tensor, positions: Tensor | None = None, boundary: int | None = None) -> Tensor:
+        """`inputs (B,M,C)` → `(B,H,M,d)`; arguments as of `keys_values`."""
         k = self._by_kind("k_proj", inputs, boundary)
         if self.key_positions is not None:
             k = k + (self.key_positions[: inputs.shape[1]] if positions is None else self.key_positions[positions])
@@ -431,6 +432,10 @@ class AttentionBlock(GradientCheckpointingLayer):
     def project_queries(self, queries: Tensor, positions: Tensor | None = None) -> Tensor:
         """`queries (B,N,D)` → those of the block's attention, `(B,H,N,d)`."""
         return self.attention.project_queries(self._before(queries), positions)
+
+    def project_keys(self, inputs: Tensor, boundary: int | None = None) -> Tensor:
+        """`inputs (B,M,C)` → the keys of the block's attention, `(B,H,M,d)`."""
+        return self.attention.project_keys(self.input_norm(inputs), None, boundary)
 
     def keys_values(
         self,

@@ -3,7 +3,7 @@
 Shapes: B batch, M inputs, C their width, N latents, Q queries, D width, H heads, k blocks, l self-attentions a block.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,20 +23,22 @@ class Inputs:
     """What one cross-attention attends to: `tokens (B,M,C)`, of which those are real where `mask (B,M)` bool is True
     (None: all). Where `parts` are given, these are attended to, one after the other (`AttentionBlock.forward_parts`),
     and the tokens only say which latents attended to what. `boundary`: where those of the second kind begin
-    (`Attention.forward`).
+    (`Attention.forward`). `choose`: what is attended to in their place, by the cross-attention and the latents
+    `(B,N,D)` that come to it.
     """
 
     tokens: Tensor | None = None
     mask: Tensor | None = None
     parts: Iterable[Part] | None = None
     boundary: int | None = None
+    choose: "Callable[[AttentionBlock, Tensor, Inputs], Inputs] | None" = None
 
     def of(self, places: Tensor) -> "Inputs":
         """Those of some examples. Raises `ValueError` for inputs in parts."""
         if self.parts is not None or self.tokens is None:
             raise ValueError("inputs in parts: examples cannot leave one by one, ask one at a time")
         mask = None if self.mask is None else self.mask[places]
-        return Inputs(self.tokens[places], mask, boundary=self.boundary)
+        return Inputs(self.tokens[places], mask, boundary=self.boundary, choose=self.choose)
 
 
 @dataclass
@@ -77,6 +79,8 @@ class LatentBlock(nn.Module):
         """
         if inputs is not None:
             before = latents
+            if inputs.choose is not None:
+                inputs = inputs.choose(self.cross_attention, before, inputs)
             if record is not None and record.cross_attentions is not None:
                 if inputs.tokens is None:
                     raise ValueError(_NOT_KEPT)

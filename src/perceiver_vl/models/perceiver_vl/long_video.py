@@ -33,7 +33,8 @@ class EmbeddedChunks:
     `encode_frames`: that of the model.
     `num_frames`: the frames in all; needed, and the temporal table interpolated to it, where that has fewer rows.
     `on_vectors`: what is told the vectors of the frames of each chunk `(B,T,W)`, which a vision encoder gives beside
-    its tokens, and which of them are real `(B,T)` bool.
+    its tokens, and which of them are real `(B,T)` bool. `reduce`: tokens and mask, and which frame of the clip each
+    frame is, `(T,)` or `(B,T)` → those that are read (`fewer_keys.reduce_frames`).
     """
 
     embeddings: InputEmbeddings
@@ -41,6 +42,7 @@ class EmbeddedChunks:
     chunks: Chunks
     num_frames: int | None
     on_vectors: Callable[[Tensor, Tensor], object] = lambda vectors, mask: None
+    reduce: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = lambda tokens, mask, places: (tokens, mask)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """In any order: whether it belongs to a clip or is an image, the first frame shows at the end only."""
@@ -63,11 +65,12 @@ class EmbeddedChunks:
             held = held or _FirstFrames(pixel_values)
             further = held.take(pixel_values, frame_mask, start)
             if further.any():
-                yield self.embeddings.embed_frames(pixel_values, further, table[start : start + frames])
+                tokens = self.embeddings.embed_frames(pixel_values, further, table[start : start + frames])
+                yield self.reduce(*tokens, start + torch.arange(frames, device=further.device))
             start += frames
         if held is None or (self.num_frames is not None and start != self.num_frames):
             raise UsageError(f"chunks of {start} frames in all: need {self.num_frames or 'at least one'} (num_frames)")
-        yield self.embeddings.embed_frames(*held.with_places(table))
+        yield self.reduce(*self.embeddings.embed_frames(*held.with_places(table)), held.places[:, None])
 
     @property
     def once(self) -> bool:
