@@ -80,7 +80,7 @@ def ask(
     if "PerceiverVLForQuestionAnswering" in kinds:
         answering = pipeline("question-answering", model, device, dtype=dtype)
         answers = answering(str(clip), questions, choices=given, top_k=top_k or 5, **how)
-    elif "PerceiverVLForCaptioning" in kinds:
+    elif {"PerceiverVLForCaptioning", "LanguageBridgeForConditionalGeneration"} & set(kinds):
         for name, value in {"choices": choices, "top_k": top_k}.items():
             if value is not None:
                 raise UsageError(f"{name}={value}: {model} answers once, in words of its own, leave it out")

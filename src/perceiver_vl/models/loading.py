@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError
 
 from perceiver_vl.models.folder import check_model_folder
+from perceiver_vl.models.language_bridge import class_for
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval, PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
@@ -57,6 +58,7 @@ def load_folder(
     try:
         with quiet():
             processor = PerceiverVLProcessor.from_pretrained(folder)
+            kind = class_for(kind, PerceiverVLConfig.from_pretrained(folder))
             model, loading = kind.from_pretrained(folder, output_loading_info=True)
     except UsageError:
         raise

@@ -47,8 +47,11 @@ def task_for(config: "PerceiverVLConfig") -> str | None:
     """The one of `EXAMPLE_TASKS` that a model of this configuration was trained for, as far as that tells."""
     if config.problem_type == "regression":
         return "counting"
+    from perceiver_vl.models.language_bridge import class_for
+
     kinds = config.architectures or ()
-    return next((name for name in EXAMPLE_TASKS if example_task_of(name).model_class.__name__ in kinds), None)
+    of_tasks = {name: class_for(example_task_of(name).model_class, config) for name in EXAMPLE_TASKS}
+    return next((name for name, kind in of_tasks.items() if kind.__name__ in kinds), None)
 
 
 def load_for(

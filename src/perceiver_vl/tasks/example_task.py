@@ -19,6 +19,7 @@ from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION, check_failures
 from perceiver_vl.data.sources import VideoDataset, is_damaged
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.language_bridge import class_for
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks.evaluation import VisionBatch, checked_frames, evaluating, vision_batch_of
@@ -172,8 +173,8 @@ class ExampleTask(Task[TaskResult]):
         answer it; `PerceiverVLError` if no file or more than the share `max_failed_fraction` of them cannot be read, or
         the model's answers are not numbers.
         """
-        if not isinstance(model, self.model_class):
-            raise UsageError(f"task={self.name}: needs a {self.model_class.__name__}, not a {type(model).__name__}")
+        if not isinstance(model, kind := class_for(self.model_class, model.config)):
+            raise UsageError(f"task={self.name}: needs a {kind.__name__}, not a {type(model).__name__}")
         frames = checked_frames(model, processor, num_frames, budget, batch_size)
         indices, problems = self.usable_examples(source)
         records = {index: source.record(index) for index in indices}

@@ -22,7 +22,7 @@ FILE = "tuned.safetensors"
 
 
 def add_adapters(encoder: Any, rank: int, name: str) -> list[nn.Parameter]:
-    """Give a `VisionEncoder` or `TextEncoder` adapters of this rank, which add nothing at first → their weights.
+    """Give a `PretrainedPart` adapters of this rank, which add nothing at first → their weights.
 
     On the projections that peft adapts by default in models of its kind (queries and values of BERT); on all linear
     layers of the blocks where peft knows no default. Their sum is scaled by 2 (alpha is twice the rank).
@@ -47,8 +47,7 @@ def merged_adapters(model: PerceiverVLPreTrainedModel) -> Iterator[None]:
     """While this lasts the encoders of a model are plain ones, with what their adapters have learned in their weights;
     then they have their adapters again, bit for bit.
     """
-    base = model.base_model
-    encoders = [one for one in (base.vision_encoder, base.text_encoder) if one is not None and has_adapters(one.model)]
+    encoders = [one for one in model.pretrained_parts().values() if has_adapters(one.model)]
     adapted = [encoder.model for encoder in encoders]
     for encoder in encoders:
         encoder.model = _merged(encoder.model)

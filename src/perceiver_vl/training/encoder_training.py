@@ -51,17 +51,17 @@ def tune_encoders(model: PerceiverVLPreTrainedModel, tuning: EncoderTuning) -> d
     Raises `UsageError` for an encoder that is not there, that cannot learn, or has fewer blocks; without peft, for
     adapters.
     """
-    base, learning = model.base_model, {}
-    for side in ("vision", "text"):
-        encoder = getattr(base, f"{side}_encoder")
+    parts, learning = model.pretrained_parts(), {}
+    for side in ("vision", "text", "language"):
+        encoder, name = parts.get(side), f"{side} {'model' if side == 'language' else 'encoder'}"
         count, rank = getattr(tuning, f"{side}_blocks"), getattr(tuning, f"{side}_lora")
         blocks = [] if encoder is None else encoder.blocks()
         if count > len(blocks):
             what = f"has {len(blocks)} blocks that can learn" if encoder is not None else "is not there"
-            raise UsageError(f"encoders.{side}_blocks={count}: the {side} encoder {what}, set at most that")
+            raise UsageError(f"encoders.{side}_blocks={count}: the {name} {what}, set at most that")
         if rank and not blocks:
             what = "has no blocks that can learn" if encoder is not None else "is not there"
-            raise UsageError(f"encoders.{side}_lora={rank}: the {side} encoder {what}, leave it out")
+            raise UsageError(f"encoders.{side}_lora={rank}: the {name} {what}, leave it out")
         weights = [weight for block in blocks[len(blocks) - count :] for weight in block.parameters()]
         if rank:
             weights = add_adapters(encoder, rank, f"encoders.{side}_lora")

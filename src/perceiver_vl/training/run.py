@@ -58,7 +58,7 @@ from perceiver_vl.training.resume import batch_of
 from perceiver_vl.training.setup import Start, prepare_start, teacher_vectors
 from perceiver_vl.training.sharding import is_sharded, make_shardable, sharding_arguments
 from perceiver_vl.training.signals import Stop, stop_on_signals
-from perceiver_vl.training.stages import StageSwitch, stage_schedule
+from perceiver_vl.training.stages import StageSwitch, part_of, stage_schedule
 from perceiver_vl.training.trainers import DistillationTrainer, RetrievalTrainer, TaskTrainer, measured_by
 from perceiver_vl.utils.console import err, quiet
 from perceiver_vl.utils.errors import UsageError, within
@@ -179,7 +179,9 @@ def _train(
                 "until it is trained for retrieval (recipes/encoders.yaml)"
             )
         for side, count in start.tuned.items() if progress else ():
-            err.print(f"{count:,} weights of the {side} encoder learn")
+            err.print(f"{count:,} weights of the {side} {'model' if side == 'language' else 'encoder'} learn")
+        if progress and config.language_config is not None:
+            err.print(_share_that_learns(start.model, recipe))
         if what_changes:
             err.print(what_changes)
     before = read_skipped(output / SKIPPED) if checkpoint else []
@@ -244,6 +246,15 @@ def _train(
         write_model_card(output, recipe=recipe, steps=result.steps, retrieval=result.retrieval, task=result.task)
         write_json(output / "metrics.json", {k: v for k, v in result.to_dict().items() if k != "output"})
     return result
+
+
+def _share_that_learns(model: PerceiverVLPreTrainedModel, recipe: Recipe) -> str:
+    """How little of a model with a language model learns in any of the stages, in words."""
+    parts = {part for stage in recipe.stages for part in stage.train} or {"all"}
+    some = [(part_of(name), weight) for name, weight in model.named_parameters()]
+    learning = sum(w.numel() for part, w in some if w.requires_grad and ("all" in parts or part in parts))
+    total = sum(weight.numel() for _, weight in some)
+    return f"{learning:,} of {total:,} weights learn ({100 * learning / total:.2f} %), all others are frozen"
 
 
 def _save_and_validate(trainer: RecipeTrainer[Any], output: Path) -> Any:
@@ -317,7 +328,7 @@ def checked_arguments(recipe: Recipe) -> TrainingArguments:
             "training.auto_find_batch_size=true: the order of the data and the contrasts hang on the batch, set "
             "objectives.chunk: it computes a large one in the memory of a small one"
         )
-    for name in ("vision_lora", "text_lora"):
+    for name in ("vision_lora", "text_lora", "language_lora"):
         if (rank := getattr(recipe.encoders, name)) and is_sharded(arguments):
             raise UsageError(f"encoders.{name}={rank}: adapters are not sharded, leave out training.fsdp")
     check_values(arguments)

@@ -20,6 +20,8 @@ from perceiver_vl.data.transcode.features import check_features
 from perceiver_vl.data.transcode.prepared import has_features
 from perceiver_vl.data.transforms import Augmentation
 from perceiver_vl.models.folder import check_model_folder
+from perceiver_vl.models.language_bridge import class_for
+from perceiver_vl.models.language_bridge.language_model import language_fields, load_language_model
 from perceiver_vl.models.perceiver_vl import (
     PerceiverVLForPreTraining,
     PerceiverVLForRetrieval,
@@ -299,7 +301,9 @@ def processor_and_config(
         config = PerceiverVLConfig.from_pretrained(folder)
         if checkpoint is None:
             text = config.text_latents_of(recipe.model.get("num_latents", config.num_latents))
-            config = PerceiverVLConfig.from_dict(config.to_dict() | {"num_text_latents": text} | recipe.model)
+            tokenizer, of_language = _of_language_model(recipe, config.max_text_length)
+            changes = {"num_text_latents": text} | of_language | recipe.model
+            config = PerceiverVLConfig.from_dict(config.to_dict() | changes)
         for name, value in recipe.model.items():
             if value is not None and getattr(config, name, None) != value:
                 raise UsageError(
@@ -307,6 +311,8 @@ def processor_and_config(
                 )
         with quiet():
             processor = PerceiverVLProcessor.from_pretrained(folder)
+        if checkpoint is None and tokenizer is not None:
+            processor.tokenizer = tokenizer
     else:
         for name in ("vocab_size", "mask_token_id", "pad_token_id"):
             if name in recipe.model:
@@ -314,12 +320,14 @@ def processor_and_config(
                     f"model.{name}={recipe.model[name]}: comes from the tokenizer, see tokenizer in the recipe"
                 )
         longest = recipe.model.get("max_text_length", PerceiverVLConfig.max_text_length)
-        tokenizer = _tokenizer(recipe, longest)
-        words = {
-            "vocab_size": len(tokenizer),
-            "mask_token_id": tokenizer.mask_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
+        tokenizer, words = _of_language_model(recipe, longest)
+        if tokenizer is None:
+            tokenizer = _tokenizer(recipe, longest)
+            words = {
+                "vocab_size": len(tokenizer),
+                "mask_token_id": tokenizer.mask_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+            }
         config = PerceiverVLConfig(**words, **recipe.model)
         size = {"height": config.image_size, "width": config.image_size}
         processor = PerceiverVLProcessor(
@@ -327,6 +335,12 @@ def processor_and_config(
         )
     _check_frames(recipe, config)
     return processor, config
+
+
+def _of_language_model(recipe: Recipe, longest: int) -> tuple[Any, dict[str, Any]]:
+    """The tokenizer of the language model that a recipe names, and what of the configuration it says; else None."""
+    name = recipe.initialise.language_model
+    return (None, {}) if name is None else language_fields(name, recipe.model.get("max_text_length", longest))
 
 
 def _of_student(recipe: Recipe, teacher: LoadedTeacher) -> tuple[PerceiverVLProcessor, PerceiverVLConfig]:
@@ -389,11 +403,12 @@ def starting_model(
     if recipe.teacher is not None:
         kind = PerceiverVLForRetrieval
     elif recipe.task is not None:
-        kind = example_task_of(recipe.task).model_class
+        kind = class_for(example_task_of(recipe.task).model_class, config)
     torch.manual_seed(seed)
     start = recipe.initialise
     fresh: list[str] = []
-    if checkpoint is not None and (config.vision_config is not None or config.text_config is not None):
+    pretrained = config.vision_config, config.text_config, config.language_config
+    if checkpoint is not None and any(one is not None for one in pretrained):
         with quiet():
             model: PerceiverVLPreTrainedModel = kind.from_pretrained(checkpoint, config=config)
     elif teacher is not None:
@@ -409,6 +424,10 @@ def starting_model(
     if checkpoint is None and (start.vision or start.text):
         with within("model"):
             initialise_from(model, vision=start.vision, text=start.text)
+    if checkpoint is None and start.language_model is not None:
+        part: Any = model.pretrained_parts()["language"]
+        part.model = load_language_model(start.language_model)
+        fresh = [name for name in fresh if name != "language_model"]
     return model, fresh
 
 
@@ -443,7 +462,7 @@ def _model_of(
             ignore_mismatched_sizes=True,
         )
     for name, theirs, ours in loading["mismatched_keys"]:
-        if part_of(name) not in ("heads", "base_answers"):  # a head of another task starts fresh
+        if part_of(name) not in ("heads", "base_answers", "bridge", "language_model"):  # of another task: starts fresh
             raise UsageError(
                 f"initialise.model={folder}: does not fit the recipe's model: {name} is {tuple(theirs)}, "
                 f"need {tuple(ours)}"

@@ -21,6 +21,8 @@ from perceiver_vl.utils.errors import Setting, UsageError
 _PLACES = {
     "vision_encoder": r"perceiver_vl\.vision_encoder\.",
     "text_encoder": r"perceiver_vl\.text_encoder\.",
+    "language_model": r"language_model\.",
+    "bridge": r"(bridge\.|soft_tokens$)",
     "cross_attentions": r"perceiver_vl\.encoder\.blocks\.\d+\.cross_attention\.",
     "latents": r"perceiver_vl\.encoder\.latent",
     "self_attentions": r"perceiver_vl\.encoder\.(blocks\.\d+\.self_attentions|norm)\.",
@@ -56,9 +58,9 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
         parameter.requires_grad_(may_learn and ("all" in parts or part in parts))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(
-            f"stages: train={list(parts)}: nothing of that learns in this model; of pretrained encoders, say how many "
-            "blocks with encoders.vision_blocks or encoders.text_blocks, or adapters with encoders.vision_lora or "
-            "encoders.text_lora"
+            f"stages: train={list(parts)}: nothing of that learns in this model; of pretrained ones, say how many "
+            "blocks with encoders.vision_blocks, encoders.text_blocks or encoders.language_blocks, or adapters with "
+            "encoders.vision_lora, encoders.text_lora or encoders.language_lora"
         )
 
 

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from perceiver_vl.layers.attention import AttentionBlock
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
+from perceiver_vl.models.language_bridge.flops import bridge_flops
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoder import PerceiverVLEncoder
 from perceiver_vl.models.perceiver_vl.flops import caption_flops, encoder_flops, matching_flops, merge_flops
@@ -171,6 +172,9 @@ def captioning_flops(
 ) -> float:
     """Operations of the loss of captions, forward and backward, as `task_flops`."""
     frames, words = batch["pixel_values"].shape[1], batch["input_ids"].shape[1]
+    if config.language_config is not None:
+        seeing, language = bridge_flops(config, frames, words, budget)
+        return len(batch["input_ids"]) * (3 * seeing + 2 * language)
     said = (batch["labels"] != -100).float().sum(1).mean().item()
     one = caption_flops(config, frames, words, budget, said)
     if config.caption_prefix == "latents":

@@ -5,6 +5,7 @@ Shapes: B batch, S soft tokens, L tokens in all, K layers, W width of the langua
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -43,6 +44,13 @@ class LanguageModel(PretrainedPart):
         number = self.model.config.num_hidden_layers
         lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
         return list(next((one for one in lists if len(one) == number), []))
+
+    def logits(self, embeddings: Tensor, mask: Tensor | None, last: int) -> Tensor:
+        """`embeddings (B,L,W)`, `mask (B,L)` → logits of the word after each of the `last` ones `(B,last,·)`."""
+        few = {"logits_to_keep": last} if "logits_to_keep" in signature(self.model.forward).parameters else {}
+        output = self.model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False, **few)
+        found: Tensor = output.logits[:, -last:]
+        return found
 
     @contextmanager
     def injecting(self, vectors: Tensor | None, layers: Sequence[int], mask: Tensor) -> Iterator[None]:

@@ -7,7 +7,6 @@ next to each other), T frames, N latents, D width, K blocks that are shown, n so
 the words, L text tokens, W width of the language model, Y its words.
 """
 
-import inspect
 from copy import deepcopy
 from typing import Any
 
@@ -126,10 +125,8 @@ class LanguageBridgeForConditionalGeneration(CaptioningModel):
         soft, vectors = self._shown(prefix, len(input_ids))
         embeddings = torch.cat([soft, self.language_model.words(input_ids.gather(1, order))], 1)
         mask = F.pad(mask.gather(1, order), (soft.shape[1], 0), value=1)
-        model = self.language_model.model
-        few = {"logits_to_keep": length} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         with self.language_model.injecting(vectors, self.config.bridge_layers, mask):
-            logits = model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False, **few).logits[:, -length:]
+            logits = self.language_model.logits(embeddings, mask, length)
         loss = None
         if labels is not None:
             labels = labels.gather(1, order)

@@ -1,6 +1,6 @@
 """The README of a model folder: what the model is, how to load it, what it was trained on and how well it does."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -114,6 +114,7 @@ _KINDS = {
     "PerceiverVLForImageClassification": _CLASSES,
     "PerceiverVLForMultipleChoice": _CHOICES,
     "PerceiverVLForCaptioning": _CAPTIONS,
+    "LanguageBridgeForConditionalGeneration": replace(_CAPTIONS, loads="LanguageBridgeForConditionalGeneration"),
     "PerceiverVLForImagesAndTextClassification": _STATEMENTS,
 }
 _DIRECTIONS = {"text_to_video": "Text-to-video retrieval", "video_to_text": "Video-to-text retrieval"}
@@ -201,7 +202,7 @@ def _costs(config: PerceiverVLConfig, num_frames: int) -> list[tuple[str, int]]:
 
 def _start(initialise: Initialise) -> str:
     """What the weights started from; of what lies on somebody's disk only the last name."""
-    given = {part: getattr(initialise, part) for part in ("model", "vision", "text")}
+    given = {part: getattr(initialise, part) for part in ("model", "vision", "text", "language_model")}
     names = {part: _name(one) for part, one in given.items() if one}
     return ", ".join(f"{part} `{name}`" for part, name in names.items()) or "random weights"
 
