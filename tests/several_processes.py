@@ -45,6 +45,10 @@ CASES: dict[str, tuple[Objectives, int]] = {
     **{f"{name} of 7": (Objectives(NOTHING | {name: 1.0}), 7) for name in OBJECTIVES},
     "structure of 7": (Objectives(NOTHING | {"structure": 1.0}, structure_levels=3), 7),
     "vtc of 7, weighed and mixed": (Objectives(NOTHING | {"vtc": 1.0}, focal_gamma=0.5, mixed_negatives=3), 7),
+    "vtc of 7, one way": (Objectives(NOTHING | {"vtc": 1.0}, vtc_directions="vision_to_text"), 7),
+    "momentum of 7, with a queue": (Objectives(NOTHING | {"momentum": 1.0}, queue_size=17, momentum_decay=0.5), 7),
+    "mpm of 7, in chunks": (Objectives(NOTHING | {"mpm": 1.0}, chunk=2, joint_share=0.7, mpm_targets=0.6), 7),
+    "moments of 7, aligned": (Objectives(NOTHING | {"moments": 1.0}, moment_alignment=0.7), 7),
     "all of 7": (EVERYTHING, 7),
     "all of 7, in chunks": (replace(EVERYTHING, chunk=2), 7),
     "all of 8, half of it jointly": (replace(EVERYTHING, joint_share=0.5), 8),
@@ -103,6 +107,10 @@ def trained(
                     yield f"gradient {name}", whole_tensor(parameter.grad).reshape(-1).clone()
         optimizer.step()
         optimizer.zero_grad()
+        if module.momentum is not None:
+            module.momentum.follow(model, step + 1)
+            for side, queued in module.momentum.queue.items():
+                yield f"weight of the queue of {side} {step}", queued.reshape(-1).clone()
     clips = some_batch(pairs, objectives).pixel_values.to(dtype)
     clips = clips.flatten(0, 1) if objectives.needs_stretches else clips
     with torch.no_grad():
@@ -166,8 +174,9 @@ def found() -> dict[str, Tensor]:
         everything.update({f"{case}: {name}": value.contiguous() for name, value in values})
 
     for case, (objectives, pairs) in CASES.items():
-        steps, encoders = 3 if case.startswith("all") else 1, tiny_encoders() if "structure" in case else {}
-        keep(case, trained(objectives, pairs, steps, torch.float64, data_parallel, **encoders))
+        steps = 3 if case.startswith("all") or "queue" in case else 1
+        config = tiny_encoders() if "structure" in case else {"masked_patches": "mpm" in case}
+        keep(case, trained(objectives, pairs, steps, torch.float64, data_parallel, **config))
     keep("float32", trained(EVERYTHING, 7, 3, torch.float32, data_parallel))
     keep("sharded", trained(EVERYTHING, 7, 3, torch.float64, sharded, tie_word_embeddings=True))
     keep("sharded, in chunks", trained(replace(EVERYTHING, chunk=2), 7, 1, torch.float64, sharded))

@@ -150,6 +150,7 @@ def tiny_batch(pairs: int = 4) -> PreTrainingBatch:
         other_input_ids=inputs["input_ids"].flip(1)[:, :5],
         other_attention_mask=torch.ones(pairs, 5, dtype=torch.long),
         negative_draws=(torch.rand(pairs, generator=torch.Generator().manual_seed(1)) * 2**DRAW_BITS).long(),
+        patch_draws=torch.arange(pairs) + 3,
     )
 
 

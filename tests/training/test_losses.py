@@ -386,9 +386,9 @@ def test_the_contrast_of_captions_is_that_of_two_texts() -> None:
 def test_the_budget_reaches_every_objective(name: str) -> None:
     batch = tiny_stretches() if OBJECTIVES[name].needs_stretches else tiny_batch()
     objectives = Objectives({"vtm": 0.0, "mlm": 0.0, name: 1.0})
-    encoders = tiny_encoders() if OBJECTIVES[name].needs_frozen_encoders else {}
-    found = ask(batch, objectives, ComputeBudget(cross_attentions=1), **encoders)
-    assert differs(found[name], ask(batch, objectives, **encoders)[name])
+    changes = tiny_encoders() if OBJECTIVES[name].needs_frozen_encoders else {"masked_patches": name == "mpm"}
+    found = ask(batch, objectives, ComputeBudget(cross_attentions=1), **changes)
+    assert differs(found[name], ask(batch, objectives, **changes)[name])
 
 
 @pytest.mark.parametrize(
@@ -412,6 +412,16 @@ def test_the_budget_reaches_every_objective(name: str) -> None:
             lambda: Objectives({"vtm": 0, "mlm": 0, "moments": 1}, hard_negatives=True),
             "objectives.hard_negatives=true: is of clips, objectives.moments has its own",
         ),
+        (lambda: Objectives({"momentum": 1}, momentum_alpha=1.5), "objectives.momentum_alpha=1.5: need 0 to 1"),
+        (lambda: Objectives({"momentum": 1}, queue_size=-1), "objectives.queue_size=-1: need 0 or more"),
+        (lambda: Objectives({"mpm": 1}, mpm_ratio=1.0), "objectives.mpm_ratio=1.0: a share, above 0 and below 1"),
+        (lambda: Objectives({"mpm": 1}, mpm_targets=0.0), "objectives.mpm_targets=0.0"),
+        (lambda: Objectives({"vtc": 1}, vtc_directions="down"), "objectives.vtc_directions=down: unknown, choose"),  # type: ignore[arg-type]
+        (lambda: Objectives({"mlm": 0}, alternate=True), "objectives.alternate=true: vtm alone has every turn"),
+        (lambda: Objectives(queue_size=8), "objectives.queue_size=8: is of momentum, which has no weight"),
+        (lambda: Objectives(mpm_ratio=0.5), "objectives.mpm_ratio=0.5: is of mpm, which has no weight"),
+        (lambda: Objectives(vtc_directions="alternate"), "objectives.vtc_directions=alternate: is of vtc"),
+        (lambda: Objectives(moment_alignment=1), "objectives.moment_alignment=1: is of moments, which has no weight"),
         (lambda: Objectives(focal_gamma=0.5), "objectives.focal_gamma=0.5: is of vtc, which has no weight"),
         (lambda: Objectives(mixed_negatives=2), "objectives.mixed_negatives=2: is of vtc, which has no weight"),
         (lambda: Objectives(structure_levels=2), "objectives.structure_levels=2: is of structure, which has no"),

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from perceiver_vl import ComputeBudget, PerceiverVLForPreTraining
 from perceiver_vl.layers.partial_attention import every_window
 from perceiver_vl.training.losses.base import PreTrainingBatch
-from perceiver_vl.training.losses.moments import crowds_of, right_shares
+from perceiver_vl.training.losses.moments import alignment, crowds_of, right_shares
 from perceiver_vl.training.objectives import Objectives, PreTrainingModule
 from perceiver_vl.training.statistics import pretraining_flops
 from tiny import assert_same, tiny_model, tiny_stretches
@@ -70,11 +70,33 @@ def by_definition(model: PerceiverVLForPreTraining, batch: PreTrainingBatch) -> 
     return torch.stack(losses).mean()
 
 
+def alignment_by_definition(model: PerceiverVLForPreTraining, batch: PreTrainingBatch) -> Tensor:
+    """Segment for segment of a caption's own stretch, by how much of each some moment of it fills."""
+    assert batch.edges is not None
+    assert batch.moments is not None
+    total = torch.zeros(()).double()
+    for row in range(len(batch)):
+        words = model.get_text_features(batch.input_ids[row : row + 1], batch.attention_mask[row : row + 1])[0]
+        vectors, edges = model.get_vision_features(batch.pixel_values[row], batch.frame_mask[row]), batch.edges[row]
+        odds, right = torch.zeros(()).double(), torch.zeros(()).double()
+        for vector, begin, end in zip(vectors, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            if end > begin:
+                filled = sum(
+                    max(0.0, min(end, after) - max(begin, start)) for start, after in batch.moments[row].tolist()
+                )
+                odds = odds + (model.logit_scale * vector @ words).exp()
+                right = right + min(1.0, filled / (end - begin)) * (model.logit_scale * vector @ words).exp()
+        total = total - (right / odds).log()
+    return total / len(batch)
+
+
 @pytest.mark.parametrize("changes", [{}, {"length_weight": True}])
 def test_moments_are_what_their_definition_says(changes: dict[str, Any]) -> None:
     batch, model = tiny_stretches(), tiny_model(PerceiverVLForPreTraining, **changes)
     assert (model.length_weight is not None) == bool(changes)
     assert_same(loss_of(model, batch), by_definition(model, batch), 1e-6)
+    aligned = loss_of(model, batch, replace(MOMENTS, moment_alignment=0.3))
+    assert_same(aligned, by_definition(model, batch) + 0.3 * alignment_by_definition(model, batch), 1e-6)
     short = replace(batch, moments=batch.moments / 20)  # type: ignore[arg-type, operator]  # shorter than any segment
     assert_same(loss_of(model, short), by_definition(model, short), 1e-6)
 
@@ -150,3 +172,20 @@ def test_operations_are_those_that_are_counted() -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         PreTrainingModule(model, MOMENTS)(PreTrainingBatch.from_dict(given), [FULL])
     assert pretraining_flops(model.config, given, MOMENTS) / 3 == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_segments_that_are_all_inside_or_all_outside_teach_no_alignment() -> None:
+    edges = torch.tensor([[0.0, 2.0, 4.0, 4.0]]).expand(4, -1)
+    moments = torch.tensor([[[0.0, 9.0]], [[5.0, 6.0]], [[0.0, 2.0]], [[1.0, 2.0]]])
+    cosines = torch.tensor([[1.0, 3.0, 50.0]]).repeat(4, 1).requires_grad_()
+    found, logits = alignment(cosines, edges, moments)
+    shares = torch.tensor([1.0, 3.0]).softmax(0)
+    torch.testing.assert_close(
+        found, torch.stack([found[0] * 0, found[0] * 0, -shares[0].log(), -(shares[0] / 2).log()])
+    )
+    found.sum().backward()
+    assert cosines.grad is not None
+    assert cosines.grad.isfinite().all()
+    assert (cosines.grad[2] * torch.tensor([-1.0, 1.0, 0.0]) >= 0).all()  # towards the words inside, away outside
+    assert cosines.grad[2, 0] < -0.1
+    assert logits[0, 2] < -1e3

@@ -104,7 +104,8 @@ def test_a_new_objective_says_what_it_needs(distance: str, tmp_path: Path) -> No
     decoder = {"stages": [{"steps": 1, "train": ["decoder"]}], "training": {}}
     with pytest.raises(UsageError, match="no objective asks the decoder"):
         recipe_of(tmp_path / "run", decoder, objectives=alone)
-    with pytest.raises(UsageError, match="as vtc, ttc, mixed_vtm, mixed_vtc, structure, moments and distance do"):
+    everyone = "as vtc, ttc, mixed_vtm, mixed_vtc, momentum, structure, moments and distance do"
+    with pytest.raises(UsageError, match=everyone):
         recipe_of(tmp_path / "run", elastic={"text_latents": 1})
 
 
@@ -135,6 +136,8 @@ def test_a_new_objectives_loss_is_its_own(distance: str) -> None:
         ({"mlm": 1}, {"masked_input_ids", "mlm_labels"}),
         ({"ttc": 1}, {"other_input_ids", "other_attention_mask"}),
         ({"mixed_vtm": 1, "hard_negatives": True}, {"negative_draws"}),
+        ({"mpm": 1}, {"patch_draws"}),
+        ({"momentum": 1}, set()),
     ],
 )
 def test_a_batch_has_what_the_objectives_need_and_no_more(

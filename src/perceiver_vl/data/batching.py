@@ -23,8 +23,9 @@ from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.utils.errors import MediaError, PerceiverVLError
 
 DRAW_BITS = 24
-"""Of the draw of a hard negative: as many as a float32 in [0, 1) has."""
+"""Of the draws of hard negatives and of patches: as many as a float32 in [0, 1) has."""
 _CAPTION_DRAWS, _MASKING_DRAWS, _FRAME_DRAWS, _AUGMENTATION_DRAWS, _NEGATIVE_DRAWS = 0, 1, 2, 3, 5
+_PATCH_DRAWS = 7  # tasks and training have 4 to 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,9 +231,10 @@ class PreTrainingCollator:
         mlm_probability: float | None = None,
         other_captions: bool = False,
         negative_draws: bool = False,
+        patch_draws: bool = False,
     ) -> None:
         self.processor, self.mlm_probability = processor, mlm_probability
-        self.other_captions, self.negative_draws = other_captions, negative_draws
+        self.other_captions, self.negative_draws, self.patch_draws = other_captions, negative_draws, patch_draws
 
     def __call__(self, examples: list[Example] | PerceiverVLError) -> dict[str, Any]:
         """`B` examples → tensors as `PreTrainingBatch` says, and `read_statistics`; an error → `error` alone."""
@@ -259,6 +261,9 @@ class PreTrainingCollator:
         if self.negative_draws:
             draws = [np.random.default_rng([*e.key, _NEGATIVE_DRAWS]).random(dtype=np.float32) for e in examples]
             batch["negative_draws"] = torch.tensor([int(draw * 2**DRAW_BITS) for draw in draws])
+        if self.patch_draws:
+            drawn = [np.random.default_rng([*e.key, _PATCH_DRAWS]).integers(2**DRAW_BITS) for e in examples]
+            batch["patch_draws"] = torch.tensor(np.array(drawn))
         return {**batch, **read_statistics(examples)}
 
 

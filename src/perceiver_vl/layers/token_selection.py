@@ -1,7 +1,8 @@
 """Which latents and which tokens take part: drawn in training, chosen by what they attend to in use.
 
 Sources: Dynamic Latent Access (Tsiamas et al. 2023, "Efficient Speech Translation with Dynamic Latent Perceivers"), in
-both its parts; DropToken (Akbari et al. 2021, VATT).
+both its parts; DropToken (Akbari et al. 2021, VATT); subsets of tokens as inputs and as targets (Mizrahi et al. 2023,
+4M).
 Shapes: B batch, T frames, P patches a frame (with the class token where there is one), M inputs, N latents, D width.
 """
 
@@ -33,6 +34,20 @@ def kept_tokens(frames: int, patches: int, share: float, seed: int, class_token:
     if class_token:
         kept = F.pad(kept, (1, 0))
     return (kept + patches * torch.arange(frames)[:, None]).flatten()
+
+
+def seen_and_asked(
+    frames: int, patches: int, seen: float, asked: float, seed: int, class_token: bool
+) -> tuple[Tensor, Tensor]:
+    """Two sets of a clip's vision tokens without a common one, of each frame as many, as places that ascend, int64:
+    the share `seen` of its patches, as `kept_tokens` draws it; and of the others the share `asked`, but at least one.
+    There must be others.
+    """
+    kept = kept_tokens(frames, patches, seen, seed, class_token)
+    is_left = torch.ones(frames * patches, dtype=torch.bool)
+    is_left[kept] = False
+    others = is_left.nonzero().squeeze(1)
+    return kept, others[kept_tokens(frames, len(others) // frames, asked, seed + 1, class_token=False)]
 
 
 def most_diverse(attention: Tensor, count: int) -> Tensor:

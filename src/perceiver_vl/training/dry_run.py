@@ -24,7 +24,7 @@ from perceiver_vl.tasks.example_task import ExampleTask
 from perceiver_vl.training.distillation import DistillationModule
 from perceiver_vl.training.elastic import ElasticTaskModule, budgets_of_step
 from perceiver_vl.training.losses.base import PreTrainingBatch
-from perceiver_vl.training.objectives import PreTrainingModule
+from perceiver_vl.training.objectives import Objectives, PreTrainingModule
 from perceiver_vl.training.recipe import DataSource, Recipe
 from perceiver_vl.training.run import checked_arguments, examples_of, sampler_for
 from perceiver_vl.training.setup import prepare_start
@@ -161,7 +161,6 @@ def _forward(
     """Operations of a forward pass, and bytes that it keeps for the backward pass, weights left out."""
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    objectives = replace(recipe.objectives, chunk=None)  # in chunks nothing is kept at first
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -170,7 +169,7 @@ def _forward(
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def run(budgets: list[ComputeBudget]) -> object:
+    def run(budgets: list[ComputeBudget], objectives: Objectives) -> object:
         distill = recipe.elastic.distill if recipe.elastic else 0.0
         if recipe.teacher is not None:
             return DistillationModule(model)(tensors)
@@ -187,10 +186,18 @@ def _forward(
     for module in model.modules():
         if isinstance(module, PerceiverVLEncoder):
             module.layer_drop = 0.0  # at all cross-attentions
+    flops, most = 0.0, 0
+    learns = [parameter.requires_grad for parameter in model.parameters()]
     with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16 or arguments.fp16):
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            held = run(budgets)  # noqa: F841 (while it lives no storage is given to another tensor)
-        model.requires_grad_(False)  # the counter cannot follow a graph that some of its modules are not part of
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            run([FULL_BUDGET])
-    return counter.get_total_flops(), sum(kept.values())
+        for objectives, share in replace(recipe.objectives, chunk=None).turns():  # in chunks nothing is kept at first
+            kept.clear()
+            with saved_tensors_hooks(keep, lambda tensor: tensor):
+                held = run(budgets, objectives)  # noqa: F841 (while it lives no storage is given to another tensor)
+            most = max(most, sum(kept.values()))
+            model.requires_grad_(False)  # the counter cannot follow a graph that some of its modules are not part of
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                run([FULL_BUDGET], objectives)
+            flops += share * counter.get_total_flops()
+            for parameter, learned in zip(model.parameters(), learns, strict=True):
+                parameter.requires_grad_(learned)
+    return round(flops), most

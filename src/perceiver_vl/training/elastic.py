@@ -157,7 +157,7 @@ def distillation_loss(learner: ObjectiveOutput, teacher: ObjectiveOutput) -> Ten
 
 def _divergence(mine: Tensor, theirs: Tensor, kind: str, rows: float | Tensor | None) -> Tensor:
     if kind == "numbers":
-        return F.mse_loss(mine, theirs)
+        return F.mse_loss(mine, theirs) if rows is None else F.mse_loss(mine, theirs, reduction="sum") / rows
     rows = max(1, len(mine)) if rows is None else rows
     if kind == "yes_or_no":
         right = theirs.sigmoid()

@@ -293,6 +293,7 @@ def examples_of(
             mlm_probability=objectives.mlm_probability if objectives.needs_masked_words else None,
             other_captions=objectives.needs_other_captions,
             negative_draws=objectives.hard_negatives,
+            patch_draws=objectives.needs_patch_draws,
         )
     task, config, processor = start.task, start.model.config, start.processor
     second = other_pictures(start.source, decoded) if task.pictures > 1 else None
@@ -328,6 +329,9 @@ def checked_arguments(recipe: Recipe) -> TrainingArguments:
             "training.auto_find_batch_size=true: the order of the data and the contrasts hang on the batch, set "
             "objectives.chunk: it computes a large one in the memory of a small one"
         )
+    if recipe.task is None and recipe.objectives.needs_momentum and is_sharded(arguments):
+        weight = recipe.objectives.weights["momentum"]
+        raise UsageError(f"objectives.momentum={weight:g}: its copy is not sharded, leave out training.fsdp")
     for name in ("vision_lora", "text_lora", "language_lora"):
         if (rank := getattr(recipe.encoders, name)) and is_sharded(arguments):
             raise UsageError(f"encoders.{name}={rank}: adapters are not sharded, leave out training.fsdp")

@@ -118,7 +118,7 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
     model, fresh = starting_model(recipe, config, seed, checkpoint, teacher)
     tuned = tune_encoders(model, recipe.encoders)
     if task is None:
-        recipe.objectives.check_encoders(model)
+        recipe.objectives.check_model(model)
     for split in (*data.train, *([data.validation] if data.validation else [])):
         if split.folder is not None:
             encoder = model.base_model.vision_encoder
@@ -295,16 +295,16 @@ def processor_and_config(
     """
     if teacher is not None:
         return _of_student(recipe, teacher)
-    start = checkpoint or recipe.initialise.model
+    start, asked = checkpoint or recipe.initialise.model, _fields_asked(recipe)
     if start is not None:
         folder = check_model_folder(start)
         config = PerceiverVLConfig.from_pretrained(folder)
         if checkpoint is None:
-            text = config.text_latents_of(recipe.model.get("num_latents", config.num_latents))
+            text = config.text_latents_of(asked.get("num_latents", config.num_latents))
             tokenizer, of_language = _of_language_model(recipe, config.max_text_length)
-            changes = {"num_text_latents": text} | of_language | recipe.model
+            changes = {"num_text_latents": text} | of_language | asked
             config = PerceiverVLConfig.from_dict(config.to_dict() | changes)
-        for name, value in recipe.model.items():
+        for name, value in asked.items():
             if value is not None and getattr(config, name, None) != value:
                 raise UsageError(
                     f"model.{name}={value}: {folder} has {getattr(config, name, 'no such key')}, resume with that"
@@ -328,7 +328,7 @@ def processor_and_config(
                 "mask_token_id": tokenizer.mask_token_id,
                 "pad_token_id": tokenizer.pad_token_id,
             }
-        config = PerceiverVLConfig(**words, **recipe.model)
+        config = PerceiverVLConfig(**words, **asked)
         size = {"height": config.image_size, "width": config.image_size}
         processor = PerceiverVLProcessor(
             PerceiverVLImageProcessor(size=size, num_frames=recipe.data.num_frames), tokenizer
@@ -341,6 +341,18 @@ def _of_language_model(recipe: Recipe, longest: int) -> tuple[Any, dict[str, Any
     """The tokenizer of the language model that a recipe names, and what of the configuration it says; else None."""
     name = recipe.initialise.language_model
     return (None, {}) if name is None else language_fields(name, recipe.model.get("max_text_length", longest))
+
+
+def _fields_asked(recipe: Recipe) -> dict[str, Any]:
+    """Fields of the model's configuration: those that the recipe says, and what its objectives need of it."""
+    if recipe.task is not None or not recipe.objectives.weights["mpm"]:
+        return recipe.model
+    if recipe.model.get("masked_patches") is False:
+        raise UsageError(
+            f"model.masked_patches=false: objectives.mpm={recipe.objectives.weights['mpm']:g} asks for masked patches, "
+            "leave one of them out"
+        )
+    return recipe.model | {"masked_patches": True}
 
 
 def _of_student(recipe: Recipe, teacher: LoadedTeacher) -> tuple[PerceiverVLProcessor, PerceiverVLConfig]:

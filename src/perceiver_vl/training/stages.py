@@ -28,7 +28,7 @@ _PLACES = {
     "self_attentions": r"perceiver_vl\.encoder\.(blocks\.\d+\.self_attentions|norm)\.",
     "embeddings": r"perceiver_vl\.embeddings\.",
     "base_answers": r"base_answers\.",
-    "decoder": r"(decoder|caption_decoder|vtm_query|mlm_queries|answer_query|answer_queries)\.",
+    "decoder": r"(decoder|caption_decoder|vtm_query|mlm_queries|mpm_queries|answer_query|answer_queries)\.",
 }
 
 

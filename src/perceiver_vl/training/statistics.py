@@ -22,7 +22,13 @@ from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.language_bridge.flops import bridge_flops
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoder import PerceiverVLEncoder
-from perceiver_vl.models.perceiver_vl.flops import caption_flops, encoder_flops, matching_flops, merge_flops
+from perceiver_vl.models.perceiver_vl.flops import (
+    block_flops,
+    caption_flops,
+    encoder_flops,
+    matching_flops,
+    merge_flops,
+)
 from perceiver_vl.training.losses.base import BatchFlops
 from perceiver_vl.training.objectives import Objectives
 from perceiver_vl.training.stages import part_of
@@ -151,9 +157,24 @@ def pretraining_flops(
         match=matching_flops(config, latents),
         match_end=merge_flops(config),
         segments=segments,
+        masked_joint=_masked_flops(config, frames, words, objectives, budget) if objectives.weights["mpm"] else 0.0,
     )
     shared = examples * (of_batch.vision + of_batch.text) if objectives.encodings else 0.0
     return 3 * (shared + sum(objective.flops(of_batch) for objective in objectives.asked.values()))
+
+
+def _masked_flops(
+    config: PerceiverVLConfig, frames: int, words: int, objectives: Objectives, budget: ComputeBudget
+) -> float:
+    """Operations of a joint encoding of the patches that are not masked, and of the decoder for those asked for."""
+    budget, patches = replace(budget, frames=None), config.grid**2
+    masked = frames * (patches - max(1, round((1 - objectives.mpm_ratio) * patches)))
+    tokens = frames * config.tokens_per_frame + (words if config.modality_aggregation == "joint" else 0)
+    latents = config.latents_of(budget)[1]
+    spared = block_flops(config, latents, tokens) - block_flops(config, latents, tokens - masked)
+    reads = 1 + (1 - config.layer_drop) * (config.cross_attentions_of(budget) - 1)
+    asked = max(frames, round(objectives.mpm_targets * masked))
+    return encoding_flops(config, frames, words, budget) - reads * spared + block_flops(config, asked, latents)
 
 
 def task_flops(config: PerceiverVLConfig, batch: Mapping[str, Tensor], budget: ComputeBudget = FULL_BUDGET) -> float:

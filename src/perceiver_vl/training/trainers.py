@@ -1,6 +1,7 @@
 """A Trainer of Hugging Face for each thing that can be learned: retrieval with its objectives, and the tasks."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,10 +11,12 @@ from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.tasks.retrieval_result import RetrievalResult
 from perceiver_vl.tasks.task_result import TaskResult
+from perceiver_vl.training.callbacks import AtSteps
 from perceiver_vl.training.distillation import DistillationModule
 from perceiver_vl.training.elastic import ElasticTaskModule
 from perceiver_vl.training.losses.base import PreTrainingBatch
-from perceiver_vl.training.objectives import PreTrainingModule
+from perceiver_vl.training.momentum import MomentumModel
+from perceiver_vl.training.objectives import Objectives, PreTrainingModule
 from perceiver_vl.training.recipe import Recipe
 from perceiver_vl.training.recipe_trainer import RecipeTrainer
 from perceiver_vl.training.statistics import FEW, captioning_flops, encoding_flops, pretraining_flops, task_flops
@@ -26,16 +29,39 @@ RECALLS = ("r1", "r5", "r10")
 class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
     """Our objectives as the loss, and retrieval on the validation clips as the evaluation."""
 
+    momentum: MomentumModel | None = None
+
     def module(self) -> nn.Module:
         """The model with the recipe's objectives."""
         elastic = self.recipe.elastic
-        return PreTrainingModule(self.model, self.recipe.objectives, elastic.distill if elastic else 0.0)
+        module = PreTrainingModule(self.model, self.recipe.objectives, elastic.distill if elastic else 0.0)
+        if (momentum := module.momentum) is not None:
+            self.momentum = momentum
+            self.add_callback(AtSteps(lambda step: momentum.follow(self.model, step)))
+        return module
+
+    def restore(self, checkpoint: Path | None) -> None:
+        """And the momentum model with its queue."""
+        super().restore(checkpoint)
+        if self.momentum is not None and checkpoint is not None:
+            self.momentum.load(checkpoint, self.model, self.state.global_step)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Into a checkpoint the momentum model with its queue, too, which all processes have alike."""
+        super().save_model(output_dir, _internal_call)
+        if self.momentum is not None and _internal_call and self.args.should_save:
+            self.momentum.save(Path(output_dir or self.args.output_dir))
+
+    def objectives(self) -> Objectives:
+        """Those of this step."""
+        return self.recipe.objectives.of_step(self.state.global_step, self.args.seed)
 
     def loss_of(self, module: nn.Module, inputs: dict[str, Any], global_batch: GlobalBatch) -> Tensor:
-        """The weighted sum of the recipe's objectives."""
+        """The weighted sum of the step's objectives."""
         own = global_batch.sizes[global_batch.rank]  # 0 where what there is only stands in
-        batch = PreTrainingBatch.from_dict({name: value[:own] for name, value in inputs.items()})
-        return self.loss_of_parts(module, batch, self.budgets(), global_batch)
+        parts = {name: value[:own] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        batch = PreTrainingBatch.from_dict(parts)
+        return self.loss_of_parts(module, batch, self.budgets(), global_batch, self.objectives())
 
     def score(self, validation: VideoDataset) -> RetrievalResult:
         """As the recipe's `evaluation` says."""
@@ -51,8 +77,8 @@ class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
         )
 
     def flops(self, batch: Mapping[str, Tensor]) -> float:
-        """Of the recipe's objectives."""
-        objectives, config = self.recipe.objectives, self._config()
+        """Of the step's objectives."""
+        objectives, config = self.objectives(), self._config()
         return sum(pretraining_flops(config, batch, objectives, budget) for budget in self.budgets())
 
     def run_encoder(self, few: dict[str, Tensor]) -> object:

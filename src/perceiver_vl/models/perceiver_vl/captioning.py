@@ -128,7 +128,7 @@ class CaptioningModel(PerceiverVLPreTrainedModel, GenerationMixin):
 class PerceiverVLForCaptioning(CaptioningModel):
     """A `CaptioningModel` whose words are causal latents of its own."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(decoder|vtm_|mlm_|answer_|contrastive|base_matching|base_answers)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(decoder|vtm_|mlm_|mpm_|answer_|contrastive|base_matching|base_answers)"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)

@@ -125,6 +125,8 @@ class PerceiverVLConfig(PreTrainedConfig):
     bridge_layers: list[int] = field(default_factory=list)  # of it, that take the blocks' latents; none: its input does
 
 
+    masked_patches: bool = False  # queries and a head for what masked patches show, in pre-training (objective mpm)
+
     # Retrieval
     projection_dim: int | None = None  # E, the length of the multi-stream vectors; None: D
     base: Literal["none", "dual", "linear"] = "none"  # what latents add to: the encoders' own vectors, or maps of them
@@ -214,6 +216,11 @@ class PerceiverVLConfig(PreTrainedConfig):
         """Refuse ways to make tokens that cannot be."""
         if self.vision_config is not None and (self.patch_stem != "linear" or self.patch_norm):
             raise UsageError("patch_stem, patch_norm: of patches, in whose place a vision_config gives its tokens")
+        if self.masked_patches and (self.patch_stem != "linear" or self.temporal_kernel):
+            raise UsageError(
+                f"masked_patches=True: with patch_stem={self.patch_stem!r} or a temporal_kernel tokens know of their "
+                "neighbours, masked or not; leave these out"
+            )
         if self.patch_stem == "convolutional" and self.patch_size.bit_count() != 1:
             raise UsageError(f"patch_size={self.patch_size}: patch_stem='convolutional' needs a power of 2")
         if self.sincos_positions is not None and not 0.0 < self.sincos_positions <= 1000.0:

@@ -1,12 +1,13 @@
 """A query array attends to the latents, once (paper 3.4, Figure 2).
 
-Shapes: B batch, N latents, L text tokens, Q queries, D width.
+Shapes: B batch, N latents, L text tokens, P patches a frame, Q queries, D width.
 """
 
 import torch
 from torch import Tensor, nn
 
 from perceiver_vl.layers.perceiver import QueryDecoder
+from perceiver_vl.layers.positions import resize_positions
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoder import block_arguments, cross_attention_arguments
 
@@ -43,3 +44,19 @@ class MaskedWordQueries(nn.Module):
         """`is_masked (B,L)` bool → `(B,L,D)`."""
         rows = (is_masked == bool(self.row_of_masked)).long()
         return self.position_embeddings.weight[: is_masked.shape[1]] + self.mask_embeddings(rows)
+
+
+class MaskedPatchQueries(nn.Module):
+    """One query for each patch that is asked for, saying which frame it is in and where, never what it shows."""
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        self.grid = config.grid
+        self.position_embeddings = nn.Embedding(config.grid**2, config.hidden_size)
+        self.temporal_embeddings = nn.Embedding(config.max_frames, config.hidden_size)
+
+    def forward(self, places: Tensor, grid: tuple[int, int]) -> Tensor:
+        """`places (B,Q)` int64, frame · P + patch, of frames of `grid` rows and columns → `(B,Q,D)`."""
+        patches = grid[0] * grid[1]
+        positions = resize_positions(self.position_embeddings.weight, (self.grid, self.grid), grid)
+        return positions[places % patches] + self.temporal_embeddings(places // patches)

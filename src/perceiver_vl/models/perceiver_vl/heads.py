@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from perceiver_vl.layers.zero_linear import ZeroLinear
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.embeddings import TokenProjection
+from perceiver_vl.models.perceiver_vl.encoders import vision_width
 
 BILINEAR_WIDTH = 256
 """Of `BaseAnswers`."""
@@ -43,6 +44,21 @@ class MaskedWordHead(nn.Module):
     def forward(self, answers: Tensor) -> Tensor:
         """`(…,D)` → `(…,V)`."""
         return self.projection(self.norm(F.gelu(self.dense(answers)))) + self.bias
+
+
+class MaskedPatchHead(nn.Module):
+    """What a masked patch shows: its pixels, or over a pretrained encoder the values of its token (as MAE ends)."""
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        encoder = config.vision_config
+        values = config.num_channels * config.patch_size**2 if encoder is None else vision_width(encoder)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.projection = nn.Linear(config.hidden_size, values)
+
+    def forward(self, answers: Tensor) -> Tensor:
+        """`(…,D)` → `(…,V)`, V pixels (channels first) or the width of a token."""
+        return self.projection(self.norm(answers))
 
 
 class CaptionWords(nn.Module):

@@ -48,7 +48,7 @@ class PerceiverVLForImagesAndTextClassification(PerceiverVLPreTrainedModel):
     image" is not the right one. `answers_from="mean_latents"` takes the mean of each pass's latents instead.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(vtm_|mlm_|contrastive|base_matching|base_answers|caption_)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(vtm_|mlm_|mpm_|contrastive|base_matching|base_answers|caption_)"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)

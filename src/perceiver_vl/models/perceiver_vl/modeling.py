@@ -206,7 +206,7 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
 class PerceiverVLModel(PerceiverVLPreTrainedModel):
     """Words and pixels → input array → latents (paper 3.1 to 3.3)."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(decoder|vtm_|contrastive|base_matching|mlm_|answer_|caption_)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(decoder|vtm_|contrastive|base_matching|mlm_|mpm_|answer_|caption_)"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)

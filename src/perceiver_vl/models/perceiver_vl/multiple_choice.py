@@ -34,7 +34,7 @@ class PerceiverVLForMultipleChoice(PerceiverVLPreTrainedModel):
     pretrained encoders the latents add to what these alone say of each choice and the clip, as in the single stream.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(mlm_|answer_|contrastive|base_answers|caption_)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(mlm_|mpm_|answer_|contrastive|base_answers|caption_)"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""Retrieval, and masked words: what pre-training trains (paper 4.1).
+"""Retrieval, masked words and masked patches: what pre-training trains (paper 4.1; patches as in MAE).
 
 Shapes: B batch, T frames, L text tokens, N latents, Q queries, D width, V vocabulary.
 """
@@ -13,10 +13,11 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.decoder import MaskedWordQueries
-from perceiver_vl.models.perceiver_vl.heads import MaskedWordHead
+from perceiver_vl.models.perceiver_vl.decoder import MaskedPatchQueries, MaskedWordQueries
+from perceiver_vl.models.perceiver_vl.heads import MaskedPatchHead, MaskedWordHead
 from perceiver_vl.models.perceiver_vl.modeling import AskedOutputs, states_of
 from perceiver_vl.models.perceiver_vl.retrieval import PerceiverVLForRetrieval, matching_loss
+from perceiver_vl.utils.errors import UsageError
 
 
 @dataclass
@@ -32,7 +33,9 @@ class PerceiverVLForPreTrainingOutput(ModelOutput):
 
 
 class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
-    """Retrieval, and masked words: the model that the pre-training objectives train (paper 4.1)."""
+    """Retrieval, masked words and, where they are asked for (`config.masked_patches`), masked patches: the model that
+    the pre-training objectives train (paper 4.1).
+    """
 
     _keys_to_ignore_on_load_unexpected = []
 
@@ -40,6 +43,8 @@ class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
         super().__init__(config)
         self.mlm_queries = MaskedWordQueries(config)
         self.mlm_head = MaskedWordHead(config)
+        self.mpm_queries = MaskedPatchQueries(config) if config.masked_patches else None
+        self.mpm_head = MaskedPatchHead(config) if config.masked_patches else None
         # Not of the class: the parent's post_init would tie a head that is not there yet
         self._tied_weights_keys = {"mlm_head.projection.weight": "perceiver_vl.embeddings.text.word_embeddings.weight"}
         self.post_init()
@@ -62,6 +67,16 @@ class PerceiverVLForPreTraining(PerceiverVLForRetrieval):
     def decode_masked_words(self, latents: Tensor, is_masked: Tensor) -> Tensor:
         """`latents (B,N,D)`, `is_masked (B,L)` bool → what the decoder says of every text position `(B,L,D)`."""
         return self.decode(self.mlm_queries(is_masked), latents)
+
+    def decode_masked_patches(self, latents: Tensor, places: Tensor, grid: tuple[int, int]) -> Tensor:
+        """`latents (B,N,D)`, `places (B,Q)` as of `MaskedPatchQueries` → what those patches show `(B,Q,V)`.
+
+        Raises `UsageError` for a model that was not made with `masked_patches`.
+        """
+        if self.mpm_queries is None or self.mpm_head is None:
+            raise UsageError("masked_patches=False: this model has no queries for patches, make one with it")
+        answers: Tensor = self.mpm_head(self.decode(self.mpm_queries(places, grid), latents))
+        return answers
 
     @can_return_tuple
     def forward(  # type: ignore[override]  # another output, and the labels that go with it

@@ -103,7 +103,7 @@ class _AnsweringModel(PerceiverVLPreTrainedModel):
 
     is_asked = False
 
-    _keys_to_ignore_on_load_unexpected = [r"^(vtm|mlm|contrastive|base_matching|base_answers|caption_)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(vtm|mlm|mpm|contrastive|base_matching|base_answers|caption_)"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)

@@ -48,7 +48,7 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
     what an index stores) and the partial attentions merged (`merge_matches`).
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(mlm_|answer_|base_answers|caption_)"]
+    _keys_to_ignore_on_load_unexpected = [r"^(mlm_|mpm_|answer_|base_answers|caption_)"]
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__(config)

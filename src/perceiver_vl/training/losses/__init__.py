@@ -9,6 +9,8 @@ from perceiver_vl.training.losses.mixed_vtc import MixedVTC
 from perceiver_vl.training.losses.mixed_vtm import MixedVTM
 from perceiver_vl.training.losses.mlm import MLM
 from perceiver_vl.training.losses.moments import Moments
+from perceiver_vl.training.losses.momentum import Momentum
+from perceiver_vl.training.losses.mpm import MPM
 from perceiver_vl.training.losses.structure import Structure
 from perceiver_vl.training.losses.ttc import TTC
 from perceiver_vl.training.losses.vtc import VTC
@@ -21,6 +23,8 @@ OBJECTIVES: dict[str, Objective] = {
     "ttc": TTC(),
     "mixed_vtm": MixedVTM(),
     "mixed_vtc": MixedVTC(),
+    "momentum": Momentum(),
+    "mpm": MPM(),
     "structure": Structure(),
     "moments": Moments(),
 }

@@ -18,6 +18,7 @@ class MixedVTM(Objective):
     """Every text once with its own vision, once with a negative."""
 
     encodings = ("partial_match",)
+    needs_negatives = True
     needs_decoder = True
 
     def forward(self, batch: EncodedBatch) -> ObjectiveOutput:

@@ -63,8 +63,14 @@ class Moments(Objective):
         counted = logits - crowds
         own = counted.unflatten(1, (everyone.total, len(starts)))[torch.arange(examples, device=logits.device), places]
         surprise = counted.logsumexp(1) - (shares * own).sum(1)
-        rows = everyone.mean_of(everyone.total)
-        return ObjectiveOutput(surprise.sum() / rows, (logits,), "classes", rows)
+        rows, found = everyone.mean_of(everyone.total), [logits]
+        if weight := batch.options.moment_alignment:
+            own_vectors = batch.vision["features"].unflatten(0, (examples, segments))
+            cosines = model.logit_scale * (own_vectors @ batch.text["features"][..., None]).squeeze(-1)
+            outside, segment_logits = alignment(cosines, inputs.edges, inputs.moments)
+            surprise = surprise + weight * outside
+            found.append(segment_logits)
+        return ObjectiveOutput(surprise.sum() / rows, tuple(found), "classes", rows)
 
     def flops(self, batch: BatchFlops) -> float:
         """The end of the decoder, for every caption with every window."""
@@ -76,6 +82,25 @@ def mean_vectors(vectors: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
     """The direction of the mean of the vectors `(…,S,E)` of each window `(K,)` → unit vectors `(…,K,E)`."""
     sums = F.pad(vectors.to(torch.promote_types(vectors.dtype, torch.float32)).cumsum(-2), (0, 0, 1, 0))
     return F.normalize(sums[..., ends, :] - sums[..., starts, :], dim=-1)
+
+
+def alignment(cosines: Tensor, edges: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    """How surprised captions are `(B,)` that the segments inside the moment, not those outside, are what they say, and
+    the logits of the segments `(B,S)`: scaled cosines `(B,S)`, of those that last no time near minus infinity.
+
+    The probability that is to be 1 is the softmax over the segments of a stretch, of each by the share of it that a
+    moment fills. In the manner of VideoLights (Paul et al. 2024), whose alignment loss draws clips to the words inside
+    the moment alone. `edges (B,S+1)` and `moments (B,M,2)` in seconds. Nothing is learned from a stretch whose segments
+    are all inside, or none.
+    """
+    begin, end = edges[:, :-1, None], edges[:, 1:, None]
+    logits = cosines.to(torch.promote_types(cosines.dtype, torch.float32))
+    logits = logits.masked_fill((end <= begin).squeeze(-1), _NO_WINDOW)
+    common = (end.minimum(moments[:, None, :, 1]) - begin.maximum(moments[:, None, :, 0])).clamp(min=0)  # (B,S,M)
+    inside = (common.sum(2) / (end - begin).squeeze(-1).clamp(min=1e-6)).clamp(max=1).to(logits.dtype)
+    smallest = torch.finfo(logits.dtype).tiny  # whose logarithm has a gradient, where a segment is all outside
+    known = (logits + inside.clamp(min=smallest).log()).logsumexp(1)
+    return (logits.logsumexp(1) - known) * (inside > 0).any(1), logits
 
 
 def right_shares(begin: Tensor, end: Tensor, moments: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Structure(Objective):
         """Logits twice `(B,ΣB)`: similarities of this process's clips with all clips, and of its texts with all texts,
         as trained.
         """
-        everyone, levels = batch.global_batch, batch.structure_levels
+        everyone, levels = batch.global_batch, batch.options.structure_levels
         sides = (frozen_vision(batch), batch.vision["features"]), (frozen_text(batch), batch.text["features"])
         found = [structure_divergence(frozen, trained, everyone, levels) for frozen, trained in sides]
         rows = everyone.mean_of(everyone.total)

@@ -20,12 +20,16 @@ class VTC(Objective):
         """Logits `(B,ΣB)`: scaled cosines of this process's texts with all vision; beside them, where they are asked
         for, those of texts and of vision with `mixed_negatives`.
         """
-        everyone, scale = batch.global_batch, batch.model.logit_scale
+        everyone, scale, options = batch.global_batch, batch.model.logit_scale, batch.options
         text, own_vision = batch.text["features"], batch.vision["features"]
+        if options.vtc_directions == "text_to_vision":
+            own_vision = own_vision.detach()
+        elif options.vtc_directions == "vision_to_text":
+            text = text.detach()
         vision = everyone.rows(own_vision)
         logits = scale * text @ vision.T
         mixed = None
-        if (count := min(batch.mixed_negatives, everyone.total - 2)) > 0:
+        if (count := min(options.mixed_negatives, everyone.total - 2)) > 0:
             sides = (text, vision), (own_vision, everyone.rows(text))
             places = everyone.places.to(text.device)
             of_text, of_vision = (
@@ -33,7 +37,7 @@ class VTC(Objective):
                 for queries, others in sides
             )
             mixed = of_text, of_vision
-        return contrast(logits, everyone, mixed, batch.focal_gamma)
+        return contrast(logits, everyone, mixed, options.focal_gamma, options.vtc_directions)
 
     def flops(self, batch: BatchFlops) -> float:
         """Nothing beside the encodings."""

@@ -15,6 +15,7 @@ from perceiver_vl.training.losses.base import (
 class VTM(Objective):
     """As published: each text, unmasked, with its own vision or a negative."""
 
+    needs_negatives = True
     needs_decoder = True
 
     def forward(self, batch: EncodedBatch) -> ObjectiveOutput:
