@@ -25,7 +25,7 @@ def components(
         str, typer.Option(help="retrieval, questions, or with --data encoders-retrieval, encoders-questions.")
     ] = "",
     list_them: Annotated[bool, typer.Option("--list", help="Say which switches there are, and whose.")] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 3,
+    seeds: Annotated[int, typer.Option(min=0, help="Trainings of each row; 0: what they cost alone.")] = 3,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of the baseline (default: as in its recipe); others cost as much.")
     ] = None,
@@ -80,9 +80,9 @@ def components(
         [trial for trial in trials if trial.name in chosen],
         switches,
         output,
-        seeds=1 if quick else seeds,
-        best_together=not only,
-        again=shlex.join([*again, *(["--quick"] if quick else [])]),
+        seeds=min(seeds, 1) if quick else seeds,
+        best_together=not only and seeds > 0,
+        again=shlex.join([*again, *(["--quick"] if quick else []), "--only"]),
         **({"counted": 1} if quick else {}),
         workers=workers,
         progress=True,

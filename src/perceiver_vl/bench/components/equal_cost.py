@@ -23,7 +23,7 @@ from perceiver_vl.utils.timing import MatrixProduct
 
 COUNTED = 8
 """Steps whose operations are counted: some differ, as which cross-attentions are dropped is drawn."""
-_REPEATS, _PRODUCT = 5, 512
+_REPEATS, _PRODUCT = 3, 512
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,12 @@ def measure_components(
     workers: int = 1,
     progress: bool = False,
 ) -> ComponentsReport:
-    """Make what was not made yet, then write `output/components.html` and `output/components.json`, after each seed.
+    """Make what was not made yet; `output/components.html` and `output/components.json` are written before the first
+    seed and after each.
 
-    counted: steps whose operations are counted. best_together: also try, together, the `MOST_TOGETHER` that gain most
-    on validation. again: what is typed, before `--only`, to make a row again. Raises `PerceiverVLError` if nothing
-    could be made.
+    seeds: 0 measures costs alone. counted: steps whose operations are counted. best_together: also try, together, the
+    `MOST_TOGETHER` that gain most on validation. again: what is typed before a switch's name to make its row again.
+    Raises `PerceiverVLError` if nothing could be made.
     """
     bench = _Bench(tuple(trials), output, seeds, counted, again, workers, progress)
     bench.begin(switches)
@@ -119,12 +120,13 @@ class _Bench:
             self.failed[f"{trial.name}, {switch.name}"] = first_line(error)
             return
         row = trial.row(switch, steps, range(self.seeds))
-        command = "" if switch is None or switch.is_baseline else f"{self.again} --only {switch.name}"
+        command = "" if switch is None or switch.is_baseline else f"{self.again} {switch.name}"
         self.lines.setdefault(trial.name, []).append(Line(switch, row, steps, cost, command))
 
     def make(self) -> ComponentsReport:
         """Train and test what was not, one seed after the other: after the first there is a whole table."""
         rows = [line.row for trial in self.trials for line in self.lines[trial.name]]
+        report = self.write()
         for seed in range(self.seeds):
             runs = [replace(row.runs[seed], tests=row.tests) for row in rows]
             made, failed = make_runs(runs, self.output, workers=self.workers, progress=self.progress)
@@ -133,12 +135,13 @@ class _Bench:
             if not self.results:
                 name, reason = next(iter(self.failed.items()))
                 raise PerceiverVLError(f"every run failed, the first: {name}: {reason}")
-            report = self.report()
-            write_text(self.output / "components.html", render_page(report))
-            write_json(self.output / "components.json", report.to_dict())
+            report = self.write()
         return report
 
-    def report(self) -> ComponentsReport:
-        """Of what is measured."""
+    def write(self) -> ComponentsReport:
+        """What is measured so far, its page and its JSON file."""
         made = tuple(TrialLines(trial, tuple(self.lines[trial.name]), dict(self.results)) for trial in self.trials)
-        return ComponentsReport(trials=made, together=dict(self.together), failed=dict(self.failed))
+        report = ComponentsReport(trials=made, together=dict(self.together), failed=dict(self.failed))
+        write_text(self.output / "components.html", render_page(report))
+        write_json(self.output / "components.json", report.to_dict())
+        return report

@@ -183,7 +183,7 @@ def choose_switches(names: Sequence[str]) -> list[Switch]:
 
     def one(name: str) -> Switch:
         if name not in known:
-            raise UsageError(f"only={name}: unknown, {did_you_mean(name, known)}; --list has them all")
+            raise UsageError(f"only={name}: unknown, {did_you_mean(name, known)}")
         return known[name]
 
     return [reduce(together, map(one, name.split(TOGETHER))) for name in names] or list(SWITCHES)

@@ -1,0 +1,236 @@
+"""Ideas at equal cost: the switches, how long they train, what is kept, what is chosen, and the page."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from perceiver_vl.bench.components.equal_cost import Cost, equal_steps, step_gflops
+from perceiver_vl.bench.components.measure import choose_together, measure_components
+from perceiver_vl.bench.components.report import ComponentsReport, Gain, Line, TrialLines, render_page
+from perceiver_vl.bench.components.switches import (
+    EVERYWHERE,
+    QUESTIONS,
+    RETRIEVAL,
+    SWITCHES,
+    WORLD,
+    Switch,
+    choose_switches,
+    together,
+)
+from perceiver_vl.bench.components.trials import Trial, lasting, steps_of, world_trials
+from perceiver_vl.bench.learning.costs import step_and_answer
+from perceiver_vl.bench.learning.runs import RunResult
+from perceiver_vl.bench.profiling import count_flops, count_training_flops
+from perceiver_vl.training.recipe import Stage, read_recipe
+from perceiver_vl.utils.errors import UsageError
+
+QUICK = {trial.name: trial for trial in world_trials(2, quick=True)}
+REAL = {trial.name: trial for trial in world_trials()}
+COST = Cost(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What was counted once."""
+    return tmp_path_factory.mktemp("components")
+
+
+class TestSwitches:
+    def test_are_told_apart_and_each_is_of_somebody_and_tried_on_something(self) -> None:
+        assert len({switch.name for switch in SWITCHES}) == len(SWITCHES)
+        for switch in SWITCHES:
+            assert switch.system
+            assert switch.idea
+            assert switch.trials
+            assert set(switch.trials) <= set(EVERYWHERE)
+            assert re.fullmatch(r"[a-z0-9-]+", switch.name)
+
+    @pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)
+    def test_each_is_one_that_the_recipes_take_and_changes_them(self, switch: Switch) -> None:
+        for name in set(switch.trials) & set(WORLD):
+            recipe = REAL[name].changed(switch)
+            assert recipe != REAL[name].recipe
+            assert steps_of(recipe) == steps_of(REAL[name].recipe)
+
+    @pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)
+    def test_of_each_a_step_and_an_answer_are_made(self, switch: Switch) -> None:
+        for name in [name for name in WORLD if name in switch.trials][:1]:
+            trial = QUICK[name]
+            step, answer = step_and_answer(trial.changed(switch))
+            assert count_training_flops(step) > count_flops(answer) > 0
+
+    def test_two_are_one_that_turns_on_both(self) -> None:
+        [both] = choose_switches(["patch-norm+muon"])
+        recipe = REAL[RETRIEVAL].changed(both)
+        assert recipe.model["patch_norm"] is True
+        assert recipe.optimizer == "muon"
+        assert both.trials == WORLD
+
+    def test_what_does_not_go_together_is_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"only=text-first\+separate: both set model.modality_aggregation"):
+            choose_switches(["text-first+separate"])
+        with pytest.raises(UsageError, match="no task is for both"):
+            choose_switches(["text-first+hard-negatives"])
+        with pytest.raises(UsageError, match="only=muonn: unknown, did you mean muon"):
+            choose_switches(["muonn"])
+
+
+class TestEqualCost:
+    def test_the_operations_of_a_step_are_those_of_a_naive_count(self, kept: Path) -> None:
+        layer = nn.Linear(6, 5)
+        inputs = torch.randn(3, 6, requires_grad=True)
+
+        def step() -> None:
+            layer(inputs).sum().backward()
+
+        assert count_training_flops(step) == 3 * 2 * 3 * 6 * 5, "forward, to the inputs, to the weights"
+
+    def test_the_fused_attention_of_a_cpu_is_counted_on_its_way_back(self) -> None:
+        query, key = (torch.randn(1, 2, n, 8, requires_grad=True) for n in (5, 7))
+        product = 2 * 2 * 5 * 7 * 8
+
+        def step() -> None:
+            nn.functional.scaled_dot_product_attention(query, key, key).sum().backward()
+
+        assert count_training_flops(step) == (2 + 5) * product, "the weights are made once more"
+
+    def test_what_is_done_once_is_not_a_steps(self, kept: Path) -> None:
+        recipe = QUICK[RETRIEVAL].recipe
+        one, three = step_gflops(recipe, kept, counted=1), step_gflops(recipe, kept, counted=3)
+        assert one == pytest.approx(three, rel=0.2), "captions differ in length, cross-attentions are dropped"
+
+    def test_twice_the_batch_has_half_the_steps(self, kept: Path) -> None:
+        recipe = replace(QUICK[QUESTIONS].recipe, model=QUICK[QUESTIONS].recipe.model | {"layer_drop": 0})
+        batch = recipe.training["per_device_train_batch_size"]
+        twice = replace(recipe, training=recipe.training | {"per_device_train_batch_size": 2 * batch})
+        assert equal_steps(recipe, recipe, 100, kept, counted=1) == 100
+        assert equal_steps(recipe, twice, 100, kept, counted=1) == pytest.approx(50, abs=3)
+
+    def test_the_optimizers_products_count(self, kept: Path) -> None:
+        trial = QUICK[RETRIEVAL]
+        muon = trial.changed(choose_switches(["muon"])[0])
+        assert equal_steps(trial.recipe, muon, 100, kept, counted=1) < 100
+
+    def test_a_count_is_kept(self, kept: Path) -> None:
+        recipe = QUICK[RETRIEVAL].recipe
+        step_gflops(recipe, kept, counted=1)
+        files = {path: path.stat().st_mtime_ns for path in (kept / "flops").iterdir()}
+        step_gflops(lasting(recipe, 50), kept, counted=1)
+        assert files == {path: path.stat().st_mtime_ns for path in (kept / "flops").iterdir()}
+
+
+class TestLasting:
+    def test_everything_keeps_its_share(self) -> None:
+        recipe = read_recipe("world")
+        shorter = lasting(recipe, 130)
+        assert steps_of(shorter) == 130
+        names = ("eval_steps", "save_steps", "warmup_steps")
+        assert [shorter.training[name] for name in names] == [recipe.training[name] / 10 for name in names]
+
+    def test_stages_too(self) -> None:
+        recipe = read_recipe("encoders_questions")
+        shorter = lasting(recipe, 100)
+        assert [stage.steps for stage in shorter.stages] == [70, 30]
+        assert shorter.stages[1] == replace(recipe.stages[1], steps=30, warmup_steps=3)
+        assert isinstance(shorter.stages[0], Stage)
+        assert "max_steps" not in shorter.training
+
+
+def trial_lines(scores: dict[str, list[float]], gflops: dict[str, float] | None = None) -> TrialLines:
+    """Rows of made-up scores, `baseline` and `baseline, 4 frames` among them, on test and on validation alike."""
+    trial = REAL[RETRIEVAL]
+    known = {switch.name: switch for switch in SWITCHES} | {"baseline, 4 frames": trial.with_frames(4)}
+    lines, results = [], {}
+    for name, values in scores.items():
+        switch = None if name == "baseline" else known[name]
+        row = trial.row(switch, 100, range(len(values)))
+        for run, value in zip(row.runs, values, strict=True):
+            tests = {test.key: {"cascade": {"r1": value}, "multi": {"r1": 1.0, "r10": 2.0}} for test in row.tests}
+            results[run.key] = RunResult(run.name, run.architecture, 10, 100, 1.0, "", tests=tests)
+        cost = replace(COST, answer_gflops=(gflops or {}).get(name, 1.0))
+        lines.append(Line(switch, row, 100, cost, f"again --only {name}"))
+    return TrialLines(trial, tuple(lines), results)
+
+
+class TestGains:
+    def test_are_above_the_baseline_at_the_same_operations(self) -> None:
+        scores = {"baseline": [40.0], "baseline, 4 frames": [20.0], "patch-norm": [35.0], "muon": [35.0]}
+        gflops = {"baseline": 4.0, "baseline, 4 frames": 1.0, "patch-norm": 2.0, "muon": 8.0}
+        found = trial_lines(scores, gflops)
+        half, beyond = found.gain(found.lines[2]), found.gain(found.lines[3])
+        assert half == Gain(pytest.approx(5.0), None), "half way in logarithms: 30"
+        assert beyond == Gain(pytest.approx(-5.0), None), "more than was tried: the last"
+
+    def test_of_several_seeds_they_have_a_spread(self) -> None:
+        found = trial_lines({"baseline": [40.0, 42.0], "patch-norm": [44.0, 46.0], "muon": [40.0, 43.0]})
+        sure, unsure = (found.gain(line) for line in found.lines[1:])
+        assert sure == Gain(pytest.approx(4.0), pytest.approx(2.0))
+        assert (sure.sign, unsure.sign) == (1, 0)
+        assert Gain(-3.0, 2.0).sign == -1
+        assert Gain(9.0, None).sign == 0, "one seed says nothing"
+
+    def test_the_best_that_go_together_are_chosen(self) -> None:
+        scores = {"baseline": 40.0, "patch-norm": 43.0, "muon": 49.0, "layer-drop": 41.0, "focal-weights": 39.0}
+        found = trial_lines({name: [score] for name, score in scores.items()})
+        best = choose_together(found, SWITCHES)
+        assert best is not None
+        assert best.name == "muon+patch-norm+layer-drop"
+        assert choose_together(found, SWITCHES[:2]) is None
+
+    def test_of_two_that_set_the_same_the_better_is_taken(self) -> None:
+        known = {switch.name: switch for switch in SWITCHES}
+        other = replace(known["patch-norm"], name="other", overrides=("optimizer=muon",))
+        with pytest.raises(UsageError):
+            together(known["muon"], other)
+        found = trial_lines({"baseline": [40.0], "muon": [49.0], "layer-drop": [42.0]})
+        line = replace(found.lines[1], switch=other)
+        found = replace(found, lines=(*found.lines, replace(line, row=found.lines[2].row)))
+        best = choose_together(found, [known["muon"], known["layer-drop"], other])
+        assert best is not None
+        assert best.name == "muon+layer-drop"
+
+
+class TestReport:
+    def test_the_page_has_every_row_and_says_what_contradicts_a_paper(self) -> None:
+        scores = {"baseline": [40.0, 42.0], "patch-norm": [44.0, 46.0], "convolutional-stem": [20.0, 21.0]}
+        found = trial_lines(scores)
+        report = ComponentsReport(trials=(found,), together={RETRIEVAL: "a+b"}, failed={"muon": "<why>"})
+        page = render_page(report)
+        for line in found.lines:
+            assert f"<td>{line.row.label}</td>" in page
+            assert line.switch is None or line.command in page
+        assert "patch-norm pays, and convolutional-stem costs" in page
+        [said] = report.contradictions()
+        assert said in page
+        assert "Xiao et al. 2021" in said
+        assert "-20.5 ± 1.6" in said
+        assert "&lt;why&gt;" in page
+        assert json.loads(json.dumps(report.to_dict()))["trials"][RETRIEVAL][1]["gain"]["points"] == pytest.approx(4.0)
+
+    def test_one_seed_says_nothing_of_what_pays(self) -> None:
+        report = ComponentsReport(trials=(trial_lines({"baseline": [40.0], "convolutional-stem": [20.0]}),))
+        assert not report.contradictions()
+        assert "nothing is said" in report.verdicts()[0]
+
+
+def test_what_was_measured_is_not_trained_again(tmp_path: Path) -> None:
+    trial: Trial = QUICK[QUESTIONS]
+    first = measure_components(
+        [trial], choose_switches(["patch-norm"]), tmp_path, seeds=1, counted=1, again="again --only"
+    )
+    assert not first.failed
+    weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+    assert len(weights) == 2
+    one = first.to_dict()["trials"][QUESTIONS][1]
+    assert one["command"] == "again --only patch-norm"
+    again = measure_components([trial], choose_switches(["patch-norm"]), tmp_path, seeds=1, counted=1)
+    assert weights == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+    assert again.to_dict()["trials"][QUESTIONS][1]["scores"] == one["scores"]
+    assert one["scores"][0] is not None
+    costs_alone = measure_components([trial], [], tmp_path, seeds=0, counted=1)
+    assert costs_alone.to_dict()["trials"][QUESTIONS][0]["scores"] == []
