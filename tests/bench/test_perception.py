@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch
 
 from perceiver_vl import UsageError
 from perceiver_vl.bench.perception import (
@@ -62,6 +63,17 @@ def test_a_training_ends_with_its_time_and_is_the_same_from_the_same_seed() -> N
     )
     assert one.steps == [1]
     assert one.accuracy == other.accuracy
+
+
+def test_the_rate_may_fall_and_the_page_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self, *given: rates.append(self.param_groups[0]["lr"]) or step(self, *given)
+    )
+    report = measure_perception(tasks=["place"], variants=["seeing"], most_steps=3, tested=10, decay=True)
+    assert rates == pytest.approx([2e-3 * share * number / 30 for number, share in ((1, 1), (2, 2 / 3), (3, 1 / 3))])
+    assert "falls to 0" in report.sections()[0].notes[0]
 
 
 def test_a_curve_tells_when_it_was_learned() -> None:

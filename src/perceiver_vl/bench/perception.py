@@ -192,6 +192,7 @@ class PerceptionReport(BenchReport):
 
     curves: list[Curve]
     most_seconds: float
+    decay: bool = False
 
     def sections(self) -> list[Section]:
         """A table of all trainings, and one of their curves."""
@@ -212,6 +213,7 @@ class PerceptionReport(BenchReport):
         columns = ("task, model", "guess", "accuracy", "steps", "CPU s", "steps to 50 %", f"to {LEARNED:g} %")
         note = (
             f"At most {self.most_seconds:g} processor seconds of steps each, seed {self.seed}; fresh scenes throughout."
+            + (" The learning rate falls to 0 over the steps." if self.decay else "")
         )
         curves = [
             (
@@ -233,12 +235,14 @@ def measure_perception(
     seconds: float = 180.0,
     most_steps: int = 5000,
     learning_rate: float = 2e-3,
+    decay: bool = False,
     tested: int = 500,
     seed: int = 0,
     progress: bool = False,
 ) -> PerceptionReport:
     """Train each of `variants` (of `VARIANTS`) on each of `tasks` (of `TASKS`), until it has learned it or its
-    processor `seconds` or `most_steps` are over; accuracy is that on `tested` other scenes.
+    processor `seconds` or `most_steps` are over; accuracy is that on `tested` other scenes. `decay`: the learning rate
+    falls to 0 in a straight line over `most_steps`.
 
     Raises `UsageError` for an unknown name.
     """
@@ -252,13 +256,20 @@ def measure_perception(
         advance = bars.stage("Learning to see", len(tasks) * len(variants))
         for task in tasks:
             for variant in variants:
-                curves.append(learn(task, variant, seconds, most_steps, learning_rate, tested, seed))
+                curves.append(learn(task, variant, seconds, most_steps, learning_rate, decay, tested, seed))
                 advance(note=f"{task}, {variant}")
-    return PerceptionReport(curves, seconds, runs=1, seed=seed)
+    return PerceptionReport(curves, seconds, decay, runs=1, seed=seed)
 
 
 def learn(
-    task: str, variant: str, seconds: float, most_steps: int, learning_rate: float, tested: int, seed: int
+    task: str,
+    variant: str,
+    seconds: float,
+    most_steps: int,
+    learning_rate: float,
+    decay: bool,
+    tested: int,
+    seed: int,
 ) -> Curve:
     """One training, and its curve."""
     small, made_of = TASKS[task], VARIANTS[variant]
@@ -283,7 +294,7 @@ def learn(
         start = time.process_time()
         optimizer.zero_grad()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, step / 30)
+            group["lr"] = learning_rate * min(1.0, step / 30) * (1 - (step - 1) / most_steps if decay else 1)
         F.cross_entropy(answer(questions, pixels), labels).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
