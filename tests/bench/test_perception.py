@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import torch
 
 from perceiver_vl import UsageError
 from perceiver_vl.bench.perception import (
