@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from perceiver_vl.bench.components.equal_cost import Cost, equal_steps, step_gflops
+from perceiver_vl import PerceiverVLConfig, PerceiverVLForPreTraining
+from perceiver_vl.bench.components.equal_cost import Cost, equal_steps, training_cost
 from perceiver_vl.bench.components.measure import choose_together, measure_components
 from perceiver_vl.bench.components.report import ComponentsReport, Gain, Line, TrialLines, render_page
 from perceiver_vl.bench.components.switches import (
@@ -31,7 +32,9 @@ from perceiver_vl.utils.errors import UsageError
 
 QUICK = {trial.name: trial for trial in world_trials(2, quick=True)}
 REAL = {trial.name: trial for trial in world_trials()}
-COST = Cost(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+FEW = {"per_device_train_batch_size": 4}
+QUICK_PARAMETERS = 50_000
+COST = Cost(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +61,17 @@ class TestSwitches:
             assert steps_of(recipe) == steps_of(REAL[name].recipe)
 
     @pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)
-    def test_of_each_a_step_and_an_answer_are_made(self, switch: Switch) -> None:
+    def test_each_is_a_model_that_answers_or_a_way_to_train_one(self, switch: Switch) -> None:
         for name in [name for name in WORLD if name in switch.trials][:1]:
-            trial = QUICK[name]
-            step, answer = step_and_answer(trial.changed(switch))
-            assert count_training_flops(step) > count_flops(answer) > 0
+            trial = REAL[name]
+            recipe = trial.changed(switch)
+            if recipe.model == trial.recipe.model:
+                step, answer = step_and_answer(replace(recipe, training=recipe.training | FEW))
+                assert count_training_flops(step) > count_flops(answer) > 0
+                continue
+            model = PerceiverVLForPreTraining(PerceiverVLConfig(**recipe.model, vocab_size=60, mask_token_id=4)).eval()
+            words, clip = torch.randint(5, 60, (1, 7)), torch.randn(1, recipe.data.num_frames, 3, 64, 64)
+            assert count_flops(lambda m=model, w=words, c=clip: m.match_jointly(w, pixel_values=c)) > 0  # type: ignore[misc]
 
     def test_two_are_one_that_turns_on_both(self) -> None:
         [both] = choose_switches(["patch-norm+muon"])
@@ -101,8 +110,9 @@ class TestEqualCost:
 
     def test_what_is_done_once_is_not_a_steps(self, kept: Path) -> None:
         recipe = QUICK[RETRIEVAL].recipe
-        one, three = step_gflops(recipe, kept, counted=1), step_gflops(recipe, kept, counted=3)
-        assert one == pytest.approx(three, rel=0.2), "captions differ in length, cross-attentions are dropped"
+        one, three = training_cost(recipe, kept, counted=1), training_cost(recipe, kept, counted=3)
+        assert one.step_gflops == pytest.approx(three.step_gflops, rel=0.2), "captions differ in length"
+        assert one.mib > 4 * QUICK_PARAMETERS / 2**20
 
     def test_twice_the_batch_has_half_the_steps(self, kept: Path) -> None:
         recipe = replace(QUICK[QUESTIONS].recipe, model=QUICK[QUESTIONS].recipe.model | {"layer_drop": 0})
@@ -118,9 +128,9 @@ class TestEqualCost:
 
     def test_a_count_is_kept(self, kept: Path) -> None:
         recipe = QUICK[RETRIEVAL].recipe
-        step_gflops(recipe, kept, counted=1)
+        training_cost(recipe, kept, counted=1)
         files = {path: path.stat().st_mtime_ns for path in (kept / "flops").iterdir()}
-        step_gflops(lasting(recipe, 50), kept, counted=1)
+        training_cost(lasting(recipe, 50), kept, counted=1)
         assert files == {path: path.stat().st_mtime_ns for path in (kept / "flops").iterdir()}
 
 
@@ -181,6 +191,12 @@ class TestGains:
         assert best is not None
         assert best.name == "muon+patch-norm+layer-drop"
         assert choose_together(found, SWITCHES[:2]) is None
+
+    def test_what_no_model_can_have_together_is_not_chosen(self) -> None:
+        scores = {"baseline": [40.0], "sampled-points": [49.0], "routed-regions": [45.0], "muon": [42.0]}
+        best = choose_together(trial_lines(scores), SWITCHES)
+        assert best is not None
+        assert best.name == "sampled-points+muon"
 
     def test_of_two_that_set_the_same_the_better_is_taken(self) -> None:
         known = {switch.name: switch for switch in SWITCHES}

@@ -21,69 +21,71 @@ from perceiver_vl.utils.files import write_json
 from perceiver_vl.utils.threads import threads_in_use
 from perceiver_vl.utils.timing import MatrixProduct
 
-COUNTED = 8
+COUNTED = 4
 """Steps whose operations are counted: some differ, as which cross-attentions are dropped is drawn."""
-_REPEATS, _PRODUCT = 3, 512
+_REPEATS, _PRODUCT = 9, 512
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a recipe, on random weights. step_gflops: of a training step with its optimizer; step_ms and step_mib: of the
-    same without; answer: one example, words and clip in one input array. Milliseconds are those of the processor on one
-    thread; the ratios are to the baseline, measured in turn with it.
+    """Of a recipe, on random weights. step_gflops: of a training step with its optimizer; training_mib: held at once by
+    a training; answer: one example, words and clip in one input array, its milliseconds those of the processor on one
+    thread; answer_ratio: to the baseline's, measured in turn with it.
     """
 
     step_gflops: float
-    step_ms: float
-    step_ratio: float
-    step_mib: float
+    training_mib: float
     answer_gflops: float
     answer_ms: float
     answer_ratio: float
     answer_mib: float
 
 
-def step_gflops(recipe: Recipe, output: Path, counted: int = COUNTED) -> float:
-    """Of a training step, the mean of `counted` after the first; kept in `output`. What is done once, before the first
-    step, is not in it.
+@dataclass(frozen=True)
+class TrainingCost:
+    """GFLOPs of a step, and MiB that a training holds at once."""
+
+    step_gflops: float
+    mib: float
+
+
+def training_cost(recipe: Recipe, output: Path, counted: int = COUNTED) -> TrainingCost:
+    """A step's operations, the mean of `counted` after the first; kept in `output`. What is done once, before the first
+    step, is not in them.
     """
-    path = output / "flops" / f"{digest([_for_counting(recipe, 1 + counted), _VERSION])}.json"
+    path = output / "flops" / f"{digest(_for_counting(recipe, 1 + counted))}.json"
     if not path.is_file():
-        first = count_training_flops(lambda: _few_steps(recipe, 1))
+        first: list[int] = []
+        mib = peak_memory_mib(lambda: first.append(count_training_flops(lambda: _few_steps(recipe, 1))))
         all_of_them = count_training_flops(lambda: _few_steps(recipe, 1 + counted))
-        write_json(path, (all_of_them - first) / counted / 1e9)
-    return float(json.loads(path.read_text(encoding="utf-8")))
-
-
-_VERSION = 1  # of what is counted
+        write_json(path, asdict(TrainingCost((all_of_them - first[0]) / counted / 1e9, mib)))
+    return TrainingCost(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def equal_steps(baseline: Recipe, other: Recipe, steps: int, output: Path, counted: int = COUNTED) -> int:
     """For how many steps `other` costs as many operations as `steps` of `baseline`, at least one."""
-    ratio = step_gflops(baseline, output, counted) / step_gflops(other, output, counted)
-    return max(1, round(steps * ratio))
+    ours, others = (training_cost(one, output, counted).step_gflops for one in (baseline, other))
+    return max(1, round(steps * ours / others))
 
 
 def measure_cost(baseline: Recipe, recipe: Recipe, output: Path, counted: int = COUNTED) -> Cost:
     """Of `recipe`, timed in turn with `baseline`; kept in `output`."""
-    key = digest([_for_counting(one, 1 + counted) for one in (baseline, recipe)] + [_VERSION])
+    key = digest([_for_counting(one, 1 + counted) for one in (baseline, recipe)])
     path = output / "costs" / f"{key}.json"
     if path.is_file():
         return Cost(**json.loads(path.read_text(encoding="utf-8")))
-    calls = [call for one in (baseline, recipe) for call in step_and_answer(one)]
-    _, _, step, answer = calls
+    training = training_cost(recipe, output, counted)
+    theirs, answer = (step_and_answer(one)[1] for one in (baseline, recipe))
     with threads_in_use(1):
         product = MatrixProduct(_PRODUCT, "cpu")
-        found = time_interleaved(calls, _REPEATS, product, lambda: None, time.process_time).timings
-    before_step, before_answer, of_step, of_answer = (one.milliseconds for one in found)
+        found = time_interleaved((theirs, answer), _REPEATS, product, lambda: None, time.process_time).timings
+    before, ms = (one.milliseconds for one in found)
     cost = Cost(
-        step_gflops=step_gflops(recipe, output, counted),
-        step_ms=of_step,
-        step_ratio=of_step / before_step,
-        step_mib=peak_memory_mib(step),
+        step_gflops=training.step_gflops,
+        training_mib=training.mib,
         answer_gflops=count_flops(answer) / 1e9,
-        answer_ms=of_answer,
-        answer_ratio=of_answer / before_answer,
+        answer_ms=ms,
+        answer_ratio=ms / before,
         answer_mib=peak_memory_mib(answer),
     )
     write_json(path, asdict(cost))

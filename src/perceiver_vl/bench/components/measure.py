@@ -9,6 +9,7 @@ from perceiver_vl.bench.components.report import ComponentsReport, Line, TrialLi
 from perceiver_vl.bench.components.switches import Switch, together
 from perceiver_vl.bench.components.trials import Trial, steps_of
 from perceiver_vl.bench.learning.runs import RunResult, make_runs, placed_recipe
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
 from perceiver_vl.utils.files import write_json, write_text
@@ -51,7 +52,7 @@ def measure_components(
 
 def choose_together(found: TrialLines, switches: Sequence[Switch]) -> Switch | None:
     """Those of `switches` that gain most on validation, the best first, each beyond its spread where there are several
-    seeds, leaving out what sets the same as a better one; None where fewer than two gain.
+    seeds, leaving out what cannot be beside a better one; None where fewer than two gain.
     """
     gains = [
         (gain.points, line.switch)
@@ -64,10 +65,11 @@ def choose_together(found: TrialLines, switches: Sequence[Switch]) -> Switch | N
     for _, switch in sorted(gains, key=lambda one: -one[0]):
         assert switch is not None
         try:
-            best = switch if best is None else together(best, switch)
+            both = switch if best is None else together(best, switch)
+            PerceiverVLConfig(**found.trial.changed(both).model)
         except UsageError:
             continue
-        many += 1
+        best, many = both, many + 1
         if many == MOST_TOGETHER:
             break
     return best if many > 1 else None

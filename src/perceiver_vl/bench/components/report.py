@@ -134,15 +134,23 @@ class TrialLines:
         """What it costs to train."""
         base, rows = self.lines[0].cost, []
         for line in self.lines:
-            cost = line.cost
-            gflops, share = f"{cost.step_gflops:.3g}", f"{cost.step_gflops / base.step_gflops:.2f}"
-            timed = f"{cost.step_ms:.0f}", f"{cost.step_ratio:.2f}", f"{cost.step_mib:.0f}"
-            rows.append((line.row.label, gflops, share, *timed))
+            found = [self.results[run.key] for run in line.row.runs if run.key in self.results]
+            times = [1e3 * one.processor_seconds / one.steps for one in found if one.processor_seconds is not None]
+            rows.append(
+                (
+                    line.row.label,
+                    f"{line.cost.step_gflops:.3g}",
+                    f"{line.cost.step_gflops / base.step_gflops:.2f}",
+                    or_dash(statistics.mean(times) if times else None, ".0f"),
+                    f"{line.cost.training_mib:.0f}",
+                )
+            )
         note = (
             "A step's operations are those of all its forward passes, of the backward pass and of the optimizer; its "
-            "time and memory are without the optimizer."
+            "milliseconds those of the processor in the trainings above, all threads, with all that a training does. "
+            "MiB are what torch holds at once."
         )
-        head = ("switch", "GFLOPs a step", "×", "ms a step", "×", "MiB a step")
+        head = ("switch", "GFLOPs a step", "×", "ms a step", "MiB")
         return Section(f"{self.trial.title}: what training costs", head, rows, (note,))
 
 

@@ -100,8 +100,10 @@ def step_and_answer(
         {k: v for k, v in collate([examples[i] for i in range(n)]).items() if isinstance(v, Tensor)} for n in (size, 2)
     )
 
+    loss = _loss(model, recipe)
+
     def step() -> None:
-        _loss(model, recipe, batch).backward()  # type: ignore[no-untyped-call]
+        loss(batch).backward()  # type: ignore[no-untyped-call]
         model.zero_grad()
 
     def answer() -> None:
@@ -113,12 +115,11 @@ def step_and_answer(
     return step, answer
 
 
-def _loss(model: PerceiverVLPreTrainedModel, recipe: Recipe, batch: dict[str, Any]) -> Tensor:
+def _loss(model: PerceiverVLPreTrainedModel, recipe: Recipe) -> Callable[[dict[str, Any]], Tensor]:
     if recipe.task is not None:
-        return task_loss(model, batch)
+        return lambda batch: task_loss(model, batch)
     module = PreTrainingModule(model, recipe.objectives)  # type: ignore[arg-type]
-    loss: Tensor = module(PreTrainingBatch.from_dict(batch), [FULL_BUDGET])[0]
-    return loss
+    return lambda batch: module(PreTrainingBatch.from_dict(batch), [FULL_BUDGET])[0]  # type: ignore[no-any-return]
 
 
 def _answer(model: Any, recipe: Recipe, one: dict[str, Any]) -> object:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import multiprocessing
 import shutil
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
@@ -24,7 +25,9 @@ from perceiver_vl.bench.learning.single_stream import rank_jointly
 from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.data.synthetic.writing import version_of
 from perceiver_vl.models.budget import ComputeBudget
+from perceiver_vl.models.language_bridge import class_for
 from perceiver_vl.models.perceiver_vl import PerceiverVLForPreTraining, PerceiverVLPreTrainedModel
+from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.provenance import machine
@@ -95,7 +98,8 @@ class Run:
 class RunResult:
     """A run's figures. seconds: of training, beside whatever else the machine did; tests: figures by the tests' keys.
 
-    chosen: the validation that the recipe asked for, empty where it asked for none.
+    chosen: the validation that the recipe asked for, empty where it asked for none. processor_seconds: of training, of
+    all threads; None where it was stopped on the way.
     """
 
     name: str
@@ -106,6 +110,7 @@ class RunResult:
     machine: str
     chosen: dict[str, Any] = field(default_factory=dict)
     tests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    processor_seconds: float | None = None
 
     def figure(self, test: Test, *path: str) -> float | None:
         """One figure of a test, as in `figure(test, "accuracy")`; None where it was not measured."""
@@ -164,10 +169,13 @@ def make_run(run: Run, output: Path, threads: int) -> None:
             if run.architecture == JOINT:
                 replace_encoder(model, recipe.initialise.model)
 
+        begun, start = (recipe.output / "checkpoints").is_dir(), time.process_time()
         training = train(recipe, resume=True, progress=False, change=change)
+        used = None if begun else time.process_time() - start
         chosen = training.retrieval or training.task
         parameters = sum(value.numel() for value in load_file(recipe.output / "model.safetensors").values())
         result = RunResult(run.name, run.architecture, parameters, training.steps, training.seconds, machine())
+        result.processor_seconds = used
         result.chosen = {} if chosen is None else chosen.to_dict()
         write_json(folder / RESULT, asdict(result))
         shutil.rmtree(recipe.output / "checkpoints", ignore_errors=True)
@@ -204,7 +212,7 @@ def load_model(run: Run, folder: Path) -> tuple[PerceiverVLPreTrainedModel, Perc
     kind = PerceiverVLForPreTraining if run.recipe.task is None else example_task_of(run.recipe.task).model_class
     with quiet():  # which of a joint transformer would say that it has another encoder
         processor = PerceiverVLProcessor.from_pretrained(folder)
-        model = kind.from_pretrained(folder)
+        model = class_for(kind, PerceiverVLConfig.from_pretrained(folder)).from_pretrained(folder)
     if run.architecture == JOINT:
         replace_encoder(model, folder)
     _share_texts(model)
