@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from perceiver_vl.search.filters import quoted
 from perceiver_vl.search.rows import IndexSettings, Vectors, numbers
-from perceiver_vl.search.windows import Query, Stretch, Windows, distinct, neighbours, scales, score, score_together
+from perceiver_vl.search.windows import Query, Stretch, Windows, distinct, neighbours, scales, score_together
 from perceiver_vl.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -147,10 +147,7 @@ def find(stretches: Iterable[Stretch], query: Query, options: MomentOptions) -> 
         per_stretch.append((stretch, kept))
     mean = total / max(count, 1)
     spread = math.sqrt(max(squares / max(count, 1) - mean**2, 0.0))
-    refined = [
-        (stretch, _refined(stretch, query, some, options))
-        for stretch, some in _best(per_stretch, _TRIED * options.top_k)
-    ]
+    refined = _refined(list(_best(per_stretch, _TRIED * options.top_k)), query, options)
     found = [
         (stretch, windows, place)
         for stretch, windows in refined
@@ -159,17 +156,18 @@ def find(stretches: Iterable[Stretch], query: Query, options: MomentOptions) -> 
     found.sort(key=lambda one: -float(one[1].scores[one[2]]))
     best = _limited(found, options)
     top = float(best[0][1].scores[best[0][2]]) if best else mean
-    curves: dict[str, list[CurvePoint]] = {}
-    for stretch in {id(stretch): stretch for stretch, _, _ in best}.values():
-        curves.setdefault(stretch.file, []).extend(_curve(stretch, query))
+    curves = _curves(list({id(stretch): stretch for stretch, _, _ in best}.values()), query)
     return Candidates(best, curves, (top - mean) / spread if spread > 0 else 0.0, count, too_short)
 
 
-def _curve(stretch: Stretch, query: Query) -> Iterator[CurvePoint]:
-    places = np.arange(len(stretch))
-    scores = score(stretch, query, places, places + 1).scores
-    points = zip(stretch.starts.tolist(), stretch.ends.tolist(), scores.tolist(), strict=True)
-    return (CurvePoint(*point) for point in points)
+def _curves(stretches: Sequence[Stretch], query: Query) -> dict[str, list[CurvePoint]]:
+    """The score of every segment by itself, by file."""
+    singles = [(np.arange(len(one)), np.arange(1, len(one) + 1)) for one in stretches]
+    curves: dict[str, list[CurvePoint]] = {}
+    for stretch, windows in zip(stretches, score_together(stretches, query, singles), strict=True):
+        points = zip(stretch.starts.tolist(), stretch.ends.tolist(), windows.scores.tolist(), strict=True)
+        curves.setdefault(stretch.file, []).extend(CurvePoint(*point) for point in points)
+    return curves
 
 
 def _best(per_stretch: Sequence[tuple[Stretch, Windows]], most: int) -> Iterator[tuple[Stretch, Windows]]:
@@ -182,14 +180,23 @@ def _best(per_stretch: Sequence[tuple[Stretch, Windows]], most: int) -> Iterator
             yield stretch, windows.take(places)
 
 
-def _refined(stretch: Stretch, query: Query, windows: Windows, options: MomentOptions) -> Windows:
-    """The best about each of the windows, no two of which overlap much."""
-    about = [
-        neighbours(stretch, start, end, options.min_length, options.max_length)
-        for start, end in zip(windows.starts.tolist(), windows.ends.tolist(), strict=True)
+def _refined(
+    best: Sequence[tuple[Stretch, Windows]], query: Query, options: MomentOptions
+) -> list[tuple[Stretch, Windows]]:
+    """Of each stretch the best about its windows, no two of which overlap much."""
+    places = []
+    for stretch, windows in best:
+        about = [
+            neighbours(stretch, start, end, options.min_length, options.max_length)
+            for start, end in zip(windows.starts.tolist(), windows.ends.tolist(), strict=True)
+        ]
+        starts, ends = np.unique(np.concatenate([np.stack(one) for one in about], axis=1), axis=1)
+        places.append((starts, ends))
+    scored = score_together([stretch for stretch, _ in best], query, places)
+    return [
+        (stretch, distinct(stretch, windows, options.per_video, options.overlap))
+        for (stretch, _), windows in zip(best, scored, strict=True)
     ]
-    both = np.unique(np.concatenate([np.stack(one) for one in about], axis=1), axis=1)
-    return distinct(stretch, score(stretch, query, both[0], both[1]), options.per_video, options.overlap)
 
 
 def _limited(

@@ -54,6 +54,7 @@ class Snapshot:
                 self.partial_attentions = numbers(rows["partial_attention"])
             else:
                 self._stretches = list(stretches_of(rows))
+                self._begins = np.cumsum([0, *map(len, self._stretches)])  # whose last is the number of rows
         elif self.table.exact:
             self.table.check()
 
@@ -141,14 +142,14 @@ class Snapshot:
             return read_stretches(self.table, vector, options, where)
         if len(self) <= options.everything:
             return self._stretches, len(self), True
-        wanted = np.zeros(len(self), bool)
-        wanted[_largest(self.vectors @ vector, options.shortlist)] = True
-        near, first = [], 0
-        for stretch in self._stretches:
-            of_it = wanted[first : first + len(stretch)]
-            first += len(stretch)
-            if of_it.any():
-                near += _within_reach(replace(stretch, wanted=of_it), options.max_length)
+        places = np.sort(_largest(self.vectors @ vector, options.shortlist))
+        of_stretch = np.searchsorted(self._begins, places, side="right") - 1
+        near: list[Stretch] = []
+        for number in np.unique(of_stretch).tolist():
+            stretch = self._stretches[number]
+            wanted = np.zeros(len(stretch), bool)
+            wanted[places[of_stretch == number] - self._begins[number]] = True
+            near += _within_reach(replace(stretch, wanted=wanted), options.max_length)
         return near, len(self), False
 
 

@@ -6,6 +6,7 @@ Seconds are from the first frame of a video. `id`: 32 hexadecimal digits that te
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from perceiver_vl.search.moments import CurvePoint
 from perceiver_vl.serve.schema import described
 
 MOST_TEXT = 2000
@@ -131,15 +132,6 @@ class SearchAnswer:
     recall: float | None
     searched: int
     seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """How well a segment fits by itself."""
-
-    start: float
-    end: float
-    score: float
 
 
 @dataclass(frozen=True)

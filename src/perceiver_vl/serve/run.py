@@ -29,7 +29,7 @@ def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> None:
     settings.check()
     check_ask_model(settings.ask_model)
     folder = check_indexes(settings.indexes, settings.model)
-    listening = _listen(settings)
+    listening = listen(settings)
     app, service = make_app(settings, folder)
     config = uvicorn.Config(
         app,
@@ -70,10 +70,11 @@ def address_of(settings: ServeSettings, port: int) -> str:
     return f"{'https' if secure else 'http'}://{shown}:{port}/"
 
 
-def _listen(settings: ServeSettings) -> socket.socket:
+def listen(settings: ServeSettings) -> socket.socket:
     """Bound before anything is loaded, so that a port that is taken is told at once; port 0: any free one."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # By its protocol's name, or asyncio does not see that it is TCP, and small answers wait 40 ms for more (Nagle)
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host.strip("[]"), settings.port))

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from perceiver_vl.search.combined import CombinedQuery, combine
 from perceiver_vl.search.filters import Filters, quoted
@@ -21,7 +22,6 @@ from perceiver_vl.search.table import APPROXIMATE
 from perceiver_vl.search.windows import Query
 from perceiver_vl.serve.library import Library, OpenIndex
 from perceiver_vl.serve.messages import (
-    CurvePoint,
     Hit,
     Like,
     MomentsAnswer,
@@ -180,7 +180,7 @@ def _search_clips(
 @dataclass(frozen=True)
 class _Candidates:
     index: OpenIndex
-    rows: list[dict[str, Any]]
+    rows: pa.Table
     vectors: Vectors
     partial_attentions: Vectors
     exact: bool
@@ -207,7 +207,7 @@ def _shortlists(
     return [
         _Candidates(
             index,
-            near.rows.to_pylist(),
+            near.rows,
             near.vectors,
             near.partial_attentions,
             near.exact,
@@ -222,33 +222,33 @@ def _ranked(
 ) -> SearchAnswer:
     request = asked.request
     with _timed(seconds, "rerank"):
-        rows = [(one.index, row) for one in candidates for row in one.rows]
+        rows = pa.concat_tables([one.rows for one in candidates])
+        indexes = [one.index for one in candidates for _ in range(len(one.rows))]
         vectors = np.concatenate([one.vectors for one in candidates])
         partial_attentions = np.concatenate([one.partial_attentions for one in candidates])
         if len(candidates) > 1:
             best = np.argsort(-(vectors @ query.vector), kind="stable")[: max(request.shortlist, request.top)]
-            rows = [rows[place] for place in best]
+            rows, indexes = rows.take(best), [indexes[place] for place in best]
             vectors, partial_attentions = vectors[best], partial_attentions[best]
         scores, cosines, mixed = query.scores(library.queries, vectors, partial_attentions, request.rerank)
         order = np.argsort(-scores, kind="stable").tolist()
-        groups = _grouped(order, rows, vectors, _threshold(request), request.top)
+        groups = _grouped(order, rows["id"].to_pylist(), vectors, _threshold(request), request.top)
+        shown = np.array([place for group in groups for place in group], np.int64)
+        found = dict(zip(shown.tolist(), rows.take(shown).to_pylist(), strict=True))
         if request.sort == "date":
-            groups.sort(key=lambda group: _created(rows[group[0]][1]), reverse=True)
+            groups.sort(key=lambda group: _created(found[group[0]]), reverse=True)
     hits = [
         Hit(
             rank=rank,
-            **_about(*rows[group[0]]),
-            score=float(scores[group[0]]),
-            multi_score=float(cosines[group[0]]),
-            mixed_score=None if mixed is None else float(mixed[group[0]]),
-            start=None if rows[group[0]][1]["duration"] is None else 0.0,
-            end=rows[group[0]][1]["duration"],
-            alike=[
-                Like(rows[one][1]["id"], rows[one][1]["file"], rows[one][0].name, float(scores[one]))
-                for one in group[1:]
-            ],
+            **_about(indexes[first], found[first]),
+            score=float(scores[first]),
+            multi_score=float(cosines[first]),
+            mixed_score=None if mixed is None else float(mixed[first]),
+            start=None if found[first]["duration"] is None else 0.0,
+            end=found[first]["duration"],
+            alike=[Like(found[one]["id"], found[one]["file"], indexes[one].name, float(scores[one])) for one in others],
         )
-        for rank, group in enumerate(groups, start=1)
+        for rank, (first, *others) in enumerate(groups, start=1)
     ]
     exact = all(one.exact for one in candidates)
     recall = None if exact else min(one.index.clips.table.seal.recall or 0.0 for one in candidates if not one.exact)
@@ -271,28 +271,23 @@ def _threshold(request: SearchRequest) -> float | None:
 
 
 def _grouped(
-    order: Sequence[int],
-    rows: Sequence[tuple[OpenIndex, dict[str, Any]]],
-    vectors: Vectors,
-    alike: float | None,
-    top: int,
+    order: Sequence[int], ids: Sequence[str], vectors: Vectors, alike: float | None, top: int
 ) -> list[list[int]]:
     """The first `top` groups of candidates, best first: the first of a group is the best, the others are like it."""
     groups: list[list[int]] = []
+    of_id: dict[str, int] = {}
+    heads = np.empty((min(top, len(order)), vectors.shape[1]), np.float32)
     for place in order:
-        heads = [group[0] for group in groups]
         like = None
-        if alike is not None and heads:
-            cosines = vectors[heads] @ vectors[place]
+        if alike is not None and groups:
+            cosines = heads[: len(groups)] @ vectors[place]
             nearest = int(np.argmax(cosines))
-            if cosines[nearest] >= alike:
-                like = nearest
-            else:
-                copies = (at for at, head in enumerate(heads) if rows[head][1]["id"] == rows[place][1]["id"])
-                like = next(copies, None)
+            like = nearest if cosines[nearest] >= alike else of_id.get(ids[place])
         if like is not None:
             groups[like].append(place)
         elif len(groups) < top:
+            heads[len(groups)] = vectors[place]
+            of_id.setdefault(ids[place], len(groups))
             groups.append([place])
         elif alike is None:
             break
@@ -355,8 +350,7 @@ def _moments(library: Library, asked: ReadQuery, query: CombinedQuery, seconds: 
         for moment in result.moments:
             if (row := rows.get(moment.file_name)) is None:
                 continue  # committed in between: its clip is not in this version
-            points = result.curves[moment.file_name]
-            curves[row["id"]] = [CurvePoint(point.start, point.end, point.score) for point in points]
+            curves[row["id"]] = result.curves[moment.file_name]
             hit = Hit(
                 rank=0,
                 **_about(index, row),
