@@ -14,6 +14,7 @@ from perceiver_vl.utils.errors import MediaError, PerceiverVLError, UsageError
 if TYPE_CHECKING:
     from perceiver_vl.inference.pipelines import pipeline
     from perceiver_vl.media.decode import load_frames
+    from perceiver_vl.models.language_bridge import LanguageBridgeForConditionalGeneration
     from perceiver_vl.models.perceiver_vl import (
         PerceiverVLForCaptioning,
         PerceiverVLForImageClassification,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from perceiver_vl.models.perceiver_vl.warm_start import initialise_from
 
 _HOME = {
+    "LanguageBridgeForConditionalGeneration": "perceiver_vl.models.language_bridge",
     "PerceiverVLConfig": "perceiver_vl.models.perceiver_vl",
     "PerceiverVLModel": "perceiver_vl.models.perceiver_vl",
     "PerceiverVLForPreTraining": "perceiver_vl.models.perceiver_vl",
@@ -47,6 +49,7 @@ _HOME = {
 
 __all__ = [
     "ComputeBudget",
+    "LanguageBridgeForConditionalGeneration",
     "MediaError",
     "PerceiverVLConfig",
     "PerceiverVLError",

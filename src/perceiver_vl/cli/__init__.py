@@ -84,6 +84,7 @@ for _bench in (
     siblings.gcog,
     siblings.uni_perceiver,
     siblings.perceiver_tf,
+    siblings.language_bridge,
     perception,
     learning,
     components,

@@ -249,3 +249,43 @@ def perceiver_tf(
         progress=True,
     )
     print_bench(report, as_json, repeats=f"seed {seed}")
+
+
+def language_bridge(
+    out: Annotated[Path, typer.Option(help="Folder that keeps what was trained; a second call goes on.")] = Path(
+        "bench/language-bridge"
+    ),
+    model: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A Perceiver-VL to begin with, in place of a new one.")
+    ] = None,
+    clips: Annotated[int, typer.Option(min=1, help="To train on.")] = 3000,
+    tested: Annotated[int, typer.Option(min=1, help="Others, to test with.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Of each bridge, of 64 clips.")] = 300,
+    retrieval_steps: Annotated[int, typer.Option(min=1, help="Of a new Perceiver-VL, which learns to search.")] = 300,
+    language_steps: Annotated[int, typer.Option(min=1, help="Of the language model, of 64 captions.")] = 300,
+    width: Annotated[int, typer.Option(min=8, help="Of the language model.")] = 128,
+    frames: Annotated[int, typer.Option(min=1, help="Of a clip.")] = 8,
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a frozen language model say what clips show, by soft tokens and otherwise, beside a captioner."""
+    use_threads(threads)
+    from perceiver_vl.bench.siblings.language_bridge import measure_language_bridge
+
+    report = measure_language_bridge(
+        out,
+        model=model,
+        clips=min(clips, 64) if quick else clips,
+        tested=min(tested, 8) if quick else tested,
+        size=32 if quick else 64,
+        frames=min(frames, 2) if quick else frames,
+        steps=min(steps, 2) if quick else steps,
+        retrieval_steps=min(retrieval_steps, 2) if quick else retrieval_steps,
+        language_steps=min(language_steps, 2) if quick else language_steps,
+        width=min(width, 16) if quick else width,
+        seed=seed,
+        progress=True,
+    )
+    print_bench(report, as_json, repeats=f"seed {seed}")

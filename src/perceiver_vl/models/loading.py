@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 
 from perceiver_vl.models.folder import check_model_folder
-from perceiver_vl.models.language_bridge import class_for
+from perceiver_vl.models.language_bridge import LanguageBridgeForConditionalGeneration, class_for
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval, PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
@@ -58,7 +58,12 @@ def load_folder(
     try:
         with quiet():
             processor = PerceiverVLProcessor.from_pretrained(folder)
-            kind = class_for(kind, PerceiverVLConfig.from_pretrained(folder))
+            own = PerceiverVLConfig.from_pretrained(folder)
+            kind = class_for(kind, own)
+            if own.language_config is not None and kind is not LanguageBridgeForConditionalGeneration:
+                raise OtherKindError(
+                    own, f"{folder}: says captions by a language model, give a model trained for {purpose}"
+                )
             model, loading = kind.from_pretrained(folder, output_loading_info=True)
     except UsageError:
         raise
@@ -67,7 +72,6 @@ def load_folder(
             raise UsageError(f"{folder}: weights of other shapes, give a model trained for {purpose}") from error
         raise PerceiverVLError(f"{folder}: cannot be loaded ({first_line(error)}), save the model again") from error
     if missing := sorted(loading["missing_keys"]):
-        own = PerceiverVLConfig.from_pretrained(folder)
         saved = next(iter(own.architectures or ()), "")
         lacking = f"{missing[0]} and {len(missing) - 1} more"
         raise OtherKindError(

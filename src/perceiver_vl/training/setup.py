@@ -416,6 +416,11 @@ def starting_model(
         kind = PerceiverVLForRetrieval
     elif recipe.task is not None:
         kind = class_for(example_task_of(recipe.task).model_class, config)
+    if config.language_config is not None and recipe.task != "captioning":
+        raise UsageError(
+            f"initialise.model={recipe.initialise.model}: says captions by a language model and reads no words itself; "
+            "name the Perceiver-VL that it was made of"
+        )
     torch.manual_seed(seed)
     start = recipe.initialise
     fresh: list[str] = []
