@@ -1,5 +1,6 @@
 """`perceiver-vl bench perceiver` and its like: the other models of the family, trained or measured."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
