@@ -166,7 +166,7 @@ def _encode(
 def _make_room(model: PerceiverVLForRetrieval, frames: int) -> None:
     """Zeros for the times of frames that a model has no rows for."""
     vision = model.perceiver_vl.embeddings.vision
-    missing = frames - len(vision.temporal_embeddings)
+    missing = model.config.groups_of(frames) - len(vision.temporal_embeddings)
     if missing > 0:
         vision.temporal_embeddings = nn.Parameter(F.pad(vision.temporal_embeddings.detach(), (0, 0, 0, missing)))
         model.config.max_frames = frames

@@ -28,6 +28,7 @@ def attention_map(
     cross-attentions that ran (one step of attention rollout, Abnar & Zuidema 2020: what the latents tell each other in
     between is left out). Where a model attended is no proof of why it scored.
 
+    Of a tubelet's share each of its frames has an equal part; of two sizes of patches those of the first are shown.
     Raises `UsageError` for a model whose tokens are no grid.
     """
     inputs = processor(text=[words], videos=[clip], num_frames=num_frames).to(model.device)
@@ -37,7 +38,8 @@ def attention_map(
     assert array.vision is not None
     assert record is not None
     assert record.cross_attentions is not None
-    frames, tokens = int(inputs["frame_mask"].sum()), array.vision.shape[1]
+    most, tokens = min(inputs["frame_mask"].shape[1], budget.frames or num_frames), array.vision.shape[1]
+    frames = min(int(inputs["frame_mask"].sum()), most)
     asked = model.decoder.block.weights(model.vtm_query(1), latents)[0].float().mean(0)[0]  # (N,)
     joint = model.config.modality_aggregation == "joint"
     looked = [
@@ -45,8 +47,12 @@ def attention_map(
         for one in record.cross_attentions
         if joint or one.shape[-1] == tokens
     ]
-    rows, columns, before = _grid(model, tokens // inputs["frame_mask"].shape[1])
-    of_frames = torch.stack(looked).mean(0).reshape(-1, before + rows * columns)[:frames, before:]
+    groups, coarse = model.config.groups_of(most), model.config.coarse_patch_size
+    behind = 0 if coarse is None else math.prod(side // coarse for side in inputs["pixel_values"].shape[-2:])
+    rows, columns, before = _grid(model, tokens // groups - behind)
+    of_groups = torch.stack(looked).mean(0).reshape(groups, -1)[:, before : before + rows * columns]
+    group = torch.arange(frames, device=of_groups.device) // model.config.tubelet_size
+    of_frames = of_groups[group] / group.bincount()[group][:, None]
     shares: Tensor = of_frames / of_frames.sum().clamp_min(1e-12)
     return shares.reshape(frames, rows, columns).cpu()
 

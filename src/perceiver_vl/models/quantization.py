@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perceiver_vl.layers.experts import ScaledLinear
+from perceiver_vl.layers.untied import TwinLinear
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.utils.errors import UsageError
 
@@ -64,7 +66,9 @@ def set_dtype(model: PerceiverVLPreTrainedModel, dtype: str | None) -> None:
         model.to(getattr(torch, dtype))
         return
     encoder = model.base_model.encoder
-    linears = [(name, module) for name, module in encoder.named_modules() if type(module) is nn.Linear]
+    linears = [
+        (name, plain) for name, module in encoder.named_modules() if (plain := _plain_linear(module)) is not None
+    ]
     # From the weights as they were stored; and before the rest is rounded, that rounds scales too
     rounded = {name: Int8Linear(linear) for name, linear in linears if _suits_a_gpu(linear)}
     model.to(torch.bfloat16)
@@ -76,6 +80,13 @@ def check_dtype(dtype: str | None) -> None:
     """Raise `UsageError` for a name that is not one of `DTYPES`."""
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype={dtype}: choose from {', '.join(DTYPES)}")
+
+
+def _plain_linear(module: nn.Module) -> nn.Linear | None:
+    """A linear layer as its weights alone, a layer scale within them; None for anything else."""
+    if isinstance(module, ScaledLinear):
+        return module.plain()
+    return module if type(module) in (nn.Linear, TwinLinear) else None  # type: ignore[return-value]
 
 
 def _suits_a_gpu(linear: nn.Linear) -> bool:

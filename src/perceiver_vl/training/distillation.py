@@ -34,7 +34,7 @@ from perceiver_vl.utils.files import write_with
 
 _VECTORS = "checkpoints/teacher.safetensors"
 _NO_VISION: dict[str, Any] = {"vision_config": None, "token_grid": None, "frame_class_token": False}
-_NO_VISION |= {"image_size": 1, "patch_size": 1, "max_frames": 1}
+_NO_VISION |= {"image_size": 1, "patch_size": 1, "max_frames": 1, "coarse_patch_size": None, "tubelet_size": 1}
 
 
 @dataclass(frozen=True)

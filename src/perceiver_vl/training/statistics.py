@@ -86,7 +86,7 @@ def encoder_statistics(model: nn.Module, run: Callable[[], object]) -> dict[str,
             if encoder.modalities != ("joint",):
                 label += f"_{encoder.modalities[modality]}"
             hook = partial(_note_cross_attention, found, label)
-            handles.append(block.get_submodule("cross_attention").register_forward_pre_hook(hook))
+            handles.append(block.get_submodule("cross_attention").register_forward_pre_hook(hook, with_kwargs=True))
     was_training = model.training
     model.eval()
     try:
@@ -115,15 +115,15 @@ def _note_latents(found: dict[str, list[Tensor]], encoder: nn.Module, args: obje
 
 
 def _note_cross_attention(
-    found: dict[str, list[Tensor]], label: str, block: AttentionBlock, args: tuple[Any, ...]
+    found: dict[str, list[Tensor]], label: str, block: AttentionBlock, args: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
-    """Before a read of `latents (B,N,D)`, `inputs (B,M,D)`, `input_mask (B,M)`."""
+    """Before a read of `latents (B,N,D)`, `inputs (B,M,D)`, `input_mask (B,M)`; `named`: its `boundary`, too."""
     latents, inputs, mask = (*args, None)[:3]
-    normed, inputs = block.norm1(latents), block.input_norm(inputs)
-    weights = block.attention.weights(normed, inputs, mask).float()  # (B,H,N,M)
+    normed, inputs, boundary = block.norm1(latents), block.input_norm(inputs), named.get("boundary")
+    weights = block.attention.weights(normed, inputs, mask, boundary=boundary).float()  # (B,H,N,M)
     real = weights.new_tensor(inputs.shape[1]) if mask is None else mask.sum(1)[:, None, None]
     entropy = torch.special.entr(weights).sum(-1) / real.clamp(min=2).log()  # (B,H,N)
-    attended = block.attention(normed, inputs, mask)
+    attended = block.attention(normed, inputs, mask, boundary=boundary)
     kept = latents if block.residual == "queries" else normed
     found.setdefault(f"{label}_entropy", []).append(entropy.mean())
     found.setdefault(f"{label}_update", []).append(attended.float().norm() / kept.float().norm().clamp(min=1e-12))

@@ -82,7 +82,10 @@ class PerceiverVLConfig(PreTrainedConfig):
     vision_config: Any = None  # PreTrainedConfig of a pretrained encoder in the place of patches
     token_grid: int | None = None  # rows and columns that its tokens are averaged to; None: as many as it gives
     # Tokens that see more than the paper's: all as in the paper unless set
-    patch_stem: Literal["linear", "convolutional"] = "linear"  # several convolutions in place of the one projection
+    # What is in the place of the one projection: several convolutions, or soft splits that overlap (T2T-ViT)
+    patch_stem: Literal["linear", "convolutional", "soft_split"] = "linear"
+    coarse_patch_size: int | None = None  # pixels a side of second patches beside the first in each frame; None: none
+    tubelet_size: int = 1  # consecutive frames that a token sees together
     patch_norm: bool = False  # norm what a patch shows before its place is added
     sincos_positions: float | None = None  # positions and times begin as sines and cosines times this; None: as N(0, …)
     temporal_kernel: int = 0  # frames, an odd number, over which tokens of one place are mixed; 0: none
@@ -100,6 +103,9 @@ class PerceiverVLConfig(PreTrainedConfig):
     layer_drop: float = 0.5  # probability of DROPPING a read in training, block 0 excepted (paper 3.3)
     # Paper 3.2, Figure 3; text_first is separate, words first: what latents look for in a clip depends on these
     modality_aggregation: Literal["joint", "separate", "separate_plus", "text_first"] = "joint"
+
+    untied_modalities: bool = False  # joint: vision and words have keys, values and norms of their own (MoT, MM-DiT)
+    layer_scale: float | None = None  # what attentions and MLPs add is weighed, at first by this (CaiT)
 
     # Where the released code departs from the paper: `as_released` sets these six, and latent_position="none"
     cross_attention_residual: Literal["queries", "normed_queries"] = "queries"  # what a read's findings are added to
@@ -213,13 +219,37 @@ class PerceiverVLConfig(PreTrainedConfig):
             )
 
     def _check_tokens(self) -> None:
-        """Refuse ways to make tokens that cannot be."""
+        """Refuse ways to make tokens, and to attend to them, that cannot be."""
         if self.vision_config is not None and (self.patch_stem != "linear" or self.patch_norm):
             raise UsageError("patch_stem, patch_norm: of patches, in whose place a vision_config gives its tokens")
+        if self.vision_config is not None and (self.coarse_patch_size is not None or self.tubelet_size != 1):
+            raise UsageError(
+                "coarse_patch_size, tubelet_size: of patches, in whose place a vision_config gives tokens of each frame"
+            )
+        coarse = self.coarse_patch_size
+        if coarse is not None and (coarse < 1 or coarse == self.patch_size or self.image_size % coarse):
+            raise UsageError(
+                f"coarse_patch_size={coarse}: must divide image_size={self.image_size} evenly, and be another one than "
+                f"patch_size={self.patch_size}; None for one size of patches"
+            )
+        if not 1 <= self.tubelet_size <= self.max_frames:
+            raise UsageError(f"tubelet_size={self.tubelet_size}: need 1 to max_frames={self.max_frames} frames")
+        if self.untied_modalities and self.modality_aggregation != "joint":
+            raise UsageError(
+                "untied_modalities=True: of modality_aggregation=joint; "
+                f"{self.modality_aggregation} has cross-attentions for each modality already"
+            )
+        if self.layer_scale is not None and not 0.0 < self.layer_scale <= 1000.0:
+            raise UsageError(f"layer_scale={self.layer_scale}: need a number above 0, at most 1000, or None")
         if self.masked_patches and (self.patch_stem != "linear" or self.temporal_kernel):
             raise UsageError(
                 f"masked_patches=True: with patch_stem={self.patch_stem!r} or a temporal_kernel tokens know of their "
                 "neighbours, masked or not; leave these out"
+            )
+        if self.masked_patches and (self.coarse_patch_size is not None or self.tubelet_size > 1):
+            raise UsageError(
+                "masked_patches=True: with coarse_patch_size or tubelet_size a patch is seen by tokens that are not "
+                "masked; leave these out"
             )
         if self.patch_stem == "convolutional" and self.patch_size.bit_count() != 1:
             raise UsageError(f"patch_size={self.patch_size}: patch_stem='convolutional' needs a power of 2")
@@ -314,7 +344,10 @@ class PerceiverVLConfig(PreTrainedConfig):
             rows[name] = getattr(self, name)
         if self.vision_config is None:
             rows["image_size"] = (self.image_size // self.patch_size) ** 2
-            rows["patch_size"] = self.num_channels * self.patch_size**2
+            rows["patch_size"] = self.num_channels * self.tubelet_size * self.patch_size**2
+        if self.coarse_patch_size is not None:
+            rows["coarse_patch_size"] = self.num_channels * self.tubelet_size * self.coarse_patch_size**2
+            rows["image_size"] += (self.image_size // max(1, self.coarse_patch_size)) ** 2
         rows["projection_dim"] = self.projection_dim or 0
         for name, count in rows.items():
             if count * self.hidden_size > _MOST_WEIGHTS:
@@ -366,8 +399,17 @@ class PerceiverVLConfig(PreTrainedConfig):
 
     @property
     def tokens_per_frame(self) -> int:
-        """Length of one frame's part of the input array at `image_size` (145 at base size)."""
-        return self.grid**2 + self.frame_class_token
+        """Length of one frame's, or tubelet's, part of the input array at `image_size` (145 at base size)."""
+        coarse = 0 if self.coarse_patch_size is None else (self.image_size // self.coarse_patch_size) ** 2
+        return self.grid**2 + coarse + self.frame_class_token
+
+    def groups_of(self, frames: int) -> int:
+        """How many tubelets there are of so many frames; without them each frame is one."""
+        return -(-frames // self.tubelet_size)
+
+    def vision_tokens_of(self, frames: int) -> int:
+        """Length of the vision part of the input array of so many frames at `image_size`."""
+        return self.groups_of(frames) * self.tokens_per_frame
 
     def text_latents_of(self, num_latents: int) -> int:
         """Latents of the text stream if there are `num_latents` in all: all of them if it uses all now, else its

@@ -7,11 +7,11 @@ Shapes: B batch, T frames, P patches a frame (with the class token where there i
 from math import isqrt
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perceiver_vl.layers.patch_stem import ConvolutionalStem, TemporalMixing
+from perceiver_vl.layers.patch_stem import ConvolutionalStem, SoftSplitStem, TemporalMixing, patch_projection, tubelets
 from perceiver_vl.layers.positions import resize_positions
+from perceiver_vl.layers.untied import TwinNorm
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoders import vision_width
 from perceiver_vl.utils.errors import UsageError
@@ -62,27 +62,61 @@ class TextEmbeddings(nn.Module):
         return self.dropout(self.norm(tokens))
 
 
+class CoarsePatches(nn.Module):
+    """Patches of a second size of the same frames, with a projection and positions of their own. In CrossViT (Chen et
+    al. 2021) each size has a transformer and these exchange class tokens; here the latents attend to both.
+    """
+
+    def __init__(self, config: PerceiverVLConfig) -> None:
+        super().__init__()
+        assert config.coarse_patch_size is not None
+        self.patch_size, width = config.coarse_patch_size, config.hidden_size
+        self.grid = config.image_size // self.patch_size
+        channels = config.num_channels * config.tubelet_size
+        self.projection = nn.Conv2d(channels, width, kernel_size=self.patch_size, stride=self.patch_size)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.patch_norm else nn.Identity()
+        self.position_embeddings = nn.Parameter(torch.zeros(self.grid**2, width))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """`frames (F,3,H,W)` → tokens that know their place `(F,P',D)`."""
+        rows, columns = patch_grid(frames, self.patch_size, "coarse_patch_size")
+        positions = resize_positions(self.position_embeddings, (self.grid, self.grid), (rows, columns))
+        tokens: Tensor = self.norm(patch_projection(frames, self.projection)) + positions
+        return tokens
+
+
+def patch_grid(frames: Tensor, patch_size: int, name: str) -> tuple[int, int]:
+    """Rows and columns of the patches of `frames (F,3,H,W)`; raises `UsageError` if they are no whole numbers."""
+    height, width = frames.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise UsageError(f"frames of {height}x{width} pixels: need multiples of {name}={patch_size}")
+    return height // patch_size, width // patch_size
+
+
 class VisionEmbeddings(nn.Module):
     """Linear projections of the patches of each frame, plus patch positions and, in clips, the frame's own row.
 
     An image is a clip of one frame: what has one real frame receives no temporal embedding. Over a vision encoder its
-    tokens `(B,T,P,W)`, a class token first where there is one, take the place of pixels. Beyond the paper, a
-    convolutional stem may take the place of the projection, its output be normed before positions are added, and
-    tokens of neighbouring frames be mixed.
+    tokens `(B,T,P,W)`, a class token first where there is one, take the place of pixels. Beyond the paper, a stem may
+    take the place of the projection, its output be normed before positions are added, patches of a second size stand
+    behind those of the first, several frames be projected together (`tubelets`: these then are what is called a frame
+    from there on, with a row of time each), and tokens of neighbouring frames be mixed.
     """
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
         self.grid = config.grid
-        self.patch_size = config.patch_size
+        self.patch_size, self.tubelet_size = config.patch_size, config.tubelet_size
+        channels = config.num_channels * config.tubelet_size
         if config.vision_config is not None:
             self.token_projection = TokenProjection(vision_width(config.vision_config), config)
-        elif config.patch_stem == "convolutional":
-            self.stem = ConvolutionalStem(config.hidden_size, config.patch_size, config.num_channels)
-        else:
+        elif config.patch_stem == "linear":
             self.patch_projection = nn.Conv2d(
-                config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+                channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
             )
+        else:
+            kinds = {"convolutional": ConvolutionalStem, "soft_split": SoftSplitStem}
+            self.stem = kinds[config.patch_stem](config.hidden_size, config.patch_size, channels)
         self.patch_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.patch_norm else None
         self.temporal_mixing = (
             TemporalMixing(config.hidden_size, config.temporal_kernel, config.layer_norm_eps)
@@ -90,7 +124,9 @@ class VisionEmbeddings(nn.Module):
             else None
         )
         self.position_embeddings = nn.Parameter(torch.zeros(self.grid**2, config.hidden_size))
-        self.temporal_embeddings = nn.Parameter(torch.zeros(config.max_frames, config.hidden_size))
+        rows = config.groups_of(config.max_frames)
+        self.temporal_embeddings = nn.Parameter(torch.zeros(rows, config.hidden_size))
+        self.coarse = None if config.coarse_patch_size is None else CoarsePatches(config)
         self.has_class_token = config.frame_class_token
         if self.has_class_token:
             if config.vision_config is None:
@@ -101,11 +137,14 @@ class VisionEmbeddings(nn.Module):
         """`pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` bool → tokens `(B,T·P,D)` in raster order, mask `(B,T·P)`
         bool.
         """
-        frames, most = pixel_values.shape[1], len(self.temporal_embeddings)
+        frames, most = pixel_values.shape[1], self.tubelet_size * len(self.temporal_embeddings)
         if frames > most:
             raise UsageError(f"clip of {frames} frames: more than max_frames={most}, sample fewer")
         is_clip = (frame_mask.sum(1) > 1)[:, None, None]
-        return self.place_frames(pixel_values, frame_mask, self.temporal_embeddings[:frames] * is_clip)
+        if self.tubelet_size > 1:
+            pixel_values, frame_mask = tubelets(pixel_values, frame_mask, self.tubelet_size)
+        temporal = self.temporal_embeddings[: pixel_values.shape[1]] * is_clip
+        return self.place_frames(pixel_values, frame_mask, temporal)
 
     def place_frames(self, pixel_values: Tensor, frame_mask: Tensor, temporal: Tensor) -> tuple[Tensor, Tensor]:
         """The same for any frames of a clip, given their rows of time `temporal (T,D)` or `(B,T,D)`; neighbours that
@@ -121,13 +160,13 @@ class VisionEmbeddings(nn.Module):
 
     def project_pixels(self, frames: Tensor) -> Tensor:
         """`frames (F,3,H,W)` → tokens that know their place `(F,P,D)`."""
-        height, width = frames.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise UsageError(f"frames of {height}x{width} pixels: need multiples of patch_size={self.patch_size}")
+        rows, columns = patch_grid(frames, self.patch_size, "patch_size")
         patches = self.project_patches(frames) if hasattr(self, "patch_projection") else self.stem(frames)
         if self.patch_norm is not None:
             patches = self.patch_norm(patches)
-        patches = patches + self.patch_positions(height // self.patch_size, width // self.patch_size)
+        patches = patches + self.patch_positions(rows, columns)
+        if self.coarse is not None:
+            patches = torch.cat([patches, self.coarse(frames)], dim=1)
         if not self.has_class_token:
             return patches
         return torch.cat([(self.class_token + self.class_position).expand(len(patches), 1, -1), patches], dim=1)
@@ -142,13 +181,8 @@ class VisionEmbeddings(nn.Module):
         return projected + positions
 
     def project_patches(self, frames: Tensor) -> Tensor:
-        """`frames (F,3,H,W)` → `(F,P,D)`. A convolution whose stride is its kernel, as one matrix product: faster to
-        train.
-        """
-        p, weight = self.patch_size, self.patch_projection.weight
-        frames = frames.to(weight.dtype).unflatten(2, (-1, p)).unflatten(4, (-1, p))  # (F,3,rows,p,columns,p)
-        patches = frames.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (F,P,3·p·p)
-        return F.linear(patches, weight.flatten(1), self.patch_projection.bias)
+        """`frames (F,3,H,W)` → `(F,P,D)`."""
+        return patch_projection(frames, self.patch_projection)
 
     def patch_positions(self, rows: int, columns: int) -> Tensor:
         """The position table, resized bilinearly (corners aligned) where the patch grid is another →
@@ -158,7 +192,7 @@ class VisionEmbeddings(nn.Module):
 
 
 class InputEmbeddings(nn.Module):
-    """The input array's two parts, each with its modality embedding, through the norm they share."""
+    """The input array's two parts, each with its modality embedding, through the norm they share, or each its own."""
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
@@ -169,6 +203,8 @@ class InputEmbeddings(nn.Module):
         self.modality_embeddings = nn.Embedding(2, config.hidden_size) if config.modality_embedding else None
         self.zero_frames_are_padding = config.zero_frames_are_padding
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        untied = config.untied_modalities and config.language_config is None
+        self.text_norm = TwinNorm(self.norm) if untied else None
 
     def embed_vision(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`pixel_values (B,T,3,H,W)`, or the tokens of a vision encoder `(B,T,P,W)`, and `frame_mask (B,T)` (1 real, 0
@@ -212,4 +248,5 @@ class InputEmbeddings(nn.Module):
     def _finish(self, tokens: Tensor, modality: int) -> Tensor:
         if self.modality_embeddings is not None:
             tokens = tokens + self.modality_embeddings.weight[modality]
-        return self.norm(tokens)
+        own: nn.Module = self.norm if modality == 0 or self.text_norm is None else self.text_norm
+        return own(tokens)  # type: ignore[no-any-return]

@@ -51,12 +51,17 @@ class InputArray:
                 for one in self.vision_cache.inputs(number, modalities, self.text, self.text_mask)
             ]
         if modalities == ("joint",):
-            return [Inputs(*self.joined)] * num_blocks
+            return [Inputs(*self.joined, boundary=self.vision_tokens)] * num_blocks
         apart = {
             "vision": None if self.vision is None else Inputs(self.vision, self.vision_mask),
             "text": None if self.text is None else Inputs(self.text, self.text_mask),
         }
         return [apart[modality] for modality in modalities] * len(rounds)
+
+    @property
+    def vision_tokens(self) -> int:
+        """How many of the joined array are vision, which comes first."""
+        return 0 if self.vision is None else self.vision.shape[1]
 
     @property
     def is_text_only(self) -> bool:
@@ -91,6 +96,7 @@ def block_arguments(config: PerceiverVLConfig) -> dict[str, Any]:
         "intermediate_size": config.intermediate_size,
         "eps": config.layer_norm_eps,
         "dropout": config.hidden_dropout_prob,
+        "layer_scale": config.layer_scale,
         "implementation": config._attn_implementation or "sdpa",
     }
 
@@ -122,7 +128,7 @@ class PerceiverVLEncoder(LatentEncoder):
             self_attentions_per_block=self_attentions_by_block(config),
             layer_drop=config.layer_drop,
             undropped=len(modalities),
-            cross_attention=cross_attention_arguments(config),
+            cross_attention=cross_attention_arguments(config) | {"untied": config.untied_modalities},
         )
         self.modalities = modalities
         self.latents = nn.Parameter(torch.zeros(config.num_latents, config.hidden_size))

@@ -15,25 +15,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from perceiver_vl.layers.attention import absorbing_pays
-from perceiver_vl.layers.patch_stem import mixing_flops, stem_flops
+from perceiver_vl.layers.patch_stem import mixing_flops, split_flops, stem_flops
 from perceiver_vl.models.block_flops import block_flops as plain_block_flops
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoders import text_model, vision_width
 
 
-def block_flops(config: PerceiverVLConfig, queries: int, inputs: int) -> int:
+def block_flops(config: PerceiverVLConfig, queries: int, inputs: int, *, untied: bool = False) -> int:
     """One transformer block in which `queries` tokens read `inputs` tokens (self-attention: the same number)."""
-    return partial_attention_flops(config, queries, inputs) + output_flops(config, queries)
+    return partial_attention_flops(config, queries, inputs, untied=untied) + output_flops(config, queries)
 
 
-def partial_attention_flops(config: PerceiverVLConfig, queries: int, inputs: int) -> int:
+def partial_attention_flops(config: PerceiverVLConfig, queries: int, inputs: int, *, untied: bool = False) -> int:
     """A block's attention up to what `queries` tokens find in `inputs` tokens (`AttentionBlock.partial_attention`).
 
-    Few queries (the decoder's) are met in the inputs' own space: no keys and values are made.
+    Few queries (the decoder's) are met in the inputs' own space: no keys and values are made. `untied`: inputs of two
+    kinds have keys and values of their own, which are as many, but are made in any case.
     """
     d, heads = config.hidden_size, config.num_attention_heads
-    if not config.qk_norm and absorbing_pays(queries, inputs, d, 2 * d, heads):
+    if not (config.qk_norm or untied) and absorbing_pays(queries, inputs, d, 2 * d, heads):
         return 2 * (3 * d * d * queries + 2 * queries * inputs * d * heads)
     return 2 * (d * d * queries + 2 * d * d * inputs + 2 * queries * inputs * d)
 
@@ -44,17 +45,24 @@ def output_flops(config: PerceiverVLConfig, queries: int) -> int:
 
 
 def embedding_flops(config: PerceiverVLConfig, frames: int) -> int:
-    """The patch projection or stem of `frames` frames of `image_size` (words are looked up, which costs nothing here);
+    """The patch projections or stem of `frames` frames of `image_size` (words are looked up, which costs nothing here);
     over a pretrained encoder the projection of its tokens; and what mixes tokens over time.
     """
-    d, channels, patch, kernel = config.hidden_size, config.num_channels, config.patch_size, config.temporal_kernel
-    tokens = frames * config.tokens_per_frame
-    mixing = mixing_flops(d, kernel, tokens) if kernel else 0
+    d, patch, kernel, size = config.hidden_size, config.patch_size, config.temporal_kernel, config.image_size
+    tokens = config.vision_tokens_of(frames)
+    total = mixing_flops(d, kernel, tokens) if kernel else 0
     if config.vision_config is not None:
-        return mixing + 2 * tokens * vision_width(config.vision_config) * d
-    if config.patch_stem == "convolutional":
-        return mixing + frames * stem_flops(d, patch, channels, config.image_size)
-    return mixing + 2 * frames * config.grid**2 * channels * patch**2 * d
+        return total + 2 * tokens * vision_width(config.vision_config) * d
+    channels, frames = config.num_channels * config.tubelet_size, config.groups_of(frames)
+    if config.coarse_patch_size is not None:
+        total += frames * _projection_flops(d, config.coarse_patch_size, channels, size)
+    stems = {"linear": _projection_flops, "convolutional": stem_flops, "soft_split": split_flops}
+    return total + frames * stems[config.patch_stem](d, patch, channels, size)
+
+
+def _projection_flops(hidden_size: int, patch_size: int, num_channels: int, size: int) -> int:
+    """Of the patches of a frame of `size` × `size` pixels."""
+    return 2 * (size // patch_size) ** 2 * num_channels * patch_size**2 * hidden_size
 
 
 def pretrained_flops(config: PerceiverVLConfig, frames: int = 0, text_tokens: int = 0) -> int:
@@ -99,7 +107,7 @@ def encoder_flops(
     """
     frames = min(frames, budget.frames or frames)
     first, latents = config.latents_of(budget, text_only=not frames)
-    vision_tokens = frames * config.tokens_per_frame
+    vision_tokens = config.vision_tokens_of(frames)
     if config.modality_aggregation == "joint":
         parts = [vision_tokens + text_tokens]
     else:
@@ -107,7 +115,8 @@ def encoder_flops(
         parts = [
             tokens for tokens in (in_turn[::-1] if config.modality_aggregation == "text_first" else in_turn) if tokens
         ]
-    cross_attention = sum(block_flops(config, latents, tokens) for tokens in parts)
+    untied = config.untied_modalities
+    cross_attention = sum(block_flops(config, latents, tokens, untied=untied) for tokens in parts)
     cross_attentions = config.cross_attentions_of(budget)
     self_attentions = config.blocks_of(budget) * config.self_attentions_per_block
     total = (
@@ -116,7 +125,8 @@ def encoder_flops(
         + self_attentions * block_flops(config, latents, latents)
     )
     if first > latents:
-        total += block_flops(config, first, parts[0]) - block_flops(config, latents, parts[0])
+        total += block_flops(config, first, parts[0], untied=untied)
+        total -= block_flops(config, latents, parts[0], untied=untied)
         total += _choosing_flops(config, first, parts[0])
         if (
             config.modality_aggregation == "separate_plus" and not frames
@@ -141,7 +151,7 @@ def cached_vision_flops(
     and values.
     """
     d, (first, latents) = config.hidden_size, config.latents_of(budget)
-    vision_tokens = min(frames, budget.frames or frames) * config.tokens_per_frame
+    vision_tokens = config.vision_tokens_of(min(frames, budget.frames or frames))
     cross_attentions, text_first = config.cross_attentions_of(budget), config.modality_aggregation == "text_first"
     clip = (
         cross_attentions * (2 * d * d * latents + output_flops(config, latents))
@@ -175,7 +185,7 @@ def caption_flops(
     """
     d, frames = config.hidden_size, min(frames, budget.frames or frames)
     if config.caption_prefix == "frames":
-        prefix, seeing = frames * config.tokens_per_frame, embedding_flops(config, frames)
+        prefix, seeing = config.vision_tokens_of(frames), embedding_flops(config, frames)
     else:
         prefix, seeing = config.latents_of(budget)[1], encoder_flops(config, frames, 0, budget)
     width = d if config.text_config is None else _table_width(config.text_config.to_json_string())

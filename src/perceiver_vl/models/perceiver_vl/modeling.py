@@ -15,15 +15,17 @@ from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
 from transformers.utils import ModelOutput, can_return_tuple
 
 from perceiver_vl.layers.attention import Attention, has_plain_projections
-from perceiver_vl.layers.patch_stem import ConvolutionalStem, TemporalMixing
+from perceiver_vl.layers.experts import ScaledLinear
+from perceiver_vl.layers.patch_stem import ConvolutionalStem, SoftSplit, TemporalMixing
 from perceiver_vl.layers.perceiver import EncoderRecord
 from perceiver_vl.layers.positions import sincos_positions_2d, sinusoidal_positions
 from perceiver_vl.layers.token_selection import drawn_latents, kept_tokens
+from perceiver_vl.layers.untied import TwinLinear, TwinNorm
 from perceiver_vl.layers.zero_linear import ZeroLinear
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, TrainingBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.decoder import ClassQuery
-from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings, VisionEmbeddings
+from perceiver_vl.models.perceiver_vl.embeddings import CoarsePatches, InputEmbeddings, VisionEmbeddings
 from perceiver_vl.models.perceiver_vl.encoder import InputArray, PerceiverVLEncoder, fourier_positions
 from perceiver_vl.models.perceiver_vl.encoders import BaseVectors, PretrainedPart, TextEncoder, VisionEncoder
 from perceiver_vl.models.perceiver_vl.heads import (
@@ -85,8 +87,13 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
         latent_initializer_range) between them. Temporal table: 0: a clip starts as a set of images, as released.
         Temperature of VTC: 1/0.07, as CLIP's. Where there is a base, what is added to it, and the maps that it is made
         by: 0. Bilinear pooling: N(0, 1/fan_in), which keeps its products of size 1; convolutions of a stem and over
-        time, too. With `sincos_positions` the tables of positions and times are sines and cosines of that size.
+        time, too. With `sincos_positions` the tables of positions and times are sines and cosines of that size. What
+        is untied begins as what it was tied to, without a draw. Layer scale: `layer_scale`.
         """
+        if isinstance(module, TwinLinear | TwinNorm):  # which come after what they are twins of
+            for own, theirs in zip(module.parameters(), module.of.parameters(), strict=True):
+                init.copy_(own, theirs)
+            return
         super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, PerceiverVLEncoder):
@@ -97,18 +104,24 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
                 init.normal_(module.latents, std=self.config.latent_initializer_range)
             if self.config.latent_position == "fourier":
                 init.copy_(module.latent_positions, fourier_positions(module.latents))
-        elif isinstance(module, VisionEmbeddings):
+        elif isinstance(module, VisionEmbeddings | CoarsePatches):
             if (scale := self.config.sincos_positions) is None:
                 init.normal_(module.position_embeddings, std=std)
+            else:
+                places = sincos_positions_2d(module.grid, module.grid, module.position_embeddings.shape[1])
+                init.copy_(module.position_embeddings, scale * places)
+            if isinstance(module, CoarsePatches):
+                return
+            if scale is None:
                 init.zeros_(module.temporal_embeddings)
             else:
-                frames, width = module.temporal_embeddings.shape
-                init.copy_(module.position_embeddings, scale * sincos_positions_2d(module.grid, module.grid, width))
-                init.copy_(module.temporal_embeddings, scale * sinusoidal_positions(frames, width))
+                init.copy_(module.temporal_embeddings, scale * sinusoidal_positions(*module.temporal_embeddings.shape))
             if module.has_class_token:
                 init.normal_(module.class_position, std=std)
                 if hasattr(module, "class_token"):
                     init.normal_(module.class_token, std=std)
+        elif isinstance(module, SoftSplit):
+            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
         elif isinstance(module, ConvolutionalStem | TemporalMixing):
             for convolution in module.modules():
                 if isinstance(convolution, nn.Conv1d | nn.Conv2d):
@@ -129,6 +142,8 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
             init.constant_(module.threshold, 0.25)  # between the cosines of pairs and of others, in most encoders
         elif isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
+        elif isinstance(module, ScaledLinear):
+            init.constant_(module.scale, self.config.layer_scale or 1.0)
         elif isinstance(module, MaskedWordHead | CaptionWords):
             init.zeros_(module.bias)
 
@@ -279,7 +294,7 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
                     inputs.vision_base = self.base.of_vision(vectors, real)
             inputs.vision, inputs.vision_mask = self.embeddings.embed_vision(pixel_values, frame_mask)
             if isinstance(budget, TrainingBudget) and budget.token_share < 1:
-                self._drop_tokens(inputs, pixel_values.shape[1], budget)
+                self._drop_tokens(inputs, self.config.groups_of(pixel_values.shape[1]), budget)
         if input_ids is not None:
             words = input_ids
             if self.text_encoder is not None:

@@ -70,6 +70,7 @@ class VisionCache:
         else:
             parts = [self.first.repeat(times)] if number == 0 else self.later[number - 1]
         tokens, mask = (None, None) if self.seen is None else (one.repeat_interleave(times, 0) for one in self.seen)
+        boundary = None if tokens is None else tokens.shape[1]
         if modalities != ("joint",):
             apart = {
                 "vision": Inputs(tokens, mask, parts),
@@ -77,11 +78,11 @@ class VisionCache:
             }
             return [apart[modality] for modality in modalities]
         if text is not None:
-            parts = chain(parts, [(text, text_mask)])
+            parts = chain(parts, [(text, text_mask, 0)])  # none of these is vision
             if tokens is not None and mask is not None:
                 assert text_mask is not None
                 tokens, mask = torch.cat([tokens, text], dim=1), torch.cat([mask, text_mask], dim=1)
-        return [Inputs(tokens, mask, parts)]
+        return [Inputs(tokens, mask, parts, boundary)]
 
     def budget_for(self, asked: ComputeBudget, weights: str, texts: int | None) -> ComputeBudget:
         """The budget at which the cache is read; the full one stands for its own.
@@ -227,7 +228,8 @@ class VisionCacheMixin:
         where the temporal table is interpolated. For use without gradients.
         Raises `UsageError` for a stream that can be read once where more is needed and there is no spill, for a budget
         of frames or that chooses among the latents, and for frames that are not as many as said; `PerceiverVLError` for
-        a spill that has no room. A model that mixes tokens over time (`temporal_kernel`) takes clips whole alone.
+        a spill that has no room. A model whose tokens see several frames (`temporal_kernel`, `tubelet_size`) takes
+        clips whole alone.
         """
         base = _base(self)
         budget = budget or FULL_BUDGET
@@ -235,11 +237,12 @@ class VisionCacheMixin:
         _refuse_choice(base, budget)
         if budget.frames is not None:
             raise UsageError(f"budget {budget}: every frame of a stream is read, give it fewer frames")
+        instead = "which chunks cut apart; give the clip whole (pixel_values), of fewer frames"
         if base.config.temporal_kernel:
-            raise UsageError(
-                f"temporal_kernel={base.config.temporal_kernel}: tokens of neighbouring frames are mixed, which chunks "
-                "cut apart; give the clip whole (pixel_values), of fewer frames"
-            )
+            kernel = base.config.temporal_kernel
+            raise UsageError(f"temporal_kernel={kernel}: tokens of neighbouring frames are mixed, {instead}")
+        if base.config.tubelet_size > 1:
+            raise UsageError(f"tubelet_size={base.config.tubelet_size}: a token sees several frames, {instead}")
         cross_attentions, latents = _first_queries(base, budget)
         sums: list[tuple[Tensor, Tensor]] = []
         clips, first_passed = 0, False

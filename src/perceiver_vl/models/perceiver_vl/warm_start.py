@@ -126,8 +126,9 @@ def initialise_from(
     norm the encoder's, and its patch projection, class token and patch positions ours. For another grid of patches the
     positions are resized bilinearly, for another patch size the projection by the pseudo-inverse of the bilinear resize
     (FlexiViT: Beyer et al., 2023, section 3.4); where a source's pixels are normalised otherwise than ours, as CLIP's,
-    that is folded into the projection. `text`: a BERT or a CLIP. Its tables of words and positions become ours, and
-    BERT's segments and norm. Latents, cross-attentions, decoder, heads and temporal table stay as they are.
+    that is folded into the projection; of tubelets it is that of their central frame. `text`: a BERT or a CLIP. Its
+    tables of words and positions become ours, and BERT's segments and norm. Latents, cross-attentions, decoder, heads
+    and temporal table stay as they are.
 
     Each source is a local folder or a hub name; nothing of it is run. `left` also tells where it computes otherwise
     than this model does with its weights, under `hidden_act`, `layer_norm_eps` and `text_layer_norm_eps`. Raises
@@ -271,8 +272,11 @@ def _vision_places(source: _Source, config: PerceiverVLConfig, base: str) -> Ite
     patch, new_patch = _pair(source.config.patch_size), _pair(config.patch_size)
     weight, constant = _for_our_pixels(kernel.value, bias.value, *source.pixels)
     change = "" if weight is kernel.value else ", for pixels in [-1, 1]"
-    resized = _resize_kernel(weight, new_patch)
-    yield replace(kernel, value=resized, change=f"{change}{_resized(patch, new_patch)}")
+    resized, of_tubelets = _resize_kernel(weight, new_patch), ""
+    if (tubelet := config.tubelet_size) > 1:
+        resized = _of_central_frame(resized, tubelet)
+        of_tubelets = f", of the central one of {tubelet} frames"
+    yield replace(kernel, value=resized, change=f"{change}{_resized(patch, new_patch)}{of_tubelets}")
     yield replace(bias, value=constant, change=f"{bias.change}{change}")
 
     positions = source.tensor(names.positions).flatten(0, -2)  # (1+P,D), the class token's first
@@ -333,6 +337,15 @@ def _resize_kernel(kernel: Tensor, new_patch: tuple[int, int]) -> Tensor:
         return kernel
     rows, columns = (torch.linalg.pinv(_resize_matrix(*sizes)) for sizes in zip(patch, new_patch, strict=True))
     return rows.T @ kernel.double() @ columns
+
+
+def _of_central_frame(kernel: Tensor, tubelet: int) -> Tensor:
+    """A patch projection `(D,3,p,p)` for tubelets, which begins by seeing their central frame: `(D,tubelet·3,p,p)`
+    (ViViT: Arnab et al. 2021, 3.4).
+    """
+    frames = kernel.new_zeros(len(kernel), tubelet, *kernel.shape[1:])
+    frames[:, tubelet // 2] = kernel
+    return frames.flatten(1, 2)
 
 
 def _resize_matrix(old: int, new: int) -> Tensor:
