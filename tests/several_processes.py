@@ -110,7 +110,8 @@ def trained(
         if module.momentum is not None:
             module.momentum.follow(model, step + 1)
             for side, queued in module.momentum.queue.items():
-                yield f"weight of the queue of {side} {step}", queued.reshape(-1).clone()
+                if objectives.queue_size:
+                    yield f"weight of the queue of {side} {step}", queued.reshape(-1).clone()
     clips = some_batch(pairs, objectives).pixel_values.to(dtype)
     clips = clips.flatten(0, 1) if objectives.needs_stretches else clips
     with torch.no_grad():

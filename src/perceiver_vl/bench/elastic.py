@@ -18,10 +18,10 @@ from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.flops import encoder_flops
 from perceiver_vl.tasks.provenance import RunInfo
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
+from perceiver_vl.tasks.retrieval_result import RECALLS
 from perceiver_vl.training import train
 from perceiver_vl.training.recipe import RECIPES, Recipe, read_recipe
 from perceiver_vl.training.setup import open_split
-from perceiver_vl.training.trainers import RECALLS
 from perceiver_vl.utils.console import ProgressBars, err
 from perceiver_vl.utils.errors import UsageError
 

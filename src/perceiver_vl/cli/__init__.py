@@ -22,6 +22,7 @@ from perceiver_vl.cli.demo import demo
 from perceiver_vl.cli.evaluate import evaluate
 from perceiver_vl.cli.init import init
 from perceiver_vl.cli.learning import learning
+from perceiver_vl.cli.merge import merge
 from perceiver_vl.cli.options import as_typed
 from perceiver_vl.cli.perception import perception
 from perceiver_vl.cli.report import report
@@ -70,6 +71,7 @@ for _command in (
     data_commands.world,
     init,
     convert,
+    merge,
     export,
     demo,
 ):

@@ -11,6 +11,8 @@ from torch import Tensor
 from perceiver_vl.data.records import SkippedSample
 from perceiver_vl.utils.console import out
 
+RECALLS = ("r1", "r5", "r10")
+
 
 @dataclass(frozen=True)
 class Recall:
@@ -70,6 +72,16 @@ class RetrievalResult:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+    def figures(self) -> dict[str, float]:
+        """R@1, R@5 and R@10 of every stream, as `multi_r1` (text to video) and `multi_v2t_r1`."""
+        found = {}
+        for stream in self.streams:
+            name = stream.stream.replace("-", "_")
+            for k in RECALLS:
+                found[f"{name}_{k}"] = getattr(stream.text_to_video, k)
+                found[f"{name}_v2t_{k}"] = getattr(stream.video_to_text, k)
+        return found
 
     def print(self) -> None:
         """Both directions of every stream, with its time and operations for one text query."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
-from perceiver_vl.tasks.retrieval_result import RetrievalResult
+from perceiver_vl.tasks.retrieval_result import RECALLS, RetrievalResult
 from perceiver_vl.tasks.task_result import TaskResult
 from perceiver_vl.training.callbacks import AtSteps
 from perceiver_vl.training.distillation import DistillationModule
@@ -22,8 +22,6 @@ from perceiver_vl.training.recipe_trainer import RecipeTrainer
 from perceiver_vl.training.statistics import FEW, captioning_flops, encoding_flops, pretraining_flops, task_flops
 from perceiver_vl.training.student_score import MEASURED, Texts, score_student, texts_of
 from perceiver_vl.utils.distributed import GlobalBatch
-
-RECALLS = ("r1", "r5", "r10")
 
 
 class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
@@ -93,14 +91,8 @@ class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
         return self.encode(**{name: few[name] for name in names})
 
     def figures(self, result: RetrievalResult) -> dict[str, float]:
-        """R@1, R@5 and R@10 of every stream, as `multi_r1` (text to video) and `multi_v2t_r1`."""
-        metrics = {}
-        for stream in result.streams:
-            name = stream.stream.replace("-", "_")
-            for k in RECALLS:
-                metrics[f"{name}_{k}"] = getattr(stream.text_to_video, k)
-                metrics[f"{name}_v2t_{k}"] = getattr(stream.video_to_text, k)
-        return metrics
+        """The recalls of every stream."""
+        return result.figures()
 
 
 class DistillationTrainer(RecipeTrainer[TaskResult]):

@@ -1,4 +1,4 @@
-"""Figures for reports: inline SVG that needs no script, and one PNG."""
+"""Figures for reports: inline SVG that needs no script, and PNGs."""
 
 import io
 import itertools
@@ -50,6 +50,19 @@ def curves_svg(
         if series:
             axes.legend(frameon=False)
         return _svg(figure)
+
+
+def write_curves(
+    path: Path, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str
+) -> None:
+    """A PNG of measured lines by name, each (xs, ys)."""
+    with _figure() as (figure, axes):
+        FigureCanvasAgg(figure)
+        for name, (xs, ys) in series.items():
+            axes.plot(xs, ys, label=name, linewidth=1.4, marker="o", markersize=3)
+        axes.set(xlabel=x, ylabel=y, title=title)
+        axes.legend(frameon=False)
+        write_with(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
 
 
 def points_svg(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str) -> str:

@@ -5,7 +5,8 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,16 +175,23 @@ def save_whole(
     write_card: Callable[[Path], object] | None = None,
 ) -> None:
     """Write a model folder, with the card that `write_card` writes into it, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    holder = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    beside = holder / folder.resolve().name  # the card takes the folder's name for the model's
-    try:
-        beside.mkdir()
+    with new_folder(folder) as beside:
         model.save_pretrained(beside)
         if processor is not None:
             processor.save_pretrained(beside)
         if write_card is not None:
             write_card(beside)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A place beside `folder` to write what it is to hold; it is there at the end, whole, or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    beside = holder / folder.resolve().name  # a model card takes the folder's name for the model's
+    try:
+        beside.mkdir()
+        yield beside
         beside.chmod(0o755)
         beside.replace(folder)
     finally:

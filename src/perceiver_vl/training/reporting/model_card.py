@@ -1,5 +1,6 @@
 """The README of a model folder: what the model is, how to load it, what it was trained on and how well it does."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -127,11 +128,13 @@ def write_model_card(
     steps: int | None = None,
     retrieval: RetrievalResult | None = None,
     task: TaskResult | None = None,
+    merged: Mapping[str, float] | None = None,
 ) -> Path:
     """Write `README.md` into a model folder, in the place of one that is there, and return its path.
 
     `recipe` and `steps`: how it was trained; `retrieval` or `task`: how it did on the validation clips of that
-    recipe. What is not given is left out, and so is the licence, which only the owner of the weights can give.
+    recipe; `merged`: the models whose average it is, and their shares. What is not given is left out, and so is the
+    licence, which only the owner of the weights can give.
     Raises `UsageError` for a folder without a whole model.
     """
     folder = check_model_folder(folder)
@@ -164,6 +167,7 @@ def write_model_card(
         warning=config.search_warning() if kind is _RETRIEVAL else None,
         recipe=recipe,
         steps=steps,
+        merged=merged,
         start=_start(recipe.initialise) if recipe else "",
         objectives={name: value for name, value in recipe.objectives.to_dict().items() if value}
         if recipe and not recipe.task and not recipe.teacher
