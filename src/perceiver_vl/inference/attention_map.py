@@ -29,8 +29,14 @@ def attention_map(
     between is left out). Where a model attended is no proof of why it scored.
 
     Of a tubelet's share each of its frames has an equal part; of two sizes of patches those of the first are shown.
-    Raises `UsageError` for a model whose tokens are no grid.
+    A token that stands for several patches is seen by these in equal shares. Raises `UsageError` for a model whose
+    tokens are no grid, or of which it does not attend to all.
     """
+    for name in ("rolled_tokens", "frame_summaries", "text_guided_tokens", "sampled_points", "routed_regions"):
+        if value := getattr(model.config, name):
+            raise UsageError(
+                f"{name}={value}: what this model attends to are not the patches of a frame, no map is made"
+            )
     inputs = processor(text=[words], videos=[clip], num_frames=num_frames).to(model.device)
     record = model.perceiver_vl.record(output_attentions=True)
     array = model.perceiver_vl.embed_inputs(**inputs, budget=budget)
@@ -49,12 +55,25 @@ def attention_map(
     ]
     groups, coarse = model.config.groups_of(most), model.config.coarse_patch_size
     behind = 0 if coarse is None else math.prod(side // coarse for side in inputs["pixel_values"].shape[-2:])
-    rows, columns, before = _grid(model, tokens // groups - behind)
-    of_groups = torch.stack(looked).mean(0).reshape(groups, -1)[:, before : before + rows * columns]
+    of_tokens = torch.stack(looked).mean(0).reshape(groups, -1)
+    if array.vision_places is not None:
+        of_tokens = _of_patches(of_tokens, array.vision_places[0])
+    rows, columns, before = _grid(model, of_tokens.shape[1] - behind)
+    of_groups = of_tokens[:, before : before + rows * columns]
     group = torch.arange(frames, device=of_groups.device) // model.config.tubelet_size
     of_frames = of_groups[group] / group.bincount()[group][:, None]
     shares: Tensor = of_frames / of_frames.sum().clamp_min(1e-12)
     return shares.reshape(frames, rows, columns).cpu()
+
+
+def _of_patches(of_tokens: Tensor, places: Tensor) -> Tensor:
+    """How much tokens `(T,K)` were attended to, some of them merged patches, as shares of the patches in these `places
+    (T,P)` → `(T,1+P)`, or `(T,P)` without a class token.
+    """
+    merged = int(places.max()) + 1
+    first, of_merged = of_tokens.split([of_tokens.shape[1] - merged, merged], dim=1)
+    sizes = (places[..., None] == torch.arange(merged, device=places.device)).sum(1)
+    return torch.cat([first, (of_merged / sizes).gather(1, places)], dim=1)
 
 
 def _grid(model: PerceiverVLForRetrieval, tokens: int) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.folder import MODEL_TYPE, search_warning
+from perceiver_vl.models.perceiver_vl.option_checks import check_fewer_keys
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.text import did_you_mean
 
@@ -89,6 +90,15 @@ class PerceiverVLConfig(PreTrainedConfig):
     patch_norm: bool = False  # norm what a patch shows before its place is added
     sincos_positions: float | None = None  # positions and times begin as sines and cosines times this; None: as N(0, …)
     temporal_kernel: int = 0  # frames, an odd number, over which tokens of one place are mixed; 0: none
+    # Fewer keys (`fewer_keys`): all tokens are read, each for itself, unless set
+    rolled_tokens: float = 0.0  # share of each frame's patches that come from the frames beside it (All-in-one)
+    rolled_channels: float = 0.0  # the same of the channels of all its patches (TSM)
+    merged_patches: int | None = None  # patches of a frame, the most alike merged until so many are left (ToMe)
+    frame_summaries: int = 0  # of every so many frames one is read whole, the others as a token each (Combiner); 0: all
+    text_guided_tokens: int | None = None  # of a clip read with words, those they choose (Recoverable Compression)
+    sampled_points: int = 0  # a frame, that latents choose after their first cross-attention (Dynamic MDETR); 0: all
+    routed_regions: int = 0  # a frame, likewise (BiFormer); 0: all
+    region_size: int = 2  # rows and columns of patches of such a region
     # Text
     text_config: Any = None  # PreTrainedConfig of a pretrained encoder in the place of the word table
     vocab_size: int = 30522
@@ -97,6 +107,9 @@ class PerceiverVLConfig(PreTrainedConfig):
     mask_token_id: int = 103  # [MASK] of BERT: what is masked when no mlm_labels are given
     bos_token_id: int | None = None  # what a caption begins with, and ends with
     eos_token_id: int | None = None
+
+    # What is neither words nor pixels: the settings of each kind by its name, as {"audio": {"sample_rate": 8000}}
+    modalities: dict[str, Any] = field(default_factory=dict)  # see `modalities.register_modality`
 
     # Reading
     qk_norm: bool = False  # norm what cross-attentions compare, with learned scales: they find their own temperature
@@ -129,7 +142,6 @@ class PerceiverVLConfig(PreTrainedConfig):
     bridge_blocks: list[int] = field(default_factory=lambda: [-1])  # after which blocks it is shown latents
     bridge_tokens: int | None = None  # soft tokens that a block's latents are averaged to; None: one for each latent
     bridge_layers: list[int] = field(default_factory=list)  # of it, that take the blocks' latents; none: its input does
-
 
     masked_patches: bool = False  # queries and a head for what masked patches show, in pre-training (objective mpm)
 
@@ -166,6 +178,9 @@ class PerceiverVLConfig(PreTrainedConfig):
         self._check_values()
         super().__post_init__(**kwargs)
         self._check_encoders()
+        check_fewer_keys(self)
+        if self.modalities:
+            self._check_modalities()
         if self.id2label and not getattr(self, "label2id", None):  # transformers derives it only where both are missing
             self.label2id = {name: label for label, name in self.id2label.items()}
 
@@ -259,6 +274,14 @@ class PerceiverVLConfig(PreTrainedConfig):
             raise UsageError(f"sincos_positions: need a hidden_size that 4 divides, not {self.hidden_size}")
         if not 0 <= self.temporal_kernel <= 1001 or (self.temporal_kernel and self.temporal_kernel % 2 == 0):
             raise UsageError(f"temporal_kernel={self.temporal_kernel}: need an odd number of frames up to 1001, or 0")
+
+    def _check_modalities(self) -> None:
+        """Refuse those that are not known, and parts that ask pixels alone."""
+        from perceiver_vl.models.perceiver_vl.modalities import make_modalities  # who has none does without torch
+
+        make_modalities(self.modalities)
+        if self.base != "none":
+            raise UsageError(f"modalities={', '.join(self.modalities)}: base={self.base} is of pixels, leave one out")
 
     def _check_encoders(self) -> None:
         """Refuse parts that do not fit each other, and encoders that no machine holds."""

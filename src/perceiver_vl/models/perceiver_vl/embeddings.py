@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from perceiver_vl.layers.patch_stem import ConvolutionalStem, SoftSplitStem, TemporalMixing, patch_projection, tubelets
 from perceiver_vl.layers.positions import resize_positions
+from perceiver_vl.layers.token_reduction import roll_over_time
 from perceiver_vl.layers.untied import TwinNorm
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoders import vision_width
+from perceiver_vl.models.perceiver_vl.modalities import make_modalities
 from perceiver_vl.utils.errors import UsageError
 
 
@@ -127,6 +129,8 @@ class VisionEmbeddings(nn.Module):
         rows = config.groups_of(config.max_frames)
         self.temporal_embeddings = nn.Parameter(torch.zeros(rows, config.hidden_size))
         self.coarse = None if config.coarse_patch_size is None else CoarsePatches(config)
+        rolled = (config.rolled_tokens, False), (config.rolled_channels, True)
+        self.rolled = [(share, channels) for share, channels in rolled if share]
         self.has_class_token = config.frame_class_token
         if self.has_class_token:
             if config.vision_config is None:
@@ -154,6 +158,10 @@ class VisionEmbeddings(nn.Module):
         tokens = project(pixel_values.flatten(0, 1)).unflatten(0, pixel_values.shape[:2])  # (B,T,P,D)
         if self.temporal_mixing is not None:
             tokens = self.temporal_mixing(tokens, frame_mask)
+        first = int(self.has_class_token)
+        for share, channels in self.rolled:
+            patches = roll_over_time(tokens[:, :, first:], frame_mask, share, channels=channels)
+            tokens = torch.cat([tokens[:, :, :first], patches], dim=2)
         tokens = tokens + temporal[..., None, :]
         token_mask = frame_mask[:, :, None].expand(tokens.shape[:3])
         return tokens.flatten(1, 2), token_mask.flatten(1, 2)
@@ -192,7 +200,10 @@ class VisionEmbeddings(nn.Module):
 
 
 class InputEmbeddings(nn.Module):
-    """The input array's two parts, each with its modality embedding, through the norm they share, or each its own."""
+    """The input array's parts, each with its modality embedding, through the norm they share: vision, text, and what
+    else a configuration names (`modalities`), each by a tokenizer of its own. Where modalities are untied, words have a
+    norm of their own.
+    """
 
     def __init__(self, config: PerceiverVLConfig) -> None:
         super().__init__()
@@ -205,6 +216,11 @@ class InputEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         untied = config.untied_modalities and config.language_config is None
         self.text_norm = TwinNorm(self.norm) if untied else None
+        if config.modalities:
+            kinds = make_modalities(config.modalities)
+            self.tokenizers = nn.ModuleDict({name: kind.tokenizer(config.hidden_size) for name, kind in kinds.items()})
+            if config.modality_embedding:  # a row each, in the order of the configuration
+                self.more_modality_embeddings = nn.Embedding(len(kinds), config.hidden_size)
 
     def embed_vision(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`pixel_values (B,T,3,H,W)`, or the tokens of a vision encoder `(B,T,P,W)`, and `frame_mask (B,T)` (1 real, 0
@@ -244,6 +260,26 @@ class InputEmbeddings(nn.Module):
         `(B,L)` int64 → tokens `(B,L,D)`.
         """
         return self._finish(self.text.place(content, self.text.position_embeddings(places)), modality=1)
+
+    def embed_modality(self, name: str, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What is neither words nor pixels, `values (B,T,…)` of the configuration's modality `name` and `mask (B,T)` (1
+        real, 0 padding; None: all real) → tokens `(B,M,D)`, bool mask `(B,M)`. Raises `UsageError` for one that the
+        model does not have, and what its tokenizer refuses.
+        """
+        names = list(getattr(self, "tokenizers", ()))
+        if name not in names:
+            raise UsageError(
+                f"modality {name!r}: not of this model, which has {', '.join(names) or 'none'} (modalities)"
+            )
+        mask = torch.ones(values.shape[:2], device=values.device) if mask is None else mask
+        tokens, token_mask = self.tokenizers[name](values, mask.bool())
+        width = self.norm.normalized_shape[0]
+        if tokens.ndim != 3 or tokens.shape[2] != width or tokens.shape[:2] != token_mask.shape:
+            found = f"tokens {tuple(tokens.shape)}, mask {tuple(token_mask.shape)}"
+            raise UsageError(f"modality {name}: its tokenizer gives {found}; need (B,M,{width}) and (B,M)")
+        if hasattr(self, "more_modality_embeddings"):
+            tokens = tokens + self.more_modality_embeddings.weight[names.index(name)]
+        return self.norm(tokens), token_mask.bool()
 
     def _finish(self, tokens: Tensor, modality: int) -> Tensor:
         if self.modality_embeddings is not None:

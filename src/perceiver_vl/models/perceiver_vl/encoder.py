@@ -3,7 +3,7 @@
 Shapes: B batch, M inputs, N latents, D width, k blocks, l self-attentions a block.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,16 +14,20 @@ from perceiver_vl.layers.attention import AttentionBlock
 from perceiver_vl.layers.perceiver import Inputs, LatentEncoder
 from perceiver_vl.layers.positions import fourier_features
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.fewer_keys import Choice, join_masks
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
 
 
 @dataclass
 class InputArray:
     """What the latents attend to: vision `(B,M_v,D)`, text `(B,M_t,D)`, or both, with bool masks `(B,M)` True where
-    real.
+    real. A sound, or what else is no text, is vision here.
 
     `vision_cache` stands for the vision that it was made of; B texts are then about V clips, B/V of them about each.
     `vision_base`, `text_base` `(B,E)`: what pretrained encoders alone say of each, where a model has them.
+    The vision mask may also be numbers, the logarithm of how many patches each token stands for, minus infinity for
+    padding (`fewer_keys`). `frames`: how many frames (or tubelets) the vision is of, where it is whole frames.
+    `vision_places (B,T,P)`: which token of its frame each patch is in, where patches were merged.
     """
 
     vision: Tensor | None = None
@@ -33,16 +37,38 @@ class InputArray:
     vision_cache: VisionCache | None = None
     vision_base: Tensor | None = None
     text_base: Tensor | None = None
+    frames: int | None = None
+    vision_places: Tensor | None = None
+
+    def beside(self, other: "InputArray") -> "InputArray":
+        """Both clips as one, the vision of `other` behind its own: a video and its sound. Texts come from either."""
+        assert self.vision is not None
+        assert self.vision_mask is not None
+        assert other.vision is not None
+        assert other.vision_mask is not None
+        text, text_mask = (self.text, self.text_mask) if other.text is None else (other.text, other.text_mask)
+        return InputArray(
+            torch.cat([self.vision, other.vision], dim=1),
+            join_masks([self.vision_mask, other.vision_mask]),
+            text,
+            text_mask,
+            vision_base=self.vision_base,
+            text_base=self.text_base,
+        )
 
     @property
     def joined(self) -> tuple[Tensor, Tensor]:
         """Vision, then text, as one array `(B,M,D)` and its mask."""
         parts = [part for part in (self.vision, self.text) if part is not None]
         masks = [mask for mask in (self.vision_mask, self.text_mask) if mask is not None]
-        return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
+        return torch.cat(parts, dim=1), join_masks(masks)
 
-    def by_block(self, modalities: tuple[str, ...], num_blocks: int) -> list[Inputs | None]:
-        """What each block of a `PerceiverVLEncoder` attends to; None for a modality that is not there."""
+    def by_block(
+        self, modalities: tuple[str, ...], num_blocks: int, choose: Choice | None = None
+    ) -> list[Inputs | None]:
+        """What each block of a `PerceiverVLEncoder` attends to; None for a modality that is not there. `choose`: of
+        cross-attentions to vision after the first, as of `Inputs`.
+        """
         rounds = range(num_blocks // len(modalities))
         if self.vision_cache is not None:
             return [
@@ -51,12 +77,13 @@ class InputArray:
                 for one in self.vision_cache.inputs(number, modalities, self.text, self.text_mask)
             ]
         if modalities == ("joint",):
-            return [Inputs(*self.joined, boundary=self.vision_tokens)] * num_blocks
-        apart = {
-            "vision": None if self.vision is None else Inputs(self.vision, self.vision_mask),
-            "text": None if self.text is None else Inputs(self.text, self.text_mask),
-        }
-        return [apart[modality] for modality in modalities] * len(rounds)
+            first = Inputs(*self.joined, boundary=self.vision_tokens)
+            return [first, *[replace(first, choose=choose)] * (num_blocks - 1)]
+        vision = None if self.vision is None else Inputs(self.vision, self.vision_mask)
+        text = None if self.text is None else Inputs(self.text, self.text_mask)
+        later = None if vision is None else replace(vision, choose=choose)
+        seen = [vision, *[later] * (len(rounds) - 1)]
+        return [seen[number] if modality == "vision" else text for number in rounds for modality in modalities]
 
     @property
     def vision_tokens(self) -> int:

@@ -20,6 +20,15 @@ from perceiver_vl.models.block_flops import block_flops as plain_block_flops
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoders import text_model, vision_width
+from perceiver_vl.models.perceiver_vl.fewer_keys import (
+    later_tokens,
+    reads_by_latents,
+    reads_by_text,
+    reduced_tokens,
+    reducing_flops,
+    text_guided,
+)
+from perceiver_vl.models.perceiver_vl.modalities import make_modalities
 
 
 def block_flops(config: PerceiverVLConfig, queries: int, inputs: int, *, untied: bool = False) -> int:
@@ -44,13 +53,23 @@ def output_flops(config: PerceiverVLConfig, queries: int) -> int:
     return 2 * (1 + 2 * config.intermediate_ratio) * config.hidden_size**2 * queries
 
 
-def embedding_flops(config: PerceiverVLConfig, frames: int) -> int:
+def clip_tokens(config: PerceiverVLConfig, frames: int, modality: str | None = None) -> int:
+    """The clip's part of the input array: of `frames` frames of `image_size`, or of so many steps of a `modality`."""
+    if modality is not None:
+        return make_modalities(config.modalities)[modality].token_count(frames)
+    return reduced_tokens(config, config.groups_of(frames))
+
+
+def embedding_flops(config: PerceiverVLConfig, frames: int, modality: str | None = None) -> int:
     """The patch projections or stem of `frames` frames of `image_size` (words are looked up, which costs nothing here);
-    over a pretrained encoder the projection of its tokens; and what mixes tokens over time.
+    over a pretrained encoder the projection of its tokens; what mixes tokens over time, and what merges them. Of a
+    `modality`, the tokenizer, for so many steps.
     """
+    if modality is not None:
+        return make_modalities(config.modalities)[modality].flops(frames, config.hidden_size)
     d, patch, kernel, size = config.hidden_size, config.patch_size, config.temporal_kernel, config.image_size
     tokens = config.vision_tokens_of(frames)
-    total = mixing_flops(d, kernel, tokens) if kernel else 0
+    total = reducing_flops(config, config.groups_of(frames)) + (mixing_flops(d, kernel, tokens) if kernel else 0)
     if config.vision_config is not None:
         return total + 2 * tokens * vision_width(config.vision_config) * d
     channels, frames = config.num_channels * config.tubelet_size, config.groups_of(frames)
@@ -100,28 +119,31 @@ def _counted(encoder: str, side: str, size: int) -> int:
 
 
 def encoder_flops(
-    config: PerceiverVLConfig, frames: int = 0, text_tokens: int = 0, budget: ComputeBudget = FULL_BUDGET
+    config: PerceiverVLConfig,
+    frames: int = 0,
+    text_tokens: int = 0,
+    budget: ComputeBudget = FULL_BUDGET,
+    modality: str | None = None,
 ) -> int:
-    """Embedding and encoding one example: `frames` frames (0: text alone) and `text_tokens` tokens (0: vision
-    alone).
+    """Embedding and encoding one example: `frames` frames (0: text alone), or so many steps of a `modality`, and
+    `text_tokens` tokens (0: vision alone).
     """
     frames = min(frames, budget.frames or frames)
     first, latents = config.latents_of(budget, text_only=not frames)
-    vision_tokens = config.vision_tokens_of(frames)
-    if config.modality_aggregation == "joint":
-        parts = [vision_tokens + text_tokens]
-    else:
-        in_turn = [vision_tokens, text_tokens]
-        parts = [
-            tokens for tokens in (in_turn[::-1] if config.modality_aggregation == "text_first" else in_turn) if tokens
-        ]
-    untied = config.untied_modalities
-    cross_attention = sum(block_flops(config, latents, tokens, untied=untied) for tokens in parts)
-    cross_attentions = config.cross_attentions_of(budget)
+    vision_tokens, choosing = text_guided(config, clip_tokens(config, frames, modality), text_tokens)
+    later, choosing_later = later_tokens(config, 0 if modality else config.groups_of(frames), vision_tokens)
+    parts, untied = _parts(config, vision_tokens, text_tokens), config.untied_modalities
+    cross_attention, later_cross_attention = (
+        sum(block_flops(config, latents, tokens, untied=untied) for tokens in read)
+        for read in (parts, _parts(config, later, text_tokens))
+    )
+    later_cross_attentions = config.cross_attentions_of(budget) - 1
     self_attentions = config.blocks_of(budget) * config.self_attentions_per_block
     total = (
-        embedding_flops(config, frames)
-        + cross_attentions * cross_attention
+        embedding_flops(config, frames, modality)
+        + choosing
+        + cross_attention
+        + later_cross_attentions * (later_cross_attention + choosing_later)
         + self_attentions * block_flops(config, latents, latents)
     )
     if first > latents:
@@ -136,6 +158,14 @@ def encoder_flops(
     return total
 
 
+def _parts(config: PerceiverVLConfig, vision_tokens: int, text_tokens: int) -> list[int]:
+    """How many tokens each cross-attention of a round reads."""
+    if config.modality_aggregation == "joint":
+        return [vision_tokens + text_tokens]
+    in_turn = [vision_tokens, text_tokens]
+    return [tokens for tokens in (in_turn[::-1] if config.modality_aggregation == "text_first" else in_turn) if tokens]
+
+
 def _choosing_flops(config: PerceiverVLConfig, latents: int, inputs: int) -> int:
     """Choosing among `latents` by what they attended to: the weights, written out, and the similarity of all to all."""
     d = config.hidden_size
@@ -143,15 +173,22 @@ def _choosing_flops(config: PerceiverVLConfig, latents: int, inputs: int) -> int
 
 
 def cached_vision_flops(
-    config: PerceiverVLConfig, frames: int, text_tokens: int, budget: ComputeBudget = FULL_BUDGET
+    config: PerceiverVLConfig,
+    frames: int,
+    text_tokens: int,
+    budget: ComputeBudget = FULL_BUDGET,
+    modality: str | None = None,
 ) -> int:
     """Encoding one text together with a clip that was met before: what `encoder_flops` of both is with `vision_cache`.
 
     The first cross-attention finds the clip's partial attention there, unless words are read first, the others its keys
-    and values.
+    and values. Where words or latents choose what is read, its tokens are there.
     """
+    if reads_by_text(config) or reads_by_latents(config):
+        seeing = embedding_flops(config, min(frames, budget.frames or frames), modality)
+        return encoder_flops(config, frames, text_tokens, budget, modality) - seeing
     d, (first, latents) = config.hidden_size, config.latents_of(budget)
-    vision_tokens = config.vision_tokens_of(min(frames, budget.frames or frames))
+    vision_tokens = clip_tokens(config, min(frames, budget.frames or frames), modality)
     cross_attentions, text_first = config.cross_attentions_of(budget), config.modality_aggregation == "text_first"
     clip = (
         cross_attentions * (2 * d * d * latents + output_flops(config, latents))

@@ -278,6 +278,27 @@ def as_recording(name: str, value: Any, rate: int | None = None) -> Recording:
     return Recording(name, array.astype(np.float32), rate)
 
 
+def batch_of(name: str, given: Any, settings: Mapping[str, Any], rate: int | None = None) -> dict[str, Any]:
+    """One example of the modality `name` or a list of them, each as of `as_recording`, as a model takes them whose
+    configuration has `settings`: `pixel_values (B,T,…)` float32, 0 where padded, `frame_mask (B,T)` int64, `modality`.
+
+    Raises `UsageError` for a modality that the model does not have, and examples that cannot be.
+    """
+    if name not in settings:
+        raise UsageError(f"{name}: not a modality of this model, which has {', '.join(settings) or 'none'}")
+    kind = make_modalities({name: settings[name]})[name]
+    several = given if isinstance(given, list | tuple) else [given]
+    if not several:
+        raise UsageError(f"{name}=[]: need at least one")
+    values = [torch.from_numpy(kind.values(as_recording(name, one, rate))) for one in several]
+    if len(shapes := {tuple(one.shape[1:]) for one in values}) > 1:
+        raise UsageError(f"{name}: steps of shapes {sorted(shapes)} in one batch, need those of one kind")
+    padded = nn.utils.rnn.pad_sequence(values, batch_first=True)
+    lengths = torch.tensor([len(one) for one in values])
+    mask = torch.arange(padded.shape[1]) < lengths[:, None]
+    return {"pixel_values": padded, "frame_mask": mask.long(), "modality": name}
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text)

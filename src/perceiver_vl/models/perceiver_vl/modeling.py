@@ -5,6 +5,7 @@ Shapes: B batch, T frames, L text tokens, N latents, D width.
 
 import math
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack, cast
 
 import torch
@@ -19,6 +20,7 @@ from perceiver_vl.layers.experts import ScaledLinear
 from perceiver_vl.layers.patch_stem import ConvolutionalStem, SoftSplit, TemporalMixing
 from perceiver_vl.layers.perceiver import EncoderRecord
 from perceiver_vl.layers.positions import sincos_positions_2d, sinusoidal_positions
+from perceiver_vl.layers.token_reduction import PointPredictor, even_points
 from perceiver_vl.layers.token_selection import drawn_latents, kept_tokens
 from perceiver_vl.layers.untied import TwinLinear, TwinNorm
 from perceiver_vl.layers.zero_linear import ZeroLinear
@@ -28,6 +30,16 @@ from perceiver_vl.models.perceiver_vl.decoder import ClassQuery
 from perceiver_vl.models.perceiver_vl.embeddings import CoarsePatches, InputEmbeddings, VisionEmbeddings
 from perceiver_vl.models.perceiver_vl.encoder import InputArray, PerceiverVLEncoder, fourier_positions
 from perceiver_vl.models.perceiver_vl.encoders import BaseVectors, PretrainedPart, TextEncoder, VisionEncoder
+from perceiver_vl.models.perceiver_vl.fewer_keys import (
+    FEWER_KEYS,
+    later_choice,
+    reads_by_latents,
+    reads_by_text,
+    reduce_by_text,
+    reduce_frames,
+    refuse_dropping,
+    refuse_without_tokens,
+)
 from perceiver_vl.models.perceiver_vl.heads import (
     BaseAnswers,
     BaseMatching,
@@ -126,6 +138,9 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
             for convolution in module.modules():
                 if isinstance(convolution, nn.Conv1d | nn.Conv2d):
                     init.normal_(convolution.weight, std=convolution.weight[0].numel() ** -0.5)
+        elif isinstance(module, PointPredictor):
+            init.zeros_(module.fc2.weight)
+            init.copy_(module.fc2.bias, even_points(self.config.sampled_points).logit().flatten())
         elif isinstance(module, ClassQuery):
             init.normal_(module.query, std=std)
         elif isinstance(module, BaseAnswers):
@@ -230,6 +245,8 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         self.base = None if config.base == "none" else BaseVectors(config)
         self.embeddings = InputEmbeddings(config)
         self.encoder = PerceiverVLEncoder(config)
+        points = config.sampled_points
+        self.point_predictor = PointPredictor(config.hidden_size, points, config.layer_norm_eps) if points else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -274,16 +291,24 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         frame_mask: Tensor | None = None,
         budget: ComputeBudget = FULL_BUDGET,
         vision_cache: VisionCache | None = None,
+        modality: str | None = None,
     ) -> InputArray:
         """The input array of what is given, vision and text apart: the part of the work that no latent takes part
-        in. `vision_cache` takes the place of `pixel_values`.
+        in. `vision_cache` takes the place of `pixel_values`. `modality`: what `pixel_values` are instead of pixels, one
+        of the configuration's `modalities`, `(B,T,…)` with its mask `(B,T)` as `frame_mask`.
         """
         if input_ids is None and pixel_values is None and vision_cache is None:
             raise UsageError("nothing to encode: give input_ids, pixel_values or both")
         if pixel_values is not None and vision_cache is not None:
             raise UsageError("pixel_values and vision_cache: give one, the cache is of a clip already")
         inputs = InputArray(vision_cache=vision_cache)
-        if pixel_values is not None:
+        if pixel_values is not None and modality is not None:
+            if budget.frames is not None:
+                raise UsageError(f"budget frames={budget.frames}: of pixels, {modality} has no frames; leave it out")
+            inputs.vision, inputs.vision_mask = self.embeddings.embed_modality(modality, pixel_values, frame_mask)
+            if isinstance(budget, TrainingBudget) and budget.token_share < 1:
+                self._drop_tokens(inputs, 1, budget, class_token=False)
+        elif pixel_values is not None:
             if budget.frames is not None:
                 pixel_values, frame_mask = sample_frames(pixel_values, frame_mask, budget.frames)
             pixel_values = self.encode_frames(pixel_values)
@@ -292,9 +317,13 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
                 if self.base is not None and self.config.base_of_vision:
                     real = torch.ones_like(vectors[..., 0]) if frame_mask is None else frame_mask
                     inputs.vision_base = self.base.of_vision(vectors, real)
-            inputs.vision, inputs.vision_mask = self.embeddings.embed_vision(pixel_values, frame_mask)
+            inputs.frames = self.config.groups_of(pixel_values.shape[1])
+            tokens = self.embeddings.embed_vision(pixel_values, frame_mask)
+            reduced = reduce_frames(self.config, *tokens, inputs.frames)
+            inputs.vision, inputs.vision_mask, inputs.vision_places = reduced.tokens, reduced.mask, reduced.places
             if isinstance(budget, TrainingBudget) and budget.token_share < 1:
-                self._drop_tokens(inputs, self.config.groups_of(pixel_values.shape[1]), budget)
+                refuse_dropping(self.config)
+                self._drop_tokens(inputs, inputs.frames, budget, self.config.frame_class_token)
         if input_ids is not None:
             words = input_ids
             if self.text_encoder is not None:
@@ -329,23 +358,39 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         if inputs.vision_cache is not None:
             texts = None if inputs.text is None else len(inputs.text)
             budget = inputs.vision_cache.budget_for(budget, self.vision_fingerprint(), texts)
+            inputs = self._with_tokens(inputs, budget)
         self.config.check_budget(budget)
         first, kept = self.config.latents_of(budget, inputs.is_text_only)
         which: int | Tensor = first
         if isinstance(budget, TrainingBudget):
             pool = self.config.latents_of(FULL_BUDGET, inputs.is_text_only)[0]
             which = drawn_latents(max(pool, kept), kept, budget.seed).to(self.device)
+        inputs = reduce_by_text(self.config, encoder.vision_cross_attentions[0], inputs)
+        choose = later_choice(self.config, self.point_predictor, inputs)
         latents, cache = encoder.first_latents(which), inputs.vision_cache
         if cache is None or cache.first is None:
             latents = latents.expand(len(inputs), -1, -1)
         return {
-            "inputs": inputs.by_block(encoder.modalities, len(encoder.blocks)),
+            "inputs": inputs.by_block(encoder.modalities, len(encoder.blocks), choose),
             "latents": latents,
             "attending": encoder.attending_blocks(each * self.config.cross_attentions_of(budget)),
             "blocks": each * self.config.blocks_of(budget),
             "keep_latents": kept if kept < first else None,
             "absorb": self.may_absorb(encoder),
         }
+
+    def _with_tokens(self, inputs: InputArray, budget: ComputeBudget) -> InputArray:
+        """The same array, with the tokens of a cache in its place where words or latents choose among them."""
+        config, cache = self.config, inputs.vision_cache
+        assert cache is not None
+        if not (reads_by_text(config) or reads_by_latents(config)):
+            return inputs
+        if cache.seen is None:
+            refuse_without_tokens(config, config.cross_attentions_of(budget), inputs.text is not None)
+            return inputs
+        times = 1 if inputs.text is None else len(inputs.text) // len(cache)
+        tokens, mask = (one.repeat_interleave(times, 0) for one in cache.seen)
+        return replace(inputs, vision=tokens, vision_mask=mask, vision_cache=None, frames=cache.frames)
 
     def vision_fingerprint(self) -> str:
         """A fingerprint of all that a `VisionCache` depends on."""
@@ -355,6 +400,7 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
             config.layer_norm_eps,
             config.zero_frames_are_padding,
             config.modality_aggregation,
+            *(getattr(config, name) for name in FEWER_KEYS),
         )
         weights: list[Tensor] = [*self.embeddings.parameters(), *encoder.parameters(recurse=False)]
         if self.vision_encoder is not None:
@@ -364,13 +410,14 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         weights += [weight for block in encoder.vision_cross_attentions for weight in block.parameters()]
         return weights_fingerprint(settings, weights)
 
-    def _drop_tokens(self, inputs: InputArray, frames: int, budget: TrainingBudget) -> None:
+    def _drop_tokens(self, inputs: InputArray, frames: int, budget: TrainingBudget, class_token: bool) -> None:
         """Take the vision tokens out that a step of training does without."""
         assert inputs.vision is not None
         assert inputs.vision_mask is not None
-        patches, class_token = inputs.vision.shape[1] // frames, self.config.frame_class_token
+        patches = inputs.vision.shape[1] // frames
         kept = kept_tokens(frames, patches, budget.token_share, budget.seed, class_token).to(inputs.vision.device)
         inputs.vision, inputs.vision_mask = inputs.vision[:, kept], inputs.vision_mask[:, kept]
+        inputs.vision_places = None
 
     @can_return_tuple
     def forward(
@@ -381,6 +428,7 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         frame_mask: Tensor | None = None,
         budget: ComputeBudget | None = None,
         vision_cache: VisionCache | None = None,
+        modality: str | None = None,
         **asked: Unpack[AskedOutputs],
     ) -> BaseModelOutputWithCrossAttentions:
         """`input_ids (B,L)`, `attention_mask (B,L)`, `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` → latents
@@ -388,12 +436,12 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
 
         Masks are 1 where real and 0 where padded; a mask left out means that nothing is padded. Either modality may be
         left out. `vision_cache` (`cache_vision`, `long_vision`) takes the place of `pixel_values`; of B texts, those
-        about the same clip are next to each other. Raises `UsageError` for a budget that the model does not have, and
-        a cache of other weights or another budget.
+        about the same clip are next to each other. `modality`: as of `embed_inputs`. Raises `UsageError` for a budget
+        that the model does not have, and a cache of other weights or another budget.
         """
         budget = budget or FULL_BUDGET
         record = self.record(vision_cache, **asked)
-        inputs = self.embed_inputs(input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache)
+        inputs = self.embed_inputs(input_ids, attention_mask, pixel_values, frame_mask, budget, vision_cache, modality)
         latents = self.encode(inputs, budget, record)
         return BaseModelOutputWithCrossAttentions(last_hidden_state=latents, **states_of(record))
 

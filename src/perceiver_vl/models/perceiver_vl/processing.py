@@ -23,10 +23,12 @@ from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKw
 
 from perceiver_vl.media.decode import frame_times, load_frames
 from perceiver_vl.media.pictures import to_rgb
+from perceiver_vl.media.recording import Recording
 from perceiver_vl.media.resizing import resize_frame
 from perceiver_vl.media.sampling import sample_indices
 from perceiver_vl.models.hub import hub_hint, hub_options
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.modalities import MODALITIES, batch_of
 from perceiver_vl.utils.errors import UsageError, first_line
 from perceiver_vl.utils.text import whole_characters
 
@@ -150,13 +152,23 @@ class PerceiverVLImageProcessor(PilBackend):
 
 
 class PerceiverVLProcessor(ProcessorMixin):
-    """Words through the tokenizer, images and clips through the image processor."""
+    """Words through the tokenizer, images and clips through the image processor, and what else a model takes by the
+    settings that its configuration has of it (`modalities`).
+    """
 
     valid_processor_kwargs = PerceiverVLProcessorKwargs
     text_kwargs = {"padding": "longest", "return_attention_mask": True, "return_token_type_ids": False}
 
-    def __init__(self, image_processor: PerceiverVLImageProcessor, tokenizer: Any):
+    def __init__(
+        self, image_processor: PerceiverVLImageProcessor, tokenizer: Any, modalities: Mapping[str, Any] | None = None
+    ):
         super().__init__(image_processor, tokenizer)
+        self.modalities = dict(modalities or {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers; modalities only where there are some."""
+        plain: dict[str, Any] = super().to_dict()
+        return plain if self.modalities else {name: value for name, value in plain.items() if name != "modalities"}
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -180,6 +192,9 @@ class PerceiverVLProcessor(ProcessorMixin):
         has seen already are given as a list of float16 arrays (T, 1+P, W), and become `pixel_values` (B, T, 1+P, W).
         Images and videos → `pixel_values` (B, T, 3, H, W) float32, `frame_mask` (B, T) int64; an image has T = 1, a
         video at most `num_frames` (default: the image processor's).
+        Others by the name of their modality, as `audio=`: one or several, each a path or an array; `sampling_rate`:
+        steps a second of arrays, else the model's → `pixel_values` (B, T, …) float32, `frame_mask` (B, T) int64, and
+        `modality`, their name, which go where those of clips go.
         kwargs: options of the tokenizer (`max_length`, `padding`, `truncation`, …), of the image processor (see
         `PerceiverVLImageProcessor.preprocess`) and `return_tensors`: "pt" or "np"; each by its name or, for one
         modality, in `text_kwargs`, `images_kwargs` or `videos_kwargs`, or for all of them in `common_kwargs`.
@@ -187,9 +202,16 @@ class PerceiverVLProcessor(ProcessorMixin):
         Raises UsageError for unknown options and values of a wrong type or shape, MediaError for files that cannot be
         read.
         """
-        _check(
-            text is not None or images is not None or videos is not None, "nothing given: need text, images or videos"
-        )
+        others = {name: kwargs.pop(name) for name in [*kwargs] if name in MODALITIES}
+        others = {name: value for name, value in others.items() if value is not None}
+        rate = kwargs.pop("sampling_rate", None) if others else None
+        if isinstance(videos, list) and any(isinstance(one, Recording) for one in videos):
+            name = next(one.modality for one in videos if isinstance(one, Recording))
+            others, videos = others | {name: videos}, None  # from a data set, in the place of clips
+        kinds = ("images", images), ("videos", videos), *others.items()
+        given = [name for name, value in kinds if value is not None]
+        _check(text is not None or bool(given), "nothing given: need text, images or videos")
+        _check(not others or len(given) == 1, f"{' and '.join(given)} together: call once for each")
         _refuse_unknown(kwargs, _OF_TEXT | _OF_IMAGES | set(_NESTED))
         for name, known in _NESTED.items():
             _refuse_unknown(kwargs.get(name, {}), known, f"{name}: ")
@@ -202,6 +224,11 @@ class PerceiverVLProcessor(ProcessorMixin):
             inputs |= self.image_processor(
                 images, videos, **options["images_kwargs" if videos is None else "videos_kwargs"]
             )
+        for name, value in others.items():
+            batch = batch_of(name, value, self.modalities, rate)
+            if options["text_kwargs"].get("return_tensors") == "np":
+                batch |= {key: batch[key].numpy() for key in ("pixel_values", "frame_mask")}
+            inputs |= batch
         return BatchFeature(inputs)
 
     def _tokenize(

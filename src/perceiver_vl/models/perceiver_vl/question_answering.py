@@ -89,7 +89,7 @@ def beside(vision: InputArray, rows: Tensor, text: InputArray) -> InputArray:
     if (cache := vision.vision_cache) is not None:
         return replace(text, vision_base=cache.base_of(len(text)), vision_cache=cache)
     base = None if vision.vision_base is None else vision.vision_base[rows]
-    both = replace(text, vision_base=base)
+    both = replace(text, vision_base=base, frames=vision.frames)
     assert vision.vision is not None
     assert vision.vision_mask is not None
     return replace(both, vision=vision.vision[rows], vision_mask=vision.vision_mask[rows])

@@ -67,11 +67,17 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         return self.perceiver_vl(input_ids, attention_mask, budget=budget, return_dict=True).last_hidden_state
 
     def encode_vision(
-        self, pixel_values: Tensor, frame_mask: Tensor | None = None, budget: ComputeBudget | None = None
+        self,
+        pixel_values: Tensor,
+        frame_mask: Tensor | None = None,
+        budget: ComputeBudget | None = None,
+        modality: str | None = None,
     ) -> Tensor:
-        """`pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` → vision latents `(B,N,D)`."""
+        """`pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` → vision latents `(B,N,D)`. `modality`: what they are
+        instead of pixels, as of `PerceiverVLModel.embed_inputs`, here and in all that takes a clip.
+        """
         return self.perceiver_vl(
-            pixel_values=pixel_values, frame_mask=frame_mask, budget=budget, return_dict=True
+            pixel_values=pixel_values, frame_mask=frame_mask, budget=budget, modality=modality, return_dict=True
         ).last_hidden_state
 
     def get_text_features(
@@ -81,10 +87,14 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         return self.encode_and_pool_text(input_ids, attention_mask, budget)[1]
 
     def get_vision_features(
-        self, pixel_values: Tensor, frame_mask: Tensor | None = None, budget: ComputeBudget | None = None
+        self,
+        pixel_values: Tensor,
+        frame_mask: Tensor | None = None,
+        budget: ComputeBudget | None = None,
+        modality: str | None = None,
     ) -> Tensor:
         """`pixel_values (B,T,3,H,W)` → unit vectors `(B,E)` of the multi-stream."""
-        return self.encode_and_pool_vision(pixel_values, frame_mask, budget)[1]
+        return self.encode_and_pool_vision(pixel_values, frame_mask, budget, modality)[1]
 
     def encode_and_pool_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, budget: ComputeBudget | None = None
@@ -104,11 +114,15 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         return inputs.text, self.pool_text(self.perceiver_vl.encode(inputs), inputs.text_base)
 
     def encode_and_pool_vision(
-        self, pixel_values: Tensor, frame_mask: Tensor | None = None, budget: ComputeBudget | None = None
+        self,
+        pixel_values: Tensor,
+        frame_mask: Tensor | None = None,
+        budget: ComputeBudget | None = None,
+        modality: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What `encode_vision` and `get_vision_features` give, computed once."""
         budget = budget or FULL_BUDGET
-        inputs = self.perceiver_vl.embed_inputs(None, None, pixel_values, frame_mask, budget)
+        inputs = self.perceiver_vl.embed_inputs(None, None, pixel_values, frame_mask, budget, modality=modality)
         latents = self.perceiver_vl.encode(inputs, budget)
         return latents, self.pool_vision(latents, inputs.vision_base)
 
@@ -179,13 +193,14 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         frame_mask: Tensor | None = None,
         budget: ComputeBudget | None = None,
         vision_cache: VisionCache | None = None,
+        modality: str | None = None,
     ) -> Tensor:
         """Single-stream: text and vision in one input array → matching logits `(B,)`; `vision_cache` as of
         `PerceiverVLModel.forward`.
         """
         budget = budget or FULL_BUDGET
         given = input_ids, attention_mask, pixel_values, frame_mask
-        return self.match_inputs(self.perceiver_vl.embed_inputs(*given, budget, vision_cache), budget)
+        return self.match_inputs(self.perceiver_vl.embed_inputs(*given, budget, vision_cache, modality), budget)
 
     def match_inputs(self, inputs: InputArray, budget: ComputeBudget = FULL_BUDGET) -> Tensor:
         """Single-stream from an input array that is embedded already (`PerceiverVLModel.embed_inputs`) → `(B,)`."""
@@ -212,11 +227,13 @@ class PerceiverVLForRetrieval(PerceiverVLPreTrainedModel):
         frame_mask: Tensor | None = None,
         vtm_labels: Tensor | None = None,
         budget: ComputeBudget | None = None,
+        modality: str | None = None,
         **asked: Unpack[AskedOutputs],
     ) -> PerceiverVLForRetrievalOutput:
         """Single-stream matching; `vtm_labels (B,)` are 1 where the pair belongs together, else 0."""
         budget, record = budget or FULL_BUDGET, self.record(**asked)
-        inputs = self.perceiver_vl.embed_inputs(input_ids, attention_mask, pixel_values, frame_mask, budget)
+        given = input_ids, attention_mask, pixel_values, frame_mask
+        inputs = self.perceiver_vl.embed_inputs(*given, budget, modality=modality)
         logits = self._joint_logits(self.perceiver_vl.encode(inputs, budget, record), inputs)
         loss = None if vtm_labels is None else matching_loss(logits, vtm_labels)
         return PerceiverVLForRetrievalOutput(loss=loss, vtm_logits=logits, **states_of(record))

@@ -24,6 +24,13 @@ from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, TrainingBudge
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.embeddings import InputEmbeddings
 from perceiver_vl.models.perceiver_vl.encoders import BaseVectors
+from perceiver_vl.models.perceiver_vl.fewer_keys import (
+    join_masks,
+    reads_by_latents,
+    reads_by_text,
+    reduce_frames,
+    refuse_without_tokens,
+)
 from perceiver_vl.models.perceiver_vl.long_video import SPILL_BYTES, Chunks, EmbeddedChunks, ProjectedChunks, Spill
 from perceiver_vl.utils.errors import UsageError
 
@@ -36,7 +43,8 @@ class VisionCache:
     where words are read before. `later`: for each further cross-attention of the budget (then, each), keys and values,
     in one part or more. `weights`: `weights_fingerprint` of the model.
     `seen`: the clips' part of the input array `(V,M,D)` and its mask `(V,M)`, where the budget chooses among the
-    latents by what they attend to. `base (V,E)`: what a pretrained encoder alone says of them, where there is one.
+    latents by what they attend to, or words or latents choose what is read (`fewer_keys`; then that is all there is).
+    `base (V,E)`: what a pretrained encoder alone says of them, where there is one. `frames`: as of `InputArray`.
     """
 
     clips: int
@@ -46,6 +54,7 @@ class VisionCache:
     weights: str
     seen: tuple[Tensor, Tensor] | None = None
     base: Tensor | None = None
+    frames: int | None = None
 
     def __len__(self) -> int:
         """The number of clips V."""
@@ -81,7 +90,7 @@ class VisionCache:
             parts = chain(parts, [(text, text_mask, 0)])  # none of these is vision
             if tokens is not None and mask is not None:
                 assert text_mask is not None
-                tokens, mask = torch.cat([tokens, text], dim=1), torch.cat([mask, text_mask], dim=1)
+                tokens, mask = torch.cat([tokens, text], dim=1), join_masks([mask, text_mask])
         return [Inputs(tokens, mask, parts, boundary)]
 
     def budget_for(self, asked: ComputeBudget, weights: str, texts: int | None) -> ComputeBudget:
@@ -142,7 +151,9 @@ class _Base(Protocol):
     @property
     def base(self) -> BaseVectors | None: ...
 
-    def embed_inputs(self, *, pixel_values: Tensor, frame_mask: Tensor | None, budget: ComputeBudget) -> Any: ...
+    def embed_inputs(
+        self, *, pixel_values: Tensor, frame_mask: Tensor | None, budget: ComputeBudget, modality: str | None
+    ) -> Any: ...
 
     def encode_frames(self, pixel_values: Tensor) -> Tensor: ...
 
@@ -157,18 +168,29 @@ class VisionCacheMixin:
     """What every model can do with clips beforehand; the results go in as `vision_cache=`."""
 
     def cache_vision(
-        self, pixel_values: Tensor, frame_mask: Tensor | None = None, budget: ComputeBudget | None = None
+        self,
+        pixel_values: Tensor,
+        frame_mask: Tensor | None = None,
+        budget: ComputeBudget | None = None,
+        modality: str | None = None,
     ) -> VisionCache:
         """All that `pixel_values (B,T,3,H,W)`, `frame_mask (B,T)` will contribute to any text, for reading at `budget`.
+        `modality`: what they are instead of pixels, as of `PerceiverVLModel.embed_inputs`.
 
         It takes 2·M·D numbers for each cross-attention after the first, and N·(D+H) for that (2·M·D as well where the
-        words are read first). Raises `UsageError` for a budget that the model does not have.
+        words are read first); M·D in all where words or latents choose what is read. Raises `UsageError` for a budget
+        that the model does not have.
         """
         base = _base(self)
         budget = budget or FULL_BUDGET
         _check_budget(base, budget)
-        array = base.embed_inputs(pixel_values=pixel_values, frame_mask=frame_mask, budget=budget)
+        clip: dict[str, Any] = {"pixel_values": pixel_values, "frame_mask": frame_mask, "modality": modality}
+        array = base.embed_inputs(**clip, budget=budget)
         assert array.vision is not None
+        assert array.vision_mask is not None
+        seen, marks = (array.vision, array.vision_mask), (base.vision_fingerprint(), array.vision_base, array.frames)
+        if reads_by_text(base.config) or reads_by_latents(base.config):
+            return VisionCache(len(array.vision), None, (), budget, marks[0], seen, *marks[1:])
         cross_attentions, latents = _first_queries(base, budget)
         first = None
         if not _reads_text_first(base):
@@ -176,9 +198,8 @@ class VisionCacheMixin:
                 latents, array.vision, array.vision_mask, absorb=base.may_absorb(base.encoder)
             )
         later = tuple((block.keys_values(array.vision, array.vision_mask),) for block in cross_attentions)
-        assert array.vision_mask is not None
-        seen = (array.vision, array.vision_mask) if _chooses(base, budget) else None
-        return VisionCache(len(array.vision), first, later, budget, base.vision_fingerprint(), seen, array.vision_base)
+        kept = seen if _chooses(base, budget) else None
+        return VisionCache(len(array.vision), first, later, budget, marks[0], kept, *marks[1:])
 
     def cache_from_partial_attention(self, packed: Tensor, budget: ComputeBudget) -> VisionCache:
         """The cache of clips whose first cross-attention was stored: `packed (B,N,D+H)` as `vision_cache.first.pack()`
@@ -228,8 +249,8 @@ class VisionCacheMixin:
         where the temporal table is interpolated. For use without gradients.
         Raises `UsageError` for a stream that can be read once where more is needed and there is no spill, for a budget
         of frames or that chooses among the latents, and for frames that are not as many as said; `PerceiverVLError` for
-        a spill that has no room. A model whose tokens see several frames (`temporal_kernel`, `tubelet_size`) takes
-        clips whole alone.
+        a spill that has no room. A model whose tokens see several frames (`temporal_kernel`, `tubelet_size`,
+        `rolled_tokens`), or whose latents choose what they read, takes clips whole alone.
         """
         base = _base(self)
         budget = budget or FULL_BUDGET
@@ -243,6 +264,10 @@ class VisionCacheMixin:
             raise UsageError(f"temporal_kernel={kernel}: tokens of neighbouring frames are mixed, {instead}")
         if base.config.tubelet_size > 1:
             raise UsageError(f"tubelet_size={base.config.tubelet_size}: a token sees several frames, {instead}")
+        for name in ("rolled_tokens", "rolled_channels"):
+            if share := getattr(base.config, name):
+                raise UsageError(f"{name}={share}: tokens come from neighbouring frames, {instead}")
+        refuse_without_tokens(base.config, base.config.cross_attentions_of(budget), has_text=False)
         cross_attentions, latents = _first_queries(base, budget)
         sums: list[tuple[Tensor, Tensor]] = []
         clips, first_passed = 0, False
@@ -251,7 +276,11 @@ class VisionCacheMixin:
             if base.base is not None and base.config.base_of_vision and not first_passed:
                 sums.append(base.base.sums(vectors, mask))
 
-        embedded = EmbeddedChunks(base.embeddings, base.encode_frames, chunks, num_frames, add)
+        def reduce(tokens: Tensor, mask: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+            found = reduce_frames(base.config, tokens, mask, places.shape[-1], places)
+            return found.tokens, found.mask
+
+        embedded = EmbeddedChunks(base.embeddings, base.encode_frames, chunks, num_frames, add, reduce)
         anew, text_first = len(cross_attentions) > 1, _reads_text_first(base)
         if embedded.once and (anew or text_first) and spill is None:
             instead = (
