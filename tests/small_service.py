@@ -1,5 +1,6 @@
 """Small services that are asked without a network."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
@@ -48,6 +50,21 @@ def wait_until(holds: Any, seconds: float = 60.0) -> None:
     while not holds():
         assert time.monotonic() < until, "it never came true"
         time.sleep(0.02)
+
+
+@contextmanager
+def processes_are_killed() -> Iterator[None]:
+    """Whatever the service starts, a decoder or an update, is killed at once."""
+    really = asyncio.create_subprocess_exec
+
+    async def killed(*words: Any, **how: Any) -> Any:
+        process = await really(*words, **how)
+        process.kill()
+        return process
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "create_subprocess_exec", killed)
+        yield
 
 
 def opened(client: TestClient) -> TestClient:

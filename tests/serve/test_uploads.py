@@ -15,7 +15,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from perceiver_vl.serve.settings import UploadLimits
-from small_service import id_of, opened, post, problem, service_of
+from small_service import id_of, opened, post, problem, processes_are_killed, service_of
 
 
 @pytest.fixture
@@ -108,6 +108,17 @@ def test_a_decoder_that_takes_too_long_is_ended(served: tuple[Path, Path], scrat
         said = problem(opened(client).post("/v1/uploads", content=data), 422)
         assert re.search(r"within 1 s|takes more than \d+ s", said)
         assert client.get("/health/ready").status_code == 200
+
+
+def test_a_decoder_that_is_killed_is_said_and_the_next_upload_has_another(
+    api: TestClient, served: tuple[Path, Path], scratch: Path
+) -> None:
+    data = (served[1] / "picture0.png").read_bytes()
+    with processes_are_killed():
+        answer = api.post("/v1/uploads", content=data)
+    assert "ended from outside, try again" in problem(answer, 503)
+    assert answer.headers["retry-after"] == "1"
+    assert uploaded(api, data)["kind"] == "image"
 
 
 def test_a_full_disk_is_said(api: TestClient, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:

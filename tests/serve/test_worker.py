@@ -115,6 +115,17 @@ def test_a_handler_that_breaks_is_told_to_its_batch_and_the_next_is_done() -> No
     run(test)
 
 
+def test_a_handler_that_answers_too_few_keeps_nobody_waiting() -> None:
+    async def go() -> None:
+        for _ in range(2):  # the thread lives on
+            with pytest.raises(RuntimeError, match="0 results of 1 jobs"):
+                await asyncio.wait_for(worker.do("one", "a"), 10)
+
+    worker = Worker({"one": lambda _: []}, QueueSettings())
+    asyncio.run(go())
+    worker.close()
+
+
 def test_closing_finishes_what_waits_and_lets_nobody_in() -> None:
     async def test(worker: Worker, held: Held) -> None:
         tasks = await begin(worker, held, "a", "b")

@@ -14,7 +14,7 @@ from typing import Any
 def main(path: str, name: str, frames: str, height: str, width: str, seconds: str, memory: str) -> None:
     """Decode at most so many frames of a file at this size, within so many seconds and bytes."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))  # SIGXCPU, not SIGKILL, tells why
     resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it writes to a pipe alone
     import numpy as np

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import threading
@@ -89,8 +90,8 @@ class Uploads:
     ) -> tuple[Frames, float | None]:
         """A body → at most so many frames `(T,H,W,3)` at `size`, and the duration. What was written is deleted.
 
-        Raises `ProblemError`: 413 for too many bytes, 422 for what is no media file or beyond its limits, 507 where
-        there is no room.
+        Raises `ProblemError`: 413 for too many bytes, 422 for what is no media file or beyond its limits, 503 where the
+        process that decodes is killed, 507 where there is no room.
         """
         most = self.limits.most_bytes
         too_much = ProblemError(413, f"an upload of more than {most} bytes, at most {most} are taken")
@@ -135,6 +136,8 @@ class Uploads:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
+        if process.returncode == -signal.SIGKILL:  # by the system, short of memory, or by somebody
+            raise ProblemError(503, "upload: what decoded it was ended from outside, try again", {"Retry-After": "1"})
         head, _, data = said.partition(b"\n")
         try:
             about: dict[str, Any] = json.loads(head)

@@ -110,21 +110,26 @@ class Worker:
 
     def _work(self) -> None:
         while (batch := self._next_batch()) is not None:
-            if not batch:
-                continue
-            started = time.monotonic()
-            for job in batch:
-                job.begun = started
-            longest = max(started - job.asked for job in batch)
-            try:
-                results = list(self._handlers[batch[0].kind]([job.payload for job in batch]))
-            except BaseException as error:  # whatever it was, the next batch is another matter
-                results = [error] * len(batch)
+            if batch:
+                self._do(batch)
+
+    def _do(self, batch: Sequence[Job]) -> None:
+        """Whatever goes wrong is told to whoever waits for this batch; the next is another matter."""
+        started = time.monotonic()
+        for job in batch:
+            job.begun = started
+        kind, longest = batch[0].kind, max(started - job.asked for job in batch)
+        try:
+            results = list(self._handlers[kind]([job.payload for job in batch]))
             took = time.monotonic() - started
             self._recent += 0.2 * (took / len(batch) - self._recent)
-            self._observe(batch[0].kind, len(batch), longest, took)
-            for job, result in zip(batch, results, strict=True):
-                _tell(job, result)
+            self._observe(kind, len(batch), longest, took)
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results of {len(batch)} jobs ({kind})")
+        except BaseException as error:
+            results = [error] * len(batch)
+        for job, result in zip(batch, results, strict=True):
+            _tell(job, result)
 
     def _next_batch(self) -> list[Job] | None:
         """Jobs of one kind whose turn it is; None at the end."""
