@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         PerceiverVLModel,
     )
     from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+    from perceiver_vl.models.perceiver_vl.modalities import Modality, register_modality
     from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor
     from perceiver_vl.models.perceiver_vl.warm_start import initialise_from
 
@@ -41,6 +42,8 @@ _HOME = {
     "PerceiverVLForImagesAndTextClassification": "perceiver_vl.models.perceiver_vl",
     "PerceiverVLForImageClassification": "perceiver_vl.models.perceiver_vl",
     "PerceiverVLProcessor": "perceiver_vl.models.perceiver_vl.processing",
+    "Modality": "perceiver_vl.models.perceiver_vl.modalities",
+    "register_modality": "perceiver_vl.models.perceiver_vl.modalities",
     "PerceiverVLImageProcessor": "perceiver_vl.models.perceiver_vl.processing",
     "initialise_from": "perceiver_vl.models.perceiver_vl.warm_start",
     "load_frames": "perceiver_vl.media.decode",
@@ -51,6 +54,7 @@ __all__ = [
     "ComputeBudget",
     "LanguageBridgeForConditionalGeneration",
     "MediaError",
+    "Modality",
     "PerceiverVLConfig",
     "PerceiverVLError",
     "PerceiverVLForCaptioning",
@@ -68,6 +72,7 @@ __all__ = [
     "initialise_from",
     "load_frames",
     "pipeline",
+    "register_modality",
 ]
 
 

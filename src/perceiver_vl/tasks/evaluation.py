@@ -18,11 +18,13 @@ from perceiver_vl.utils.errors import UsageError
 class VisionBatch:
     """The media of a batch: distinct clips or pictures `pixel_values (V,T,3,H,W)`, `frame_mask (V,T)`, and which of
     them each example is about, `rows (B,)` int64; of pairs, V = 2 times the distinct pairs, and a row counts pairs.
+    `modality`: what they are instead, `(V,T,…)`, as of `PerceiverVLModel.embed_inputs`.
     """
 
     pixel_values: Tensor
     frame_mask: Tensor
     rows: Tensor
+    modality: str | None = None
 
 
 def vision_batch_of(
@@ -31,7 +33,8 @@ def vision_batch_of(
     """The media of a batch as the model takes them."""
     clips = [frames for medium in batch.media for frames in medium]
     inputs = processor(videos=clips, num_frames=num_frames).to(device)
-    return VisionBatch(inputs["pixel_values"], inputs["frame_mask"], torch.tensor(batch.rows, device=device))
+    rows = torch.tensor(batch.rows, device=device)
+    return VisionBatch(inputs["pixel_values"], inputs["frame_mask"], rows, inputs.get("modality"))
 
 
 def checked_frames(

@@ -22,6 +22,7 @@ from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.encoder import InputArray
 from perceiver_vl.models.perceiver_vl.flops import (
     cached_vision_flops,
+    clip_tokens,
     encoder_flops,
     matching_flops,
     merge_flops,
@@ -61,6 +62,8 @@ class _Encoded:
     input_ids: Tensor
     attention_mask: Tensor
     owner: Tensor  # (Q,) which clip each caption belongs to
+    steps: int  # frames of a clip; of a `modality` steps of the longest example
+    modality: str | None
 
 
 @torch.inference_mode()
@@ -117,7 +120,7 @@ def evaluate_retrieval(
                 shortlist=min(shortlist, clips),
                 budget=str(budget),
                 seconds_per_clip=clip_seconds / clips,
-                flops_per_clip=scorer.flops_per_clip(num_frames),
+                flops_per_clip=scorer.flops_per_clip(),
                 streams=results,
                 skipped=reader.problems,
                 damaged=reader.damaged(),
@@ -151,7 +154,7 @@ def _stream_result(stream: str, scorer: "_Scorer", text_seconds: float) -> Strea
         text_to_video=recall_of(ranks_of(text_scores, owner)),
         video_to_text=recall_of(clip_ranks_of(clip_scores, owner)),
         seconds_per_query=seconds / len(owner),
-        flops_per_query=scorer.flops(stream, scorer.reader.num_frames),
+        flops_per_query=scorer.flops(stream),
     )
 
 
@@ -182,10 +185,12 @@ def _encode(
     group = reader.group
     advance = bar.stage("Encoding clips", len(group.share(reader.indices)))
     seen: list[tuple[Tensor, ...]] = []
+    kinds: list[tuple[int, str | None]] = []
 
     def see(batch: ReadBatch) -> None:
         clips = vision_batch_of(batch, processor, reader.num_frames, model.device)
-        latents, features = model.encode_and_pool_vision(clips.pixel_values, clips.frame_mask, budget)
+        kinds.append((clips.pixel_values.shape[1], clips.modality))
+        latents, features = model.encode_and_pool_vision(clips.pixel_values, clips.frame_mask, budget, clips.modality)
         found = model.partial_match(latents)[clips.rows], features.float()[clips.rows]
         seen.append((torch.tensor(batch.indices, device=model.device), *found))
         advance(len(batch.indices))
@@ -221,7 +226,10 @@ def _encode(
     if not all(made.isfinite().all() for made in (vision_partial, vision_features, text_partial, text_features)):
         raise PerceiverVLError("the model's latents are not finite numbers, it cannot rank anything: train it again")
     tokens = words["input_ids"], words["attention_mask"]
-    encoded = _Encoded(reader.indices, vision_partial, vision_features, text_partial, text_features, *tokens, owner)
+    steps, modality = max((one for of_one in group.of_all(lambda: kinds) for one in of_one), key=lambda one: one[0])
+    found = vision_partial, vision_features, text_partial, text_features
+    kind = (reader.num_frames, None) if modality is None else (steps, modality)
+    encoded = _Encoded(reader.indices, *found, *tokens, owner, *kind)
     return encoded, clip_seconds, text_seconds
 
 
@@ -253,7 +261,7 @@ class _Scorer:
         scores = self._single(every_pair) if stream == "single" else self._mixed(every_pair)
         return scores, scores.T
 
-    def flops(self, stream: str, num_frames: int) -> float:
+    def flops(self, stream: str) -> float:
         """Operations for one more text query against all clips, which are there as the stream meets them.
 
         multi and mixed: encoded, pooled and attended to by the matching query; single: with what they contribute to any
@@ -266,7 +274,8 @@ class _Scorer:
         text = encoder_flops(config, text_tokens=tokens, budget=budget) + pretrained_flops(config, 0, tokens)
         multi = text + pooling_flops(config) + clips * 2 * (config.projection_dim or config.hidden_size)
         partial, merging = partial_match_flops(config, text_latents), merge_flops(config)
-        single_pair = cached_vision_flops(config, num_frames, tokens, budget) + matching_flops(config, latents)
+        clip = cached_vision_flops(config, self.encoded.steps, tokens, budget, self.encoded.modality)
+        single_pair = clip + matching_flops(config, latents)
         cost = {
             "multi": multi,
             "mixed": text + partial + clips * merging,
@@ -276,10 +285,13 @@ class _Scorer:
         }
         return float(cost[stream])
 
-    def flops_per_clip(self, num_frames: int) -> float:
+    def flops_per_clip(self) -> float:
         """Operations for encoding, pooling and summarising a clip."""
         config, latents = self.model.config, self.budget.latents or self.model.config.num_latents
-        encoding = encoder_flops(config, num_frames, budget=self.budget) + pretrained_flops(config, num_frames)
+        steps, modality = self.encoded.steps, self.encoded.modality
+        encoding = encoder_flops(config, steps, budget=self.budget, modality=modality)
+        if modality is None:
+            encoding += pretrained_flops(config, steps)
         return float(encoding + pooling_flops(config) + partial_match_flops(config, latents))
 
     def _multi(self) -> Tensor:
@@ -312,20 +324,22 @@ class _Scorer:
                 asking = wanted[:, clip].nonzero().squeeze(1)
                 if len(asking):
                     seen = clips.pixel_values[row : row + 1], clips.frame_mask[row : row + 1]
-                    scores[asking, clip] = self._single_of(*seen, words, asking)
+                    scores[asking, clip] = self._single_of(*seen, clips.modality, words, asking)
                     advance(len(asking))
 
         reader.read(encode)
         return reader.group.largest(scores)
 
-    def _single_of(self, pixel_values: Tensor, frame_mask: Tensor, words: InputArray, texts: Tensor) -> Tensor:
+    def _single_of(
+        self, pixel_values: Tensor, frame_mask: Tensor, modality: str | None, words: InputArray, texts: Tensor
+    ) -> Tensor:
         """Matching logits `(R,)` of one clip with the texts at these places `(R,)`."""
         model = self.model
         assert words.text is not None
         assert words.text_mask is not None
-        tokens = pixel_values.shape[1] * model.config.tokens_per_frame + words.text.shape[1]
+        tokens = clip_tokens(model.config, pixel_values.shape[1], modality) + words.text.shape[1]
         pairs_at_once = max(1, _PAIR_BYTES // (tokens * model.config.hidden_size * 4))
-        cache = model.cache_vision(pixel_values, frame_mask, self.budget)
+        cache = model.cache_vision(pixel_values, frame_mask, self.budget, modality)
         found = []
         for some in texts.split(pairs_at_once):
             pairs = InputArray(text=words.text[some], text_mask=words.text_mask[some], vision_cache=cache)

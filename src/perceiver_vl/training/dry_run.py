@@ -174,7 +174,7 @@ def _forward(
         if recipe.teacher is not None:
             return DistillationModule(model)(tensors)
         if recipe.task is None:
-            return PreTrainingModule(model, objectives, distill)(PreTrainingBatch.from_dict(tensors), budgets)  # type: ignore[arg-type]
+            return PreTrainingModule(model, objectives, distill)(PreTrainingBatch.from_dict(batch), budgets)  # type: ignore[arg-type]
         if len(budgets) == 1:
             return task_loss(model, tensors)
         return ElasticTaskModule(model, distill)(tensors, budgets)

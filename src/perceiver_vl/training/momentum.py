@@ -6,6 +6,7 @@ Shapes: B batch, ΣB that of all processes, Q queued pairs, E retrieval vector.
 """
 
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,7 +53,8 @@ class MomentumModel:
     def encode(self, batch: PreTrainingBatch, global_batch: GlobalBatch, chunk: int | None = None) -> MomentumTargets:
         """What it makes of the batch of all processes, `chunk` examples at a time, beside its queue."""
         pieces = global_batch.pieces(chunk)
-        vision = in_pieces(self.model.get_vision_features, pieces, batch.pixel_values, batch.frame_mask)
+        look = partial(self.model.get_vision_features, modality=batch.modality)
+        vision = in_pieces(look, pieces, batch.pixel_values, batch.frame_mask)
         text = in_pieces(self.model.get_text_features, pieces, batch.input_ids, batch.attention_mask)
         warmup = self.options.momentum_warmup
         grown = min(1.0, self.step / warmup) if warmup else 1.0

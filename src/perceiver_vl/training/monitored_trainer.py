@@ -81,6 +81,7 @@ class MonitoredTrainer(CheckpointTrainer):
         if batches and self._is_logged(step) and is_statistics_step(step, self.state.logging_steps):
             tensors = {name: value for name, value in batches[-1].items() if isinstance(value, Tensor)}
             self._few = {name: value[:FEW].clone() for name, value in tensors.items()}
+            self._few |= {name: batches[-1][name] for name in ("modality",) if name in batches[-1]}
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The loss of a batch."""

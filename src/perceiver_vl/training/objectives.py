@@ -280,7 +280,8 @@ class PreTrainingModule(TrainingModule):
         if batch.edges is not None:  # each segment by itself
             segments = batch.pixel_values.flatten(0, 1), batch.frame_mask.flatten(0, 1)
             batch = replace(batch, pixel_values=segments[0], frame_mask=segments[1])
-        batch = replace(batch, pixel_values=self.model.perceiver_vl.encode_frames(batch.pixel_values))
+        if batch.modality is None:
+            batch = replace(batch, pixel_values=self.model.perceiver_vl.encode_frames(batch.pixel_values))
         momentum = None
         if objectives.needs_momentum:
             assert self.momentum is not None
@@ -373,7 +374,7 @@ def _encoded_alone(
         return tuple(compute[encoding]() for encoding in wanted)
 
     def encode_vision(pixel_values: Tensor, frame_mask: Tensor) -> tuple[Tensor, ...]:
-        return kept_of(*model.encode_and_pool_vision(pixel_values, frame_mask, budget))
+        return kept_of(*model.encode_and_pool_vision(pixel_values, frame_mask, budget, batch.modality))
 
     def encode_text(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         return kept_of(*model.encode_and_pool_text(input_ids, attention_mask, budget))

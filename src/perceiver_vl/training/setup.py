@@ -15,6 +15,7 @@ from perceiver_vl.data.records import Need, Record, SkippedSample
 from perceiver_vl.data.sources import CachedDataset, EncodedDataset, VideoDataset
 from perceiver_vl.data.synthetic.moment_clips import MomentClips
 from perceiver_vl.data.synthetic.moments import MomentsWorld
+from perceiver_vl.data.synthetic.sounds import SoundWorld
 from perceiver_vl.data.synthetic.tasks import open_world
 from perceiver_vl.data.transcode.features import check_features
 from perceiver_vl.data.transcode.prepared import has_features
@@ -48,14 +49,15 @@ from perceiver_vl.training.distillation import (
     take_over_text,
 )
 from perceiver_vl.training.encoder_training import encoded, frame_encoder, sees_each_clip_once, tune_encoders
-from perceiver_vl.training.recipe import MOMENTS, Data, DataSource, Recipe
+from perceiver_vl.training.recipe import MOMENTS, SOUNDS, Data, DataSource, Recipe
 from perceiver_vl.training.stages import part_of
 from perceiver_vl.utils.console import quiet
 from perceiver_vl.utils.distributed import ProcessGroup
-from perceiver_vl.utils.errors import UsageError, within
+from perceiver_vl.utils.errors import Setting, UsageError, within
 
 _OF_A_SOURCE = ("metadata", "columns")
 _OF_ITS_TEACHER = re.compile(r"(^|\.)(text|contrastive)")
+_OBJECTIVES_OF_FRAMES = ("structure", "mpm")
 _OF_A_HEAD = ("id2label", "label2id", "num_labels", "problem_type")
 
 
@@ -105,6 +107,7 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
     source, problems = open_training(data, size, task, known, need)
     pools, few = make_pools(source, [split.weight for split in data.train], batch, lacks_of(recipe))
     problems += few
+    _check_modalities(recipe, config, {pool.kind for pool in pools} - {"videos", "images"})
     if task is not None and checkpoint is None:
         config = _with_head(config, task, source, pools, processor.tokenizer)
     validation = None
@@ -182,6 +185,8 @@ def open_split(
     if split.world is not None and split.world.task == MOMENTS:
         world = split.world
         source = MomentClips(MomentsWorld(split.split or "train", world.clips, world.seed, world.seconds, world.size))
+    elif split.world is not None and split.world.task == SOUNDS:
+        source = SoundWorld(split.split or "train", split.world.clips, split.world.seed)
     elif split.moments is not None:
         assert split.folder is not None
         source, problems = open_moments(
@@ -311,6 +316,7 @@ def processor_and_config(
                 )
         with quiet():
             processor = PerceiverVLProcessor.from_pretrained(folder)
+        processor.modalities = dict(config.modalities)
         if checkpoint is None and tokenizer is not None:
             processor.tokenizer = tokenizer
     else:
@@ -331,16 +337,10 @@ def processor_and_config(
         config = PerceiverVLConfig(**words, **asked)
         size = {"height": config.image_size, "width": config.image_size}
         processor = PerceiverVLProcessor(
-            PerceiverVLImageProcessor(size=size, num_frames=recipe.data.num_frames), tokenizer
+            PerceiverVLImageProcessor(size=size, num_frames=recipe.data.num_frames), tokenizer, config.modalities
         )
     _check_frames(recipe, config)
     return processor, config
-
-
-def _of_language_model(recipe: Recipe, longest: int) -> tuple[Any, dict[str, Any]]:
-    """The tokenizer of the language model that a recipe names, and what of the configuration it says; else None."""
-    name = recipe.initialise.language_model
-    return (None, {}) if name is None else language_fields(name, recipe.model.get("max_text_length", longest))
 
 
 def _fields_asked(recipe: Recipe) -> dict[str, Any]:
@@ -353,6 +353,12 @@ def _fields_asked(recipe: Recipe) -> dict[str, Any]:
             "leave one of them out"
         )
     return recipe.model | {"masked_patches": True}
+
+
+def _of_language_model(recipe: Recipe, longest: int) -> tuple[Any, dict[str, Any]]:
+    """The tokenizer of the language model that a recipe names, and what of the configuration it says; else None."""
+    name = recipe.initialise.language_model
+    return (None, {}) if name is None else language_fields(name, recipe.model.get("max_text_length", longest))
 
 
 def _of_student(recipe: Recipe, teacher: LoadedTeacher) -> tuple[PerceiverVLProcessor, PerceiverVLConfig]:
@@ -377,6 +383,26 @@ def _check_frames(recipe: Recipe, config: PerceiverVLConfig) -> None:
             f"data.num_frames={recipe.data.num_frames}: more than model.max_frames={config.max_frames}, "
             "the rows of the temporal table"
         )
+
+
+def _check_modalities(recipe: Recipe, config: PerceiverVLConfig, kinds: set[str]) -> None:
+    """Refuse data that are neither pictures nor videos, where what is asked of them is of frames."""
+    for kind in sorted(kinds):
+        if kind not in config.modalities:
+            raise UsageError(
+                f"data: files of {kind}, which the model does not take; name its settings, as in ",
+                Setting(f"model.modalities.{kind}", "{}", in_recipe=True),
+            )
+        of_frames = {
+            f"task={recipe.task}": recipe.task is not None,
+            "teacher": recipe.teacher is not None,
+            "data.augmentation": recipe.data.augmentation != Augmentation(),
+            "elastic.frames": recipe.elastic is not None and recipe.elastic.frames is not None,
+            **{f"objectives.{name}": name in recipe.objectives.asked for name in _OBJECTIVES_OF_FRAMES},
+        }
+        for name, is_asked in of_frames.items():
+            if is_asked:
+                raise UsageError(f"{name}: of frames, which {kind} has none of; leave it out")
 
 
 def _tokenizer(recipe: Recipe, longest: int) -> Any:

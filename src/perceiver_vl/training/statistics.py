@@ -130,16 +130,20 @@ def _note_cross_attention(
 
 
 def encoding_flops(
-    config: PerceiverVLConfig, frames: int = 0, words: int = 0, budget: ComputeBudget = FULL_BUDGET
+    config: PerceiverVLConfig,
+    frames: int = 0,
+    words: int = 0,
+    budget: ComputeBudget = FULL_BUDGET,
+    modality: str | None = None,
 ) -> float:
     """Operations of encoding one example in training: `flops.encoder_flops`, less what LayerDrop takes of it."""
-    everything = encoder_flops(config, frames, words, budget)
-    first = encoder_flops(config, frames, words, replace(budget, cross_attentions=1))
+    everything = encoder_flops(config, frames, words, budget, modality)
+    first = encoder_flops(config, frames, words, replace(budget, cross_attentions=1), modality)
     return first + (1 - config.layer_drop) * (everything - first)
 
 
 def pretraining_flops(
-    config: PerceiverVLConfig, batch: Mapping[str, Tensor], objectives: Objectives, budget: ComputeBudget = FULL_BUDGET
+    config: PerceiverVLConfig, batch: Mapping[str, Any], objectives: Objectives, budget: ComputeBudget = FULL_BUDGET
 ) -> float:
     """Operations of the losses of a batch, forward and backward: its encodings and the matching of pairs, three times
     (what is computed again in the backward pass is not counted again). The heads are left out.
@@ -147,13 +151,14 @@ def pretraining_flops(
     pixels, words = batch["pixel_values"], batch["input_ids"].shape[1]
     examples, frames = len(pixels), batch["frame_mask"].shape[-1]
     segments = batch["edges"].shape[1] - 1 if "edges" in batch else 1
+    modality = batch.get("modality")
     latents = (budget.latents or config.num_latents) + (budget.text_latents or config.num_text_latents or 0)
     of_batch = BatchFlops(
         examples=examples,
         joint_examples=round(objectives.joint_share * examples),
-        vision=segments * encoding_flops(config, frames, 0, budget),
+        vision=segments * encoding_flops(config, frames, 0, budget, modality),
         text=encoding_flops(config, 0, words, budget),
-        joint=encoding_flops(config, frames, words, budget),
+        joint=encoding_flops(config, frames, words, budget, modality),
         match=matching_flops(config, latents),
         match_end=merge_flops(config),
         segments=segments,
@@ -191,7 +196,9 @@ def task_flops(config: PerceiverVLConfig, batch: Mapping[str, Tensor], budget: C
 def captioning_flops(
     config: PerceiverVLConfig, batch: Mapping[str, Tensor], budget: ComputeBudget = FULL_BUDGET
 ) -> float:
-    """Operations of the loss of captions, forward and backward, as `task_flops`."""
+    """Operations of the loss of captions, forward and backward, as `task_flops`; of a language model, whose weights
+    have no gradient, twice.
+    """
     frames, words = batch["pixel_values"].shape[1], batch["input_ids"].shape[1]
     if config.language_config is not None:
         seeing, language = bridge_flops(config, frames, words, budget)

@@ -85,7 +85,7 @@ class RetrievalTrainer(RecipeTrainer[RetrievalResult]):
         """
         if "edges" in few:
             few = {name: few[name].flatten(0, 1)[:FEW] for name in ("pixel_values", "frame_mask")}
-        names = ["pixel_values", "frame_mask"]
+        names = ["pixel_values", "frame_mask", *(["modality"] if "modality" in few else [])]
         if not all(objective.encodings for objective in self.recipe.objectives.asked.values()):
             names += ["input_ids", "attention_mask"]
         return self.encode(**{name: few[name] for name in names})

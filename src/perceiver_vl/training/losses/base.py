@@ -37,6 +37,7 @@ class PreTrainingBatch:
     of as many: which patches of each clip are masked. Whole numbers, as mixed precision may round others (FSDP).
     Of stretches of S segments: `pixel_values (B,S,T,3,H,W)`, `frame_mask (B,S,T)`; `edges (B,S+1)` of the segments, in
     seconds, those that only fill up lasting none; `moments (B,M,2)`: when what is said is shown, start and end.
+    `modality`: what `pixel_values` are instead of pixels, as of `PerceiverVLModel.embed_inputs`.
     The order is random: VTM shows every second text the vision of its neighbour.
     """
 
@@ -52,6 +53,7 @@ class PreTrainingBatch:
     patch_draws: Tensor | None = None
     edges: Tensor | None = None
     moments: Tensor | None = None
+    modality: str | None = None
 
     @classmethod
     def from_dict(cls, batch: dict[str, Any]) -> "PreTrainingBatch":

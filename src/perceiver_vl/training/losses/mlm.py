@@ -25,7 +25,8 @@ class MLM(Objective):
 
         def decode(rows: Tensor, is_masked: Tensor) -> Tensor:
             words, vision = masked_input_ids[rows], (inputs.pixel_values[rows], inputs.frame_mask[rows])
-            encoded = batch.model.perceiver_vl(words, inputs.attention_mask[rows], *vision, batch.budget)
+            pairs = words, inputs.attention_mask[rows], *vision
+            encoded = batch.model.perceiver_vl(*pairs, batch.budget, modality=inputs.modality)
             return batch.model.decode_masked_words(encoded.last_hidden_state, is_masked)
 
         decoded = in_pieces(decode, joint.pieces(batch.chunk), rows, is_masked)

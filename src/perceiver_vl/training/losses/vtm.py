@@ -27,7 +27,8 @@ class VTM(Objective):
 
         def match(rows: Tensor, where: Tensor) -> Tensor:
             vision = pixel_values[where], frame_mask[where]
-            return batch.model.match_jointly(inputs.input_ids[rows], inputs.attention_mask[rows], *vision, batch.budget)
+            pairs = inputs.input_ids[rows], inputs.attention_mask[rows], *vision
+            return batch.model.match_jointly(*pairs, batch.budget, modality=inputs.modality)
 
         logits = in_pieces(match, batch.joint_batch.pieces(batch.chunk), rows, where)
         return matching(logits, donors == places, batch.joint_batch.total, batch.global_batch)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perceiver_vl.data.answers import normalise_answer
 from perceiver_vl.data.records import Record
-from perceiver_vl.data.sources import Subset, VideoDataset
+from perceiver_vl.data.sources import Subset, VideoDataset, kind_of
 from perceiver_vl.media.filmstrip import STRIP_FRAMES, Filmstrip, filmstrip, filmstrip_of
 from perceiver_vl.media.sampling import Frames
 from perceiver_vl.models.loading import load_folder, load_retriever
@@ -138,7 +138,7 @@ def _scores(
         read = _read(source, range(start, min(start + BATCH, len(source))), num_frames)
         if read:
             inputs = processor(videos=list(read.values()), num_frames=num_frames).to(model.device)
-            seen.append(model.encode_and_pool_vision(inputs["pixel_values"], inputs["frame_mask"]))
+            seen.append(model.encode_and_pool_vision(**inputs))
             places += read
     if len(places) < 2:
         raise PerceiverVLError(f"{len(places)} of the first {len(source)} validation clips can be read, need two")
@@ -172,6 +172,8 @@ def _hits_then_misses(hits: list[bool]) -> list[int]:
 
 def _shown(source: VideoDataset, place: int, role: str) -> Shown:
     record = source.record(place)
+    if (kind := kind_of(record)) not in ("videos", "images"):
+        return Shown(record.file_name, role, Filmstrip([], f"{kind}: nothing to be seen"))
     if record.path.is_file() and record.start is None and record.end is None:
         return Shown(record.file_name, role, filmstrip(record.path))
     try:
