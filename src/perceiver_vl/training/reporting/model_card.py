@@ -1,9 +1,10 @@
 """The README of a model folder: what the model is, how to load it, what it was trained on and how well it does."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
@@ -15,6 +16,7 @@ from perceiver_vl.models.perceiver_vl.flops import encoder_flops, pretrained_flo
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor
 from perceiver_vl.tasks.retrieval_result import RetrievalResult
 from perceiver_vl.tasks.task_result import TaskResult
+from perceiver_vl.training.losses.base import LossOptions
 from perceiver_vl.training.recipe import DataSource, Initialise, Recipe
 from perceiver_vl.utils.files import write_text
 from perceiver_vl.utils.html import render
@@ -169,9 +171,7 @@ def write_model_card(
         steps=steps,
         merged=merged,
         start=_start(recipe.initialise) if recipe else "",
-        objectives={name: value for name, value in recipe.objectives.to_dict().items() if value}
-        if recipe and not recipe.task and not recipe.teacher
-        else {},
+        objectives=_objectives(recipe) if recipe and not recipe.task and not recipe.teacher else {},
         teacher=_name(recipe.teacher.model) if recipe and recipe.teacher else None,
         describe=_describe,
         retrieval=retrieval if figures else None,
@@ -209,6 +209,13 @@ def _start(initialise: Initialise) -> str:
     given = {part: getattr(initialise, part) for part in ("model", "vision", "text", "language_model")}
     names = {part: _name(one) for part, one in given.items() if one}
     return ", ".join(f"{part} `{name}`" for part, name in names.items()) or "random weights"
+
+
+def _objectives(recipe: Recipe) -> dict[str, Any]:
+    """What was asked, without the options of single objectives that stand where they do by themselves."""
+    options = {one.name: one.default for one in fields(LossOptions)}
+    asked = recipe.objectives.to_dict().items()
+    return {name: value for name, value in asked if value and options.get(name) != value}
 
 
 def _name(model: str | Path) -> str:
