@@ -86,4 +86,7 @@ def test_the_bench_runs_and_goes_on(tmp_path: Path) -> None:
     )
     assert told["captioner"]["learning"] == told["captioner"]["parameters"]
     assert told["unseeing"]["learning"] is None
+    assert "only=eyes: unknown, choose from soft tokens" in run_cli("bench", "language-bridge", "--only", "eyes").error(
+        2
+    )
     assert run_cli(*asked).json()["told"] == report["told"]

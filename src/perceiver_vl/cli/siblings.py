@@ -266,6 +266,7 @@ def language_bridge(
     language_steps: Annotated[int, typer.Option(min=1, help="Of the language model, of 64 captions.")] = 300,
     width: Annotated[int, typer.Option(min=8, help="Of the language model.")] = 128,
     frames: Annotated[int, typer.Option(min=1, help="Of a clip.")] = 8,
+    only: Annotated[str, typer.Option(help="Bridges to train, as the report names them; none: all.")] = "",
     quick: QuickOption = False,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
@@ -278,6 +279,7 @@ def language_bridge(
     report = measure_language_bridge(
         out,
         model=model,
+        only=read_names(only),
         clips=min(clips, 64) if quick else clips,
         tested=min(tested, 8) if quick else tested,
         size=32 if quick else 64,

@@ -33,6 +33,7 @@ from perceiver_vl.tasks.captioning import Captioning
 from perceiver_vl.tasks.example_task import Scored
 from perceiver_vl.training.recipe import DataSource, WorldSplit, read_recipe
 from perceiver_vl.utils.console import ProgressBars, quiet
+from perceiver_vl.utils.errors import UsageError
 
 BATCH = 64
 POSITIONS = 128
@@ -88,7 +89,7 @@ class LanguageBridgeReport(BenchReport):
         notes = (
             f"{self.tested} test clips, {self.clips} to train on, {BATCH} a step; colours, …: % of clips whose are all "
             "named rightly.",
-            "Steps: the captioner's are as many operations as those of soft tokens. s: of processor time, all threads.",
+            "Steps: the captioner's are as many operations as those of the first. s: of processor time, all threads.",
             *(f"{one.who}: {one.learning:,} of {one.parameters:,} weights learn." for one in self.told if one.learning),
             f"Unseeing it says: {self.says}",
         )
@@ -107,14 +108,18 @@ def measure_language_bridge(
     steps: int = 300,
     width: int = 128,
     model: str | Path | None = None,
+    only: Sequence[str] = (),
     seed: int = 0,
     progress: bool = False,
 ) -> LanguageBridgeReport:
     """Train a language model of this width on captions, and a Perceiver-VL to search, or take `model`; then each bridge
-    between them for `steps` steps, and a captioner for as many operations as the first of these. Everything is kept in
-    `out`. Raises `UsageError` for a `model` that is none.
+    between them (`only`: of `BRIDGES`) for `steps` steps, and a captioner for as many operations as the first of these.
+    Everything is kept in `out`. Raises `UsageError` for a `model` or a bridge that is none.
     """
     folder = Path(out)
+    for one in only:
+        if one not in BRIDGES:
+            raise UsageError(f"only={one}: unknown, choose from {', '.join(BRIDGES)}")
     data = [f"data.train={{split: train, world: {{clips: {clips}, seed: {seed}, size: {size}}}}}"]
     data += [f"data.num_frames={frames}", f"training.per_device_train_batch_size={BATCH}", f"training.seed={seed}"]
     data += _UNWATCHED
@@ -137,6 +142,7 @@ def measure_language_bridge(
         runs = {
             who: Run(who, read_recipe("bridge_captions", [*shown, f"model={fields}"]), start=start, tests=(test,))
             for who, fields in BRIDGES.items()
+            if who in (only or BRIDGES)
         }
         advance = stages.stage("learns", len(runs) + 1 + (start is not None))
 
@@ -149,7 +155,7 @@ def measure_language_bridge(
         if start is not None:
             make(start)
         found = {who: make(run) for who, run in runs.items()}
-        bridge = PerceiverVLConfig.from_pretrained(runs["soft tokens"].folder(folder) / "model")
+        bridge = PerceiverVLConfig.from_pretrained(next(iter(runs.values())).folder(folder) / "model")
         own = PerceiverVLConfig.from_pretrained(start.folder(folder) / "model" if start else model)
         count = max(1, round(steps * _steps_for_one(bridge, own, frames)))
         plain = ["model={caption_prefix: latents, caption_layers: 2, caption_cross_attentions: 2}", *_length(count)]
