@@ -55,6 +55,13 @@ def test_skipped_steps_are_told() -> None:
     assert diagnose([], 3)[0].startswith("3 steps were skipped")
 
 
+def test_losses_of_objectives_that_take_turns_are_held_against_their_own() -> None:
+    turns = [{"step": n, "loss": value, f"loss_{n % 2}": value} for n, value in enumerate([0.7, 5.0] * 9)]
+    assert diagnose(turns, 0) == []
+    (found,) = diagnose([*turns, {"step": 18, "loss": 1.9, "loss_0": 1.9}], 0)
+    assert "jumped to 1.9 at step 18 (it was about 0.7)" in found
+
+
 def test_a_loss_that_jumps_is_told_while_it_is_news() -> None:
     calm = [2.0, 1.9, 1.8, 1.7, 1.6, 1.5]
     (found,) = diagnose(log_of([*calm, 7.5]), 0)

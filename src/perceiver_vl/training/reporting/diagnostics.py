@@ -37,7 +37,9 @@ def _of_steps(log: Sequence[dict[str, float]], nonfinite: int) -> Iterator[str]:
     if nonfinite:
         steps = "a step was" if nonfinite == 1 else f"{nonfinite} steps were"
         yield f"{steps} skipped, the loss or the gradient was not finite; the files are in nonfinite.jsonl"
-    losses = [(int(line["step"]), line["loss"]) for line in log if "loss" in line]
+    trained = [line for line in log if "loss" in line]
+    asked = [{name for name in line if name.startswith("loss_")} for line in trained]  # others, where they take turns
+    losses = [(int(line["step"]), line["loss"]) for line, one in zip(trained, asked, strict=True) if one == asked[-1]]
     for place in range(max(5, len(losses) - _LATELY), len(losses)):
         step, loss = losses[place]
         usual = median(value for _, value in losses[max(0, place - _BEFORE) : place])
