@@ -63,6 +63,7 @@ def test_a_recipe_of_sounds_is_trained_scored_and_told(tmp_path: Path) -> None:
     tokens = processor(text=[world.record(index).texts[0] for index in range(8)])["input_ids"].shape[1]
     pair = cached_vision_flops(model.config, steps, tokens, modality="audio")
     assert found.streams[2].flops_per_query == 8 * (pair + matching_flops(model.config, model.config.num_latents))
+    assert "by `processor(audio=…)`: sample_rate 4000" in (tmp_path / "run" / "README.md").read_text()
     write_report(tmp_path / "run")
     assert "audio: nothing to be seen" in (tmp_path / "run" / "report.html").read_text()
 
