@@ -137,8 +137,8 @@ class TestEqualCost:
 class TestLasting:
     def test_everything_keeps_its_share(self) -> None:
         recipe = read_recipe("world")
-        shorter = lasting(recipe, 130)
-        assert steps_of(shorter) == 130
+        shorter = lasting(recipe, 80)
+        assert steps_of(shorter) == 80
         names = ("eval_steps", "save_steps", "warmup_steps")
         assert [shorter.training[name] for name in names] == [recipe.training[name] / 10 for name in names]
 

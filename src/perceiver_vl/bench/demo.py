@@ -41,7 +41,7 @@ HELD_OUT = 256
 WORLD_CLIPS = 768
 SEARCHES = 5
 BATCH = 64
-STREAMS = ("multi", "mixed", "single", "cascade")
+STREAMS = ("multi", "mixed", "single", "cascade", "cascade-single")
 CACHED_STREAMS = ("multi", "mixed", "cascade")
 
 

@@ -133,9 +133,9 @@ def _recall_against_latency(axes: Any, points: Sequence[tuple[str, float, float]
         xscale="log", xlabel="milliseconds a text query (logarithmic)", ylabel="R@1, text → video (%)", title=title
     )
     _plain_numbers(axes.xaxis)
-    axes.margins(x=0.1, y=0.2)
+    axes.margins(x=0.1)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside: points of equal recall lie close
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max([1.0, *(recall for *_, recall in points)]))  # room about the highest
 
 
 def _svg(figure: Figure) -> str:

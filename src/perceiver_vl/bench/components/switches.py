@@ -1,7 +1,7 @@
 """The switches that are compared, each as it is typed behind a recipe, with the work that it is of.
 
-Off is what the small recipes have (`recipes/world.yaml`, `recipes/world_questions.yaml`). docs/related-work.md says
-what each of these works is.
+Off is the paper's model at the size of the small recipes (`recipes/world.yaml`, `recipes/world_questions.yaml`).
+docs/related-work.md says what each of these works is.
 """
 
 from collections.abc import Sequence
