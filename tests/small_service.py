@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 import uvicorn
@@ -30,18 +32,29 @@ def service_of(index: Path, *more: Path, **settings: Any) -> TestClient:
 
 @contextmanager
 def running(index: Path, **settings: Any) -> Iterator[str]:
-    """The address of a service that listens on a port, in a thread of its own."""
+    """The address of a service that listens on a port, in a thread of its own, once its index is open."""
     listening = socket.create_server(("127.0.0.1", 0))
     chosen = ServeSettings((str(index),), **{"rate": 0.0, "refresh_seconds": 0.05, **settings})
     app, _ = make_app(chosen, check_indexes(chosen.indexes, None))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        wait_until(lambda: _is_ready(address))
+        yield address
     finally:
         server.should_exit = True
         thread.join()
+
+
+def _is_ready(address: str) -> bool:
+    try:
+        with urlopen(f"{address}/health/ready", timeout=60) as answer:
+            return bool(answer.status == 200)
+    except HTTPError as error:
+        error.close()
+        return False
 
 
 def wait_until(holds: Any, seconds: float = 60.0) -> None:

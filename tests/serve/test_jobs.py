@@ -15,7 +15,7 @@ from perceiver_vl.search.table import open_table
 from perceiver_vl.serve import index_job
 from perceiver_vl.serve.jobs import IndexJobs
 from small_media import save_model, write_clip
-from small_service import opened, post, problem, service_of, wait_until
+from small_service import opened, post, problem, processes_are_killed, service_of
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_an_update_is_followed_to_its_end(own: tuple[Path, Path]) -> None:
         assert "4 clips (3 encoded" in told[-1]["summary"]
         assert [one["file"] for one in told[-1]["skipped"]] == ["broken.mp4"]
         assert any(one["stage"] == "Encoding clips" and one["total"] for one in told)
-        wait_until(lambda: len(post(client, "/v1/search", query="a", group=False)["hits"]) == 4)
+        assert len(post(client, "/v1/search", query="a", group=False)["hits"]) == 4  # as soon as that is told
         assert [one["state"] for one in client.get("/v1/index/jobs").json()["jobs"]] == ["done"]
 
 
@@ -72,6 +72,18 @@ def test_an_update_can_be_cancelled(own: tuple[Path, Path]) -> None:
         problem(client.get("/v1/index/jobs/nothing/events"), 404)
 
 
+def test_an_update_whose_process_is_killed_has_failed_and_another_can_be_begun(own: tuple[Path, Path]) -> None:
+    with service_of(own[0]) as client:
+        with processes_are_killed():
+            job = opened(client).post("/v1/index/jobs", json={}).json()["id"]
+            last = follow(client, job)[-1]
+        assert (last["state"], last["error"]) == ("failed", "the process ended with -9")
+        assert post(client, "/v1/search", query="a")["hits"]
+        again = client.post("/v1/index/jobs", json={})
+        assert again.status_code == 202
+        assert client.delete(f"/v1/index/jobs/{again.json()['id']}").json()["state"] == "cancelled"
+
+
 def test_a_read_only_service_updates_nothing(own: tuple[Path, Path]) -> None:
     with service_of(own[0], can_index=False) as client:
         assert "this service only reads" in problem(opened(client).post("/v1/index/jobs", json={}), 403)
@@ -81,10 +93,15 @@ def test_a_read_only_service_updates_nothing(own: tuple[Path, Path]) -> None:
 def test_an_update_that_is_cancelled_before_it_has_a_process_changes_nothing(own: tuple[Path, Path]) -> None:
     index, media = own
     write_clip(media / "clip1.mp4", seed=1)
-    before, ended = open_table(index).version, asyncio.Event()
+    before = open_table(index).version
 
     async def cancelled_at_once() -> None:
-        jobs = IndexJobs(ended.set)
+        ended = asyncio.Event()
+
+        async def when_done() -> None:
+            ended.set()
+
+        jobs = IndexJobs(when_done)
         job = await jobs.start(SimpleNamespace(name="index", place=str(index)))  # type: ignore[arg-type]
         assert (await jobs.cancel(job.id)).state == "cancelled"
         await asyncio.wait_for(ended.wait(), 120)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from perceiver_vl.serve import Client, app
-from small_service import running, wait_until
+from small_service import running
 
 SECONDS = 0.5
 
@@ -20,7 +20,6 @@ def address(served: tuple[Path, Path]) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app, "BODY_SECONDS", SECONDS)
         with running(served[0]) as address:
-            wait_until(lambda: b'"ready"' in answer_to(address, b"GET /health/ready HTTP/1.1\r\nConnection: close"))
             yield address
 
 
@@ -31,11 +30,6 @@ def connected(address: str, head: bytes) -> socket.socket:
     connection = socket.create_connection((where.hostname, where.port), timeout=60)
     connection.sendall(head + b"\r\nHost: " + where.netloc.encode() + b"\r\n\r\n")
     return connection
-
-
-def answer_to(address: str, head: bytes) -> bytes:
-    with connected(address, head) as connection:
-        return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 @pytest.mark.parametrize("path", ["/v1/search", "/v1/uploads"])

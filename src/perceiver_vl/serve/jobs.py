@@ -5,7 +5,7 @@ import contextlib
 import json
 import secrets
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 from perceiver_vl.serve.library import OpenIndex
@@ -19,8 +19,8 @@ _KEPT = 20
 class IndexJobs:
     """The last jobs. Call from the event loop alone."""
 
-    def __init__(self, when_done: Callable[[], None]) -> None:
-        """when_done: called after an index has changed."""
+    def __init__(self, when_done: Callable[[], Awaitable[None]]) -> None:
+        """when_done: called after an index has changed, before anybody is told that the job is."""
         self._jobs: dict[str, Job] = {}
         self._when_done = when_done
         self._changed = asyncio.Condition()
@@ -99,12 +99,12 @@ class IndexJobs:
             await process.wait()
         finally:
             self._process = None
+        await self._when_done()
         job = self.get(name)
         if job.state == RUNNING:
             failed = process.returncode != 0 or job.error is not None
             error = job.error or (f"the process ended with {process.returncode}" if failed else None)
             await self._set(name, state="failed" if failed else "done", error=error)
-        self._when_done()
 
     async def _set(self, name: str, **changes: object) -> None:
         async with self._changed:

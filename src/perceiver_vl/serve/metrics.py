@@ -1,7 +1,7 @@
 """What `/metrics` tells, for Prometheus."""
 
 from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -13,6 +13,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         at = self.registry
+        ProcessCollector(registry=at)  # memory, processor time, open files
         self.requests = Counter(
             "perceiver_vl_requests", "Requests, by route and status", ["method", "route", "status"], registry=at
         )

@@ -1,7 +1,6 @@
 """What the routes ask: the open indexes, the models, the worker, what is kept."""
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -54,13 +53,12 @@ class Service:
             self._observe,
         )
         self._tasks: list[asyncio.Task[None]] = []
-        self._changed: asyncio.Event | None = None
 
     async def start(self) -> None:
         """Begin to load, and to look for newer versions; answers before that is done are 503."""
-        self._changed = asyncio.Event()
         self.uploads = Uploads(self.settings.uploads)
-        self.jobs = IndexJobs(self._changed.set)
+        self.jobs = IndexJobs(self._refresh)
+        self._refreshing = asyncio.Lock()
         self._tasks = [asyncio.create_task(self._load_and_follow())]
 
     async def close(self) -> None:
@@ -81,18 +79,20 @@ class Service:
             return
         self._use(library)
         log("loaded", seconds=round(time.perf_counter() - started, 3), clips=sum(len(i.clips) for i in library.indexes))
-        assert self._changed is not None
         self._tasks.append(asyncio.create_task(self._load_model(library)))  # answers go on meanwhile
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self.settings.refresh_seconds)
-            self._changed.clear()
+            await asyncio.sleep(self.settings.refresh_seconds)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        """Go on with newer versions of the indexes, if there are some."""
+        async with self._refreshing:
             try:
                 newer = await to_thread.run_sync(refreshed, self.library, self.settings.threads)
             except Exception as error:  # it is being written, or damaged: what is open serves on
                 self.metrics.refresh_failures.inc()
                 log("newer version not opened", error=str(error))
-                continue
+                return
             if newer is not self.library:
                 self._use(newer)
                 log("newer version", versions={one.name: one.clips.table.version for one in newer.indexes})

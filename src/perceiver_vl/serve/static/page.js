@@ -493,39 +493,63 @@ function indexes() {
       ["Segments", one.segments === null ? "none: perceiver-vl index --segments 2 makes some" : `${one.segments.toLocaleString()} (${one.segments_of === "scenes" ? "scenes" : `of ${one.segments_of} s`})`],
       ["Index", `${one.bytes === null ? "in object storage" : bytes(one.bytes)}, version ${one.version}, budget ${one.budget}`],
     ];
-    const progress = el("div", { role: "status" });
-    const update = el("button", { type: "button", hidden: !service.can_index, onclick: () => start(one.name, progress, update) }, "Update: find new, renamed and deleted files");
+    const update = el("button", { type: "button", hidden: !service.can_index, onclick: () => start(one.name) }, "Update: find new, renamed and deleted files");
     return el("section", {}, el("h3", {}, one.name), el("dl", {}, ...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
-      skipped(one.skipped), update, progress);
+      skipped(one.skipped), update, el("div", { role: "status" }));
   }));
+  showJob();
 }
 
 const skipped = (files) => (files.length ? el("details", {}, el("summary", {}, `${files.length} ${files.length === 1 ? "file" : "files"} could not be read`), el("ul", {}, ...files.map((one) => el("li", {}, `${one.file}: ${one.reason}`)))) : el("p", { className: "quiet" }, "All files could be read."));
 
-async function start(name, box, button) {
-  button.disabled = true;
-  try {
-    const { id } = await call("/v1/index/jobs", { index: name });
-    const stop = el("button", { type: "button", onclick: () => call(`/v1/index/jobs/${id}`, undefined, { method: "DELETE" }) }, "Stop");
-    const bar = el("progress", { "aria-label": "Progress" }), says = el("p", { className: "quiet" });
-    box.replaceChildren(bar, says, stop);
-    const events = new EventSource(`/v1/index/jobs/${id}/events`);
-    events.onerror = () => events.close();
-    events.onmessage = async (event) => {
-      const job = JSON.parse(event.data);
-      if (job.total) Object.assign(bar, { max: job.total, value: job.done });
-      says.textContent = job.total ? `${job.stage}: ${job.done} of ${job.total}` : `${job.stage} …`;
-      if (job.state === "running") return;
-      events.close();
-      service = await call("/v1/index");
-      indexes();
-      const made = [...$("indexes").children].find((one) => one.firstChild.textContent === name);
-      if (made) made.lastChild.replaceChildren(el("p", { className: job.error ? "wrong" : "" }, job.error || job.summary || job.state));
-    };
-  } catch (error) {
-    box.replaceChildren(el("p", { className: "wrong" }, error.message));
-    button.disabled = false;
+let job = null; // the last update, as it was last told
+
+/** How an update goes on, or how it ended, under its index. */
+function showJob() {
+  const section = job && [...$("indexes").children].find((one) => one.firstChild.textContent === job.index);
+  if (!section) return;
+  const box = section.lastChild, runs = job.state === "running";
+  box.previousSibling.disabled = runs;
+  if (!runs) return box.replaceChildren(el("p", { className: job.error ? "wrong" : "" }, job.error || job.summary || job.state));
+  if (!box.querySelector("progress")) {
+    const stop = el("button", { type: "button", onclick: () => call(`/v1/index/jobs/${job.id}`, undefined, { method: "DELETE" }) }, "Stop");
+    box.replaceChildren(el("progress", { "aria-label": "Progress" }), el("p", { className: "quiet" }), stop);
   }
+  const [bar, says] = box.children;
+  if (job.total) Object.assign(bar, { max: job.total, value: job.done });
+  says.textContent = job.total ? `${job.stage}: ${job.done} of ${job.total}` : `${job.stage} …`;
+}
+
+function follow(begun) {
+  job = begun;
+  showJob();
+  const events = new EventSource(`/v1/index/jobs/${job.id}/events`);
+  events.onerror = () => events.close();
+  events.onmessage = async (event) => {
+    job = JSON.parse(event.data);
+    if (job.state === "running") return showJob();
+    events.close();
+    service = await call("/v1/index");
+    indexes();
+  };
+}
+
+async function start(name) {
+  try {
+    follow(await call("/v1/index/jobs", { index: name }));
+  } catch (error) {
+    job = { index: name, state: "failed", error: error.message };
+    showJob();
+  }
+}
+
+async function openIndex() {
+  $("index").showModal();
+  const [found, { jobs }] = await Promise.all([call("/v1/index"), call("/v1/index/jobs")]);
+  const running = jobs.find((one) => one.state === "running");
+  service = found;
+  indexes();
+  if (running && !(job && job.id === running.id)) follow(running); // begun elsewhere
 }
 
 // --- Keys and events ------------------------------------------------------------------------------------------------
@@ -579,7 +603,7 @@ $("like").addEventListener("click", () => like(shown.clip.id));
 $("look").addEventListener("click", look);
 $("ask").addEventListener("submit", ask);
 $("dial").addEventListener("input", dial);
-$("open-index").addEventListener("click", async () => { $("index").showModal(); service = await call("/v1/index"); indexes(); });
+$("open-index").addEventListener("click", openIndex);
 $("close-index").addEventListener("click", () => $("index").close());
 $("curve").addEventListener("pointerdown", (event) => {
   const box = $("curve").getBoundingClientRect();
