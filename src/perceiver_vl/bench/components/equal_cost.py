@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from perceiver_vl.bench.components.trials import lasting
-from perceiver_vl.bench.learning.costs import step_and_answer
+from perceiver_vl.bench.learning.costs import of_few_clips, step_and_answer
 from perceiver_vl.bench.learning.runs import digest
 from perceiver_vl.bench.profiling import count_flops, count_training_flops, peak_memory_mib, time_interleaved
 from perceiver_vl.training import train
@@ -99,7 +99,7 @@ def _for_counting(recipe: Recipe, steps: int) -> Recipe:
     training: dict[str, Any] = recipe.training | {"eval_strategy": "no", "save_strategy": "no", "warmup_steps": 0}
     training |= {"load_best_model_at_end": False, "logging_steps": 1000, "seed": 0}
     data = replace(recipe.data, validation=None)
-    return replace(recipe, output=Path(), data=data, training=training, patience=None)
+    return of_few_clips(replace(recipe, output=Path(), data=data, training=training, patience=None))
 
 
 def _few_steps(recipe: Recipe, steps: int) -> None:

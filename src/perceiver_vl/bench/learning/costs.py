@@ -87,9 +87,7 @@ def step_and_answer(
     recipe: Recipe, architecture: Architecture = OURS
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """A training step without its optimiser, and one example's answer, of a model that has not learned."""
-    data = recipe.data
-    few = [replace(split, world=split.world and replace(split.world, clips=_CLIPS)) for split in data.train]
-    recipe = replace(recipe, data=replace(data, train=tuple(few)))
+    recipe = of_few_clips(recipe)
     size = recipe.training["per_device_train_batch_size"]
     start = prepare_start(recipe, None, size, 0)
     model = start.model.train()
@@ -113,6 +111,13 @@ def step_and_answer(
         model.train()
 
     return step, answer
+
+
+def of_few_clips(recipe: Recipe) -> Recipe:
+    """The recipe with a few batches of clips, where the world gives them."""
+    data = recipe.data
+    few = [replace(split, world=split.world and replace(split.world, clips=_CLIPS)) for split in data.train]
+    return replace(recipe, data=replace(data, train=tuple(few)))
 
 
 def _loss(model: PerceiverVLPreTrainedModel, recipe: Recipe) -> Callable[[dict[str, Any]], Tensor]:
