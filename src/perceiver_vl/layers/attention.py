@@ -16,7 +16,7 @@ from perceiver_vl.layers.experts import ScaledLinear, scaled_linear
 from perceiver_vl.layers.mlp import MLP
 from perceiver_vl.layers.partial_attention import KeysValues, PartialAttention, attend, attention_weights, merge
 from perceiver_vl.layers.positions import RotaryPositions
-from perceiver_vl.layers.untied import UntiedKeysValues, apart
+from perceiver_vl.layers.untied import TwinLinear, UntiedKeysValues, apart
 
 Part = Tensor | tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, int] | KeysValues | PartialAttention
 """Some of the inputs: `(B,M,C)`, or with their mask, and the boundary of their kinds, or what an attention had made of
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         projections that are no more than their weights (`has_plain_projections`).
         """
         if absorb and self._absorbs(queries.shape[1], inputs.shape[1]):
-            partial = self.partial_attention(queries, inputs, mask, absorb=True)
+            partial = self.partial_attention(queries, inputs, mask, boundary=boundary, absorb=True)
             return self.output_projection(partial, queries.dtype)
         if absorb and mask is None and self._absorbs_queries(queries.shape[1], inputs.shape[1]):
             return self._absorbed_queries(queries, inputs)
@@ -142,15 +142,28 @@ class Attention(nn.Module):
     # --- In parts: what is found in some of the inputs, to be merged with what is found in others ------------------
 
     def partial_attention(
-        self, queries: Tensor, inputs: Tensor, mask: Tensor | None = None, *, absorb: bool = False
+        self,
+        queries: Tensor,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        *,
+        boundary: int | None = None,
+        absorb: bool = False,
     ) -> PartialAttention:
-        """What `queries (B or 1,N,D)` find in `inputs (B,M,C)`; `mask`, `absorb` as of `forward`. Raises as
+        """What `queries (B or 1,N,D)` find in `inputs (B,M,C)`; `mask`, `boundary`, `absorb` as of `forward`. Raises as
         `keys_values`.
         """
         q = self.project_queries(queries)
-        if absorb and self._absorbs(queries.shape[1], inputs.shape[1]):
-            return self._absorbed_partial_attention(q, inputs, mask)
-        return self.attend(q, self.keys_values(inputs, mask))
+        if not (absorb and self._absorbs(queries.shape[1], inputs.shape[1])):
+            return self.attend(q, self.keys_values(inputs, mask, None, boundary))
+        if self.untied is None or boundary is None:
+            return self._absorbed_partial_attention(q, inputs, mask, self)
+        found = []
+        for of, places in ((self, slice(None, boundary)), (self.untied, slice(boundary, None))):
+            if (some := inputs[:, places]).shape[1]:
+                of_some = None if mask is None else mask[..., places]
+                found.append(self._absorbed_partial_attention(q, some, of_some, of))
+        return reduce(merge, found)
 
     def output_projection(self, partial: PartialAttention, dtype: torch.dtype) -> Tensor:
         """Partial attention of all inputs → `(…,N,D)`, as `forward` would have given, in `dtype`."""
@@ -250,7 +263,7 @@ class Attention(nn.Module):
         """
         if self.num_heads > 1 or not self._only_projects() or self.implementation == "eager":
             return False
-        if isinstance(self.out_proj, ScaledLinear):
+        if self.untied is not None or isinstance(self.out_proj, ScaledLinear):
             return False
         width, own = self.q_proj.in_features, self.q_proj.out_features + self.v_proj.out_features
         return 2 * width <= own and inputs * own * width + 2 * queries * inputs * width <= queries * own * (
@@ -258,9 +271,8 @@ class Attention(nn.Module):
         )
 
     def _only_projects(self) -> bool:
-        """Whether queries and keys are projections and nothing else, of one kind, and all are seen."""
-        plain = self.rotary is None and self.k_norm is None and self.key_positions is None and self.untied is None
-        return plain and not self.causal
+        """Whether queries and keys are projections and nothing else, and all are seen."""
+        return not self.causal and self.rotary is None and self.k_norm is None and self.key_positions is None
 
     def _absorbed_queries(self, queries: Tensor, inputs: Tensor) -> Tensor:
         """As `forward`, with queries never projected, nor what they find: keys and values come in their width."""
@@ -271,10 +283,14 @@ class Attention(nn.Module):
         found = F.scaled_dot_product_attention(queries[:, None], k[:, None], v[:, None], attn_mask=bias, scale=scale)
         return found[:, 0] if self.out_proj.bias is None else found[:, 0] + self.out_proj.bias
 
-    def _absorbed_partial_attention(self, q: Tensor, inputs: Tensor, mask: Tensor | None) -> PartialAttention:
-        """As `attend(q, keys_values(inputs))`, with keys and values never made: the inputs are both."""
-        key_weight, key_bias = self._of_heads(self.k_proj)
-        value_weight, value_bias = self._of_heads(self.v_proj)
+    def _absorbed_partial_attention(
+        self, q: Tensor, inputs: Tensor, mask: Tensor | None, of: "Attention | UntiedKeysValues"
+    ) -> PartialAttention:
+        """As `attend(q, keys_values(inputs))`, with keys and values never made: the inputs are both. `of`: what would
+        make them.
+        """
+        key_weight, key_bias = self._of_heads(of.k_proj)
+        value_weight, value_bias = self._of_heads(of.v_proj)
         in_their_space = torch.einsum("bhqd,hdi->bhqi", q, key_weight)
         found = attend(
             in_their_space.flatten(1, 2)[:, None],  # all heads' queries meet the same inputs
@@ -326,9 +342,12 @@ def absorbing_pays(queries: int, inputs: int, width: int, own: int, num_heads: i
 
 def has_plain_projections(attention: Attention) -> bool:
     """Whether keys and values are the product with a weight and no more: no adapter, not quantised, not offloaded."""
+    both = attention if attention.untied is None else attention.untied
     return all(
-        type(projection) is nn.Linear and type(projection.weight) is nn.Parameter and not projection.weight.is_meta
-        for projection in (attention.k_proj, attention.v_proj)
+        type(projection) in (nn.Linear, TwinLinear)
+        and type(projection.weight) is nn.Parameter
+        and not projection.weight.is_meta
+        for projection in (attention.k_proj, attention.v_proj, both.k_proj, both.v_proj)
     )
 
 

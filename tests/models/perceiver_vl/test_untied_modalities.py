@@ -231,12 +231,14 @@ def counted(call: Any, *args: Any, **kwargs: Any) -> int:
 
 @SWITCHES
 @pytest.mark.parametrize("latents", [None, 1, 4])
-def test_costs_are_counted(changes: dict[str, Any], latents: int | None) -> None:
-    config, budget = tiny_config(**changes, num_latents=6), ComputeBudget(latents=latents)
+@pytest.mark.parametrize("heads", [1, 4])
+def test_costs_are_counted(changes: dict[str, Any], heads: int, latents: int | None) -> None:
+    config, budget = tiny_config(**changes, num_attention_heads=heads), ComputeBudget(latents=latents)
     model = PerceiverVLModel(config).requires_grad_(False).double().eval()
     inputs = tiny_inputs(batch=1, frames=3, words=6)
     assert counted(model, **inputs, budget=budget) == encoder_flops(config, 3, 6, budget)
     assert counted(model, pixel_values=inputs["pixel_values"], budget=budget) == encoder_flops(config, 3, 0, budget)
+    assert counted(model, inputs["input_ids"], budget=budget) == encoder_flops(config, 0, 6, budget)
     cache = model.cache_vision(inputs["pixel_values"], budget=budget)
     words = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     assert counted(model, **words, vision_cache=cache) == cached_vision_flops(config, 3, 6, budget)
@@ -256,6 +258,22 @@ def test_at_the_sizes_of_the_demo_untied_costs_as_much_as_tied() -> None:
     tied, untied = tiny_config(**demo), tiny_config(**demo, **UNTIED)
     for frames, words in ((8, 0), (0, 8), (8, 8)):
         assert encoder_flops(tied, frames, words) == encoder_flops(untied, frames, words)
+
+
+@pytest.mark.parametrize("changes", [UNTIED, {**UNTIED, "layer_scale": 0.3}])
+def test_few_latents_meet_both_kinds_in_their_own_space(changes: dict[str, Any]) -> None:
+    model = tiny_model(PerceiverVLModel, **changes, num_attention_heads=1)
+    inputs = inputs_of(PerceiverVLModel, padded=True)
+    words = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    pixels = {name: inputs[name] for name in ("pixel_values", "frame_mask")}
+    budget = ComputeBudget(latents=1, text_latents=1)
+    assert encoder_flops(model.config, 3, 6, budget) < encoder_flops(tiny_config(qk_norm=True), 3, 6, budget)
+    for given in (inputs, words, pixels):
+        found = model(**given, budget=budget)[0]
+        model.train()  # where keys and values are made
+        model.encoder.layer_drop = 0.0
+        assert_same(found, model(**given, budget=budget)[0])
+        model.eval()
 
 
 def test_the_diagnostics_look_at_words_as_the_model_does() -> None:

@@ -86,8 +86,10 @@ class InputArray:
         return [seen[number] if modality == "vision" else text for number in rounds for modality in modalities]
 
     @property
-    def vision_tokens(self) -> int:
-        """How many of the joined array are vision, which comes first."""
+    def vision_tokens(self) -> int | None:
+        """How many of the joined array are vision, which comes first; None: all."""
+        if self.text is None:
+            return None
         return 0 if self.vision is None else self.vision.shape[1]
 
     @property

@@ -31,20 +31,20 @@ from perceiver_vl.models.perceiver_vl.fewer_keys import (
 from perceiver_vl.models.perceiver_vl.modalities import make_modalities
 
 
-def block_flops(config: PerceiverVLConfig, queries: int, inputs: int, *, untied: bool = False) -> int:
+def block_flops(config: PerceiverVLConfig, queries: int, inputs: int, *, kinds: int = 1) -> int:
     """One transformer block in which `queries` tokens read `inputs` tokens (self-attention: the same number)."""
-    return partial_attention_flops(config, queries, inputs, untied=untied) + output_flops(config, queries)
+    return partial_attention_flops(config, queries, inputs, kinds=kinds) + output_flops(config, queries)
 
 
-def partial_attention_flops(config: PerceiverVLConfig, queries: int, inputs: int, *, untied: bool = False) -> int:
+def partial_attention_flops(config: PerceiverVLConfig, queries: int, inputs: int, *, kinds: int = 1) -> int:
     """A block's attention up to what `queries` tokens find in `inputs` tokens (`AttentionBlock.partial_attention`).
 
-    Few queries (the decoder's) are met in the inputs' own space: no keys and values are made. `untied`: inputs of two
-    kinds have keys and values of their own, which are as many, but are made in any case.
+    Few queries (the decoder's) are met in the inputs' own space: no keys and values are made; where inputs are of two
+    `kinds` that have untied ones, in the space of each.
     """
     d, heads = config.hidden_size, config.num_attention_heads
-    if not (config.qk_norm or untied) and absorbing_pays(queries, inputs, d, 2 * d, heads):
-        return 2 * (3 * d * d * queries + 2 * queries * inputs * d * heads)
+    if not config.qk_norm and absorbing_pays(queries, inputs, d, 2 * d, heads):
+        return 2 * ((1 + 2 * kinds) * d * d * queries + 2 * queries * inputs * d * heads)
     return 2 * (d * d * queries + 2 * d * d * inputs + 2 * queries * inputs * d)
 
 
@@ -132,9 +132,10 @@ def encoder_flops(
     first, latents = config.latents_of(budget, text_only=not frames)
     vision_tokens, choosing = text_guided(config, clip_tokens(config, frames, modality), text_tokens)
     later, choosing_later = later_tokens(config, 0 if modality else config.groups_of(frames), vision_tokens)
-    parts, untied = _parts(config, vision_tokens, text_tokens), config.untied_modalities
+    parts = _parts(config, vision_tokens, text_tokens)
+    kinds = 2 if config.untied_modalities and vision_tokens and text_tokens else 1
     cross_attention, later_cross_attention = (
-        sum(block_flops(config, latents, tokens, untied=untied) for tokens in read)
+        sum(block_flops(config, latents, tokens, kinds=kinds) for tokens in read)
         for read in (parts, _parts(config, later, text_tokens))
     )
     later_cross_attentions = config.cross_attentions_of(budget) - 1
@@ -147,8 +148,8 @@ def encoder_flops(
         + self_attentions * block_flops(config, latents, latents)
     )
     if first > latents:
-        total += block_flops(config, first, parts[0], untied=untied)
-        total -= block_flops(config, latents, parts[0], untied=untied)
+        total += block_flops(config, first, parts[0], kinds=kinds)
+        total -= block_flops(config, latents, parts[0], kinds=kinds)
         total += _choosing_flops(config, first, parts[0])
         if (
             config.modality_aggregation == "separate_plus" and not frames
