@@ -19,6 +19,7 @@ from perceiver_vl.models.perceiver_vl.flops import (
     partial_match_flops,
     pooling_flops,
 )
+from perceiver_vl.search.build import build_index
 from perceiver_vl.tasks.retrieval import STREAMS, evaluate_retrieval
 from perceiver_vl.training import train
 from perceiver_vl.training.dry_run import dry_run
@@ -63,7 +64,10 @@ def test_a_recipe_of_sounds_is_trained_scored_and_told(tmp_path: Path) -> None:
     tokens = processor(text=[world.record(index).texts[0] for index in range(8)])["input_ids"].shape[1]
     pair = cached_vision_flops(model.config, steps, tokens, modality="audio")
     assert found.streams[2].flops_per_query == 8 * (pair + matching_flops(model.config, model.config.num_latents))
-    assert "by `processor(audio=…)`: sample_rate 4000" in (tmp_path / "run" / "README.md").read_text()
+    assert "by `processor(audio=…)`: hop 80" in (tmp_path / "run" / "README.md").read_text()
+    write_sounds_world(tmp_path / "sounds", 3)
+    with pytest.raises(UsageError, match=r"an index is of videos and pictures, this folder has none"):
+        build_index(tmp_path / "run", tmp_path / "sounds", tmp_path / "index")
     write_report(tmp_path / "run")
     assert "audio: nothing to be seen" in (tmp_path / "run" / "report.html").read_text()
 

@@ -21,6 +21,7 @@ from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.folder import model_fingerprint
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
+from perceiver_vl.models.perceiver_vl.modalities import modality_of_file
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.search import table as tables
 from perceiver_vl.search.encode import encode_files
@@ -174,6 +175,11 @@ def build_index(
     model.config.check_budget(budget)
     how = {"split": split, "metadata": metadata, "columns": columns, "exclude": exclude}
     folder = read_folder(media, need=None, strict=strict, unnamed=True, **how)  # type: ignore[arg-type]
+    if folder.records and all(modality_of_file(record.path) for record in folder.records):
+        raise UsageError(
+            f"{media}: an index is of videos and pictures, this folder has none; of other files compare the vectors "
+            "that get_vision_features gives (docs/add-a-modality.md)"
+        )
     check_listed(folder.skipped, len(folder.records), max_failed_fraction)
     warning = model.config.search_warning()
     notes = [*folder.notes, *([f"{model_folder}: {warning}"] if warning else [])]

@@ -219,7 +219,7 @@ class InputEmbeddings(nn.Module):
         if config.modalities:
             kinds = make_modalities(config.modalities)
             self.tokenizers = nn.ModuleDict({name: kind.tokenizer(config.hidden_size) for name, kind in kinds.items()})
-            if config.modality_embedding:  # a row each, in the order of the configuration
+            if config.modality_embedding:  # a row each, in the order of their names
                 self.more_modality_embeddings = nn.Embedding(len(kinds), config.hidden_size)
 
     def embed_vision(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -266,7 +266,7 @@ class InputEmbeddings(nn.Module):
         real, 0 padding; None: all real) → tokens `(B,M,D)`, bool mask `(B,M)`. Raises `UsageError` for one that the
         model does not have, and what its tokenizer refuses.
         """
-        names = list(getattr(self, "tokenizers", ()))
+        names = sorted(getattr(self, "tokenizers", ()))  # a configuration that was saved has them in this order
         if name not in names:
             raise UsageError(
                 f"modality {name!r}: not of this model, which has {', '.join(names) or 'none'} (modalities)"
