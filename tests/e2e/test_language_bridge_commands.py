@@ -59,12 +59,12 @@ def test_what_cannot_be_bridged_is_a_line(
 ) -> None:
     begin = words_of(model, language, world, tmp_path / "run")
     for other, said in (
-        (model, "cannot be loaded"),
+        (model, "model_type='perceiver_vl' says no words"),
         (tmp_path / "none", "cannot be loaded"),
     ):
         error = run_cli("train", *begin, f"initialise.language_model={other}").error(2)
         assert f"language model {other}: {said}" in error
-    assert "set task=captioning" in run_cli("train", *begin, "task=null", "evaluation=null").error(2)
+    assert "set task=captioning" in run_cli("train", *begin, "task=null").error(2)
     clip = sorted((world / "clips").rglob("*.mp4"))[0]
     assert "this model has room for" in run_cli("caption", clip, "--model", bridge, "--max-new-tokens", 500).error(2)
     index = run_cli("index", "--model", bridge, "--media", world, "--out", tmp_path / "index")

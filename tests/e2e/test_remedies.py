@@ -756,7 +756,6 @@ ELSEWHERE = {
     "not a name of this service": "tests/serve/test_guard.py",
     "a link that leads out of its folder": "tests/serve/test_library.py",
     "a stretch is cut elsewhere each time": "tests/training/test_moments_training.py",
-    "says captions and answers, set ": "tests/training/test_language_bridge_training.py",
     "of the path between two models, say how": "tests/e2e/test_merge_command.py",
     "what is between two models is scored on": "tests/e2e/test_merge_command.py",
 }

@@ -134,7 +134,7 @@ def test_a_dry_run_counts_it(models: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"task": "question-answering", "stages": None}, "says captions and answers, set task=.captioning."),
+        ({"task": "question-answering", "stages": None}, "says captions and answers, set task=captioning"),
         ({"tokenizer": {"name": "x"}}, "by its own tokenizer; leave out tokenizer"),
         ({"encoders": {"language_blocks": 4}}, "the language model has 3 blocks that can learn"),
         ({"model": {"max_text_length": 93}}, "with 4 soft tokens more than the 96 positions"),

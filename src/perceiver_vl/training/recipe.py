@@ -357,9 +357,7 @@ class Recipe:
         if name is None:
             return
         if self.task != "captioning":
-            raise UsageError(
-                f"initialise.language_model={name}: says captions and answers, set ", Setting("task", "captioning")
-            )
+            raise UsageError(f"initialise.language_model={name}: says captions and answers, set task=captioning")
         if self.tokenizer != TokenizerConfig() or self.initialise.text is not None:
             raise UsageError(
                 f"initialise.language_model={name}: reads all words, by its own tokenizer; leave out tokenizer and "

@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from perceiver_vl.models.hub import hub_hint, hub_options
 from perceiver_vl.models.perceiver_vl.encoders import PretrainedPart
@@ -98,10 +104,10 @@ def language_fields(source: str, longest: int) -> tuple[Any, dict[str, Any]]:
         raise UsageError(
             f"language model {source}: cannot be loaded ({first_line(error)}), {hub_hint(source)}"
         ) from error
-    tokenizer = read_tokenizer(source)
     words = getattr(config, "vocab_size", None)
-    if not isinstance(words, int):
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not isinstance(words, int):
         raise UsageError(f"language model {source}: model_type={config.model_type!r} says no words, name a causal one")
+    tokenizer = read_tokenizer(source)
     if len(tokenizer) > words:
         raise UsageError(
             f"language model {source}: its tokenizer has {len(tokenizer)} words, the model {words}; save the tokenizer "
