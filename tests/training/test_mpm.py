@@ -68,7 +68,7 @@ def by_definition(model: PerceiverVLForPreTraining, batch: PreTrainingBatch, how
             shown = clip[0, frame, :, down : down + 8, across : across + 8].flatten()
             if config.vision_config is not None:
                 shown = encoded[0, frame, 1 + class_token + patch]
-            wanted = (shown - shown.mean()) / (shown.var(unbiased=False) + 1e-6).sqrt()
+            wanted = (shown - shown.mean()) / (shown.var(unbiased=False) + 1e-6).sqrt() if how.mpm_normed else shown
             query = (
                 model.mpm_queries.position_embeddings.weight[patch]
                 + model.mpm_queries.temporal_embeddings.weight[frame]
@@ -92,6 +92,8 @@ def test_the_loss_is_what_its_definition_says(changes: dict[str, Any]) -> None:
         if encoder is not None:
             encoder.requires_grad_(False)
     batch = some_batch() if changes["patch_size"] == 8 else tiny_batch(5)
+    as_large = replace(ALONE, mpm_normed=False)
+    assert_same(loss_of(model, batch, as_large), by_definition(model, batch, as_large))
     found, wanted = loss_of(model, batch), by_definition(model, batch)
     assert_same(found, wanted)
     assert model.mpm_head is not None

@@ -51,6 +51,7 @@ _OWNERS = {name: owner for name, (owner, _, _) in _OPTIONS.items()} | {
     "vtc_directions": "vtc",
     "mpm_ratio": "mpm",
     "mpm_targets": "mpm",
+    "mpm_normed": "mpm",
 }
 _TURN_DRAWS = 8  # beside those of data, tasks and elastic
 _GOLDEN_RATIO = (sqrt(5) - 1) / 2

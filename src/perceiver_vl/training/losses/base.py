@@ -77,8 +77,9 @@ class LossOptions:
     the momentum model keeps in a step. `momentum_alpha`: the share of what it says in what is learned, the rest being
     the pairs themselves; it grows from 0 in `momentum_warmup` steps.
     Of `mpm`: `mpm_ratio`: the share of each frame's patches that is masked; `mpm_targets`: the share of these that is
-    asked for. Of `moments`: `moment_alignment`: the weight of what segments inside a moment have beside those outside.
-    Of `structure`: `structure_levels`: how many steps far the neighbourhoods reach that are kept.
+    asked for; `mpm_normed`: each patch is brought to mean 0 and variance 1 first. Of `moments`: `moment_alignment`: the
+    weight of what segments inside a moment have beside those outside. Of `structure`: `structure_levels`: how many
+    steps far the neighbourhoods reach that are kept.
     """
 
     focal_gamma: float = 0.0
@@ -90,6 +91,7 @@ class LossOptions:
     momentum_warmup: int = 0
     mpm_ratio: float = 0.75
     mpm_targets: float = 1.0
+    mpm_normed: bool = True
     moment_alignment: float = 0.0
     structure_levels: int = 1
 

@@ -23,7 +23,7 @@ from perceiver_vl.training.losses.base import BatchFlops, EncodedBatch, Objectiv
 
 class MPM(Objective):
     """On matched pairs, words intact: the mean squared error over the values of the patches of real frames that are
-    asked for, each patch normed to mean 0 and variance 1.
+    asked for.
     """
 
     needs_patch_draws = True
@@ -35,7 +35,7 @@ class MPM(Objective):
         inputs, rows, joint, model = batch.inputs, batch.joint_rows, batch.joint_batch, batch.model
         assert inputs.patch_draws is not None
         pixel_values, budget = inputs.pixel_values, all_frames(batch.budget)
-        frames, targets = pixel_values.shape[1], patch_targets(model, pixel_values[rows])
+        frames, targets = pixel_values.shape[1], patch_targets(model, pixel_values[rows], batch.options.mpm_normed)
         patches = targets.shape[1] // frames
         side, class_token = isqrt(patches), model.config.frame_class_token
         drawn = [
@@ -79,9 +79,10 @@ def all_frames(budget: ComputeBudget) -> ComputeBudget:
 
 
 @torch.no_grad()
-def patch_targets(model: PerceiverVLForPreTraining, pixel_values: Tensor) -> Tensor:
+def patch_targets(model: PerceiverVLForPreTraining, pixel_values: Tensor, normed: bool) -> Tensor:
     """What every patch of clips `(R,T,3,H,W)` shows, in raster order `(R,T·P,V)`: its pixels; over a frozen encoder,
-    whose frames `(R,T,1+P,W)` come in their place, its tokens. Each of mean 0 and variance 1.
+    whose frames `(R,T,1+P,W)` come in their place, its tokens. `normed`: each of mean 0 and variance 1, as MAE learns
+    most by; else as large as they are, so that what is nearly plain counts little.
     """
     config = model.config
     if config.vision_config is None:
@@ -92,7 +93,7 @@ def patch_targets(model: PerceiverVLForPreTraining, pixel_values: Tensor) -> Ten
         tokens = pixel_values[:, :, 1 + config.frame_class_token :]
         values = tokens[..., : model.perceiver_vl.embeddings.vision.token_projection.width].flatten(1, 2)
     values = values.to(torch.promote_types(values.dtype, torch.float32))
-    return F.layer_norm(values, values.shape[-1:], eps=1e-6)
+    return F.layer_norm(values, values.shape[-1:], eps=1e-6) if normed else values
 
 
 def without_class_tokens(places: Tensor, patches: int, class_token: bool) -> Tensor:
