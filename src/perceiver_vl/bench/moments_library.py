@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ QUERIES = (
     "two people shake hands",
     "a cook cuts vegetables",
 )
+_AT_ONCE = 5000
 _SPREAD = 0.8  # of a segment about its video, and of a video about nothing, which is 1
 
 
@@ -53,19 +55,7 @@ def make_library(
     own, partial attentions at random.
     """
     shutil.rmtree(index, ignore_errors=True)
-    settings = IndexSettings(
-        str(model.resolve()),
-        model_fingerprint(model),
-        str(index.resolve()),
-        "full",
-        int(min(8, config.max_frames)),
-        VECTOR,
-        config.hidden_size,
-        config.num_attention_heads,
-        ("none",),
-        segments=f"{SEGMENT:g}",
-        segment_fps=1.0,
-    )
+    settings = _settings(index, model, config, segments=f"{SEGMENT:g}", segment_fps=1.0)
     clips, segments = create_table(index, settings), create_table(index, settings, SEGMENTS)
     draw = np.random.default_rng([seed, hours])
     clips.commit(_rows(settings, list(range(hours)), [None] * hours, draw, None))
@@ -77,6 +67,35 @@ def make_library(
     clips.finish(lambda: np.eye(VECTOR, dtype=np.float32)[:10])
     segments.finish(lambda: np.eye(VECTOR, dtype=np.float32)[:10])
     return segments
+
+
+def make_clips(
+    index: Path, model: Path, config: PerceiverVLConfig, count: int, seed: int, advance: Callable[..., None]
+) -> ClipTable:
+    """An index of so many clips without segments, their vectors and partial attentions at random."""
+    settings = _settings(index, model, config)
+    clips, draw = create_table(index, settings), np.random.default_rng([seed, count])
+    for first in range(0, count, _AT_ONCE):
+        some = list(range(first, min(first + _AT_ONCE, count)))
+        clips.commit(_rows(settings, some, [None] * len(some), draw, None))
+        advance(len(some))
+    clips.finish(lambda: np.eye(VECTOR, dtype=np.float32)[:10])
+    return clips
+
+
+def _settings(index: Path, model: Path, config: PerceiverVLConfig, **more: Any) -> IndexSettings:
+    return IndexSettings(
+        str(model.resolve()),
+        model_fingerprint(model),
+        str(index.resolve()),
+        "full",
+        int(min(8, config.max_frames)),
+        VECTOR,
+        config.hidden_size,
+        config.num_attention_heads,
+        ("none",),
+        **more,
+    )
 
 
 def _rows(

@@ -172,8 +172,12 @@ def moments(
 
 @bench_app.command()
 def serve(
-    index: Annotated[str, typer.Option(help="Index to serve, with its model.")],
+    index: Annotated[str | None, typer.Option(help="Index to serve, with its model (default: made up).")] = None,
+    rows: Annotated[
+        int, typer.Option(min=2000, help="Clips of the made-up index, or segments of its videos.")
+    ] = 50_000,
     moments: Annotated[bool, typer.Option("--moments", help="Ask for moments instead of clips.")] = False,
+    browser: Annotated[bool, typer.Option("--browser", help="Also measure the page, in Chromium.")] = False,
     callers: Annotated[int, typer.Option(min=1, help="How many ask at once.")] = 16,
     requests: Annotated[int, typer.Option(min=16, help="Requests of a run.")] = 320,
     runs: RunsOption = 3,
@@ -183,7 +187,8 @@ def serve(
     """The service from outside: command to first answer, p50 and p95, and what answering many together gains."""
     from perceiver_vl.bench.serving import measure_serving
 
-    report = measure_serving(index, moments=moments, callers=callers, requests=requests, runs=runs, seed=seed)
+    how = {"moments": moments, "browser": browser, "callers": callers, "requests": requests}
+    report = measure_serving(index, rows=rows, **how, runs=runs, seed=seed, progress=True)  # type: ignore[arg-type]
     print_bench(report, as_json)
 
 
