@@ -10,7 +10,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from perceiver_vl.models.budget import ComputeBudget
 from perceiver_vl.models.folder import MODEL_TYPE, search_warning
-from perceiver_vl.models.perceiver_vl.option_checks import check_fewer_keys
+from perceiver_vl.models.perceiver_vl.option_checks import check_fewer_keys, check_tokens
 from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.text import did_you_mean
 
@@ -226,54 +226,12 @@ class PerceiverVLConfig(PreTrainedConfig):
         for name in ("layer_norm_eps", "text_layer_norm_eps"):
             if not getattr(self, name) > 0.0:
                 raise UsageError(f"{name}={getattr(self, name)}: need a small number above 0")
-        self._check_tokens()
+        check_tokens(self)
         if self.modality_aggregation == "separate_plus" and self.self_attentions_per_block < 2:
             raise UsageError(
                 f"self_attentions_per_block={self.self_attentions_per_block}: separate_plus thinks once after each "
                 "modality, so at least 2"
             )
-
-    def _check_tokens(self) -> None:
-        """Refuse ways to make tokens, and to attend to them, that cannot be."""
-        if self.vision_config is not None and (self.patch_stem != "linear" or self.patch_norm):
-            raise UsageError("patch_stem, patch_norm: of patches, in whose place a vision_config gives its tokens")
-        if self.vision_config is not None and (self.coarse_patch_size is not None or self.tubelet_size != 1):
-            raise UsageError(
-                "coarse_patch_size, tubelet_size: of patches, in whose place a vision_config gives tokens of each frame"
-            )
-        coarse = self.coarse_patch_size
-        if coarse is not None and (coarse < 1 or coarse == self.patch_size or self.image_size % coarse):
-            raise UsageError(
-                f"coarse_patch_size={coarse}: must divide image_size={self.image_size} evenly, and be another one than "
-                f"patch_size={self.patch_size}; None for one size of patches"
-            )
-        if not 1 <= self.tubelet_size <= self.max_frames:
-            raise UsageError(f"tubelet_size={self.tubelet_size}: need 1 to max_frames={self.max_frames} frames")
-        if self.untied_modalities and self.modality_aggregation != "joint":
-            raise UsageError(
-                "untied_modalities=True: of modality_aggregation=joint; "
-                f"{self.modality_aggregation} has cross-attentions for each modality already"
-            )
-        if self.layer_scale is not None and not 0.0 < self.layer_scale <= 1000.0:
-            raise UsageError(f"layer_scale={self.layer_scale}: need a number above 0, at most 1000, or None")
-        if self.masked_patches and (self.patch_stem != "linear" or self.temporal_kernel):
-            raise UsageError(
-                f"masked_patches=True: with patch_stem={self.patch_stem!r} or a temporal_kernel tokens know of their "
-                "neighbours, masked or not; leave these out"
-            )
-        if self.masked_patches and (self.coarse_patch_size is not None or self.tubelet_size > 1):
-            raise UsageError(
-                "masked_patches=True: with coarse_patch_size or tubelet_size a patch is seen by tokens that are not "
-                "masked; leave these out"
-            )
-        if self.patch_stem == "convolutional" and self.patch_size.bit_count() != 1:
-            raise UsageError(f"patch_size={self.patch_size}: patch_stem='convolutional' needs a power of 2")
-        if self.sincos_positions is not None and not 0.0 < self.sincos_positions <= 1000.0:
-            raise UsageError(f"sincos_positions={self.sincos_positions}: need a size above 0, at most 1000, or None")
-        if self.sincos_positions is not None and self.hidden_size % 4:
-            raise UsageError(f"sincos_positions: need a hidden_size that 4 divides, not {self.hidden_size}")
-        if not 0 <= self.temporal_kernel <= 1001 or (self.temporal_kernel and self.temporal_kernel % 2 == 0):
-            raise UsageError(f"temporal_kernel={self.temporal_kernel}: need an odd number of frames up to 1001, or 0")
 
     def _check_modalities(self) -> None:
         """Refuse those that are not known, and parts that ask pixels alone."""
@@ -335,11 +293,13 @@ class PerceiverVLConfig(PreTrainedConfig):
                 raise UsageError(f"{name}={places}: need different ones of the {most} there are, {-most} to {most - 1}")
         if not self.bridge_blocks or len(self.bridge_layers) not in (0, len(self.bridge_blocks)):
             raise UsageError(
-                f"bridge_blocks={self.bridge_blocks}, bridge_layers={self.bridge_layers}: need a block, and a layer for "
-                "each of them or none"
+                f"bridge_blocks={self.bridge_blocks}, bridge_layers={self.bridge_layers}: need a block, and a layer "
+                "for each of them or none"
             )
         if self.bridge_tokens is not None and not 1 <= self.bridge_tokens <= self.num_latents:
-            raise UsageError(f"bridge_tokens={self.bridge_tokens}: need 1 to the model's num_latents={self.num_latents}")
+            raise UsageError(
+                f"bridge_tokens={self.bridge_tokens}: need 1 to the model's num_latents={self.num_latents}"
+            )
         room = getattr(self.language_config, "max_position_embeddings", None)
         if room is not None and self.soft_tokens + self.max_text_length > room:
             raise UsageError(

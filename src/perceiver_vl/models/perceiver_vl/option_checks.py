@@ -7,6 +7,49 @@ from perceiver_vl.utils.errors import UsageError
 _MOST = 1_000_000  # of a count
 
 
+def check_tokens(config: Any) -> None:
+    """Raise `UsageError` for ways to make tokens, and to attend to them, that a `PerceiverVLConfig` cannot have."""
+    if config.vision_config is not None and (config.patch_stem != "linear" or config.patch_norm):
+        raise UsageError("patch_stem, patch_norm: of patches, in whose place a vision_config gives its tokens")
+    if config.vision_config is not None and (config.coarse_patch_size is not None or config.tubelet_size != 1):
+        raise UsageError(
+            "coarse_patch_size, tubelet_size: of patches, in whose place a vision_config gives tokens of each frame"
+        )
+    coarse = config.coarse_patch_size
+    if coarse is not None and (coarse < 1 or coarse == config.patch_size or config.image_size % coarse):
+        raise UsageError(
+            f"coarse_patch_size={coarse}: must divide image_size={config.image_size} evenly, and be another one than "
+            f"patch_size={config.patch_size}; None for one size of patches"
+        )
+    if not 1 <= config.tubelet_size <= config.max_frames:
+        raise UsageError(f"tubelet_size={config.tubelet_size}: need 1 to max_frames={config.max_frames} frames")
+    if config.untied_modalities and config.modality_aggregation != "joint":
+        raise UsageError(
+            "untied_modalities=True: of modality_aggregation=joint; "
+            f"{config.modality_aggregation} has cross-attentions for each modality already"
+        )
+    if config.layer_scale is not None and not 0.0 < config.layer_scale <= 1000.0:
+        raise UsageError(f"layer_scale={config.layer_scale}: need a number above 0, at most 1000, or None")
+    if config.masked_patches and (config.patch_stem != "linear" or config.temporal_kernel):
+        raise UsageError(
+            f"masked_patches=True: with patch_stem={config.patch_stem!r} or a temporal_kernel tokens know of their "
+            "neighbours, masked or not; leave these out"
+        )
+    if config.masked_patches and (config.coarse_patch_size is not None or config.tubelet_size > 1):
+        raise UsageError(
+            "masked_patches=True: with coarse_patch_size or tubelet_size a patch is seen by tokens that are not "
+            "masked; leave these out"
+        )
+    if config.patch_stem == "convolutional" and config.patch_size.bit_count() != 1:
+        raise UsageError(f"patch_size={config.patch_size}: patch_stem='convolutional' needs a power of 2")
+    if config.sincos_positions is not None and not 0.0 < config.sincos_positions <= 1000.0:
+        raise UsageError(f"sincos_positions={config.sincos_positions}: need a size above 0, at most 1000, or None")
+    if config.sincos_positions is not None and config.hidden_size % 4:
+        raise UsageError(f"sincos_positions: need a hidden_size that 4 divides, not {config.hidden_size}")
+    if not 0 <= config.temporal_kernel <= 1001 or (config.temporal_kernel and config.temporal_kernel % 2 == 0):
+        raise UsageError(f"temporal_kernel={config.temporal_kernel}: need an odd number of frames up to 1001, or 0")
+
+
 def check_fewer_keys(config: Any) -> None:
     """Raise `UsageError` for ways to read fewer tokens (`fewer_keys`) that a `PerceiverVLConfig` cannot have."""
     least = {"rolled_tokens": 0, "rolled_channels": 0, "merged_patches": 1, "frame_summaries": 0}
