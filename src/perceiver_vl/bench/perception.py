@@ -142,6 +142,11 @@ VARIANTS: dict[str, Variant] = {
     "qk-norm-muon": Variant({**_SEEING, "qk_norm": True}, "muon"),
     "separate": Variant({**_SEEING, "qk_norm": True, "modality_aggregation": "separate"}, "muon"),
     "text-first": Variant({**_SEEING, "qk_norm": True, "modality_aggregation": "text_first"}, "muon"),
+    "soft-split": Variant({**_SEEING, "patch_stem": "soft_split", "qk_norm": True}, "muon"),
+    "two-patch-sizes": Variant({**_SEEING, "qk_norm": True, "coarse_patch_size": 16}, "muon"),
+    "tubelets": Variant({**_SEEING, "qk_norm": True, "tubelet_size": 2}, "muon"),
+    "untied": Variant({**_SEEING, "qk_norm": True, "untied_modalities": True}, "muon"),
+    "layer-scale": Variant({**_SEEING, "qk_norm": True, "layer_scale": 0.1}, "muon"),
     "maximum": Variant(_SEEING, reader="maximum"),
 }
 """All but the first have tokens that see; of motions, neighbouring frames are mixed, too."""

@@ -16,7 +16,10 @@ def perception(
     ] = "motion,place,shape",
     variants: Annotated[
         str,
-        typer.Option(help="Some of as-published, seeing, qk-norm, muon, qk-norm-muon, separate, text-first, maximum."),
+        typer.Option(
+            help="Some of as-published, seeing, qk-norm, muon, qk-norm-muon, separate, text-first, soft-split, "
+            "two-patch-sizes, tubelets, untied, layer-scale, maximum."
+        ),
     ] = "seeing,qk-norm,muon,qk-norm-muon,maximum",
     seconds: Annotated[float, typer.Option(min=0.0, help="Processor time of each training, at most.")] = 180.0,
     steps: Annotated[int, typer.Option(min=1, help="Of each training, at most, of 64 questions.")] = 5000,
