@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from perceiver_vl import LanguageBridgeForConditionalGeneration, PerceiverVLProcessor, UsageError
+from perceiver_vl.models.perceiver_vl.from_encoders import initialise
 from perceiver_vl.tasks import task_for
 from perceiver_vl.training import TrainingResult, train
 from perceiver_vl.training.dry_run import dry_run
 from perceiver_vl.training.recipe import Recipe, read_recipe
+from small_encoders import SMALL, save_dual, save_text, save_vision
 from small_language_models import END, save_language_model
 from small_runs import log_of, run
 from tiny import lose_the_end, tiny_recipe
@@ -105,6 +107,28 @@ def test_a_run_that_goes_on_gives_what_one_run_gives(models: Path, tmp_path: Pat
     # A bridge goes on from its own folder, without the language model's
     again = {"initialise": {"model": str(tmp_path / "whole"), "language_model": None}}
     assert trained(tmp_path / "more", models, **again).fresh == []
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_a_model_over_pretrained_encoders_is_shown_without_its_words(dual: bool, models: Path, tmp_path: Path) -> None:
+    if dual:
+        save_dual(tmp_path / "dual", "clip")
+        initialise(tmp_path / "begun", dual=tmp_path / "dual", **SMALL)
+    else:
+        save_vision(tmp_path / "sees", "vit")
+        save_text(tmp_path / "reads")
+        initialise(tmp_path / "begun", vision=tmp_path / "sees", text=tmp_path / "reads", **SMALL)
+    data = {"train": {"world": {"clips": 12, "size": 32}}, "sampling": "uniform", "cache": True}
+    begin = {"model": str(tmp_path / "begun"), "language_model": str(models / "language")}
+    assert trained(tmp_path / "run", models, data=data, initialise=begin).fresh == ["bridge"]
+    state, begun = (
+        load_file(tmp_path / "run" / "model.safetensors"),
+        load_file(tmp_path / "begun" / "model.safetensors"),
+    )
+    assert not any(part in name for name in state for part in ("text", "base", "vision_encoder.projection"))
+    seen = [name for name in state if name.startswith("perceiver_vl.vision_encoder.model.")]
+    assert seen
+    assert all(torch.equal(state[name], begun[name]) for name in seen)
 
 
 def test_adapters_of_the_language_model_are_merged(models: Path, tmp_path: Path) -> None:
