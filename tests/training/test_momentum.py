@@ -9,15 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_vl import ComputeBudget, PerceiverVLError, PerceiverVLForPreTraining, UsageError
 from perceiver_vl.training.losses.base import MomentumTargets, PreTrainingBatch
 from perceiver_vl.training.momentum import FILE, MomentumModel
 from perceiver_vl.training.objectives import Objectives, PreTrainingModule
 from perceiver_vl.training.run import checked_arguments
+from perceiver_vl.training.statistics import pretraining_flops
 from perceiver_vl.utils.distributed import GlobalBatch
 from small_runs import recipe_of, run, training_log_of
-from tiny import assert_same, tiny_batch, tiny_encoders, tiny_model
+from tiny import assert_same, tiny_batch, tiny_config, tiny_encoders, tiny_inputs, tiny_model
 
 FULL = ComputeBudget()
 ALONE = Objectives({"vtm": 0, "mlm": 0, "momentum": 1}, queue_size=7, momentum_decay=0.75)
@@ -175,6 +178,17 @@ def test_chunks_and_budgets_leave_it_what_it_is() -> None:
     assert {"momentum", "smaller", "distill"} == parts.keys()
     assert module.momentum is not None
     assert len(module.momentum.queue["text"]) == 5  # once a batch
+
+
+def test_operations_are_those_that_are_counted() -> None:
+    config = tiny_config(hidden_size=64, layer_drop=0.0, num_text_latents=6)
+    model = PerceiverVLForPreTraining(config).train().requires_grad_(False)
+    given = tiny_inputs(batch=4)
+    batch = given | {"pixel_values": given["pixel_values"].float()}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        PreTrainingModule(model, ALONE)(PreTrainingBatch.from_dict(batch), [FULL])
+    # Half of what is counted is the model's, three times as much with the backward pass, and half the copy's
+    assert pretraining_flops(config, batch, ALONE) == pytest.approx(2 * counter.get_total_flops(), rel=0.1)
 
 
 def test_a_copy_of_another_model_is_refused(tmp_path: Path) -> None:
