@@ -334,7 +334,7 @@ def processor_and_config(
                 "mask_token_id": tokenizer.mask_token_id,
                 "pad_token_id": tokenizer.pad_token_id,
             }
-        config = PerceiverVLConfig(**words, **asked)
+        config = PerceiverVLConfig(**(words | asked))
         size = {"height": config.image_size, "width": config.image_size}
         processor = PerceiverVLProcessor(
             PerceiverVLImageProcessor(size=size, num_frames=recipe.data.num_frames), tokenizer, config.modalities

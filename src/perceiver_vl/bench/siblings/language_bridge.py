@@ -227,7 +227,7 @@ def _unseeing(folder: Path) -> str:
     with quiet():
         model, tokenizer = GPT2LMHeadModel.from_pretrained(folder).eval(), read_tokenizer(folder)
         begin = torch.tensor([[ends_of(tokenizer)["bos_token_id"]]])
-        words = model.generate(begin, do_sample=False, max_new_tokens=40)
+        words = model.generate(begin, attention_mask=torch.ones_like(begin), do_sample=False, max_new_tokens=40)
     return tidied(tokenizer.decode(words[0], skip_special_tokens=True))
 
 
