@@ -88,6 +88,7 @@ def test_dials_that_are_not_named_are_not_turned() -> None:
         (lambda: Elastic(exits=3).check(tiny_config(), 4), "elastic.exits=3"),
         (lambda: Elastic(cross_attentions=3).check(tiny_config(), 4), "elastic.cross_attentions=3"),
         (lambda: Elastic(tokens=0.5).check(tiny_config(image_size=8), 4), "elastic.tokens=0.5"),
+        (lambda: Elastic(tokens=0.5).check(tiny_config(frame_summaries=2), 4), "elastic.tokens: frame_summaries=2"),
     ],
 )
 def test_dials_that_cannot_be_turned_so_far_are_refused(make: Callable[[], Any], named: str) -> None:

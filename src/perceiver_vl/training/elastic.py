@@ -19,6 +19,7 @@ from torch import Tensor
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget, TrainingBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
+from perceiver_vl.models.perceiver_vl.fewer_keys import refuse_dropping
 from perceiver_vl.training.losses.base import ObjectiveOutput
 from perceiver_vl.training.module import TrainingModule
 from perceiver_vl.utils.errors import UsageError
@@ -67,6 +68,8 @@ class Elastic:
                 raise UsageError(f"elastic.{name}={value}: need fewer than the {most} there are ({what}), or none")
         if self.tokens is not None and config.image_size == config.patch_size:
             raise UsageError(f"elastic.tokens={self.tokens}: a frame of one patch has none to drop, leave it out")
+        if self.tokens is not None:
+            refuse_dropping(config)
 
 
 def budgets_of_step(

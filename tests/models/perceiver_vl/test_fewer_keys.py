@@ -326,7 +326,7 @@ def test_a_stored_first_cross_attention_does_not_know_the_words() -> None:
 @pytest.mark.parametrize("name", ["frame_summaries", "sampled_points", "routed_regions"])
 def test_tokens_are_not_dropped_where_frames_must_be_whole(name: str) -> None:
     model, inputs = tiny_model(PerceiverVLModel, **GRID, **{name: 2}), inputs_of_grid()
-    with pytest.raises(UsageError, match=f"{name}=2: needs whole frames, train without elastic.tokens"):
+    with pytest.raises(UsageError, match=f"elastic.tokens: {name}=2 needs whole frames"):
         model(**inputs, budget=TrainingBudget(token_share=0.5))
 
 

@@ -176,7 +176,7 @@ def refuse_dropping(config: PerceiverVLConfig) -> None:
     """Raise `UsageError` where tokens cannot be dropped in training (elastic tokens), for frames must be whole."""
     for name in ("frame_summaries", "sampled_points", "routed_regions"):
         if value := getattr(config, name):
-            raise UsageError(f"{name}={value}: needs whole frames, train without elastic.tokens, or leave it out")
+            raise UsageError(f"elastic.tokens: {name}={value} needs whole frames, leave one of the two out")
 
 
 def refuse_without_tokens(config: PerceiverVLConfig, cross_attentions: int, has_text: bool) -> None:
