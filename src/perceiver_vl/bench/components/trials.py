@@ -29,6 +29,10 @@ _PLAIN = (
 _PLAIN_RETRIEVAL = (
     *("data.num_frames=8", "objectives.vtm=0.1", "objectives.joint_share=0.125", "training.max_steps=1300"),
 )
+_PLAIN_QUESTIONS = (
+    *("data.num_frames=2", "training.max_steps=2000", "data.train.world.clips=8000"),
+    *("data.train.world.questions_per_clip=1", "data.train.world.fewest_things=null"),
+)
 _QUICK = (
     *("model.hidden_size=16", "model.num_attention_heads=2", "model.num_blocks=2", "model.num_latents=4"),
     *("model.patch_size=32", "data.num_frames=2", "training.per_device_train_batch_size=4"),
@@ -94,7 +98,7 @@ def world_trials(steps: int | None = None, quick: bool = False) -> list[Trial]:
         return DataSource(split="test", world=world), DataSource(split="validation", world=world)
 
     few = ["model.num_text_latents=2"] if quick else []
-    retrieval, questions = recipe("world", *_PLAIN_RETRIEVAL, *few), recipe("world_questions")
+    retrieval, questions = recipe("world", *_PLAIN_RETRIEVAL, *few), recipe("world_questions", *_PLAIN_QUESTIONS)
     figures = {"multi R@1": ("multi", "r1"), "mixed R@1": ("mixed", "r1"), "multi R@10": ("multi", "r10")}
     return [
         Trial(
