@@ -3,6 +3,7 @@
     python scripts/soak_service.py my-index --requests 10000
 
 It ends with 1 where an answer was of the service's fault (5xx), another than the request deserves, or none at all.
+Requests may wait for two minutes, as the machine may have other work.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from urllib.parse import urlsplit
 
 from perceiver_vl.bench.serving import metric, served
 
-WORDS = "red blue green circle star heart moves grows near above -black type:video longer:1 before:2999".split()  # noqa: SIM905
+WORDS = ("red", "blue", "green", "circle", "star", "heart", "moves", "grows", "near", "above")
+MORE = ("-black", "type:video", "longer:1", "before:2999", '"two words"^2')
+PARTS = 5  # after each of which the memory is looked at
 PATIENCE = 120.0
 MEMORY = "process_resident_memory_bytes"
 GOOD = frozenset({200, 206})
@@ -40,7 +43,7 @@ class Asked:
 
 def friendly(draw: random.Random, ids: list[str], moments: bool) -> Asked:
     """What people and programs ask."""
-    query = " ".join(draw.choices(WORDS[:10], k=3) + draw.choices(WORDS, k=2))
+    query = " ".join(draw.choices(WORDS, k=3) + draw.sample(MORE, k=2))
     of_clip = f"/v1/clips/{draw.choice(ids)}"
     kinds = [
         Asked("POST", "/v1/search", json.dumps({"query": query, "top": draw.randint(1, 50)}).encode()),
@@ -127,7 +130,6 @@ def soak(address: str, requests: int, callers: int, seed: int) -> Iterator[str]:
     ids, moments = ids_of(address)
     statuses: collections.Counter[int] = collections.Counter()
     wrong: list[str] = []
-    warm = max(1, requests // 5)
     memory: list[float] = []
 
     def call(number: int, count: int) -> None:
@@ -144,21 +146,20 @@ def soak(address: str, requests: int, callers: int, seed: int) -> Iterator[str]:
                 wrong.append(f"{asked.method} {asked.path} {asked.body and asked.body[:60]!r}: {status}")
 
     started = time.monotonic()
-    for total in (warm, requests - warm):
-        threads = [
-            threading.Thread(target=call, args=(n + len(memory) * callers, total // callers)) for n in range(callers)
-        ]
+    for part in range(PARTS):
+        numbers = range(part * callers, (part + 1) * callers)
+        threads = [threading.Thread(target=call, args=(one, requests // callers // PARTS)) for one in numbers]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        memory.append(metric(address, MEMORY))
+        memory.append(metric(address, MEMORY) / 2**20)
     yield f"{sum(statuses.values())} requests of {callers} callers in {time.monotonic() - started:.0f} s, seed {seed}"
     yield "answers by status (0: cut by the caller): " + ", ".join(
         f"{n} × {one}" for one, n in sorted(statuses.items())
     )
-    before, after = (one / 2**20 for one in memory)
-    yield f"memory after {warm}: {before:.0f} MiB, after all: {after:.0f} MiB ({after / before - 1:+.1%})"
+    grown = memory[-1] / memory[0] - 1
+    yield f"MiB after each fifth: {', '.join(f'{one:.0f}' for one in memory)}, {grown:+.1%} from the first to the last"
     yield from (f"! {one}" for one in wrong)
 
 

@@ -50,14 +50,14 @@ def running(index: Path, **settings: Any) -> Iterator[str]:
 
 def _is_ready(address: str) -> bool:
     try:
-        with urlopen(f"{address}/health/ready", timeout=60) as answer:
+        with urlopen(f"{address}/health/ready", timeout=180) as answer:
             return bool(answer.status == 200)
     except HTTPError as error:
         error.close()
         return False
 
 
-def wait_until(holds: Any, seconds: float = 60.0) -> None:
+def wait_until(holds: Any, seconds: float = 180.0) -> None:
     """Return once it holds."""
     until = time.monotonic() + seconds
     while not holds():

@@ -28,6 +28,7 @@ from small_service import MARKUP, opened, running, service_of
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, as of apt-get install chromium")
 QUERY = "a red square moves left"
+PATIENCE = 180  # seconds: the machine may have other work
 SIZES = [(360, 740), (768, 1024), (1440, 900)]
 # In the place of the process that updates an index, INDEX GATE: it loses a clip once there is a gate.
 UPDATE = """
@@ -67,7 +68,7 @@ def watched(browser: Browser, address: str, refused: bool = False, **how: Any) -
     """refused: an answer may be a refusal, which a browser's console tells."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, **how)
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(1000 * PATIENCE)
     asked: list[str] = []
     wrong: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -84,7 +85,7 @@ def watched(browser: Browser, address: str, refused: bool = False, **how: Any) -
 
 def until(page: Page, holds: str) -> None:
     """Wait for an expression; the page's own policy forbids to evaluate it there, as `wait_for_function` does."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not page.evaluate(f"() => Boolean({holds})"):
         assert time.monotonic() < end, holds
         time.sleep(0.03)
@@ -216,7 +217,7 @@ def test_more_like_this_and_a_link_show_the_same(page: Page, browser: Browser, a
 def watched_link(browser: Browser, url: str) -> Iterator[Page]:
     context = browser.new_context()
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(1000 * PATIENCE)
     page.goto(url)
     yield page
     context.close()

@@ -174,7 +174,8 @@ def _made(index: str | None, rows: int, moments: bool, seed: int, progress: bool
 def served(index: str, *words: str) -> Iterator[tuple[str, float]]:
     """The address of a service in a process of its own, once it answers, and when it was started."""
     begun = time.perf_counter()
-    command = [sys.executable, "-m", "perceiver_vl", "serve", "--index", index, "--port", "0", "--rate", "0", *words]
+    command = [sys.executable, "-m", "perceiver_vl", "serve", "--index", index, "--port", "0", "--rate", "0"]
+    command += ["--patience", f"{_PATIENCE:g}", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
