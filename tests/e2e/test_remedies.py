@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, PerceiverConfig, PerceiverForMaskedLM, ViTConfig, ViTModel
 
 from perceiver_vl import PerceiverVLConfig, PerceiverVLForQuestionAnswering, PerceiverVLProcessor
+from perceiver_vl.data.synthetic.sounds import write_sounds_world
 from perceiver_vl.search.build import build_index
 from perceiver_vl.search.table import open_table
 from released_checkpoint import forty_words, released_state, save
@@ -160,6 +161,13 @@ def evaluate_of_another_column(w: Workshop) -> Attempt:
 @case
 def train_of_another_column(w: Workshop) -> Attempt:
     return Attempt(("train", w.recipe(w.renamed_column("text", "Caption"))), "map it with ")
+
+
+@case
+def train_of_sounds_by_a_model_of_pictures(w: Workshop) -> Attempt:
+    write_sounds_world(w.folder / "sounds", 40, held_out=2)
+    data = {"train": {"folder": str(w.folder / "sounds"), "split": "train"}, "num_frames": 1}
+    return Attempt(("train", w.recipe(data=data)), "name its settings, as in ")
 
 
 @case
