@@ -122,3 +122,10 @@ def test_what_cannot_be_exported(retriever: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=said):
             export(source, tmp_path / out, **options)  # type: ignore[arg-type]
     assert {path.name for path in tmp_path.iterdir()} == {"full", "latents"}
+
+
+def test_tubelets_are_not_traced(tmp_path: Path) -> None:
+    folder = saved(PerceiverVLForQuestionAnswering, tmp_path / "model", tubelet_size=2)
+    with pytest.raises(UsageError, match="tubelet_size=2, a clip of one tubelet is traced apart"):
+        export(folder, tmp_path / "graphs")
+    assert not (tmp_path / "graphs").exists()

@@ -169,6 +169,11 @@ def export(
     model.config.check_budget(budget)
     if "onnx" in getattr(model.config.vision_config, "model_type", ""):
         raise UsageError(f"{source}: its vision encoder is an ONNX file, which cannot be traced; name another model")
+    if model.config.tubelet_size > 1:
+        raise UsageError(
+            f"{source}: tubelet_size={model.config.tubelet_size}, a clip of one tubelet is traced apart from one of "
+            "several, and a graph takes any number of frames; name another model"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
