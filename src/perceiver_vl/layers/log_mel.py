@@ -3,6 +3,7 @@
 Shapes: S samples, T frames, F mel bins.
 """
 
+import warnings
 from functools import lru_cache
 
 import torch
@@ -15,7 +16,7 @@ def mel_power(sound: Tensor, rate: int, window: int, hop: int, bins: int, lowest
     so many samples (Hann), a frame every `hop`, the first in the middle of its window at sample 0: T = 1 + S // hop.
     """
     power = torch.stft(sound, window, hop, window, torch.hann_window(window, dtype=sound.dtype), return_complex=True)
-    return power.abs().square().transpose(-1, -2) @ _filters(rate, window, bins, lowest).to(sound.dtype)
+    return power.abs().square().transpose(-1, -2) @ mel_filters(rate, window, bins, lowest).to(sound.dtype)
 
 
 def log_mel(sound: Tensor, rate: int, window: int, hop: int, bins: int, lowest: float = 20.0) -> Tensor:
@@ -27,6 +28,8 @@ def log_mel(sound: Tensor, rate: int, window: int, hop: int, bins: int, lowest: 
 
 
 @lru_cache(maxsize=16)
-def _filters(rate: int, window: int, bins: int, lowest: float) -> Tensor:
-    """`(window/2+1,F)`, float64."""
-    return torch.from_numpy(mel_filter_bank(window // 2 + 1, bins, lowest, rate / 2, rate))
+def mel_filters(rate: int, window: int, bins: int, lowest: float) -> Tensor:
+    """What each bin takes of each frequency of a window `(window/2+1,F)`, float64; too many bins: some take nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of those; who minds looks
+        return torch.from_numpy(mel_filter_bank(window // 2 + 1, bins, lowest, rate / 2, rate))

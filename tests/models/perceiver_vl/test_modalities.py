@@ -388,6 +388,10 @@ def test_a_table_of_numbers_is_a_series(tmp_path: Path) -> None:
         ({"audio": {"sample_rate": "8000"}}, r"audio.sample_rate='8000': need int"),
         ({"audio": {"sample_rate": 10}}, r"audio.sample_rate=10: need 1000 to 768000"),
         ({"audio": {"mel_bins": 100}}, r"audio.patch_bins=16: must divide mel_bins=100"),
+        (
+            {"audio": {"mel_bins": 128}},
+            r"audio.mel_bins=128: more than a window of 400 samples at 16000 Hz tells apart",
+        ),
         ({"audio": {"hop": 500}}, r"audio.hop=500, audio.window=400"),
         ({"audio": {"max_seconds": 1e9}}, r"audio.max_seconds=1e\+09"),
         ({"audio": {"lowest_frequency": 9000.0}}, r"audio.lowest_frequency=9000"),

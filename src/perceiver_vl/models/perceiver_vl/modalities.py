@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from perceiver_vl.layers.log_mel import log_mel
+from perceiver_vl.layers.log_mel import log_mel, mel_filters
 from perceiver_vl.layers.series_tokens import SeriesTokens, series_token_count
 from perceiver_vl.media.files import SOUND_EXTENSIONS
 from perceiver_vl.media.recording import Recording
@@ -81,7 +81,7 @@ class Audio(Modality):
     sample_rate: int = 16_000
     window: int = 400
     hop: int = 160
-    mel_bins: int = 128
+    mel_bins: int = 80
     lowest_frequency: float = 20.0
     patch_steps: int = 16
     patch_bins: int = 16
@@ -97,6 +97,11 @@ class Audio(Modality):
             raise UsageError(f"audio.patch_bins={self.patch_bins}: must divide mel_bins={self.mel_bins} evenly")
         if not self.lowest_frequency < self.sample_rate / 2:
             raise UsageError(f"audio.lowest_frequency={self.lowest_frequency:g}: need less than half of sample_rate")
+        if not mel_filters(self.sample_rate, self.window, self.mel_bins, self.lowest_frequency).any(0).all():
+            raise UsageError(
+                f"audio.mel_bins={self.mel_bins}: more than a window of {self.window} samples at {self.sample_rate} Hz "
+                "tells apart, set fewer or a longer audio.window"
+            )
         if not 0 < self.max_seconds <= 3600 or self.max_steps > _MOST_STEPS:
             raise UsageError(f"audio.max_seconds={self.max_seconds:g}: need a length of at most {_MOST_STEPS:,} frames")
 
