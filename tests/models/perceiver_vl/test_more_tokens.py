@@ -60,6 +60,13 @@ def test_off_is_how_the_paper_has_it() -> None:
     assert not any(part in name for name in names for part in ("stem", "coarse", "tubelet"))
 
 
+def test_soft_splits_begin_with_as_much_as_comes_in() -> None:
+    torch.manual_seed(0)
+    stem = PerceiverVLModel(tiny_config(hidden_size=64, **SPLITS)).embeddings.vision.stem
+    for split in stem.splits:
+        assert split.weight.std().item() == pytest.approx(split.weight[0].numel() ** -0.5, rel=0.05)
+
+
 def embedded(model: PerceiverVLModel, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     found: tuple[Tensor, Tensor] = model.embeddings.embed_vision(pixels, mask)
     return found

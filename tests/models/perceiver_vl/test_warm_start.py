@@ -301,6 +301,18 @@ def test_a_larger_patch_projects_as_the_patch_before_it_was_enlarged(
     assert change.endswith(f"resized from {height}x{width} to {new}x{new}")
 
 
+def test_a_tubelet_begins_by_seeing_its_central_frame(tmp_path: Path) -> None:
+    source = saved(vit(), tmp_path)
+    model = tiny_model(tubelet_size=3)
+    result = initialise_from(model, vision=tmp_path)
+    frames = torch.cat([images(), images() + 1, images().flip(3)], dim=1)
+    found = model.perceiver_vl.embeddings.vision.project_patches(frames)
+    central = source.embeddings.patch_embeddings.projection(images() + 1)
+    assert_same(found, central.flatten(2).transpose(1, 2), 1e-10)
+    change = result.loaded["perceiver_vl.embeddings.vision.patch_projection.weight"]
+    assert change.endswith("of the central one of 3 frames")
+
+
 @pytest.mark.parametrize(("old", "new"), [(8, 4), (12, 8), (7, 5)])
 def test_a_smaller_patch_projects_as_nearly_the_same_as_can_be(tmp_path: Path, old: int, new: int) -> None:
     """No kernel is nearer, over all patches that are made smaller: what it misses has no part that one could see."""
