@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,8 +95,10 @@ def step_and_answer(
     if architecture == JOINT:
         replace_encoder(model)
     examples, collate = examples_of(recipe, start, 0)
+    usable = max((pool.clips for pool in start.pools), key=len)
     batch, one = (
-        {k: v for k, v in collate([examples[i] for i in range(n)]).items() if isinstance(v, Tensor)} for n in (size, 2)
+        {k: v for k, v in collate([examples[i] for i in np.resize(usable, n)]).items() if isinstance(v, Tensor)}
+        for n in (size, 2)
     )
 
     loss = _loss(model, recipe)
