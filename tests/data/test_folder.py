@@ -469,7 +469,7 @@ def test_folders_that_cannot_be_read_without_more_are_refused(folder: Path) -> N
     with pytest.raises(UsageError, match=r"but pictures has one; give [^\n]+pictures as the folder"):
         read_folder(folder)
     (folder / "empty").mkdir()
-    with pytest.raises(UsageError, match="no video or image files"):
+    with pytest.raises(UsageError, match="no video, image or sound files"):
         read_folder(folder / "empty", need=None)
 
 

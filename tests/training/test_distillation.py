@@ -228,7 +228,7 @@ def test_what_cannot_be_taught_is_refused_in_one_line(
 
 def test_a_folder_without_a_clip_is_refused(place: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"^[^\n]*empty: no video or image files in it, [^\n]+$"):
+    with pytest.raises(UsageError, match=r"^[^\n]*empty: no video, image or sound files in it, [^\n]+$"):
         run(place, tmp_path / "run", media=tmp_path / "empty")
 
 
