@@ -73,7 +73,7 @@ def test_what_cannot_be_bridged_is_a_line(
     assert "or choose --task captioning" in told
     told = run_cli("train", "world", f"initialise.model={bridge}", f"output={tmp_path / 'other'}")
     assert "reads no words itself" in told.error(2)
-    assert "cannot be exported" in run_cli("export", bridge, tmp_path / "graphs").error(2)
+    assert "cannot be exported" in run_cli("export", tmp_path / "graphs", "--model", bridge).error(2)
 
 
 def test_the_bench_runs_and_goes_on(tmp_path: Path) -> None:

@@ -116,6 +116,14 @@ def test_a_read_that_replaces_the_latents_forgets_what_they_held() -> None:
         assert torch.allclose(*found) == forgets
 
 
+def test_notes_begin_rare(tmp_path: Path) -> None:
+    model = PerceiverTFForTranscription(PerceiverTFConfig(**SMALL))
+    assert (model.classifier.bias == -4.0).all()
+    torch.nn.init.ones_(model.classifier.bias)
+    model.save_pretrained(tmp_path)
+    assert (PerceiverTFForTranscription.from_pretrained(tmp_path).classifier.bias == 1.0).all()
+
+
 @every_kind
 def test_every_weight_is_trained(kind: str) -> None:
     model, labels = small(kind).train(), (torch.rand(2, 6, 2, 5) > 0.5).double()

@@ -22,6 +22,7 @@ from perceiver_vl import (
 )
 from perceiver_vl.layers.attention import AttentionBlock
 from perceiver_vl.layers.token_reduction import (
+    even_points,
     merge_tokens,
     roll_over_time,
     route_regions,
@@ -441,3 +442,16 @@ def test_captions_are_said_of_fewer_keys() -> None:
         assert model(**inputs).logits.isfinite().all()
         cache = model.cache_vision(**of(inputs, VISION))
         assert_same(model(**of(inputs, WORDS), vision_cache=cache).logits, model(**inputs).logits)
+
+
+def test_points_begin_evenly_whatever_the_latents_say(tmp_path: Path) -> None:
+    model = PerceiverVLModel(tiny_config(**GRID, sampled_points=3))
+    fc2 = model.point_predictor.fc2  # type: ignore[union-attr]
+    torch.testing.assert_close(fc2.bias.sigmoid().unflatten(0, (-1, 2)), even_points(3))
+    assert not fc2.weight.any()
+    with torch.no_grad():
+        fc2.weight.fill_(0.5)
+        fc2.bias.fill_(0.25)
+    model.save_pretrained(tmp_path)
+    loaded = PerceiverVLModel.from_pretrained(tmp_path)  # what was learned is not begun anew
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())

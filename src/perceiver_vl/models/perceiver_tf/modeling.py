@@ -30,6 +30,11 @@ class PerceiverTFPreTrainedModel(PreTrainedModel):
     base_model_prefix = "perceiver_tf"
     main_input_name = "spectrogram"
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False, as of `PerceiverVLPreTrainedModel`: the model whose classifier is begun has no weights of its own."""
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from perceiver_vl.layers.attention import Attention, has_plain_projections
 from perceiver_vl.layers.experts import ScaledLinear
-from perceiver_vl.layers.patch_stem import ConvolutionalStem, SoftSplit, TemporalMixing
+from perceiver_vl.layers.patch_stem import SoftSplit
 from perceiver_vl.layers.perceiver import EncoderRecord
 from perceiver_vl.layers.positions import sincos_positions_2d, sinusoidal_positions
 from perceiver_vl.layers.token_reduction import PointPredictor, even_points
@@ -41,7 +41,6 @@ from perceiver_vl.models.perceiver_vl.fewer_keys import (
     refuse_without_tokens,
 )
 from perceiver_vl.models.perceiver_vl.heads import (
-    BaseAnswers,
     BaseMatching,
     CaptionWords,
     ContrastiveHead,
@@ -90,17 +89,24 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
         parts["language"] = getattr(self, "language_model", None)
         return {side: part for side, part in parts.items() if part is not None}
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False, although it is: else transformers passes modules by that have no weights but those of their parts. It
+        is right of code that begins no weight anew that was loaded, as all of `transformers.initialization`.
+        """
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Every initialisation of the package.
 
-        Linear layers, patch projection, tables (word, position, mask, modality), class tokens and queries:
-        N(0, initializer_range); biases 0, norms 1 and 0. Latents and their learned positions: N(0,
-        latent_initializer_range) between them. Temporal table: 0: a clip starts as a set of images, as released.
-        Temperature of VTC: 1/0.07, as CLIP's. Where there is a base, what is added to it, and the maps that it is made
-        by: 0. Bilinear pooling: N(0, 1/fan_in), which keeps its products of size 1; convolutions of a stem and over
-        time, too. With `sincos_positions` the tables of positions and times are sines and cosines of that size. What
-        is untied begins as what it was tied to, without a draw. Layer scale: `layer_scale`.
+        Linear layers, convolutions, tables (word, position, mask, modality), class tokens and queries: N(0,
+        initializer_range); biases 0, norms 1 and 0. Latents and their learned positions: N(0, latent_initializer_range)
+        between them. Temporal table: 0: a clip starts as a set of images, as released. Temperature of VTC: 1/0.07, as
+        CLIP's. Where there is a base, what is added to it, and the maps that it is made by: 0. Soft splits: N(0,
+        1/fan_in). Points that latents choose: evenly over the frame. With `sincos_positions` the tables of positions
+        and times are sines and cosines of that size. What is untied begins as what it was tied to, without a draw.
+        Layer scale: `layer_scale`.
         """
         if isinstance(module, TwinLinear | TwinNorm):  # which come after what they are twins of
             for own, theirs in zip(module.parameters(), module.of.parameters(), strict=True):
@@ -134,18 +140,11 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
                     init.normal_(module.class_token, std=std)
         elif isinstance(module, SoftSplit):
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-        elif isinstance(module, ConvolutionalStem | TemporalMixing):
-            for convolution in module.modules():
-                if isinstance(convolution, nn.Conv1d | nn.Conv2d):
-                    init.normal_(convolution.weight, std=convolution.weight[0].numel() ** -0.5)
         elif isinstance(module, PointPredictor):
             init.zeros_(module.fc2.weight)
             init.copy_(module.fc2.bias, even_points(self.config.sampled_points).logit().flatten())
         elif isinstance(module, ClassQuery):
             init.normal_(module.query, std=std)
-        elif isinstance(module, BaseAnswers):
-            for layer in (module.question, module.vision_factor, module.text_factor):
-                init.normal_(layer.weight, std=layer.in_features**-0.5)
         elif isinstance(module, ContrastiveHead):
             init.constant_(module.logit_scale, math.log(1 / 0.07))
             if module.logit_bias is not None:
