@@ -106,13 +106,18 @@ def check_values_and_gradients(
     for precision, dtype in DTYPES.items():
         model = model_of(case, weights).to(dtype)
         found = run(case, model)
-        largest = differences(found, parity.tensors(case, f"out.{precision}"))
-        if precision == "f32":  # the reference's own rounding may be larger: then what is exact decides
-            exact = differences(found, parity.tensors(case, "out.f64"))
-            largest = {name: min(value, exact.get(name, value)) for name, value in largest.items()}
+        stored, exact = parity.tensors(case, f"out.{precision}"), parity.tensors(case, "out.f64")
+        largest, allowed = differences(found, stored), dict.fromkeys(stored, TOLERANCE[precision])
+        if precision == "f32":
+            # Nobody need be nearer to the reference than its own rounding is to what is exact, nor to it than to that.
+            known = {name: value for name, value in exact.items() if name in stored}
+            for name, value in differences(found, known).items():
+                largest[name] = min(largest[name], value)
+            for name, value in differences(stored, known).items():
+                allowed[name] = max(allowed[name], value)
         if precision == "f32" and "terms" in found:
             largest["loss"] /= max(1.0, found["terms"].item())
-        assert max(largest.values()) <= TOLERANCE[precision], (precision, largest)
+        assert all(largest[name] <= allowed[name] for name in largest), (precision, largest, allowed)
     found["loss"].backward()
     stored = parity.tensors(case, "grad.f64")
     if unlearned is not None:

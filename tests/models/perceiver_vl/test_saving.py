@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 import perceiver_vl.models.perceiver_vl
 from perceiver_vl import (
@@ -142,3 +143,15 @@ def test_a_misspelt_override_is_refused(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     with pytest.raises((UsageError, TypeError), match="num_latentz"):
         PerceiverVLForRetrieval.from_pretrained(tmp_path, num_latentz=3)
+
+
+def test_threads_may_load_at_once(tmp_path: Path) -> None:
+    """What transformers takes away while it loads is there again afterwards, whoever else loads."""
+    tied = tiny_model(PerceiverVLForPreTraining, tie_word_embeddings=True)
+    tied.save_pretrained(tmp_path)
+    tie_weights = PreTrainedModel.tie_weights
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda _: PerceiverVLForPreTraining.from_pretrained(tmp_path), range(24)))
+    assert PreTrainedModel.tie_weights is tie_weights
+    for model in loaded:
+        assert model.mlm_head.projection.weight is model.get_input_embeddings().weight

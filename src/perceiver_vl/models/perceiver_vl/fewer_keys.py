@@ -108,7 +108,7 @@ def reduce_by_text(config: PerceiverVLConfig, block: AttentionBlock, inputs: "In
     """The same array with the vision tokens that its words choose, by the keys of `block`, the first cross-attention
     to vision: what is looked for alike has like keys, whether it is seen or said.
     """
-    if not reads_by_text(config) or inputs.vision is None or inputs.text is None:
+    if inputs.vision is None or inputs.text is None:
         return inputs
     assert inputs.vision_mask is not None
     assert inputs.text_mask is not None

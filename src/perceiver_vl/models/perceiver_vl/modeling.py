@@ -4,6 +4,7 @@ Shapes: B batch, T frames, L text tokens, N latents, D width.
 """
 
 import math
+import threading
 from collections.abc import Generator
 from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack, cast
@@ -49,6 +50,8 @@ from perceiver_vl.models.perceiver_vl.heads import (
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache, VisionCacheMixin, weights_fingerprint
 from perceiver_vl.utils.errors import UsageError
 
+_LOADING = threading.RLock()
+
 
 class AskedOutputs(TypedDict, total=False):
     """What the `forward` of every model can give beside its result, as in transformers; None: as the configuration
@@ -75,8 +78,11 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; pretrained models that are part of this one are frozen."""
-        loaded = super().from_pretrained(*args, **kwargs)  # which makes every weight anew
+        """As in transformers; pretrained models that are part of this one are frozen. Threads load one after the other:
+        transformers takes some of its own functions away meanwhile (`no_tie_weights`), for good if two overlap.
+        """
+        with _LOADING:
+            loaded = super().from_pretrained(*args, **kwargs)  # which makes every weight anew
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for part in model.pretrained_parts().values():
             part.requires_grad_(False)
@@ -364,7 +370,8 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         if isinstance(budget, TrainingBudget):
             pool = self.config.latents_of(FULL_BUDGET, inputs.is_text_only)[0]
             which = drawn_latents(max(pool, kept), kept, budget.seed).to(self.device)
-        inputs = reduce_by_text(self.config, encoder.vision_cross_attentions[0], inputs)
+        if reads_by_text(self.config):
+            inputs = reduce_by_text(self.config, encoder.vision_cross_attentions[0], inputs)
         choose = later_choice(self.config, self.point_predictor, inputs)
         latents, cache = encoder.first_latents(which), inputs.vision_cache
         if cache is None or cache.first is None:
