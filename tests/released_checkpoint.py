@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceiver_vl.models.perceiver_vl.processing import train_tokenizer
+from perceiver_vl.models.perceiver_vl.tokenizer import train_tokenizer
 
 
 def released_state(

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from perceiver_vl.models.perceiver_vl.processing import train_tokenizer
+from perceiver_vl.models.perceiver_vl.tokenizer import train_tokenizer
 
 TEXTS = ["a dog runs", "two cats sleep on the grass", "a man"]
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

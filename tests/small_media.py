@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from perceiver_vl import PerceiverVLConfig, PerceiverVLForRetrieval, PerceiverVLImageProcessor, PerceiverVLProcessor
-from perceiver_vl.models.perceiver_vl.processing import train_tokenizer
+from perceiver_vl.models.perceiver_vl.tokenizer import train_tokenizer
 
 CAPTIONS = ["a red square moves left", "a blue circle grows", "two green triangles meet", "a yellow star blinks"] * 2
 

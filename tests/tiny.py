@@ -21,7 +21,7 @@ from perceiver_vl import (
 )
 from perceiver_vl.data.batching import DRAW_BITS
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
-from perceiver_vl.models.perceiver_vl.processing import train_tokenizer
+from perceiver_vl.models.perceiver_vl.tokenizer import train_tokenizer
 from perceiver_vl.training.losses.base import PreTrainingBatch
 
 FIGURE_3 = ("joint", "separate", "separate_plus")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
     from perceiver_vl.models.perceiver_vl.modalities import Modality, register_modality
     from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor
+    from perceiver_vl.models.perceiver_vl.tokenizer import train_tokenizer
     from perceiver_vl.models.perceiver_vl.warm_start import initialise_from
 
 _HOME = {
@@ -48,6 +49,7 @@ _HOME = {
     "initialise_from": "perceiver_vl.models.perceiver_vl.warm_start",
     "load_frames": "perceiver_vl.media.decode",
     "pipeline": "perceiver_vl.inference.pipelines",
+    "train_tokenizer": "perceiver_vl.models.perceiver_vl.tokenizer",
 }
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "load_frames",
     "pipeline",
     "register_modality",
+    "train_tokenizer",
 ]
 
 

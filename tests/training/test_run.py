@@ -25,7 +25,7 @@ from perceiver_vl import (
 from perceiver_vl.data.folder import read_folder
 from perceiver_vl.data.shards.writing import write_shards
 from perceiver_vl.data.synthetic.writing import write_world
-from perceiver_vl.models.perceiver_vl.processing import train_tokenizer
+from perceiver_vl.models.perceiver_vl.tokenizer import train_tokenizer
 from perceiver_vl.training import train
 from perceiver_vl.training.recipe import read_recipe
 from small_runs import log_of, recipe_of, run, training_log_of

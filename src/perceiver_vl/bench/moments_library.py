@@ -12,11 +12,8 @@ import torch
 from perceiver_vl.models.folder import model_fingerprint
 from perceiver_vl.models.perceiver_vl import PerceiverVLForRetrieval
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
-from perceiver_vl.models.perceiver_vl.processing import (
-    PerceiverVLImageProcessor,
-    PerceiverVLProcessor,
-    train_tokenizer,
-)
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor
+from perceiver_vl.models.perceiver_vl.tokenizer import train_tokenizer
 from perceiver_vl.search.rows import IndexSettings, Vectors, schema, with_checksums
 from perceiver_vl.search.table import SEGMENTS, ClipTable, create_table
 

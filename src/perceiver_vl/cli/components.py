@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from perceiver_vl.cli.bench import QuickOption
+from perceiver_vl.cli.learning import TextOption, VisionOption, WorkersOption
 from perceiver_vl.cli.options import JsonOption, ThreadsOption, read_names
 from perceiver_vl.cli.show import print_json, print_section
 from perceiver_vl.utils.console import out
@@ -32,11 +33,9 @@ def components(
     data: Annotated[
         Path | None, typer.Option(help="Folder of real data (docs/learning.md): over encoders, instead of the world.")
     ] = None,
-    vision: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="With --data: over this vision encoder, as init takes it.")
-    ] = None,
-    text: Annotated[str | None, typer.Option(metavar="SOURCE", help="And this text encoder.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each on its share of the cores.")] = 1,
+    vision: VisionOption = None,
+    text: TextOption = None,
+    workers: WorkersOption = 1,
     threads: ThreadsOption = None,
     quick: QuickOption = False,
     as_json: JsonOption = False,

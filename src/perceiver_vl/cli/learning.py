@@ -11,6 +11,12 @@ from perceiver_vl.cli.show import print_json, print_section
 from perceiver_vl.utils.console import out
 from perceiver_vl.utils.errors import UsageError
 
+VisionOption = Annotated[
+    str | None, typer.Option(metavar="SOURCE", help="With --data: over this vision encoder, as init takes it.")
+]
+TextOption = Annotated[str | None, typer.Option(metavar="SOURCE", help="And this text encoder.")]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Runs at a time, each on its share of the cores.")]
+
 
 def learning(
     output: Annotated[Path, typer.Option("--out", help="Folder for learning.html, learning.json and the runs.")],
@@ -18,11 +24,9 @@ def learning(
     data: Annotated[
         Path | None, typer.Option(help="Folder of real data (docs/learning.md): its parts instead of the world's.")
     ] = None,
-    vision: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="With --data: over this vision encoder, as init takes it.")
-    ] = None,
-    text: Annotated[str | None, typer.Option(metavar="SOURCE", help="And this text encoder.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each on its share of the cores.")] = 1,
+    vision: VisionOption = None,
+    text: TextOption = None,
+    workers: WorkersOption = 1,
     quick: Annotated[
         bool, typer.Option("--quick", help="A few steps of everything: what comes out says nothing.")
     ] = False,

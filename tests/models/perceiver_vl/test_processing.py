@@ -12,7 +12,8 @@ from transformers import AutoImageProcessor, AutoProcessor
 from transformers.image_utils import PILImageResampling
 
 from perceiver_vl.media.resizing import resize_frame
-from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor, train_tokenizer
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor
+from perceiver_vl.models.perceiver_vl.tokenizer import train_tokenizer
 from perceiver_vl.utils.errors import MediaError, UsageError
 
 CAPTIONS = [f"a {colour} {shape} {verb}" for colour in ("red", "blue", "green") for shape in ("square", "circle")
@@ -213,7 +214,7 @@ ELSEWHERE = """
 import json, sys
 import numpy as np
 from transformers import AutoProcessor
-from perceiver_vl.models.perceiver_vl.processing import train_tokenizer
+from perceiver_vl import train_tokenizer
 processor = AutoProcessor.from_pretrained(sys.argv[1])
 clip = np.random.default_rng(5).integers(0, 256, (9, 20, 30, 3), np.uint8)
 inputs = processor(text="A blue circle, blinking", videos=clip)

@@ -28,7 +28,7 @@ from perceiver_vl.models.perceiver_vl.caption_words import caption_inputs, ends_
 from perceiver_vl.models.perceiver_vl.captioning import caption_loss
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.flops import caption_flops
-from perceiver_vl.models.perceiver_vl.processing import read_tokenizer, train_tokenizer
+from perceiver_vl.models.perceiver_vl.tokenizer import read_tokenizer, train_tokenizer
 from perceiver_vl.tasks.captioning import Captioning
 from perceiver_vl.tasks.example_task import Scored
 from perceiver_vl.training.recipe import DataSource, WorldSplit, read_recipe

@@ -20,7 +20,7 @@ from transformers import (
 
 from perceiver_vl.models.hub import hub_hint, hub_options
 from perceiver_vl.models.perceiver_vl.encoders import PretrainedPart
-from perceiver_vl.models.perceiver_vl.processing import read_tokenizer
+from perceiver_vl.models.perceiver_vl.tokenizer import read_tokenizer
 from perceiver_vl.utils.console import quiet
 from perceiver_vl.utils.errors import UsageError, first_line
 

@@ -5,6 +5,7 @@ vision part of its input array. Shapes: B texts, V clips (B/V texts about each, 
 L text tokens, D width, W words.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
@@ -64,7 +65,7 @@ class CaptionCache(PerceiverARCache):
         self.prefix = prefix
 
 
-class CaptioningModel(PerceiverVLPreTrainedModel, GenerationMixin):
+class CaptioningModel(PerceiverVLPreTrainedModel, GenerationMixin, ABC):
     """What says in words what is in a clip, or answers a question about it: the question is how the text begins.
 
         model.generate(pixel_values=clip, num_beams=3)
@@ -72,6 +73,7 @@ class CaptioningModel(PerceiverVLPreTrainedModel, GenerationMixin):
     `generate` is that of transformers (greedy, sampling, beams). A clip is encoded once for all texts about it.
     """
 
+    @abstractmethod
     def encode_prefix(
         self,
         pixel_values: Tensor | None = None,
@@ -84,7 +86,6 @@ class CaptioningModel(PerceiverVLPreTrainedModel, GenerationMixin):
 
         Raises `UsageError` where there is nothing to see.
         """
-        raise NotImplementedError
 
     @torch.no_grad()
     def generate(

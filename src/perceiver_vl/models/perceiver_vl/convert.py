@@ -26,7 +26,8 @@ from perceiver_vl.models.perceiver_vl.original_checkpoint import (
     released_config,
     released_task,
 )
-from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor, load_tokenizer
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor
+from perceiver_vl.models.perceiver_vl.tokenizer import load_tokenizer
 from perceiver_vl.utils.console import ProgressBars, quiet
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 

@@ -27,8 +27,9 @@ from perceiver_vl.models.perceiver_vl.onnx_encoder import (
     OnnxVisionModel,
     count_flops,
 )
-from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor, load_tokenizer
+from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor, PerceiverVLProcessor
 from perceiver_vl.models.perceiver_vl.retrieval import PerceiverVLForRetrieval
+from perceiver_vl.models.perceiver_vl.tokenizer import load_tokenizer
 from perceiver_vl.utils.console import quiet
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
 from perceiver_vl.utils.files import user_cache

@@ -4,8 +4,7 @@ One image processor serves images and clips: an image is a clip with one frame.
 """
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +12,7 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
-from tokenizers.trainers import WordPieceTrainer
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, BertTokenizer, ProcessorMixin
+from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
@@ -26,19 +22,15 @@ from perceiver_vl.media.pictures import to_rgb
 from perceiver_vl.media.recording import Recording
 from perceiver_vl.media.resizing import resize_frame
 from perceiver_vl.media.sampling import sample_indices
-from perceiver_vl.models.hub import hub_hint, hub_options
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.modalities import MODALITIES, batch_of
-from perceiver_vl.utils.errors import UsageError, first_line
+from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.text import whole_characters
 
 Path = str | os.PathLike[str]
 ImageLike = Path | Image.Image | np.ndarray | torch.Tensor
 ClipLike = Path | Sequence[ImageLike] | np.ndarray | torch.Tensor
 Pixels = np.ndarray  # uint8; or float32, if they are not to be rescaled
-
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MAX_ALPHABET = 1000  # characters that a trained vocabulary knows; words with others become [UNK]
 
 
 class PerceiverVLImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -441,59 +433,6 @@ def _batch(
             part = pixels[row, place, :, : frame.shape[1], : frame.shape[2]]
             part.copy_(torch.from_numpy(np.require(frame, requirements="W"))).mul_(scale).sub_(shift)
     return {"pixel_values": pixels, "frame_mask": mask}
-
-
-def train_tokenizer(captions: Iterable[str], vocab_size: int = 8000, max_length: int = 40) -> BertTokenizer:
-    """Train a lower-casing WordPiece tokenizer on captions, with the special tokens and the form of BERT's.
-
-    vocab_size: at most so many entries; fewer if the captions do not hold more. max_length: tokens a text is cut to.
-    The same captions give the same vocabulary. Raises UsageError if there are no words or the vocabulary is too small.
-    """
-    captions = list(captions)
-    template = BertTokenizer()
-    normalizer, pre_tokenizer = template._tokenizer.normalizer, template._tokenizer.pre_tokenizer
-    counts = Counter("".join(normalizer.normalize_str(caption) for caption in captions).replace(" ", ""))
-    _check(bool(counts), "captions: no words in them to train a tokenizer on")
-    alphabet = sorted(sorted(counts, key=lambda character: (-counts[character], character))[:MAX_ALPHABET])
-    # With all characters given, in order, the trainer has no choice left that depends on its hash tables
-    given = [*SPECIAL_TOKENS, *alphabet, *(f"##{character}" for character in alphabet)]
-    _check(vocab_size >= len(given), f"vocab_size={vocab_size}: these captions need at least {len(given)}")
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
-    trainer = WordPieceTrainer(
-        vocab_size=vocab_size, min_frequency=2, special_tokens=given, limit_alphabet=MAX_ALPHABET, show_progress=False
-    )
-    tokenizer.train_from_iterator(captions, trainer)
-    vocabulary = dict(sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]))
-    return BertTokenizer(
-        vocab=vocabulary, model_max_length=max_length, model_input_names=["input_ids", "attention_mask"]
-    )
-
-
-def load_tokenizer(name: str | Path) -> Any:
-    """A tokenizer from a folder or the hub; one without a mask token, as CLIP's, is given one behind all others.
-
-    Raises `UsageError` if it cannot be loaded, or has no pad token.
-    """
-    tokenizer = read_tokenizer(name)
-    if tokenizer.pad_token_id is None:
-        raise UsageError(f"tokenizer {name}: has no pad token, name one in the manner of BERT's or CLIP's")
-    if tokenizer.mask_token_id is None:
-        tokenizer.add_special_tokens({"mask_token": "[MASK]"})
-    return tokenizer
-
-
-def read_tokenizer(name: str | Path) -> Any:
-    """A tokenizer from a folder or the hub, as it is; raises `UsageError` if it cannot be loaded."""
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(name))
-    except ImportError as error:  # of a package that some tokenizers are read by
-        raise UsageError(
-            f"tokenizer {name}: {' '.join(str(error).split())[:120]}: pip install sentencepiece"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"tokenizer {name}: cannot be loaded ({first_line(error)}), {hub_hint(name)}") from error
-    return tokenizer
 
 
 def register(config_class: type) -> None:
