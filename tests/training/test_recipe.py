@@ -214,6 +214,19 @@ def test_a_number_may_be_written_without_its_point(tmp_path: Path) -> None:
     assert recipe.model == {"layer_norm_eps": 1e-5, "initializer_range": 2e-2}
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.train.world.fewest_things=9", "fewest_things=9: need 1 to 3, or leave it out for as many as there are"),
+        ("data.train.world.task=foo", "data: world.task=foo: unknown, choose from captions, action, transition"),
+    ],
+)
+def test_what_a_section_says_is_said_alone(override: str, said: str) -> None:
+    with pytest.raises(UsageError, match=rf"data\.train: {re.escape(said)}") as found:
+        read_recipe("world_questions", [override])
+    assert "Namespace" not in str(found.value)
+
+
 @pytest.mark.parametrize("name", ["world", "world.yaml", "recipes/world.yaml"])
 def test_a_recipe_of_the_package_is_found_by_name_from_anywhere(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,8 @@ from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.text import did_you_mean
 
 Parsed = TypeVar("Parsed")
+# What a dataclass says that may also be left out, in the list of why a value is neither it nor None
+_REASON = re.compile(r"(?m)^\s+- (?!Expected |Does not validate)(.+)$")
 
 
 def parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
@@ -29,7 +31,8 @@ def parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
     except UsageError:
         raise
     except Exception as error:  # jsonargparse raises its own kinds, and what our dataclasses raise inside them
-        raise UsageError(f"{where}: {one_line(error)}") from error
+        reasons = _REASON.findall(str(error))
+        raise UsageError(f"{where}: {'; '.join(reasons) or one_line(error)}") from error
 
 
 def _refuse_unknown(kind: Any, values: dict[str, Any], where: str, section: str = "") -> None:
