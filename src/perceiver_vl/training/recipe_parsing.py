@@ -12,7 +12,7 @@ from perceiver_vl.utils.text import did_you_mean
 
 Parsed = TypeVar("Parsed")
 # What a dataclass says that may also be left out, in the list of why a value is neither it nor None
-_REASON = re.compile(r"(?m)^\s+- (?!Expected |Does not validate)(.+)$")
+_REASON = re.compile(r"(?m)^\s+- (?!Expected |Does not validate|Problem with )(.+)$")
 
 
 def parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
