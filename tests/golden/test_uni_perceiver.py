@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from parity import DTYPES, TOLERANCE, Parity, differences, gradient_differences
 from torch import Tensor
 
+from perceiver_vl.layers.expert_block import ExpertBlock
 from perceiver_vl.layers.experts import AttributeGate
 from perceiver_vl.models.uni_perceiver import (
     TASKS,
@@ -84,7 +85,7 @@ def run_encoder(encoder: UniPerceiverEncoder, given: Values) -> Values:
     )
     for hook in hooks:
         hook.remove()
-    places = [number for number, layer in enumerate(encoder.layers) if len(layer.gates)]
+    places = [number for number, layer in enumerate(encoder.layers) if isinstance(layer.block, ExpertBlock)]
     names = [f"layers.{number}.{name}" for number in places for name in ("self_attn.qkv_proj", "linear1")]
     for name, (experts, shares) in zip(names, chosen, strict=True):
         found |= {f"gate.{name}.experts": experts, f"gate.{name}.weights": shares}

@@ -5,12 +5,14 @@ Shapes: B batch, M inputs, C their width, N latents, Q queries, D width, H heads
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from perceiver_vl.layers.attention import AttentionBlock, Part
+from perceiver_vl.layers.expert_block import ExpertBlock
 from perceiver_vl.layers.partial_attention import PartialAttention
 from perceiver_vl.layers.token_selection import most_diverse
 
@@ -72,10 +74,12 @@ class LatentBlock(nn.Module):
         *,
         keep_latents: int | None = None,
         absorb: bool = False,
+        attributes: Tensor | None = None,
         record: EncoderRecord | None = None,
     ) -> Tensor:
         """`latents (B,N,D)` → `(B,N,D)`; without inputs there is no cross-attention. `keep_latents`: only so many go on
-        after it, those that attended to what is most diverse → `(B,keep_latents,D)`.
+        after it, those that attended to what is most diverse → `(B,keep_latents,D)`. `attributes (1,A)`: what experts
+        are chosen by.
         """
         if inputs is not None:
             before = latents
@@ -101,11 +105,12 @@ class LatentBlock(nn.Module):
                 latents = latents.gather(1, chosen[..., None].expand(-1, -1, latents.shape[-1]))
         for self_attention in self.self_attentions:
             assert isinstance(self_attention, AttentionBlock)
+            chosen_by = {"attributes": attributes} if isinstance(self_attention, ExpertBlock) else {}
             if record is not None and record.attentions is not None:
-                latents, weights = self_attention.forward_with_weights(latents)
+                latents, weights = self_attention.forward_with_weights(latents, **chosen_by)
                 record.attentions.append(weights)
             else:
-                latents = self_attention(latents)
+                latents = self_attention(latents, **chosen_by)
         return latents
 
     def _weights(self, latents: Tensor, inputs: Inputs) -> Tensor:
@@ -128,7 +133,8 @@ class LatentEncoder(nn.Module):
     but the first). `layer_drop`: the probability that a cross-attention is left out in training, the first `undropped`
     excepted; it is drawn anew at each forward, from `layer_drop_seed` where that is set (LayerDrop, Fan et al. 2020, on
     cross-attentions alone). `final_norm`: norm the latents at the end. `cross_attention`: arguments of `AttentionBlock`
-    in which the cross-attentions differ from the self-attentions; `block`: arguments of both.
+    in which the cross-attentions differ from the self-attentions; `block`: arguments of both. `experts`: arguments of
+    `ExpertBlock`, which every other self-attention then is, beginning with the first.
     """
 
     def __init__(
@@ -147,6 +153,7 @@ class LatentEncoder(nn.Module):
         final_norm: bool = True,
         eps: float = 1e-5,
         cross_attention: Mapping[str, Any] | None = None,
+        experts: Mapping[str, Any] | None = None,
         **block: Any,
     ) -> None:
         super().__init__()
@@ -163,6 +170,7 @@ class LatentEncoder(nn.Module):
             )
         alike = {"hidden_size": hidden_size, "num_heads": num_heads, "eps": eps, **block}
         differing = {**alike, "input_size": input_size, **(cross_attention or {})}
+        layers = count()
         blocks: list[LatentBlock] = []
         for number, depth in enumerate(depths):
             shared = blocks[-1] if blocks else None
@@ -171,7 +179,9 @@ class LatentEncoder(nn.Module):
             blocks.append(
                 LatentBlock(
                     AttentionBlock(**differing) if cross is None else cross,
-                    nn.ModuleList(AttentionBlock(**alike) for _ in range(depth)) if own is None else own,
+                    nn.ModuleList(_self_attention(alike, experts, next(layers)) for _ in range(depth))
+                    if own is None
+                    else own,
                 )
             )
         self.blocks = nn.ModuleList(blocks)
@@ -187,6 +197,7 @@ class LatentEncoder(nn.Module):
         blocks: int | None = None,
         keep_latents: int | None = None,
         absorb: bool = False,
+        attributes: Tensor | None = None,
         record: EncoderRecord | None = None,
     ) -> Tensor:
         """`inputs (B,M,C)`, `mask (B,M)` bool, True where real → latents `(B,N,D)`.
@@ -195,7 +206,8 @@ class LatentEncoder(nn.Module):
         (B,N,D)`: in the place of the learned ones. `attending`: which blocks attend to the inputs (None: as
         `attending_blocks` says); `blocks`: only the first so many run at all (an early exit). `keep_latents`: after the
         first cross-attention only so many latents go on, the most diverse (Dynamic Latent Access). `absorb`: as of
-        `Attention.forward`. `record`: where to note what happens on the way.
+        `Attention.forward`. `attributes (1,A)`: bits by which experts are chosen, where there are some. `record`: where
+        to note what happens on the way.
         """
         given = [Inputs(inputs, mask)] * len(self.blocks) if isinstance(inputs, Tensor) else inputs
         if latents is None:
@@ -208,7 +220,9 @@ class LatentEncoder(nn.Module):
                 record.hidden_states.append(latents)
             own = given[number] if attends else None
             keep = keep_latents if own is not None else None
-            latents = self.blocks[number](latents, own, keep_latents=keep, absorb=absorb, record=record)
+            latents = self.blocks[number](
+                latents, own, keep_latents=keep, absorb=absorb, attributes=attributes, record=record
+            )
             keep_latents = keep_latents if own is None else None  # once
         latents = self.norm(latents)
         if record is not None and record.hidden_states is not None:
@@ -225,6 +239,7 @@ class LatentEncoder(nn.Module):
         blocks: int | None = None,
         keep_latents: int | None = None,
         absorb: bool = False,
+        attributes: Tensor | None = None,
     ) -> Generator[Tensor, Tensor | None, None]:
         """`forward`, stopping after each `every` blocks: yields the latents `(B,N,D)` as if these had been the last.
         What is sent, int64, are the places of the examples that go on; the others leave the batch.
@@ -234,7 +249,7 @@ class LatentEncoder(nn.Module):
         for number, attends in enumerate(attending[:blocks]):
             own = given[number] if attends else None
             keep = keep_latents if own is not None else None
-            latents = self.blocks[number](latents, own, keep_latents=keep, absorb=absorb)
+            latents = self.blocks[number](latents, own, keep_latents=keep, absorb=absorb, attributes=attributes)
             keep_latents = keep_latents if own is None else None
             if (number + 1) % every == 0:
                 places = yield self.norm(latents)
@@ -256,6 +271,11 @@ class LatentEncoder(nn.Module):
             dropped[self.undropped :] = (drawn < self.layer_drop).tolist()
         most = number if cross_attentions is None else cross_attentions
         return [place < most and not dropped[place] for place in range(number)]
+
+
+def _self_attention(block: Mapping[str, Any], experts: Mapping[str, Any] | None, number: int) -> AttentionBlock:
+    """The one of this number of an encoder's."""
+    return AttentionBlock(**block) if experts is None or number % 2 else ExpertBlock(**block, **experts)
 
 
 def _is_shared(number: int, sharing: Sharing) -> bool:

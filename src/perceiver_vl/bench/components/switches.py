@@ -121,6 +121,15 @@ SWITCHES: tuple[Switch, ...] = (
         EVERYWHERE,
     ),
     Switch(
+        "conditional-experts",
+        "Uni-Perceiver-MoE (Zhu et al. 2022)",
+        "clips, words and both choose two of four weights in every other self-attention",
+        ("model.num_experts=4",),
+        EVERYWHERE,
+        "experts that attributes of the task choose took away what tasks lost by being learned at once (base and large "
+        "size, many tasks; there tokens are routed by their modality, too)",
+    ),
+    Switch(
         "text-first",
         "docs/learning.md",
         "latents read the words before the clip",

@@ -119,6 +119,9 @@ class PerceiverVLConfig(PreTrainedConfig):
 
     untied_modalities: bool = False  # joint: vision and words have keys, values and norms of their own (MoT, MM-DiT)
     layer_scale: float | None = None  # what attentions and MLPs add is weighed, at first by this (CaiT)
+    # Of every other self-attention and its MLP, so many: whether latents read a clip, words or both chooses two, whose
+    # weights are summed (Uni-Perceiver-MoE); 0: none
+    num_experts: int = 0
 
     # Where the released code departs from the paper: `as_released` sets these six, and latent_position="none"
     cross_attention_residual: Literal["queries", "normed_queries"] = "queries"  # what a read's findings are added to
@@ -322,7 +325,8 @@ class PerceiverVLConfig(PreTrainedConfig):
             raise UsageError(
                 f"caption_layers={self.caption_layers}: more than the {_MOST_LAYERS} layers that are built"
             )
-        rows: dict[str, float] = {"hidden_size": layers * (4 + 2 * self.intermediate_ratio) * self.hidden_size}
+        copies = max(1, self.num_experts)
+        rows: dict[str, float] = {"hidden_size": layers * copies * (4 + 2 * self.intermediate_ratio) * self.hidden_size}
         for name in ("vocab_size", "num_latents", "max_text_length", "max_frames", "type_vocab_size"):
             rows[name] = getattr(self, name)
         if self.vision_config is None:

@@ -158,6 +158,7 @@ class PerceiverVLEncoder(LatentEncoder):
             layer_drop=config.layer_drop,
             undropped=len(modalities),
             cross_attention=cross_attention_arguments(config) | {"untied": config.untied_modalities},
+            experts={"num_attributes": 2, "num_experts": config.num_experts} if config.num_experts else None,
         )
         self.modalities = modalities
         self.latents = nn.Parameter(torch.zeros(config.num_latents, config.hidden_size))

@@ -118,6 +118,15 @@ def _counted(encoder: str, side: str, size: int) -> int:
     return int(counter.get_total_flops())
 
 
+def _self_attention_flops(config: PerceiverVLConfig, latents: int, budget: ComputeBudget) -> int:
+    """All self-attentions of so many latents. Where every other has experts, their two gates read two bits (once for a
+    batch, counted for each example).
+    """
+    number = config.blocks_of(budget) * config.self_attentions_per_block
+    gates = 2 * 2 * config.hidden_size * (2 + config.num_experts) if config.num_experts else 0
+    return number * block_flops(config, latents, latents) + (number + 1) // 2 * gates
+
+
 def encoder_flops(
     config: PerceiverVLConfig,
     frames: int = 0,
@@ -139,13 +148,12 @@ def encoder_flops(
         for read in (parts, _parts(config, later, text_tokens))
     )
     later_cross_attentions = config.cross_attentions_of(budget) - 1
-    self_attentions = config.blocks_of(budget) * config.self_attentions_per_block
     total = (
         embedding_flops(config, frames, modality)
         + choosing
         + cross_attention
         + later_cross_attentions * (later_cross_attention + choosing_later)
-        + self_attentions * block_flops(config, latents, latents)
+        + _self_attention_flops(config, latents, budget)
     )
     if first > latents:
         total += block_flops(config, first, parts[0], kinds=kinds)
@@ -207,8 +215,7 @@ def cached_vision_flops(
         clip += (first - latents) * (2 * d * d + is_joint * 4 * text_tokens * d)
         clip += output_flops(config, first - latents)
         clip += _choosing_flops(config, first, vision_tokens + is_joint * text_tokens)
-    self_attentions = config.blocks_of(budget) * config.self_attentions_per_block
-    return clip + cross_attentions * words + self_attentions * block_flops(config, latents, latents)
+    return clip + cross_attentions * words + _self_attention_flops(config, latents, budget)
 
 
 def caption_flops(

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
 from transformers.utils import ModelOutput, can_return_tuple
 
 from perceiver_vl.layers.attention import Attention, has_plain_projections
-from perceiver_vl.layers.experts import ScaledLinear
+from perceiver_vl.layers.experts import ExpertLinear, ScaledLinear
 from perceiver_vl.layers.patch_stem import SoftSplit
 from perceiver_vl.layers.perceiver import EncoderRecord
 from perceiver_vl.layers.positions import sincos_positions_2d, sinusoidal_positions
@@ -112,7 +112,7 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
         CLIP's. Where there is a base, what is added to it, and the maps that it is made by: 0. Soft splits: N(0,
         1/fan_in). Points that latents choose: evenly over the frame. With `sincos_positions` the tables of positions
         and times are sines and cosines of that size. What is untied begins as what it was tied to, without a draw.
-        Layer scale: `layer_scale`.
+        Layer scale: `layer_scale`. Experts: as linear layers, each drawn for itself.
         """
         if isinstance(module, TwinLinear | TwinNorm):  # which come after what they are twins of
             for own, theirs in zip(module.parameters(), module.of.parameters(), strict=True):
@@ -164,6 +164,11 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
             init.zeros_(module.weight)
         elif isinstance(module, ScaledLinear):
             init.constant_(module.scale, self.config.layer_scale or 1.0)
+        elif isinstance(module, ExpertLinear):
+            init.normal_(module.weight, std=std)
+            init.zeros_(module.bias)
+            if module.scale is not None:
+                init.constant_(module.scale, self.config.layer_scale or 1.0)
         elif isinstance(module, MaskedWordHead | CaptionWords):
             init.zeros_(module.bias)
 
@@ -188,7 +193,8 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
         in evaluation, as training keeps its arithmetic, and where projections are no more than their weights.
         """
         attentions = (module for module in part.modules() if isinstance(module, Attention))
-        return not self.training and all(has_plain_projections(attention) for attention in attentions)
+        with_inputs = (one for one in attentions if not isinstance(one.k_proj, ExpertLinear))
+        return not self.training and all(map(has_plain_projections, with_inputs))
 
     def record(
         self,
@@ -376,6 +382,9 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
         latents, cache = encoder.first_latents(which), inputs.vision_cache
         if cache is None or cache.first is None:
             latents = latents.expand(len(inputs), -1, -1)
+        attributes = None
+        if self.config.num_experts:  # which two are chosen depends on whether there is a clip, and on whether words
+            attributes = latents.new_tensor([[not inputs.is_text_only, inputs.text is not None]])
         return {
             "inputs": inputs.by_block(encoder.modalities, len(encoder.blocks), choose),
             "latents": latents,
@@ -383,6 +392,7 @@ class PerceiverVLModel(PerceiverVLPreTrainedModel):
             "blocks": each * self.config.blocks_of(budget),
             "keep_latents": kept if kept < first else None,
             "absorb": self.may_absorb(encoder),
+            "attributes": attributes,
         }
 
     def _with_tokens(self, inputs: InputArray, budget: ComputeBudget) -> InputArray:

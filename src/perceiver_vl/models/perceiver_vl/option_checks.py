@@ -28,6 +28,8 @@ def check_tokens(config: Any) -> None:
             "untied_modalities=True: of modality_aggregation=joint; "
             f"{config.modality_aggregation} has cross-attentions for each modality already"
         )
+    if config.num_experts < 0 or config.num_experts == 1:
+        raise UsageError(f"num_experts={config.num_experts}: need 2 or more, as two are chosen, or 0 for none")
     if config.layer_scale is not None and not 0.0 < config.layer_scale <= 1000.0:
         raise UsageError(f"layer_scale={config.layer_scale}: need a number above 0, at most 1000, or None")
     if config.masked_patches and (config.patch_stem != "linear" or config.temporal_kernel):

@@ -43,9 +43,9 @@ def _rules() -> Rules:
     for theirs, name in (("self_attn.qkv_proj", "attention"), ("linear1", "mlp")):
         gate = _LAYER + re.escape(theirs) + r"\.gate\."
         rules += [
-            (gate + r"tag_transform\.0\.(.*)", rf"{ours}gates.{name}.projection.\2"),
-            (gate + r"tag_transform\.[12]\.(.*)", rf"{ours}gates.{name}.norm.\2"),
-            (gate + r"wg\.weight", f"{ours}gates.{name}.scores.weight"),
+            (gate + r"tag_transform\.0\.(.*)", rf"{ours}block.gates.{name}.projection.\2"),
+            (gate + r"tag_transform\.[12]\.(.*)", rf"{ours}block.gates.{name}.norm.\2"),
+            (gate + r"wg\.weight", f"{ours}block.gates.{name}.scores.weight"),
         ]
     for theirs, place in _PLACES.items():
         end = "_" if place.endswith("in_proj") else "."
