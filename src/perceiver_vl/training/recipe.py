@@ -46,7 +46,7 @@ class WorldSplit:
     task: captions, or what is asked about the clips (see `open_world`), or moments: timed captions of events in
     `clips` videos, or sounds with captions; seconds: of a clip of `task: long`, of a video of moments (60 to 600 unless
     given); questions_per_clip: of `task: frame` so many of the `clips` questions are about one clip; fewest_things: of
-    `task: frame`, `action` and `transition`, clips have as few things as that, too: something easy to learn from.
+    questions about clips and pictures, these have as few things as that, too: something easy to learn from.
     """
 
     clips: int = 2000

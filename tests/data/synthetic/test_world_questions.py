@@ -178,6 +178,31 @@ def test_there_may_be_fewer_things_to_begin_with(task: str) -> None:
         assert answer in told or answer in does, (question.text, answer, told, does)
 
 
+@pytest.mark.parametrize("task", ["yesno", "image"])
+def test_of_fewer_things_the_answer_is_as_open_and_true(task: str) -> None:
+    world = QuestionWorld(task, clips=600, fewest_things=1)
+    asked = [question for question in map(world.question, range(600)) if question.answers[0] in ("yes", "no")]
+    numbers = Counter(len(question.scene.objects) for question in asked)
+    assert set(numbers) == set(range(1, 7))
+    assert 0.4 < sum(question.answers[0] == "yes" for question in asked) / len(asked) < 0.6
+    kinds = Counter[str]()
+    for question in asked:
+        if len(question.scene.objects) > 1:
+            continue
+        (only,) = question.scene.objects
+        shown = {only.colour, only.shape, *(ACTIONS[name].do for name in only.action_names)}
+        *_, before, last = question.text.rstrip("?").split()
+        if question.text.startswith("is there"):
+            true, kind = {before, last} <= shown, "exists"
+        elif question.text.startswith("does"):
+            true, kind = any(question.text.endswith(f" {do}?") for do in shown), "does"
+        else:
+            true, kind = last in shown, "is"
+        kinds[kind] += 1
+        assert question.answers[0] == ("yes" if true else "no"), question.text
+    assert set(kinds) == ({"exists", "is", "does"} if task == "yesno" else {"exists", "is"})
+
+
 def test_several_questions_about_one_clip_are_different_and_true() -> None:
     one, world = QuestionWorld("frame", clips=4), QuestionWorld("frame", clips=24, questions_per_clip=6)
     kinds = Counter[str]()
@@ -475,7 +500,7 @@ def test_an_example_is_decided_by_seed_split_and_index(task: str) -> None:
         (lambda: QuestionWorld("frame", fewest_things=4), "fewest_things=4: need 1 to 3"),
         (
             lambda: open_world("captions", fewest_things=1),
-            "fewest_things=1: is of frame, action, transition; leave it out of",
+            "fewest_things=1: is of action, transition, frame, count, yesno, image; leave it out of",
         ),
         (
             lambda: LongWorld("test-productive"),

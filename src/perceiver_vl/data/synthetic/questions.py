@@ -240,38 +240,44 @@ def _draw_number_of_doers(rng: np.random.Generator, difficulty: Difficulty) -> Q
 
 
 def _draw_exists(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
-    """ "is there a red circle?"; whether or not, two things are red and two are circles."""
+    """ "is there a red circle?"; whether or not, two things are red and two are circles, if there are so many."""
     truth = rng.random() < 0.5
     colour, shape = pick(rng, HELD_OUT if difficulty.held_out else SEEN)
     like = [one for one in SEEN if (one[0] == colour) != (one[1] == shape)]
     red, circles = ([one for one in like if one[place] == part] for place, part in enumerate((colour, shape)))
-    combinations = pick_some(rng, red, 2 - truth) + pick_some(rng, circles, 2 - truth) + [(colour, shape)] * truth
-    unlike = [one for one in SEEN if one[0] != colour and one[1] != shape]
+    likely = pick_some(rng, red, 2 - truth) + pick_some(rng, circles, 2 - truth)
     least, most = difficulty.still
-    combinations += pick_some(rng, unlike, int(rng.integers(least, most + 1)) - len(combinations))
+    number = int(rng.integers(least, most + 1))
+    if number < len(likely) + truth:
+        likely = pick_some(rng, likely, number - truth)
+    combinations = likely + [(colour, shape)] * truth
+    unlike = [one for one in SEEN if one[0] != colour and one[1] != shape]
+    combinations += pick_some(rng, unlike, number - len(combinations))
     objects = draw_objects(rng, draw_cells(rng, len(combinations)), combinations)
     text = f"is there {with_article(f'{colour} {shape}')}?"
     return _ask(rng, Reference(tuple(objects)), text, "exists", _word(truth))
 
 
 def _draw_does(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
-    """ "does the red circle jump?"; whether or not, one of the things does, and one does something else."""
+    """ "does the red circle jump?"; whether or not, one of the things does, and another, if there is one, does not."""
     truth = rng.random() < 0.5
     reference = draw_reference(rng, difficulty, acting=True)
     asked, instead, *_ = actions = _different_actions(rng, 4)
     chosen = [asked, instead] if truth else [instead, asked]
-    reference = _assign(rng, reference, chosen + [pick(rng, actions) for _ in reference.objects[2:]])
+    done = chosen + [pick(rng, actions) for _ in reference.objects[2:]]
+    reference = _assign(rng, reference, done[: len(reference.objects)])
     text = f"does {refer(rng, reference)} {ACTIONS[asked].do}?"
     return _ask(rng, reference, text, "does", _word(truth))
 
 
 def _draw_is(rng: np.random.Generator, difficulty: Difficulty) -> Question | None:
-    """ "is the circle red?": if it is not, then another thing is."""
+    """ "is the circle red?": if it is not, then another thing is, unless there is none."""
     truth = rng.random() < 0.5
     reference = draw_reference(rng, difficulty, apart=True)
     one, kind = reference.objects[0], pick(rng, ("colour", "shape"))
     thing = refer(rng, reference, without=kind)
-    wrong = sorted({getattr(other, kind) for other in reference.objects} - {getattr(one, kind)})
+    words = {getattr(other, kind) for other in reference.objects[1:]} or {*(COLOURS if kind == "colour" else SHAPES)}
+    wrong = sorted(words - {getattr(one, kind)})
     # A combination that is asked about must be one that could be shown, or it would tell the answer.
     wrong = [word for word in wrong if is_held_out(replace(one, **{kind: word}).combination) == difficulty.held_out]
     if thing is None or not wrong:

@@ -30,10 +30,6 @@ LONG_FRAMES_PER_SECOND = 2
 _STREAMS = {"action": 1, "transition": 2, "frame": 3, "count": 4, "yesno": 5, "image": 6, "pairs": 7, "long": 8}
 _FIRST_STREAM = 1000  # the captions' own streams have the number of the split in its place
 _MOMENT = np.array([0.5])
-WITH_FEWER = ("frame", "action", "transition")
-"""Tasks whose questions can be asked of as few things as one."""
-
-
 TASKS = ("captions", *QUESTIONS, "pairs", "long")
 """What the generated world can be drawn and written for."""
 AnyWorld: TypeAlias = "World | QuestionWorld | PairWorld | LongWorld"
@@ -51,9 +47,9 @@ class QuestionWorld:
     """`clips` questions of one task (action, transition, frame, count, yesno; image: about pictures), each about a clip
     of its own.
 
-    questions_per_clip: of `frame` so many in a row are about the same clip, all different (1 to 20). fewest_things: of
-    `WITH_FEWER`, clips have as few things as that, too, to begin with (None: as few as the split has). split:
-    train, validation or test, or one of `GENERALISATION`. A stage that occurs in one of training, validation and test
+    questions_per_clip: of `frame` so many in a row are about the same clip, all different (1 to 20). fewest_things:
+    clips have as few things as that, too, where the question can be asked of so few (None: as few as the split has).
+    split: train, validation or test, or one of `GENERALISATION`. A stage that occurs in one of training, validation and test
     occurs in no other, whatever the seed.
     Raises `UsageError` for a value that cannot work.
     """
@@ -229,7 +225,7 @@ def open_world(
     fewest_things: int | None = None,
 ) -> AnyWorld:
     """The clips of one of `TASKS`; `seconds`: of a long clip (60); `captions_per_clip`, `singles`: of captions;
-    `questions_per_clip`: of questions about frames; `fewest_things`: of those in `WITH_FEWER`.
+    `questions_per_clip`: of questions about frames; `fewest_things`: of all questions about a clip or a picture.
 
     Raises `UsageError` for a value that cannot work.
     """
@@ -259,8 +255,8 @@ def check_fewest_things(task: str, fewest: int | None) -> None:
     """Raise `UsageError` for a number that no clip of the task can begin with."""
     if fewest is None:
         return
-    if task not in WITH_FEWER:
-        raise UsageError(f"fewest_things={fewest}: is of {', '.join(WITH_FEWER)}; leave it out of task={task}")
+    if task not in QUESTIONS:
+        raise UsageError(f"fewest_things={fewest}: is of {', '.join(QUESTIONS)}; leave it out of task={task}")
     least = min(difficulty_of("train").still[0], difficulty_of("train").acting[0])
     if not 1 <= fewest < least:
         raise UsageError(f"fewest_things={fewest}: need 1 to {least - 1}, or leave it out for as many as there are")
