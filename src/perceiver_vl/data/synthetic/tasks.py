@@ -49,8 +49,8 @@ class QuestionWorld:
 
     questions_per_clip: of `frame` so many in a row are about the same clip, all different (1 to 20). fewest_things:
     clips have as few things as that, too, where the question can be asked of so few (None: as few as the split has).
-    split: train, validation or test, or one of `GENERALISATION`. A stage that occurs in one of training, validation and test
-    occurs in no other, whatever the seed.
+    split: train, validation or test, or one of `GENERALISATION`. A stage that occurs in one of training, validation and
+    test occurs in no other, whatever the seed.
     Raises `UsageError` for a value that cannot work.
     """
 
