@@ -20,6 +20,7 @@ from perceiver_vl.bench.components.switches import (
     SWITCHES,
     WORLD,
     Switch,
+    beside_recipes,
     choose_switches,
     together,
 )
@@ -72,6 +73,23 @@ class TestSwitches:
             model = PerceiverVLForPreTraining(PerceiverVLConfig(**recipe.model, vocab_size=60, mask_token_id=4)).eval()
             words, clip = torch.randint(5, 60, (1, 7)), torch.randn(1, recipe.data.num_frames, 3, 64, 64)
             assert count_flops(lambda m=model, w=words, c=clip: m.match_jointly(w, pixel_values=c)) > 0  # type: ignore[misc]
+
+    def test_beside_the_recipes_what_they_have_is_left_out_and_all_of_it_is_the_papers_model(self) -> None:
+        for trial in world_trials(recipes=True):
+            left_out = [one for one in beside_recipes() if one.name.startswith("without-") and trial.name in one.trials]
+            assert left_out
+            for one in left_out:
+                assert trial.changed(one) != trial.recipe, one.name
+            [without] = choose_switches(["+".join(one.name for one in left_out)], left_out)
+            found, paper = trial.changed(without), REAL[trial.name].recipe
+            assert found.optimizer == paper.optimizer
+            differing = {key for key, value in paper.model.items() if found.model[key] != value}
+            assert differing == {"frame_class_token"} | ({"temporal_kernel"} if trial.name == QUESTIONS else set())
+
+    @pytest.mark.parametrize("trial", world_trials(recipes=True), ids=lambda trial: trial.name)
+    def test_beside_the_recipes_every_other_one_is_still_a_change(self, trial: Trial) -> None:
+        others = [one for one in beside_recipes() if trial.name in one.trials]
+        assert all(trial.changed(one) != trial.recipe for one in others)
 
     def test_two_are_one_that_turns_on_both(self) -> None:
         [both] = choose_switches(["patch-norm+muon"])

@@ -25,6 +25,12 @@ def components(
     tasks: Annotated[
         str, typer.Option(help="retrieval, questions, or with --data encoders-retrieval, encoders-questions.")
     ] = "",
+    recipes: Annotated[
+        bool,
+        typer.Option(
+            "--recipes", help="Beside the small recipes as they are, leaving out what they have beyond the paper."
+        ),
+    ] = False,
     list_them: Annotated[bool, typer.Option("--list", help="Say which switches there are, and whose.")] = False,
     seeds: Annotated[int, typer.Option(min=0, help="Trainings of each row; 0: what they cost alone.")] = 3,
     steps: Annotated[
@@ -43,9 +49,9 @@ def components(
     """What ideas of the literature are worth here: each switch alone, and the best few together, at equal operations
     of training and held against equal operations of use; goes on where it was stopped.
     """
-    from perceiver_vl.bench.components.switches import choose_switches
+    from perceiver_vl.bench.components.switches import SWITCHES, beside_recipes, choose_switches
 
-    switches = choose_switches(read_names(only))
+    switches = choose_switches(read_names(only), beside_recipes() if recipes else SWITCHES)
     if list_them:
         from perceiver_vl.bench.components.report import list_section
 
@@ -54,6 +60,8 @@ def components(
     use_threads(threads)
     if any(one is None for one in (data, vision, text)) and any(one is not None for one in (data, vision, text)):
         raise UsageError("encoders: of both sides and on real data, give vision, text and data together")
+    if recipes and data is not None:
+        raise UsageError("recipes: are of the generated world, leave data, vision and text out")
     from perceiver_vl.bench.components.measure import measure_components
     from perceiver_vl.bench.components.trials import encoder_trials, world_trials
 
@@ -64,7 +72,7 @@ def components(
         over.prepare(workers, progress=True)
         trials = encoder_trials(over, steps)
     else:
-        trials = world_trials(2 if quick else steps, quick)
+        trials = world_trials(2 if quick else steps, quick, recipes)
     known = [trial.name for trial in trials]
     chosen = read_names(tasks) or (known[:1] if quick else known)
     for name in chosen:
@@ -74,7 +82,7 @@ def components(
         switches = [switch for switch in switches if switch.name in ("patch-norm", "focal-weights")]
     again = ["perceiver-vl", "bench", "components", "--out", str(output), "--seeds", str(seeds)]
     given = (("--tasks", tasks), ("--steps", steps), ("--data", data), ("--vision", vision), ("--text", text))
-    again += [word for name, value in given if value for word in (name, str(value))]
+    again += [word for name, value in given if value for word in (name, str(value))] + ["--recipes"] * recipes
     report = measure_components(
         [trial for trial in trials if trial.name in chosen],
         switches,

@@ -1,11 +1,12 @@
 """The switches that are compared, each as it is typed behind a recipe, with the work that it is of.
 
-Off is the paper's model at the size of the small recipes (`recipes/world.yaml`, `recipes/world_questions.yaml`).
+Off is the paper's model at the size of the small recipes (`recipes/world.yaml`, `recipes/world_questions.yaml`), or
+these recipes as they are, whose own switches are turned off instead.
 docs/related-work.md says what each of these works is.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from perceiver_vl.utils.errors import UsageError
@@ -22,7 +23,8 @@ TOGETHER = "+"
 class Switch:
     """One idea. overrides: of a recipe, `key=value`, which turn it on; trials: what it can be tried on; claim: what its
     paper found, with its conditions, which what comes out here is held against (empty: nothing of the kind).
-    is_baseline: it is none, but the baseline at another size.
+    is_baseline: it is none, but the baseline at another size. off: where the small recipes have it, what turns it off
+    there.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Switch:
     trials: tuple[str, ...] = EVERYWHERE
     claim: str = ""
     is_baseline: bool = False
+    off: tuple[str, ...] = ()
 
     @property
     def keys(self) -> set[str]:
@@ -49,6 +52,7 @@ SWITCHES: tuple[Switch, ...] = (
         WORLD,
         "convolutions in the place of the patch projection gained 1 to 2 points at equal FLOPs (ImageNet, ViT of 1 to "
         "36 GFLOPs)",
+        off=("model.patch_stem=linear",),
     ),
     Switch(
         "patch-norm",
@@ -57,6 +61,7 @@ SWITCHES: tuple[Switch, ...] = (
         ("model.patch_norm=true",),
         WORLD,
         "norms before and after the patch projection helped or did no harm (ImageNet, ViT of base size and others)",
+        off=("model.patch_norm=false",),
     ),
     Switch(
         "sincos-positions",
@@ -64,6 +69,7 @@ SWITCHES: tuple[Switch, ...] = (
         "tables of places and times begin as sines and cosines",
         ("model.sincos_positions=0.5",),
         EVERYWHERE,
+        off=("model.sincos_positions=null",),
     ),
     Switch(
         "temporal-kernel",
@@ -71,6 +77,7 @@ SWITCHES: tuple[Switch, ...] = (
         "tokens of one place are mixed over seven frames",
         ("model.temporal_kernel=7",),
         (RETRIEVAL, REAL_RETRIEVAL),
+        off=("model.temporal_kernel=0",),
     ),
     Switch(
         "soft-split",
@@ -119,6 +126,7 @@ SWITCHES: tuple[Switch, ...] = (
         "queries and keys of cross-attentions are normed",
         ("model.qk_norm=true",),
         EVERYWHERE,
+        off=("model.qk_norm=false",),
     ),
     Switch(
         "conditional-experts",
@@ -135,6 +143,7 @@ SWITCHES: tuple[Switch, ...] = (
         "latents read the words before the clip",
         ("model.modality_aggregation=text_first",),
         (QUESTIONS, REAL_QUESTIONS),
+        off=("model.modality_aggregation=joint",),
     ),
     Switch(
         "separate",
@@ -225,6 +234,7 @@ SWITCHES: tuple[Switch, ...] = (
         ("optimizer=muon",),
         EVERYWHERE,
         "came to AdamW's loss in about half of its FLOPs (language models, Liu et al. 2025)",
+        off=("optimizer=adamw",),
     ),
     Switch(
         "hard-negatives",
@@ -317,19 +327,29 @@ SWITCHES: tuple[Switch, ...] = (
 )
 
 
-def choose_switches(names: Sequence[str]) -> list[Switch]:
+def beside_recipes() -> list[Switch]:
+    """What can be tried beside the small recipes as they are: leaving out what they have, adding what they have not."""
+    return [
+        replace(one, name=f"without-{one.name}", idea=f"without: {one.idea}", overrides=one.off, claim="")
+        if one.off
+        else one
+        for one in SWITCHES
+    ]
+
+
+def choose_switches(names: Sequence[str], switches: Sequence[Switch] = SWITCHES) -> list[Switch]:
     """Those of these names, all where there are none; `a+b` is one that turns on both.
 
     Raises `UsageError` for a name that there is not, and for two that set the same.
     """
-    known = {switch.name: switch for switch in SWITCHES}
+    known = {switch.name: switch for switch in switches}
 
     def one(name: str) -> Switch:
         if name not in known:
             raise UsageError(f"only={name}: unknown, {did_you_mean(name, known)}")
         return known[name]
 
-    return [reduce(together, map(one, name.split(TOGETHER))) for name in names] or list(SWITCHES)
+    return [reduce(together, map(one, name.split(TOGETHER))) for name in names] or list(switches)
 
 
 def together(first: Switch, second: Switch) -> Switch:

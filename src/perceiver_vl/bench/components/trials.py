@@ -83,13 +83,15 @@ class Trial:
         return Row(name, tuple(runs), tests)
 
 
-def world_trials(steps: int | None = None, quick: bool = False) -> list[Trial]:
-    """Retrieval and questions of the generated world; steps: of the baseline (None: as in the recipes)."""
+def world_trials(steps: int | None = None, quick: bool = False, recipes: bool = False) -> list[Trial]:
+    """Retrieval and questions of the generated world; steps: of the baseline (None: as in the recipes); recipes: the
+    baseline is each recipe as it is, not the paper's model.
+    """
     clips = 16 if quick else TESTED
     small = (*_QUICK, "data.train.world.clips=32") if quick else ()
 
-    def recipe(name: str, *more: str) -> Recipe:
-        found = read_recipe(name, [*_SHARED, *_LAST, *_PLAIN, *more, *small])
+    def recipe(name: str, plain: tuple[str, ...], *few: str) -> Recipe:
+        found = read_recipe(name, [*_SHARED, *_LAST, *(() if recipes else (*_PLAIN, *plain)), *small, *few])
         found = replace(found, output=Path(), data=replace(found.data, validation=None))
         return found if steps is None else lasting(found, steps)
 
@@ -98,7 +100,7 @@ def world_trials(steps: int | None = None, quick: bool = False) -> list[Trial]:
         return DataSource(split="test", world=world), DataSource(split="validation", world=world)
 
     few = ["model.num_text_latents=2"] if quick else []
-    retrieval, questions = recipe("world", *_PLAIN_RETRIEVAL, *few), recipe("world_questions", *_PLAIN_QUESTIONS)
+    retrieval, questions = recipe("world", _PLAIN_RETRIEVAL, *few), recipe("world_questions", _PLAIN_QUESTIONS)
     figures = {"multi R@1": ("multi", "r1"), "mixed R@1": ("mixed", "r1"), "multi R@10": ("multi", "r10")}
     return [
         Trial(
@@ -109,7 +111,7 @@ def world_trials(steps: int | None = None, quick: bool = False) -> list[Trial]:
             score=Column("cascade R@1", ("cascade", "r1"), test="test"),
             beside=tuple(Column(title, path, test="test") for title, path in figures.items()),
             streams=_STREAMS,
-            frames=() if quick else (2, 4, 12),
+            frames=() if quick else (2, 8) if recipes else (2, 4, 12),
         ),
         Trial(
             QUESTIONS,
@@ -117,7 +119,7 @@ def world_trials(steps: int | None = None, quick: bool = False) -> list[Trial]:
             questions,
             held_out("frame"),
             score=Column("accuracy", ("accuracy",), test="test"),
-            frames=() if quick else (1, 4),
+            frames=() if quick else (2,) if recipes else (1, 4),
         ),
     ]
 
