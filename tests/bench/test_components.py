@@ -84,7 +84,7 @@ class TestSwitches:
             found, paper = trial.changed(without), REAL[trial.name].recipe
             assert found.optimizer == paper.optimizer
             differing = {key for key, value in paper.model.items() if found.model[key] != value}
-            assert differing == {"frame_class_token"} | ({"temporal_kernel"} if trial.name == QUESTIONS else set())
+            assert differing == {"frame_class_token"}
 
     @pytest.mark.parametrize("trial", world_trials(recipes=True), ids=lambda trial: trial.name)
     def test_beside_the_recipes_every_other_one_is_still_a_change(self, trial: Trial) -> None:

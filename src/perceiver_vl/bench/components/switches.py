@@ -330,7 +330,7 @@ SWITCHES: tuple[Switch, ...] = (
 def beside_recipes() -> list[Switch]:
     """What can be tried beside the small recipes as they are: leaving out what they have, adding what they have not."""
     return [
-        replace(one, name=f"without-{one.name}", idea=f"without: {one.idea}", overrides=one.off, claim="")
+        replace(one, name=f"without-{one.name}", idea=f"without: {one.idea}", overrides=one.off, trials=WORLD, claim="")
         if one.off
         else one
         for one in SWITCHES
