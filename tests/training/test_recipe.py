@@ -227,6 +227,25 @@ def test_what_a_section_says_is_said_alone(override: str, said: str) -> None:
     assert "Namespace" not in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("elastic.latents=few", "elastic.latents=few: need a whole number or null"),
+        ("optimizer=sgd", "optimizer=sgd: need 'adamw', 'adam', 'muon'"),
+        ("data.num_frames=x", "data.num_frames=x: need a whole number"),
+        ("data.train.world.clips=many", "data.train: world.clips=many: need a whole number"),
+        ("data.train=[{world: {clips: many}}]", "data.train[0]: world.clips=many: need a whole number"),
+        ("stages=[{steps: a}]", "stages.steps=a: need a whole number"),
+        ("data.cache=7", "data.cache=7: need true or false"),
+        ("initialise.model=[1]", "initialise.model=[1]: need a path or null"),
+        ("model=3", "model=3: need a mapping"),
+    ],
+)
+def test_a_value_of_another_kind_is_said_with_the_kinds_that_it_may_be_of(override: str, said: str) -> None:
+    with pytest.raises(UsageError, match=rf"^recipe \S+: {re.escape(said)}$"):
+        read_recipe("world", [override])
+
+
 @pytest.mark.parametrize("name", ["world", "world.yaml", "recipes/world.yaml"])
 def test_a_recipe_of_the_package_is_found_by_name_from_anywhere(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

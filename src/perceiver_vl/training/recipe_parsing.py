@@ -11,8 +11,14 @@ from perceiver_vl.utils.errors import UsageError
 from perceiver_vl.utils.text import did_you_mean
 
 Parsed = TypeVar("Parsed")
-# What a dataclass says that may also be left out, in the list of why a value is neither it nor None
-_REASON = re.compile(r"(?m)^\s+- (?!Expected |Does not validate|Problem with )(.+)$")
+# What jsonargparse says of a value: our own reasons in a list of why it is none of several kinds; or its key, below
+# those of the sections that it is in, then which kinds it may be of, and the value
+_REASON = re.compile(r"(?m)^\s+- (?!Expected |Does not validate|Problem with |Not of type )(.+)$")
+_KEY = re.compile(r'(?m)^( *)Parser key "([^"]+)":')
+_KIND = re.compile(r"(?:Expected (?:a )?<class '(?:\w+\.)*|Not of type )(\w+)|Expected a typing\.Literal\[(.+?)\]")
+_VALUE = re.compile(r"(?:Got|Given) value: (.*)")
+_IN_YAML = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "null"}
+_IN_YAML |= {"tuple": "a list", "list": "a list", "dict": "a mapping", "Path": "a path"}
 
 
 def parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
@@ -31,8 +37,24 @@ def parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
     except UsageError:
         raise
     except Exception as error:  # jsonargparse raises its own kinds, and what our dataclasses raise inside them
-        reasons = _REASON.findall(str(error))
-        raise UsageError(f"{where}: {'; '.join(reasons) or one_line(error)}") from error
+        reasons = "; ".join(_REASON.findall(str(error)))
+        raise UsageError(f"{where}: {reasons or _of_another_kind(str(error)) or one_line(error)}") from error
+
+
+def _of_another_kind(said: str) -> str | None:
+    """Which value is not of which kinds; None where that is not what was said."""
+    path: list[tuple[int, str]] = []
+    after = 0
+    for key in _KEY.finditer(said):
+        path = [one for one in path if one[0] < len(key[1])] + [(len(key[1]), key[2])]
+        after = key.end()
+    value = _VALUE.search(said, after)
+    if not path or value is None:
+        return None
+    kinds = dict.fromkeys(_IN_YAML.get(one, one) or choices for one, choices in _KIND.findall(said, after, value.end()))
+    if not kinds:
+        return None
+    return f"{'.'.join(name for _, name in path)}={value[1]}: need {' or '.join(kinds)}"
 
 
 def _refuse_unknown(kind: Any, values: dict[str, Any], where: str, section: str = "") -> None:
