@@ -1,15 +1,19 @@
 """`perceiver-vl serve` as a person starts it: an address, answers, and an end on SIGTERM that loses nothing."""
 
 import contextlib
+import http.client
+import json
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from command_line import ENVIRONMENT, PROGRAM, run_cli
@@ -87,6 +91,36 @@ def test_with_a_token_of_the_environment(index: Path) -> None:
         with pytest.raises(ServiceError, match="needs the token") as refused:
             Client(address).index()
         assert refused.value.status == 401
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, to make a certificate")
+def test_over_tls_from_any_address_with_the_token_that_it_prints(index: Path, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=videos.example -addext subjectAltName=DNS:localhost"
+    subprocess.run(
+        ["openssl", *words.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True, text=True
+    )
+    given = ("--tls-certificate", certificate, "--tls-key", key, "--host-name", "localhost")
+    with started("--index", index, "--host", "0.0.0.0", "--port", 0, *given) as (address, _):
+        found = urlsplit(address)
+        assert found.scheme == "https"
+        token = parse_qs(found.fragment or found.query)["token"][0]
+        trusted = ssl.create_default_context(cafile=certificate)
+
+        def ask(authorization: str) -> tuple[int, bytes]:
+            connection = http.client.HTTPSConnection("localhost", found.port, context=trusted)
+            words = {"query": "a red circle", "top": 1}
+            connection.request("POST", "/v1/search", json.dumps(words), {"Authorization": authorization})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+        wait_until(lambda: ask(f"Bearer {token}")[0] == 200)
+        assert json.loads(ask(f"Bearer {token}")[1])["hits"]
+        assert ask("Bearer another-token-of-some-length")[0] == 401
+        plain = http.client.HTTPConnection("localhost", found.port)
+        with pytest.raises((http.client.HTTPException, OSError)):
+            plain.request("GET", "/health/live")
+            plain.getresponse()
 
 
 def test_what_cannot_be_served_is_one_line(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
