@@ -68,7 +68,7 @@ def test_a_model_learns_what_it_is_shown_again_and_again(experts: int) -> None:
         model, examples = build(experts, 16), draw_examples(task, 4, 0)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         first = loss_of(model, task, examples).item()
-        for _ in range(50):  # at 25 one seed in ten is not there yet, at 50 all of ten are
+        for _ in range(50):  # of five seeds some need more than 25, none 50
             optimizer.zero_grad()
             loss_of(model, task, examples).backward()
             optimizer.step()
