@@ -16,6 +16,7 @@ from perceiver_vl import (
     PerceiverVLForImagesAndTextClassification,
     PerceiverVLForMultipleChoice,
     PerceiverVLForPreTraining,
+    PerceiverVLForRetrieval,
     PerceiverVLImageProcessor,
     PerceiverVLProcessor,
 )
@@ -125,6 +126,16 @@ def gradients(model: PerceiverVLPreTrainedModel, inputs: dict[str, Tensor]) -> d
     """What `squares` gives every parameter that takes part."""
     model.zero_grad()
     squares(outputs_of(model, inputs)).backward()
+    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+
+
+def gradients_of_all_streams(model: PerceiverVLForRetrieval) -> dict[str, Tensor]:
+    """What `squares` of a clip, of words, of both and of how they match give every parameter, in one backward pass."""
+    model.zero_grad()
+    inputs = tiny_inputs()
+    vision, text = model.encode_vision(inputs["pixel_values"]), model.encode_text(inputs["input_ids"])
+    both = model.match_jointly(inputs["input_ids"], pixel_values=inputs["pixel_values"])
+    squares((model.match(vision, text), both, vision, text)).backward()
     return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
 
 

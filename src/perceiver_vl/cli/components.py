@@ -79,7 +79,9 @@ def components(
         if name not in known:
             raise UsageError(f"tasks={name}: unknown, choose from {', '.join(known)}")
     if quick and not only:
-        switches = [switch for switch in switches if switch.name in ("patch-norm", "focal-weights")]
+        switches = [
+            switch for switch in switches if switch.name.removeprefix("without-") in ("patch-norm", "focal-weights")
+        ]
     again = ["perceiver-vl", "bench", "components", "--out", str(output), "--seeds", str(seeds)]
     given = (("--tasks", tasks), ("--steps", steps), ("--data", data), ("--vision", vision), ("--text", text))
     again += [word for name, value in given if value for word in (name, str(value))] + ["--recipes"] * recipes

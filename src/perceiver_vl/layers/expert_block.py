@@ -16,7 +16,8 @@ from perceiver_vl.layers.mlp import MLP
 class ExpertBlock(AttentionBlock):
     """An `AttentionBlock` of tokens that attend to themselves, each of whose linear maps is one of E, weighed: one gate
     chooses for the attention, another one for the MLP, and what they choose depends on attribute bits alone. It costs
-    what a block without experts costs, and the sums of weights.
+    what a block without experts costs, and the sums of weights. What was chosen stays in the block until it is called
+    again, so not by two threads at once.
 
     `gate_activation`, `gate_noise`: of `AttributeGate`. `block`: as of `AttentionBlock`.
     """

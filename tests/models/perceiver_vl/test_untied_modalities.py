@@ -26,9 +26,9 @@ from tiny import (
     checkpoint,
     differs,
     gradients,
+    gradients_of_all_streams,
     inputs_of,
     outputs_of,
-    squares,
     tiny_config,
     tiny_inputs,
     tiny_model,
@@ -137,18 +137,9 @@ def test_everything_learns_and_padding_says_nothing(changes: dict[str, Any], che
 
 def test_streams_apart_and_together_learn_under_checkpointing() -> None:
     model = tiny_model(PerceiverVLForRetrieval, **UNTIED, layer_drop=0.0).train()
-    inputs = tiny_inputs()
-
-    def all_streams() -> dict[str, Tensor]:
-        model.zero_grad()
-        vision, text = model.encode_vision(inputs["pixel_values"]), model.encode_text(inputs["input_ids"])
-        both = model.match_jointly(inputs["input_ids"], pixel_values=inputs["pixel_values"])
-        squares((model.match(vision, text), both, vision, text)).backward()
-        return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
-
-    wanted = all_streams()
+    wanted = gradients_of_all_streams(model)
     checkpoint(model, True, use_reentrant=False)
-    for name, value in all_streams().items():
+    for name, value in gradients_of_all_streams(model).items():
         assert_same(value, wanted[name])
 
 

@@ -325,8 +325,8 @@ class PerceiverVLConfig(PreTrainedConfig):
             raise UsageError(
                 f"caption_layers={self.caption_layers}: more than the {_MOST_LAYERS} layers that are built"
             )
-        copies = max(1, self.num_experts)
-        rows: dict[str, float] = {"hidden_size": layers * copies * (4 + 2 * self.intermediate_ratio) * self.hidden_size}
+        rows: dict[str, float] = {"hidden_size": layers * (4 + 2 * self.intermediate_ratio) * self.hidden_size}
+        rows["num_experts"] = self.num_experts * rows["hidden_size"]
         for name in ("vocab_size", "num_latents", "max_text_length", "max_frames", "type_vocab_size"):
             rows[name] = getattr(self, name)
         if self.vision_config is None:
