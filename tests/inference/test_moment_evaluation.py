@@ -59,7 +59,9 @@ def test_qvhighlights(model_folder: Path, videos: Path, tmp_path: Path) -> None:
     assert lines[3]["pred_relevant_windows"] == []
     assert "predictions" not in json.loads(json.dumps(found.to_dict()))
     other = evaluate_moments(model_folder, videos, annotations, segments=3, baselines=True)
-    assert {"whole video", "best fixed window", "windows of 3 s", "windows of 6 s"} < set(other.baselines)
+    assert {"whole video", "best fixed window", "segment by segment", "windows of 3 s", "windows of 6 s"} < set(
+        other.baselines
+    )
     assert set(other.baselines["windows of 3 s"].official) == set(other.figures.official)
     whole = other.baselines["whole video"]
     assert (whole.official["R1@0.3"], whole.official["mIoU"]) == (100, pytest.approx(44.44))

@@ -26,7 +26,7 @@ from perceiver_vl.search.calibrate import learn_length_weight
 from perceiver_vl.search.filters import Filters, quoted
 from perceiver_vl.search.moments import MomentOptions, MomentResult
 from perceiver_vl.search.searcher import Searcher
-from perceiver_vl.tasks.moment_baselines import trivial_figures
+from perceiver_vl.tasks.moment_baselines import joined_windows, trivial_figures
 from perceiver_vl.tasks.moment_metrics import (
     CORPUS_RANKS,
     MOST_WINDOWS,
@@ -48,7 +48,8 @@ _FIXED = (1, 2, 4, 8)
 @dataclass
 class MomentEvaluation:
     """The official figures, and of the whole corpus where that was asked for; `baselines`, where these were: of who
-    knows neither words nor video, and of the same model with windows of one length alone, 1, 2, 4 or 8 segments.
+    knows neither words nor video, and of the same model by each segment alone, neighbours joined, and with windows of
+    one length, 1, 2, 4 or 8 segments.
     `length_weight`: as it was learned. `without_video`: queries whose video is not there; they are unanswered.
     `predictions`: for the submission file.
     """
@@ -146,7 +147,7 @@ def evaluate_moments(
                 for query in queries
             }
             asked = _ask_corpus(searcher, queries, files, weight, bar) if corpus else None
-            beside = _baselines(searcher, queries, files, cut, bar) if baselines and not didemo else {}
+            beside = _baselines(searcher, queries, files, found, cut, bar) if baselines and not didemo else {}
     windows = {qid: _windows(result) for qid, result in found.items()}
     saliency = {qid: [point.score for point in _curve(result)] for qid, result in found.items()}
     if str(cut) not in ("2", "2.0"):
@@ -189,11 +190,23 @@ def _files_of(searcher: Searcher, queries: Sequence[MomentQuery]) -> dict[str, s
 
 
 def _baselines(
-    searcher: Searcher, queries: Sequence[MomentQuery], files: Mapping[str, str], cut: str | float, bar: ProgressBars
+    searcher: Searcher,
+    queries: Sequence[MomentQuery],
+    files: Mapping[str, str],
+    found: Mapping[str, MomentResult | None],
+    cut: str | float,
+    bar: ProgressBars,
 ) -> dict[str, MomentFigures]:
-    """Without words or video; and the best windows of so many segments, where these are of so many seconds."""
+    """Without words or video; segments of which each is scored by itself, joined; and the best windows of so many
+    segments, where these are of so many seconds.
+    """
     plain = [replace(query, saliency=None) for query in queries]
     figures = trivial_figures(plain)
+    joined = {
+        qid: joined_windows([(point.start, point.end, point.score) for point in _curve(result)])[:MOST_WINDOWS]
+        for qid, result in found.items()
+    }
+    figures["segment by segment"] = retrieval_figures(plain, joined, {})
     seconds = 0.0 if str(cut) == SCENES else float(cut)
     for count in _FIXED if seconds else ():
         around = (count - 0.5) * seconds, (count + 0.5) * seconds

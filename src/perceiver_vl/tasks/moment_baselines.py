@@ -1,4 +1,4 @@
-"""What answers every query of a benchmark alike, without the words or the video, reaches: figures to stand beside."""
+"""What answers without the words or the video, or looks at each segment by itself, reaches: figures to stand beside."""
 
 from collections.abc import Sequence
 
@@ -32,6 +32,24 @@ def trivial_figures(queries: Sequence[MomentQuery]) -> dict[str, MomentFigures]:
     ]
     guesses["best fixed window"] = max(every, key=lambda guess: retrieval_figures(known, guess, {}).official["mIoU"])
     return {name: retrieval_figures(known, guess, {}) for name, guess in guesses.items()}
+
+
+def joined_windows(curve: Sequence[Scored]) -> list[Scored]:
+    """Windows of who scores each segment of a video by itself, `curve` (start, end, score): neighbours that are all at
+    least half as far above the mean as the best is are one window, which scores as the best of them. Best first.
+    """
+    if not curve:
+        return []
+    scores = [score for _, _, score in curve]
+    level = min((sum(scores) / len(scores) + max(scores)) / 2, max(scores))  # rounded, half may be more than all
+    windows: list[Scored] = []
+    joins = False
+    for start, end, score in curve:
+        if score >= level:
+            before = windows.pop() if joins else (start, end, score)
+            windows.append((before[0], end, max(before[2], score)))
+        joins = score >= level
+    return sorted(windows, key=lambda window: -window[2])
 
 
 def _about(query: MomentQuery, place: float, length: float) -> Scored:
