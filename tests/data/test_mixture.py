@@ -293,6 +293,12 @@ def test_a_broken_clip_is_replaced_by_one_of_its_own_kind() -> None:
     assert [problem.file_name for item in range(9) for problem in examples[item].problems] == ["a2.mp4", "a5.jpg"]
 
 
+def test_a_source_gives_at_most_its_own_number_of_frames() -> None:
+    mixture = Mixture([World(clips=2, size=16), World(clips=2, size=16, seed=1), World(clips=2, size=16)], [1, None, 9])
+    assert [len(mixture.frames(index, 4)) for index in range(6)] == [1, 1, 4, 4, 4, 4]
+    assert np.array_equal(mixture.frames(1, 4), World(clips=2, size=16).frames(1, 1))
+
+
 def test_a_mixture_of_folders_and_the_world_decodes_what_it_says(tmp_path: Path) -> None:
     write_world(tmp_path, clips=3, num_frames=4, size=16)
     folder, world = FolderDataset(read_folder(tmp_path).records, (16, 16)), World(clips=2, size=16)

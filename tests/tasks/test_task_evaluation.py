@@ -151,6 +151,26 @@ def test_several_right_answers_to_an_open_question_are_all_right() -> None:
     assert list(result.by_kind) == ["other"]  # no question begins with what, who, how, when or where
 
 
+def test_an_open_question_with_choices_is_scored_among_them_too() -> None:
+    model, plain = model_of("question-answering"), records_of("question-answering", 6)
+    ranked = [sorted(ANSWERS, key=lambda name: -alone_by_name(model, record)[name]) for record in plain]
+    told = [
+        replace(record, answers=(order[1],), choices=(order[3], order[1], order[2], "never said"))
+        for record, order in zip(plain[:4], ranked, strict=False)
+    ]
+    told.append(replace(plain[4], answers=(ranked[4][2],), choices=(ranked[4][1], ranked[4][2])))
+    unknown = replace(plain[5], answers=(ranked[5][0],), choices=("never said", "nor this"))
+    result = evaluate("question-answering", [*told, unknown], model, num_frames=2, budget=BUDGET)
+    assert result.metrics == {"accuracy": pytest.approx(100 / 6), "accuracy_of_choices": pytest.approx(400 / 6)}
+    without = replace(unknown, choices=())  # counts for the first metric alone
+    result = evaluate("question-answering", [without, *told], model, num_frames=2, budget=BUDGET)
+    assert result.metrics == {"accuracy": pytest.approx(100 / 6), "accuracy_of_choices": pytest.approx(80)}
+
+
+def alone_by_name(model: Any, record: Record) -> dict[str, float]:
+    return dict(zip(ANSWERS, alone("question-answering", model, record), strict=True))
+
+
 def test_choices_without_questions_are_read_as_captions_are() -> None:
     model = model_of("multiple-choice")
     records = [replace(record, question=None) for record in records_of("multiple-choice")]

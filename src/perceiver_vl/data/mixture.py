@@ -28,10 +28,14 @@ Places = npt.NDArray[np.int64]
 
 
 class Mixture:
-    """Several sources as one: the clips of the first, then those of the second, and so on."""
+    """Several sources as one: the clips of the first, then those of the second, and so on.
 
-    def __init__(self, sources: Sequence[VideoDataset]) -> None:
+    num_frames: of the clips of each source at most so many are read, whatever is asked for (None: as many as that).
+    """
+
+    def __init__(self, sources: Sequence[VideoDataset], num_frames: Sequence[int | None] = ()) -> None:
         self.sources = list(sources)
+        self.num_frames = list(num_frames) or [None] * len(self.sources)
         self.ends = list(itertools.accumulate(len(source) for source in sources))
 
     def __len__(self) -> int:
@@ -50,7 +54,7 @@ class Mixture:
     def frames(self, index: int, num_frames: int, rng: np.random.Generator | None = None) -> Frames:
         """As its source gives them."""
         number, place = self.locate(index)
-        return self.sources[number].frames(place, num_frames, rng)
+        return self.sources[number].frames(place, min(num_frames, self.num_frames[number] or num_frames), rng)
 
     def frame_count(self, index: int) -> int | None:
         """As its source knows; None where it does not."""

@@ -193,7 +193,7 @@ def _baselines(
     searcher: Searcher,
     queries: Sequence[MomentQuery],
     files: Mapping[str, str],
-    found: Mapping[str, MomentResult | None],
+    answers: Mapping[str, MomentResult | None],
     cut: str | float,
     bar: ProgressBars,
 ) -> dict[str, MomentFigures]:
@@ -204,7 +204,7 @@ def _baselines(
     figures = trivial_figures(plain)
     joined = {
         qid: joined_windows([(point.start, point.end, point.score) for point in _curve(result)])[:MOST_WINDOWS]
-        for qid, result in found.items()
+        for qid, result in answers.items()
     }
     figures["segment by segment"] = retrieval_figures(plain, joined, {})
     seconds = 0.0 if str(cut) == SCENES else float(cut)

@@ -96,7 +96,9 @@ class ExampleTask(Task[TaskResult]):
 
     @abstractmethod
     def score(self, record: Record, answer: Any, config: PerceiverVLConfig) -> dict[str, float]:
-        """What a labelled record with an answer adds to each metric that is the mean over all examples."""
+        """What a labelled record with an answer adds to each metric that is a mean over the examples: to the first over
+        all, to others over those that add to it.
+        """
 
     def group_metrics(self, records: Sequence[Record], scores: Sequence[float]) -> dict[str, float]:
         """Metrics that are no such mean, from labelled records and the first score of each."""
@@ -234,7 +236,8 @@ class ExampleTask(Task[TaskResult]):
         """The metrics of labelled records; nothing of none."""
         if not scored:
             return {}
-        columns = {name: [one.scores[name] for one in scored] for name in scored[0].scores}
+        names = dict.fromkeys(name for one in scored for name in one.scores)
+        columns = {name: [one.scores[name] for one in scored if name in one.scores] for name in names}
         means = {name: sum(column) / len(column) for name, column in columns.items()}
         return means | self.group_metrics([one.record for one in scored], columns[self.metrics[0]])
 

@@ -59,7 +59,8 @@ class QuestionAnswering(QuestionTask):
 
     Examples: a clip or image, a question, its answer. Head: one logit an answer, of the most frequent ones of training.
     Loss: cross-entropy, an answer that the model does not have counting for nothing. Metric: accuracy, the answer as it
-    is written, by the question's first word. Submission: JSON of `id` and `answer`, as the authors of MSVD-QA write it
+    is written, by the question's first word; where records have choices, `accuracy_of_choices` too: the likeliest of
+    these is right. Submission: JSON of `id` and `answer`, as the authors of MSVD-QA write it
     (github.com/xudejing/video-question-answering).
     """
 
@@ -90,7 +91,12 @@ class QuestionAnswering(QuestionTask):
         return config.id2label[label], label, probabilities(logits, each_by_itself)[label].item()
 
     def score(self, record: Record, logits: Tensor, config: PerceiverVLConfig) -> dict[str, float]:
-        return {"accuracy": 100.0 * (config.id2label[int(logits.argmax())] in record.answers)}
+        scores = {"accuracy": 100.0 * (config.id2label[int(logits.argmax())] in record.answers)}
+        if record.choices:
+            choices = [config.label2id[one] for one in record.choices if one in config.label2id]
+            best = max(choices, key=lambda label: float(logits[label]), default=None)
+            scores["accuracy_of_choices"] = 100.0 * (best is not None and config.id2label[best] in record.answers)
+        return scores
 
     def kinds(self, record: Record) -> tuple[str, ...]:
         """The benchmark's type of question, else the question's first word."""

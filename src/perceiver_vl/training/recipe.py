@@ -80,6 +80,7 @@ class DataSource:
     shards: a folder or URL that `data shard` wrote.
     weight: how often batches of this source come, beside the other sources' weights; None, for all of them: as many
     batches as it has clips.
+    num_frames: that are read of each of its clips, where that is less than `data.num_frames`.
     """
 
     folder: Path | None = None
@@ -91,6 +92,7 @@ class DataSource:
     moments: Path | None = None
     shards: str | None = None
     weight: float | None = None
+    num_frames: int | None = None
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.folder, self.world, self.shards)) != 1:
@@ -137,6 +139,13 @@ class Data:
             raise UsageError(f"data.train[{weighted.index(False)}]: no weight, give one to every source or to none")
         if self.num_frames < 1:
             raise UsageError(f"data.num_frames={self.num_frames}: need at least one frame")
+        for source in (*self.train, *([self.validation] if self.validation else [])):
+            if source.num_frames is not None and not 1 <= source.num_frames <= self.num_frames:
+                raise UsageError(
+                    f"data: num_frames={source.num_frames}: of a source, need 1 to {self.num_frames}, data.num_frames"
+                )
+            if source.num_frames is not None and self.stretch is not None:
+                raise UsageError("data: num_frames of a source: its segments have data.num_frames, leave it out")
         if self.bucket < 0:
             raise UsageError(f"data.bucket={self.bucket}: need a number of batches, or 0")
         check_share(self.max_failed_fraction, "data.max_failed_fraction")
@@ -378,6 +387,7 @@ class Recipe:
             ("encoders.text_blocks", self.encoders.text_blocks > 0),
             ("encoders.text_lora", self.encoders.text_lora > 0),
             ("evaluation", self.evaluation != Evaluation(batch_size=self.evaluation.batch_size)),
+            ("data: num_frames of a source", any(source.num_frames for source in self.data.train)),
         ):
             if unused:
                 but = " but batch_size" if name == "evaluation" else ""

@@ -119,7 +119,7 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
                     f"data: {split.folder}: features of frozen frames, which no augmentation and no tuning of the "
                     "encoder can change; leave those out, or name the media"
                 )
-            check_features(split.folder, model, processor, data.num_frames)
+            check_features(split.folder, model, processor, split.num_frames or data.num_frames)
     for split in data.train if data.stretch is not None else ():
         if split.shards is not None:
             raise UsageError(f"data: shards={split.shards}: hold clips, moments are learned from videos in a folder")
@@ -227,7 +227,7 @@ def open_training(
             source, left = open_split(split, data.augmentation.decoding_size(size), data, task, known, need)
         sources.append(source)
         problems += left
-    return Mixture(sources), problems
+    return Mixture(sources, [split.num_frames for split in data.train]), problems
 
 
 def lacks_of(recipe: Recipe) -> SkipReason:
