@@ -402,9 +402,12 @@ def test_a_dry_run_of_pre_training_from_the_command_line(
 # --- The recipes of the project ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["world_questions", "world_choices", "world_pairs", "world_captions"])
+@pytest.mark.parametrize("name", ["world_questions", "world_actions", "world_pairs", "world_captions"])
 def test_the_small_recipes_of_tasks_train(name: str, tmp_path: Path) -> None:
-    data = ["data.train.world.clips=40", "data.validation.world.clips=6", f"output={tmp_path / 'run'}"]
+    sources = len(read_recipe(RECIPES / f"{name}.yaml").data.train)
+    of_each = [f"data.train.{number}" for number in range(sources)] if sources > 1 else ["data.train"]
+    data = [f"{one}.world.clips=40" for one in of_each]
+    data += ["data.validation.world.clips=6", f"output={tmp_path / 'run'}"]
     some = [*SHORT, *HERE, "training.eval_strategy=no", "training.load_best_model_at_end=false"]
     recipe = read_recipe(RECIPES / f"{name}.yaml", [*data, *SMALL, *some])
     result = train(recipe, progress=False)
