@@ -11,7 +11,7 @@ from perceiver_vl import PerceiverVLConfig, PerceiverVLForQuestionAnswering
 from perceiver_vl.bench.joint_transformer import replace_encoder
 from perceiver_vl.bench.learning.costs import costs_section, measure_costs
 from perceiver_vl.bench.learning.parts import Column, Part, Row, Table
-from perceiver_vl.bench.learning.recipes import FULL, QUICK, world_recipe
+from perceiver_vl.bench.learning.recipes import FULL, QUICK, small_recipe
 from perceiver_vl.bench.learning.report import measure_learning
 from perceiver_vl.bench.learning.runs import JOINT, OURS, Run, RunResult, Test, digest, load_model, make_runs
 from perceiver_vl.bench.learning.single_stream import rank_jointly
@@ -24,18 +24,20 @@ from perceiver_vl.training.recipe import DataSource, WorldSplit
 from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_blocks": 2, "num_latents": 4, "num_text_latents": 2}
+SMALLER = [f"model.{name}={value}" for name, value in SMALL.items()] + ["training.per_device_train_batch_size=4"]
 ASKED = Test("asked", DataSource(split="test", world=WorldSplit(clips=16, task="frame")), 1)
 FOUND = Test("found", DataSource(split="test", world=WorldSplit(clips=16)), 2, streams=("multi", "single"))
 
 
 def retrieval(steps: int = 2, **how: object) -> Run:
-    recipe = world_recipe(QUICK, 100, clips=3200, frames=2, model=SMALL, per_device_train_batch_size=4)
+    few = ["data.train.world.clips=3200", "data.num_frames=2", "model.patch_size=16", "training.max_steps=400"]
+    recipe = small_recipe(QUICK, "world", [*SMALLER, *few])
     return replace(Run("found", replace(recipe, training=recipe.training | {"max_steps": steps})), **how)
 
 
 def questions(**how: object) -> Run:
-    small: dict[str, object] = {"model": SMALL, "per_device_train_batch_size": 4}
-    recipe = world_recipe(QUICK, 400, ("frame",), "question-answering", clips=6400, frames=1, **small)
+    few = ["data.train.world.clips=6400", "model.patch_size=16", "training.max_steps=400"]
+    recipe = small_recipe(QUICK, "world_questions", [*SMALLER, *few])
     return replace(Run("asked", recipe, tests=(ASKED,)), **how)
 
 

@@ -365,6 +365,9 @@ def test_the_papers_adam_decays_weights_in_the_gradient(tmp_path: Path) -> None:
     assert (models["adam"][name] - models["adamw"][name]).abs().max() > 1e-3
 
 
+TEMPORAL = "perceiver_vl.embeddings.vision.temporal_embeddings"
+
+
 # --- Starting from another model ------------------------------------------------------------------------------------
 
 
@@ -383,6 +386,26 @@ def test_a_run_can_go_on_from_another_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^initialise.model=[^\n]+does not fit[^\n]+$"):
         train(read_recipe(tmp_path / "recipe.yaml", ["model.hidden_size=32", f"output={tmp_path / 'third'}"]))
     assert not (tmp_path / "third").exists()
+
+
+def test_a_model_of_few_frames_goes_on_with_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sincos = ["model.sincos_positions=0.5", "training.max_steps=1"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe(tmp_path / "first")))
+    train(read_recipe(tmp_path / "recipe.yaml", sincos), progress=False)
+    few = weights(tmp_path / "first")
+    most = len(few[TEMPORAL])
+    more = [*sincos, f"model.max_frames={2 * most}", f"initialise.model={tmp_path / 'first'}"]
+    more += [f"output={tmp_path / 'second'}", "training.learning_rate=0"]
+    train(read_recipe(tmp_path / "recipe.yaml", more), progress=True)
+    assert f"has no frames above {most}: starts fresh" in capsys.readouterr().err
+    many = weights(tmp_path / "second")
+    assert torch.equal(many[TEMPORAL][:most], few[TEMPORAL])
+    assert len(many.pop(TEMPORAL)) == 2 * most
+    del few[TEMPORAL]
+    assert_equal(many, few)
+    fewer = [f"model.max_frames={most - 1}", f"initialise.model={tmp_path / 'first'}", f"output={tmp_path / 'third'}"]
+    with pytest.raises(UsageError, match=r"does not fit.*temporal_embeddings is"):
+        train(read_recipe(tmp_path / "recipe.yaml", [*sincos, *fewer]))
 
 
 def test_a_run_starts_from_a_vit_and_a_bert(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ class JointTransformer(nn.Module):
         super().__init__()
         self.class_token = nn.Parameter(torch.zeros(config.hidden_size))
         self.blocks = nn.ModuleList(
-            AttentionBlock(**block_arguments(config), norm_inputs=True) for _ in range(num_layers)
+            AttentionBlock(**block_arguments(config), norm_inputs=True, qk_norm=config.qk_norm)
+            for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 

@@ -26,6 +26,8 @@ from perceiver_vl.training.stages import part_of
 from perceiver_vl.utils.console import quiet
 from perceiver_vl.utils.errors import UsageError, within
 
+_OF_FRAMES = "temporal_embeddings"
+"""Tables of a row for each frame: where a recipe has more frames, those that a model knows are as they were."""
 _OF_ITS_TEACHER = re.compile(r"(^|\.)(text|contrastive)")
 
 
@@ -92,8 +94,8 @@ def _model_of(
     config: PerceiverVLConfig,
     latents: Literal["fresh", "interpolate"],
 ) -> tuple[PerceiverVLPreTrainedModel, list[str]]:
-    """The model of a folder with the recipe's changes to its configuration, another number of latents and other labels
-    among them, and the names of its parts that are new.
+    """The model of a folder with the recipe's changes to its configuration, another number of latents, more frames and
+    other labels among them, and the names of its parts that are new.
     """
     own = PerceiverVLConfig.from_pretrained(folder)
     kept = ("num_latents", "num_text_latents", "id2label", "label2id", "problem_type")
@@ -106,20 +108,39 @@ def _model_of(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
+    known, longer = None, []
     for name, theirs, ours in loading["mismatched_keys"]:
-        if part_of(name) not in ("heads", "base_answers", "bridge", "language_model"):  # of another task: starts fresh
+        if name.endswith(_OF_FRAMES) and theirs[0] < ours[0] and theirs[1:] == ours[1:]:
+            known = known or _quietly_loaded(kind, folder)
+            with torch.no_grad():
+                model.get_parameter(name)[: theirs[0]] = known.get_parameter(name)
+            longer.append(name)
+        elif part_of(name) not in (
+            "heads",
+            "base_answers",
+            "bridge",
+            "language_model",
+        ):  # of another task: starts fresh
             raise UsageError(
                 f"initialise.model={folder}: does not fit the recipe's model: {name} is {tuple(theirs)}, "
                 f"need {tuple(ours)}"
             )
-    new = *loading["missing_keys"], *(one[0] for one in loading["mismatched_keys"])
+    new = {*loading["missing_keys"], *(one[0] for one in loading["mismatched_keys"])} - {*longer}
     fresh = {name.split(".")[-1 if name.endswith(".length_weight") else 0] for name in new}
+    if longer:
+        fresh.add(f"frames above {own.max_frames}")
     if config.num_latents != own.num_latents:
         model.resize_latents(config.num_latents, latents)
     model.config.num_text_latents, model.config.problem_type = config.num_text_latents, config.problem_type
     if config.id2label != own.id2label:
         fresh |= _rename_labels(model, config)
     return model, sorted(fresh)
+
+
+def _quietly_loaded(kind: type[PerceiverVLPreTrainedModel], folder: Path) -> PerceiverVLPreTrainedModel:
+    with quiet():
+        model: PerceiverVLPreTrainedModel = kind.from_pretrained(folder)
+    return model
 
 
 def _rename_labels(model: PerceiverVLPreTrainedModel, config: PerceiverVLConfig) -> set[str]:

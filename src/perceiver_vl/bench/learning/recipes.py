@@ -1,17 +1,17 @@
-"""What is trained on the generated world, and what all trainings of this folder share.
+"""What is trained on the generated world: the small recipes that come with the package, and these with one thing
+changed; and what trainings on real data share.
 
-Sizes are such that a run takes minutes on two cores: 64 wide, 3 blocks, 16 latents, frames of 64 × 64 pixels in 16
-patches. Each training example is met a few times at most, so that what differs is how fast a model learns, not how
-much it remembers.
+Each training example is met once or a few times, so that what differs is how fast a model learns, not how much it
+remembers.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from perceiver_vl.bench.learning.runs import OURS, Architecture, Run, Test
-from perceiver_vl.training.objectives import Objectives
-from perceiver_vl.training.recipe import Data, DataSource, Evaluation, Recipe, WorldSplit
+from perceiver_vl.training.recipe import DataSource, Recipe, WorldSplit, read_recipe
 
 MODEL: dict[str, Any] = {
     "hidden_size": 64,
@@ -28,6 +28,7 @@ MODEL: dict[str, Any] = {
     "initializer_range": 0.17,
     "latent_initializer_range": 0.1,
 }
+"""Of every model on real data, which has seen nothing before."""
 TRAINING: dict[str, Any] = {
     "per_device_train_batch_size": 64,
     "lr_scheduler_type": "cosine",
@@ -38,13 +39,15 @@ TRAINING: dict[str, Any] = {
     "logging_steps": 50,
     "report_to": "none",
 }
-"""Of every run; those on the world and on real data have more."""
-_WORLD_TRAINING = {"weight_decay": 0.05, "eval_strategy": "no", "save_steps": 250}
-OBJECTIVES = Objectives({"vtc": 1, "ttc": 0.3, "mixed_vtc": 0.7, "vtm": 0.1, "mlm": 0}, joint_share=0.125)
-FRAMES, MANY_FRAMES = 4, 8
-OPEN_TASKS = ("frame", "yesno", "image")
-CHOICE_TASKS = ("action", "transition")
-_SMALL_PATCHES = {"patch_size": 8}
+"""Of every run on real data."""
+UNVALIDATED = (
+    *("training.eval_strategy=no", "training.load_best_model_at_end=false", "training.save_steps=250"),
+    *("training.report_to=none", "training.logging_steps=50", "evaluation.batch_size=50"),
+)
+"""Of a recipe whose last model is tested, none being chosen."""
+OPEN_TASKS = ("frame", "yesno", "action", "transition")
+SHORT = ("data.num_frames=2", "training.max_steps=600")
+"""Of retrieval where one thing is changed at a time: half the frames cost half, and are learned from sooner."""
 _MIN_CLIPS = 64  # a batch
 
 
@@ -64,85 +67,76 @@ class Scale:
         return max(min(full, _MIN_CLIPS), round(full * self.factor))
 
 
-FULL, QUICK = Scale(), Scale(0.005, (0,))
+FULL, QUICK = Scale(), Scale(0.002, (0,))
 
 
-def world_recipe(
-    scale: Scale,
-    steps: int,
-    tasks: tuple[str, ...] = ("captions",),
-    task: str | None = None,
-    *,
-    clips: int = 20_000,
-    frames: int = FRAMES,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-    model: dict[str, Any] | None = None,
-    objectives: Objectives = OBJECTIVES,
-    **training: Any,
-) -> Recipe:
-    """A recipe on clips of the world, `clips` of each of `tasks`."""
-    train = tuple(DataSource(world=WorldSplit(clips=scale.clips(clips), seed=seed, task=one)) for one in tasks)
-    given = {"max_steps": scale.steps(steps), "learning_rate": learning_rate, "seed": seed, **training}
-    return Recipe(
+def small_recipe(scale: Scale, name: str, overrides: Sequence[str] = (), seed: int = 0) -> Recipe:
+    """One of the recipes that come with the package, with `overrides` as on the command line, and not validated."""
+    found = read_recipe(name, [*UNVALIDATED, *overrides])
+    train = tuple(
+        split
+        if split.world is None
+        else replace(split, world=replace(split.world, clips=scale.clips(split.world.clips)))
+        for split in found.data.train
+    )
+    return replace(
+        found,
         output=Path(),
-        data=Data(train=train, num_frames=frames, sampling="uniform", cache=True),
-        model=MODEL | (model or {}),
-        objectives=objectives if task is None else Objectives(),
-        evaluation=Evaluation(batch_size=50),
-        training=TRAINING | _WORLD_TRAINING | given,
-        task=task,
+        data=replace(found.data, train=train, validation=None),
+        training=found.training | {"max_steps": scale.steps(found.training["max_steps"]), "seed": seed},
     )
 
 
 def world_test(
-    scale: Scale, task: str, clips: int, *, split: str = "test", frames: int = FRAMES, name: str = "", **options: Any
+    scale: Scale, task: str, clips: int, *, split: str = "test", frames: int, name: str = "", **options: Any
 ) -> Test:
     """A test on `clips` clips of the world that no training has seen; options: more of `Test`."""
     world = WorldSplit(clips=scale.clips(clips), task=task)
     return Test(name or task, DataSource(split=split, world=world), frames, **options)
 
 
-def retrieval_run(scale: Scale, architecture: Architecture = OURS, *, steps: int = 600, **changes: Any) -> Run:
-    """Retrieval of captioned clips; changes: of `world_recipe`."""
-    recipe = world_recipe(scale, steps, clips=8000, learning_rate=2.5e-3, **changes)
-    return Run(_name("retrieval", architecture, changes), recipe, architecture)
+def retrieval_run(scale: Scale, *overrides: str, architecture: Architecture = OURS, seed: int = 0) -> Run:
+    """Retrieval of captioned clips, by `recipes/world.yaml`."""
+    recipe = small_recipe(scale, "world", overrides, seed)
+    return Run(_name("retrieval", architecture, overrides, seed), recipe, architecture)
 
 
-def open_run(scale: Scale, architecture: Architecture = OURS, **model: Any) -> Run:
-    """Open questions of three kinds at once; model: changes of its configuration."""
-    recipe = world_recipe(scale, 2500, OPEN_TASKS, "question-answering", frames=2, model=_SMALL_PATCHES | model)
-    return Run(_name("open questions", architecture, model), recipe, architecture)
+def frame_run(scale: Scale, *overrides: str, architecture: Architecture = OURS) -> Run:
+    """What a frame shows, by `recipes/world_questions.yaml`, from the model that retrieves."""
+    recipe, start = small_recipe(scale, "world_questions", overrides), retrieval_run(scale, architecture=architecture)
+    return Run(_name("questions about a frame", architecture, overrides), recipe, architecture, start)
+
+
+def action_run(scale: Scale, architecture: Architecture = OURS) -> Run:
+    """What things do, yes or no, before and after, by `recipes/world_actions.yaml`, from the model that answers of
+    frames.
+    """
+    recipe = small_recipe(scale, "world_actions")
+    return Run(_name("actions", architecture), recipe, architecture, frame_run(scale, architecture=architecture))
 
 
 def count_run(scale: Scale, architecture: Architecture = OURS) -> Run:
-    """How many times, how many."""
-    recipe = world_recipe(scale, 1500, ("count",), "counting", frames=MANY_FRAMES)
-    return Run(_name("counting", architecture), recipe, architecture)
-
-
-def choice_run(scale: Scale, architecture: Architecture = OURS) -> Run:
-    """One of five doings, from the model that retrieves: choosing is matching."""
-    batch: dict[str, Any] = {"per_device_train_batch_size": 32}
-    recipe = world_recipe(scale, 300, CHOICE_TASKS, "multiple-choice", frames=MANY_FRAMES, **batch)
-    return Run(_name("choices", architecture), recipe, architecture, start=retrieval_run(scale, architecture))
+    """How many times, how many: a number, from the model that knows what things do."""
+    counted = "data.train={world: {task: count, clips: 40000, fewest_things: 1}}"
+    recipe = small_recipe(scale, "world_actions", ["task=counting", counted, "training.max_steps=1500"])
+    return Run(_name("counting", architecture), recipe, architecture, action_run(scale, architecture))
 
 
 def pair_run(scale: Scale, architecture: Architecture = OURS) -> Run:
-    """Statements about two pictures, from the model that answers open questions."""
-    recipe = world_recipe(scale, 600, ("pairs",), "nlvr2", frames=1, model=_SMALL_PATCHES)
-    return Run(_name("pairs", architecture), recipe, architecture, start=open_run(scale, architecture))
+    """Statements about two pictures, by `recipes/world_pairs.yaml`, from the model that answers of frames."""
+    recipe = small_recipe(scale, "world_pairs")
+    return Run(_name("pairs", architecture), recipe, architecture, frame_run(scale, architecture=architecture))
 
 
 def long_run(scale: Scale, frames: int, start: Run | None) -> Run:
-    """Questions about an event of a minute, which 32 frames always show."""
-    steps, model = 1000 if frames < 50 else 300, {"max_frames": 64}
-    batch: dict[str, Any] = {"per_device_train_batch_size": 32}
-    recipe = world_recipe(
-        scale, steps, ("long",), "question-answering", clips=4000, frames=frames, model=model, **batch
-    )
-    return Run(f"long clips, {frames} frames", recipe, start=start)
+    """Questions about an event of a minute, which 32 frames always show; start: a model of fewer frames."""
+    overrides = [
+        "data.train={world: {task: long, clips: 4000}}",
+        *(f"data.num_frames={frames}", "model.max_frames=64", "training.per_device_train_batch_size=16"),
+        f"training.max_steps={1000 if frames < 50 else 300}",
+    ]
+    return Run(f"long clips, {frames} frames", small_recipe(scale, "world_actions", overrides), start=start)
 
 
-def _name(what: str, architecture: Architecture, changes: dict[str, Any] | None = None) -> str:
-    return ", ".join([what, architecture, *(f"{name}={value}" for name, value in (changes or {}).items())])
+def _name(what: str, architecture: Architecture, overrides: Sequence[str] = (), seed: int = 0) -> str:
+    return ", ".join([what, architecture, *overrides, *([f"seed {seed}"] if seed else [])])
