@@ -174,6 +174,17 @@ def test_an_answer_that_the_model_does_not_have_counts_for_nothing() -> None:
     torch.testing.assert_close(task_loss(model, both), task_loss(model, known), rtol=1e-4, atol=1e-4)
 
 
+def test_of_several_answers_to_an_open_question_what_most_said_is_learned() -> None:
+    said = (("blue", "red", "red"), ("green", "blue"), ("odd", "odd", "no"), ("odd",))
+    plain = records_of("question-answering", 4)
+    records = [replace(record, answers=answers) for record, answers in zip(plain, said, strict=True)]
+    task, config = example_task_of("question-answering"), model_of("question-answering").config
+    labels = task.training_inputs(records, PROCESSOR, config)["labels"]
+    named = [config.id2label[label] if label >= 0 else None for label in labels.tolist()]
+    assert named == ["red", "green", "no", None]
+    assert task.head(records)["id2label"] == {0: "odd", 1: "red", 2: "green"}
+
+
 def test_heads_by_hand() -> None:
     def record(**said: Any) -> Record:
         return Record("0.mp4", Path("0.mp4"), **said)

@@ -74,16 +74,17 @@ class QuestionAnswering(QuestionTask):
         return bool(record.answers)
 
     def head(self, records: Iterable[Record]) -> dict[str, Any]:
-        answers = frequent_answers((answer for record in records for answer in record.answers[:1]), MOST_ANSWERS)
+        said = (majority_answer(record.answers) for record in records if record.answers)
+        answers = frequent_answers(said, MOST_ANSWERS)
         return _head_of(answers, "single_label_classification")
 
     def check_head(self, config: PerceiverVLConfig, records: Sequence[Record]) -> None:
         self._check_answers(config, {answer for record in records for answer in record.answers})
 
     def targets(self, records: Sequence[Record], config: PerceiverVLConfig) -> Tensor:
-        """int64 `(B,)`: the first answer that the model has, -100 where it has none."""
-        labels = [[config.label2id[one] for one in record.answers if one in config.label2id] for record in records]
-        return torch.tensor([of_one[0] if of_one else -100 for of_one in labels])
+        """int64 `(B,)`: of the answers that the model has what most said, the first of as many; -100 where it has none."""
+        known = [[one for one in record.answers if one in config.label2id] for record in records]
+        return torch.tensor([config.label2id[majority_answer(answers)] if answers else -100 for answers in known])
 
     def predict(self, record: Record, logits: Tensor, config: PerceiverVLConfig) -> tuple[str, int, float]:
         each_by_itself = config.problem_type == "multi_label_classification"

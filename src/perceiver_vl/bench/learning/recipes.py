@@ -45,7 +45,7 @@ UNVALIDATED = (
     *("training.report_to=none", "training.logging_steps=50", "evaluation.batch_size=50"),
 )
 """Of a recipe whose last model is tested, none being chosen."""
-OPEN_TASKS = ("frame", "yesno", "action", "transition")
+OPEN_TASKS = ("frame", "image", "yesno", "action", "transition")
 SHORT = ("data.num_frames=2", "training.max_steps=600")
 """Of retrieval where one thing is changed at a time: half the frames cost half, and are learned from sooner."""
 _MIN_CLIPS = 64  # a batch
@@ -123,9 +123,9 @@ def count_run(scale: Scale, architecture: Architecture = OURS) -> Run:
 
 
 def pair_run(scale: Scale, architecture: Architecture = OURS) -> Run:
-    """Statements about two pictures, by `recipes/world_pairs.yaml`, from the model that answers of frames."""
+    """Statements about two pictures, by `recipes/world_pairs.yaml`, from the model that knows how many there are."""
     recipe = small_recipe(scale, "world_pairs")
-    return Run(_name("pairs", architecture), recipe, architecture, frame_run(scale, architecture=architecture))
+    return Run(_name("pairs", architecture), recipe, architecture, action_run(scale, architecture))
 
 
 def long_run(scale: Scale, frames: int, start: Run | None) -> Run:

@@ -28,7 +28,7 @@ RETRIEVAL_COLUMNS = (
     Column("single R@1", ("single", "r1"), test="single"),
 )
 _SHORT_NOTE = "Two frames of each clip, and fewer steps than in the recipe."
-CHANCE = {"frame": 22, "yesno": 50, "count": 30, "action": 23, "transition": 23, "pairs": 50, "long": 28}
+CHANCE = {"frame": 22, "image": 35, "yesno": 50, "count": 30, "action": 23, "transition": 23, "pairs": 50, "long": 28}
 """The best of guessers that do not know which thing is meant, in per cent, over all kinds (docs/world.md)."""
 
 
@@ -79,8 +79,8 @@ def against_joint_transformer(scale: Scale) -> Part:
         (Column("accuracy", ("accuracy",)), Column("of five choices", ("accuracy_of_choices",)), *trained),
         first="asked, model",
         notes=(
-            "Each from the model before it: what retrieves, what answers of a frame, then, of one model, yes or no and "
-            "what things do, and what counts; pairs start from what answers of a frame.",
+            "Each from the model before it: what retrieves, what answers of a frame, then one model for pictures, yes or "
+            "no and what things do, and from that what counts and what judges pairs.",
             "Who does not know which thing is meant is right in "
             + ", ".join(f"{share} % of {task}" for task, share in CHANCE.items() if task != "long")
             + " at best.",
