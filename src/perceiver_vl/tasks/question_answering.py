@@ -82,7 +82,9 @@ class QuestionAnswering(QuestionTask):
         self._check_answers(config, {answer for record in records for answer in record.answers})
 
     def targets(self, records: Sequence[Record], config: PerceiverVLConfig) -> Tensor:
-        """int64 `(B,)`: of the answers that the model has what most said, the first of as many; -100 where it has none."""
+        """int64 `(B,)`: of the answers that the model has the one that most said, or the first of these; -100 where it
+        has none.
+        """
         known = [[one for one in record.answers if one in config.label2id] for record in records]
         return torch.tensor([config.label2id[majority_answer(answers)] if answers else -100 for answers in known])
 

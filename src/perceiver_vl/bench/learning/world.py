@@ -79,8 +79,8 @@ def against_joint_transformer(scale: Scale) -> Part:
         (Column("accuracy", ("accuracy",)), Column("of five choices", ("accuracy_of_choices",)), *trained),
         first="asked, model",
         notes=(
-            "Each from the model before it: what retrieves, what answers of a frame, then one model for pictures, yes or "
-            "no and what things do, and from that what counts and what judges pairs.",
+            "Each from the model before it: what retrieves, what answers of a frame, then one model for pictures, yes "
+            "or no and what things do, and from that what counts and what judges pairs.",
             "Who does not know which thing is meant is right in "
             + ", ".join(f"{share} % of {task}" for task, share in CHANCE.items() if task != "long")
             + " at best.",
