@@ -11,6 +11,7 @@ import torch
 from perceiver_vl import PerceiverVLError, PerceiverVLForRetrieval, PerceiverVLProcessor, UsageError
 from perceiver_vl.data.open import open_dataset
 from perceiver_vl.data.synthetic.sounds import SoundWorld, write_sounds_world
+from perceiver_vl.media.sound import write_wav
 from perceiver_vl.models.loading import load_retriever
 from perceiver_vl.models.perceiver_vl.flops import (
     cached_vision_flops,
@@ -101,6 +102,22 @@ def test_a_damaged_file_is_left_out_and_counted(tmp_path: Path) -> None:
     assert result.retrieval.clips == 3
     with pytest.raises(PerceiverVLError, match=r"000003.wav"):
         train(recipe_of(tmp_path / "strict", **(changes | {"data": data | {"strict": True}})), progress=False)
+
+
+def test_sounds_of_a_moment_are_left_out_and_counted(tmp_path: Path) -> None:
+    write_sounds_world(tmp_path / "sounds", 28, held_out=4)
+    for name in ("train/000003", "validation/000001"):
+        write_wav(tmp_path / "sounds" / "sounds" / f"{name}.wav", np.zeros(10), 8000)
+    folder = str(tmp_path / "sounds")
+    data = {"train": {"folder": folder, "split": "train"}, "validation": {"folder": folder, "split": "validation"}}
+    changes = OF_SOUNDS | {"data": data | {"num_frames": 1, "max_failed_fraction": 0.5}, "training": {"max_steps": 6}}
+    result = train(recipe_of(tmp_path / "run", **changes), progress=False)
+    assert {str(skipped) for skipped in result.skipped} == {
+        "sounds/train/000003.wav: audio of 10 samples at 8000 Hz: need at least 10 ms",
+        "sounds/validation/000001.wav: audio of 10 samples at 8000 Hz: need at least 10 ms",
+    }
+    assert result.retrieval is not None
+    assert result.retrieval.clips == 3
 
 
 def test_sounds_and_clips_are_learned_in_turns_by_one_model(tmp_path: Path) -> None:

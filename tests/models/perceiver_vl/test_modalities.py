@@ -30,7 +30,14 @@ from perceiver_vl.media.recording import Recording
 from perceiver_vl.media.sound import load_sound, read_sound, resample, write_wav
 from perceiver_vl.models.budget import TrainingBudget
 from perceiver_vl.models.perceiver_vl.flops import cached_vision_flops, encoder_flops
-from perceiver_vl.models.perceiver_vl.modalities import MODALITIES, Audio, TimeSeries, load_recording, make_modalities
+from perceiver_vl.models.perceiver_vl.modalities import (
+    MODALITIES,
+    SHORTEST,
+    Audio,
+    TimeSeries,
+    load_recording,
+    make_modalities,
+)
 from tiny import AGGREGATIONS, assert_same, differs, tiny_config, tiny_inputs, tiny_model, tiny_processor
 
 AUDIO = {
@@ -351,6 +358,31 @@ def test_a_sound_is_read_again_as_it_was_written(tmp_path: Path) -> None:
     assert len(resample(samples, 8000, 4000)) == pytest.approx(500, abs=20)
 
 
+@pytest.mark.parametrize("rate", [1000, 8000, 44_100, 768_000])
+def test_a_short_sound_is_one_whatever_the_window(rate: int) -> None:
+    kind = Audio(**(AUDIO | {"window": 8000}))
+    short = Recording("audio", np.full(math.ceil(SHORTEST * rate), 0.5, np.float32), rate)
+    assert kind.values(short).shape == (1 + 4001 // 80, 12)
+    assert np.isfinite(kind.values(short)).all()
+    with pytest.raises(UsageError, match=f"at {rate} Hz: need at least 10 ms"):
+        kind.values(Recording("audio", short.values[1:], rate))
+
+
+def test_a_file_that_no_model_can_use_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match=r"click.wav: audio of 8 samples at 8000 Hz: need at least 10 ms"):
+        load_recording("audio", tone(tmp_path / "click.wav", seconds=0.001))
+    with pytest.raises(MediaError, match=r"tone.wav: audio of 8 samples at 8000 Hz: need at least 10 ms"):
+        load_recording("audio", tone(tmp_path / "tone.wav"), 0.1, 0.101)
+    for name, text, message in [
+        ("nan.csv", "1,2\nnan,3\n", "holds nothing, or what is no finite number"),
+        ("empty.csv", "", "no row in it"),
+        ("names.csv", "a,b\n\n", "no row in it"),
+    ]:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(MediaError, match=f"{name}: .*{message}"):
+            load_recording("time_series", tmp_path / name)
+
+
 def test_seconds_of_a_sound(tmp_path: Path) -> None:
     file = tone(tmp_path / "tone.wav", seconds=0.5)
     assert len(load_recording("audio", file, 0.1, 0.3)) == 1600
@@ -394,6 +426,7 @@ def test_a_table_of_numbers_is_a_series(tmp_path: Path) -> None:
         ),
         ({"audio": {"hop": 500}}, r"audio.hop=500, audio.window=400"),
         ({"audio": {"max_seconds": 1e9}}, r"audio.max_seconds=1e\+09"),
+        ({"audio": {"max_seconds": 0.012}}, r"audio.max_seconds=0.012: need more than half of window=400"),
         ({"audio": {"lowest_frequency": 9000.0}}, r"audio.lowest_frequency=9000"),
         ({"time_series": {"channels": 0}}, r"time_series.channels=0: need a number above 0"),
         ({"time_series": {"channels": True}}, r"time_series.channels=True: need int"),
@@ -409,7 +442,7 @@ def test_settings_that_cannot_be(settings: Any, message: str) -> None:
     ("given", "message"),
     [
         ({"audio": [np.ones((2, 3000))]}, r"audio of shape \(2, 3000\): need one channel"),
-        ({"audio": np.ones(50)}, r"audio of 50 samples at 8000 Hz: need more than half a window"),
+        ({"audio": np.ones(50)}, r"audio of 50 samples at 8000 Hz: need at least 10 ms"),
         ({"audio": np.array([1.0, np.nan])}, r"holds nothing, or what is no finite number"),
         ({"audio": np.array(["a"])}, r"need an array of numbers"),
         ({"audio": 3}, r"audio of type int: need a path, an array or a tensor"),

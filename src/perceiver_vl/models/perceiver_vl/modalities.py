@@ -8,7 +8,7 @@ Shapes: B batch, T steps, M tokens, F features of a step, S samples, D width.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
@@ -27,6 +27,8 @@ from perceiver_vl.utils.text import did_you_mean
 
 Values = npt.NDArray[np.float32]
 _MOST_STEPS = 1_000_000
+SHORTEST = 0.01
+"""Seconds of a sound below which there is nothing to hear in it."""
 
 
 class Modality(ABC):
@@ -66,6 +68,15 @@ class Modality(ABC):
         """
         raise MediaError(path, "its modality is of arrays alone, which no file holds")
 
+    @classmethod
+    def check(cls, recording: Recording) -> None:
+        """Raises `UsageError` for what no model can use, whatever its settings; a file of a data set is left out then
+        (`load_recording`).
+        """
+        if not len(recording) or not np.isfinite(recording.values).all():
+            shape = recording.values.shape
+            raise UsageError(f"{recording.modality} of shape {shape}: holds nothing, or what is no finite number")
+
 
 @dataclass(frozen=True)
 class Audio(Modality):
@@ -104,6 +115,8 @@ class Audio(Modality):
             )
         if not 0 < self.max_seconds <= 3600 or self.max_steps > _MOST_STEPS:
             raise UsageError(f"audio.max_seconds={self.max_seconds:g}: need a length of at most {_MOST_STEPS:,} frames")
+        if int(self.max_seconds * self.sample_rate) <= self.window // 2:
+            raise UsageError(f"audio.max_seconds={self.max_seconds:g}: need more than half of window={self.window}")
 
     @property
     def max_steps(self) -> int:
@@ -115,17 +128,17 @@ class Audio(Modality):
         return SeriesTokens(hidden_size, self.mel_bins, self.patch_steps, self.patch_bins, self.max_steps, "audio")
 
     def values(self, recording: Recording) -> Values:
-        """Samples `(S,)` → log-mel frames `(T,F)`, T = 1 + S // hop."""
+        """Samples `(S,)` → log-mel frames `(T,F)`, T = 1 + S // hop; silence makes up for less than half a window."""
         samples = recording.values
         if samples.ndim != 1:
             raise UsageError(f"audio of shape {samples.shape}: need one channel, (S,)")
         rate = self.sample_rate if recording.rate is None else recording.rate
         if rate not in RATES:
             raise UsageError(f"audio of {rate} samples a second: need {RATES[0]} to {RATES[-1]} (sampling_rate)")
+        self.check(replace(recording, rate=rate))
         samples = resample(samples[: int(self.max_seconds * rate) + 1], rate, self.sample_rate)
         samples = samples[: int(self.max_seconds * self.sample_rate)]
-        if len(samples) <= self.window // 2:
-            raise UsageError(f"audio of {len(samples)} samples at {self.sample_rate} Hz: need more than half a window")
+        samples = np.pad(samples, (0, max(0, self.window // 2 + 1 - len(samples))))
         sizes = self.sample_rate, self.window, self.hop, self.mel_bins, self.lowest_frequency
         return log_mel(torch.from_numpy(samples), *sizes).numpy()
 
@@ -141,6 +154,15 @@ class Audio(Modality):
     def load(cls, path: Path) -> tuple[Values, int]:
         """The first sound of a file, one channel `(S,)`."""
         return load_sound(path)
+
+    @classmethod
+    def check(cls, recording: Recording) -> None:
+        """As of `Modality`; and for what is shorter than `SHORTEST`."""
+        super().check(recording)
+        if recording.rate is not None and len(recording) < SHORTEST * recording.rate:
+            raise UsageError(
+                f"audio of {len(recording)} samples at {recording.rate} Hz: need at least {1000 * SHORTEST:g} ms"
+            )
 
 
 @dataclass(frozen=True)
@@ -187,8 +209,10 @@ class TimeSeries(Modality):
     def load(cls, path: Path) -> tuple[Values, None]:
         """A CSV file, a row a step, a column a channel; a first row of names is passed over."""
         try:
-            first, *_ = path.read_text(encoding="utf-8").splitlines() or [""]
+            first, *rows = path.read_text(encoding="utf-8").splitlines() or [""]
             names = not all(map(_is_number, first.split(",")))
+            if names and not any(map(str.strip, rows)):
+                raise MediaError(path, "no table of numbers: no row in it")
             return np.loadtxt(path, np.float32, delimiter=",", ndmin=2, skiprows=int(names), encoding="utf-8"), None
         except (OSError, ValueError) as error:
             raise MediaError(path, f"no table of numbers: {first_line(error)}") from error
@@ -254,12 +278,17 @@ def modality_of_file(path: Path) -> str | None:
 
 
 def load_recording(name: str, path: Path, start: float | None = None, end: float | None = None) -> Recording:
-    """A file of a modality, or its seconds [start, end). Raises `MediaError` for one that cannot be read."""
-    recording = Recording(name, *MODALITIES[name].load(path))
+    """A file of a modality, or its seconds [start, end). Raises `MediaError` for one that cannot be read, and for what
+    no model can use (`Modality.check`).
+    """
+    kind = MODALITIES[name]
+    recording = Recording(name, *kind.load(path))
     try:
-        return recording.between(start, end)
+        recording = recording.between(start, end)
+        kind.check(recording)
     except UsageError as error:
         raise MediaError(path, str(error)) from error
+    return recording
 
 
 def as_recording(name: str, value: Any, rate: int | None = None) -> Recording:
