@@ -149,9 +149,19 @@ def test_sound_is_transcribed_by_what_the_bench_has_kept(tmp_path: Path) -> None
     assert told["seconds"] == 10.0
     assert sum(told["instruments"].values()) == told["notes"]
     assert len(mido.MidiFile(out).tracks) == 3
-    assert "notes in 10.0 s" in run_cli("transcribe", model / "example.wav", "--model", model, "--out", out).out
-    assert "config.json" in run_cli("transcribe", model / "config.json", "--model", model, "--out", out).error(1)
-    assert "no model in it" in run_cli("transcribe", model / "example.wav", "--model", tmp_path, "--out", out).error(2)
+    again = "transcribe", model / "example.wav", "--model", model, "--out", out, "--overwrite"
+    assert "notes in 10.0 s" in run_cli(*again).out
+    other = tmp_path / "other.mid"
+    assert "config.json" in run_cli("transcribe", model / "config.json", "--model", model, "--out", other).error(1)
+    none = run_cli("transcribe", model / "example.wav", "--model", tmp_path, "--out", other).error(2)
+    assert "no model in it" in none
+    before = (model / "example.wav").read_bytes()
+    for name in ("example.wav", "example-score.mid"):
+        assert "error: out=" in run_cli("transcribe", *again[1:4], "--out", model / name).error(2)
+    assert (model / "example.wav").read_bytes() == before
+    (tmp_path / "cut.wav").write_bytes(before[: len(before) // 2])
+    told = run_cli("transcribe", tmp_path / "cut.wav", "--model", model, "--out", other)
+    assert "cut.wav: damaged or cut short, the notes are of the 5.0 s that can be heard" in told.err
     nowhere = tmp_path / "none" / "a.mid"
     assert "no folder" in run_cli("transcribe", model / "example.wav", "--model", model, "--out", nowhere).error(2)
 

@@ -7,6 +7,7 @@ import typer
 
 from perceiver_vl.cli.options import JsonOption, ModelOption, check_file, require_extra
 from perceiver_vl.cli.show import print_json
+from perceiver_vl.utils.console import err
 from perceiver_vl.utils.console import out as console
 
 
@@ -14,6 +15,7 @@ def transcribe(
     sound: Annotated[Path, typer.Argument(metavar="FILE", help="A recording, or a video with sound.")],
     model: ModelOption,
     out: Annotated[Path | None, typer.Option(help="The MIDI file (default: FILE's name, in this folder).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the MIDI file if it is there.")] = False,
     threshold: Annotated[float, typer.Option(help="How likely a note must be.")] = 0.4,
     as_json: JsonOption = False,
 ) -> None:
@@ -21,13 +23,13 @@ def transcribe(
     require_extra("mido", "music")
     out = Path(sound.name).with_suffix(".mid") if out is None else out
     check_file("--out", out)
-    from perceiver_vl.inference.transcription import load_transcriber, write_midi
-    from perceiver_vl.inference.transcription import transcribe as run
-    from perceiver_vl.media.sound import read_sound
+    from perceiver_vl.inference.transcription import check_midi, load_transcriber, transcribe_file, write_midi
 
-    transcriber = load_transcriber(model)
-    found = run(transcriber, read_sound(sound, transcriber.config.sample_rate), threshold=threshold)
+    check_midi(out, sound, overwrite)
+    found = transcribe_file(load_transcriber(model), sound, threshold=threshold)
     write_midi(found, out)
+    if found.lost:
+        err.print(f"{sound}: damaged or cut short, the notes are of the {found.seconds:.1f} s that can be heard")
     counts = dict.fromkeys(found.instruments, 0)
     for note in found.notes:
         counts[found.instruments[note.instrument]] += 1

@@ -3,56 +3,123 @@
 Shapes: S samples, T frames, I instruments, P pitches.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from perceiver_vl.data.synthetic.music import Note
+from perceiver_vl.media.sound import decode_sound
+from perceiver_vl.models.folder import weight_files
 from perceiver_vl.models.perceiver_tf import PerceiverTFConfig, PerceiverTFForTranscription
 from perceiver_vl.models.perceiver_tf.spectrum import spectrogram
 from perceiver_vl.utils.console import quiet
-from perceiver_vl.utils.errors import UsageError, first_line
+from perceiver_vl.utils.errors import MediaError, PerceiverVLError, Setting, UsageError, first_line
+from perceiver_vl.utils.files import write_with
 
+MIDI = (".mid", ".midi")
 _PROGRAMS = {"plucked": 24, "reed": 71, "flute": 73, "notes": 0}  # General MIDI
 
 
 @dataclass(frozen=True)
 class Transcription:
-    """The notes of a recording of so many seconds; instruments: what their numbers mean."""
+    """The notes of a recording of so many seconds; instruments: what their numbers mean. lost: the file was damaged or
+    cut short, and these are the seconds that could be heard.
+    """
 
     notes: list[Note]
     seconds: float
     instruments: list[str]
+    lost: bool = False
 
 
 def load_transcriber(folder: str | Path) -> PerceiverTFForTranscription:
-    """Raises `UsageError` for a folder that holds no such model."""
+    """The model of a folder, in evaluation mode.
+
+    Raises `UsageError` for a folder that holds no such model, or one without all its weights; `PerceiverVLError` if its
+    files are damaged.
+    """
+    folder = Path(folder)
+    _check_kind(folder)
+    weight_files(folder)
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder}: no model in it ({first_line(error)}), name a folder of a Perceiver TF") from error
-    if not isinstance(config, PerceiverTFConfig):
-        raise UsageError(f"{folder}: a model of kind {config.model_type}, name a folder of a Perceiver TF")
-    with quiet():
-        return PerceiverTFForTranscription.from_pretrained(folder).eval()
+        with quiet():
+            model, loading = PerceiverTFForTranscription.from_pretrained(folder, output_loading_info=True)
+    except UsageError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if "ignore_mismatched_sizes" in str(error):  # what transformers says of weights of other shapes
+            raise UsageError(
+                f"{folder}: weights of other shapes than its config.json says, name a folder of a Perceiver TF"
+            ) from error
+        raise PerceiverVLError(f"{folder}: cannot be loaded ({first_line(error)}), save the model again") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise UsageError(
+            f"{folder}: without weights for transcription ({missing[0]} and {len(missing) - 1} more), name a folder of "
+            "a Perceiver TF that was trained for it"
+        )
+    found: PerceiverTFForTranscription = model.eval()
+    return found
+
+
+def _check_kind(folder: Path) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UsageError(f"{folder}: no model in it (no config.json), name a folder of a Perceiver TF")
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{config}: not a configuration ({first_line(error)}), save the model again") from error
+    if kind != PerceiverTFConfig.model_type:
+        other = f"a model of kind {kind}" if kind else "no Perceiver TF, and its config.json does not say what it is"
+        raise UsageError(f"{folder}: {other}, name a folder of a Perceiver TF")
+
+
+def transcribe_file(model: PerceiverTFForTranscription, path: str | Path, *, threshold: float = 0.5) -> Transcription:
+    """Of a file with sound. Raises `MediaError` for one that cannot be read, or is too short; else as `transcribe`."""
+    _check_threshold(threshold)
+    sound = decode_sound(path, model.config.sample_rate)
+    if problem := _too_short(len(sound.samples), model.config):
+        raise MediaError(path, problem)
+    return replace(transcribe(model, sound.samples, threshold=threshold), lost=sound.lost)
 
 
 def transcribe(
     model: PerceiverTFForTranscription, samples: npt.NDArray[np.float32], *, threshold: float = 0.5
 ) -> Transcription:
-    """Of a recording of any length. Raises `UsageError` for a threshold that is no share."""
-    if not 0.0 < threshold < 1.0:
-        raise UsageError(f"threshold={threshold}: a probability, between 0 and 1")
+    """Of a recording `(S,)` at the model's rate, of any length from one frame on.
+
+    Raises `UsageError` for a shorter one and a threshold that is no share, `PerceiverVLError` where the model's answers
+    are not finite numbers.
+    """
+    _check_threshold(threshold)
     config = model.config
+    if problem := _too_short(len(samples), config):
+        raise UsageError(f"samples: {problem}")
     frames = spectrogram(torch.from_numpy(samples)[None], config)
     onsets, there = rolls(model, frames, config.max_frames)
+    if not (onsets.isfinite().all() and there.isfinite().all()):
+        raise PerceiverVLError("the model's answers are not finite numbers: train it again")
     notes = notes_of(onsets[0], there[0], config.frames_per_second, config.lowest_pitch, threshold=threshold)
     return Transcription(notes, len(samples) / config.sample_rate, list(config.instruments))
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0.0 < threshold < 1.0:
+        raise UsageError(f"threshold={threshold}: a probability, between 0 and 1")
+
+
+def _too_short(samples: int, config: PerceiverTFConfig) -> str | None:
+    """What is wrong with a recording of less than a frame; None of a longer one."""
+    if samples >= config.hop_length:
+        return None
+    has, needs = (1000 * count / config.sample_rate for count in (samples, config.hop_length))
+    return f"{has:.1f} ms of sound, need at least {needs:.1f} ms, a frame of the model"
 
 
 @torch.inference_mode()
@@ -92,8 +159,25 @@ def notes_of(
     return notes
 
 
+def check_midi(out: Path, sound: Path, overwrite: bool = False) -> None:
+    """Before any work: whether the notes of `sound` may be written to `out`.
+
+    Raises `UsageError` for the recording itself, a name that is not of a MIDI file, and without `overwrite` a file that
+    is there.
+    """
+    if out.suffix.lower() not in MIDI:
+        named = out.with_name(f"{out.stem or 'notes'}{MIDI[0]}")
+        raise UsageError(f"out={out}: not the name of a MIDI file, give one, as in ", Setting("out", str(named)))
+    if out.resolve() == sound.resolve() or (out.exists() and sound.exists() and out.samefile(sound)):
+        raise UsageError(f"out={out}: is the recording itself, give another name")
+    if out.exists() and not overwrite:
+        raise UsageError(
+            f"out={out}: is there already, give another name, or replace it with ", Setting("overwrite", True)
+        )
+
+
 def write_midi(transcription: Transcription, path: str | Path) -> None:
-    """A track an instrument, 480 ticks a beat, 120 beats a minute."""
+    """A track an instrument, 480 ticks a beat, 120 beats a minute; whole, or not at all. What is there is replaced."""
     import mido
 
     ticks = 960  # a second
@@ -111,4 +195,4 @@ def write_midi(transcription: Transcription, path: str | Path) -> None:
         for time, kind, pitch, velocity in sorted(events):
             track.append(mido.Message(kind, note=pitch, velocity=velocity, time=time - now, channel=channel))
             now = time
-    file.save(str(path))
+    write_with(Path(path), lambda beside: file.save(str(beside)))

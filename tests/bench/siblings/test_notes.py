@@ -46,7 +46,7 @@ def test_every_way_is_trained_and_the_first_is_kept(tmp_path: Path) -> None:
     model = load_transcriber(tmp_path / "kept")
     samples = read_sound(tmp_path / "kept" / "example.wav", model.config.sample_rate)
     assert transcribe(model, samples).seconds == pytest.approx(10.0)
-    assert mido.MidiFile(tmp_path / "kept" / "example.mid").length == pytest.approx(10.0, abs=0.1)
+    assert mido.MidiFile(tmp_path / "kept" / "example-score.mid").length == pytest.approx(10.0, abs=0.1)
     with pytest.raises(UsageError, match="is not empty, name a new folder"):
         measure_notes(pieces=4, tested=2, steps=1, out=tmp_path / "kept")
     with pytest.raises(UsageError, match="ways=none: unknown, choose from added"):

@@ -191,7 +191,7 @@ def measure_notes(
     progress: bool = False,
 ) -> NotesReport:
     """Train a Perceiver TF in each of `ways` (`WAYS`), and a recurrent net. `out`: a new folder for the first, with a
-    piece of ten seconds beside it, `example.wav`, and its score, `example.mid`.
+    piece of ten seconds beside it, `example.wav`, and its score, `example-score.mid`.
 
     Raises `UsageError` for a way that there is not, or a folder that is not empty.
     """
@@ -300,4 +300,4 @@ def write_example(folder: Path, config: PerceiverTFConfig, seed: int) -> None:
         file.setframerate(config.sample_rate)
         file.writeframes((sound * 32767).astype("<i2").tobytes())
     notes = [replace(note) for note in score]
-    write_midi(Transcription(notes, 10.0, list(config.instruments)), folder / "example.mid")
+    write_midi(Transcription(notes, 10.0, list(config.instruments)), folder / "example-score.mid")
