@@ -297,6 +297,9 @@ def test_a_source_gives_at_most_its_own_number_of_frames() -> None:
     mixture = Mixture([World(clips=2, size=16), World(clips=2, size=16, seed=1), World(clips=2, size=16)], [1, None, 9])
     assert [len(mixture.frames(index, 4)) for index in range(6)] == [1, 1, 4, 4, 4, 4]
     assert np.array_equal(mixture.frames(1, 4), World(clips=2, size=16).frames(1, 1))
+    counted = Mixture([Numbered(7), Numbered(7)], [3, None])
+    assert [counted.frame_count(index) for index in range(14)] == [1, 2, 3, 3, 3, 3, 3, 1, 2, 3, 4, 5, 6, 7]
+    assert [mixture.frame_count(index) for index in range(6)] == [1, 1, None, None, 9, 9]
 
 
 def test_a_mixture_of_folders_and_the_world_decodes_what_it_says(tmp_path: Path) -> None:

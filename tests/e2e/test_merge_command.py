@@ -60,6 +60,11 @@ def test_what_cannot_be_merged_is_one_line(model: Path, other: Path, world: Path
         ((out, model, other, "--weights", "half,half"), "need numbers, as in 0.7,0.3"),
         ((out, model, other, "--path", 3, "--task", "moments"), "task=moments: unknown, choose from retrieval"),
         ((out, model, other, model, "--path", 3, "--data", world), "goes from one model to another, not along 3"),
+        ((out, model, other, "--path", 2, "--data", tmp_path / "none"), "none: no such"),
+        ((out, model, other, "--path", 2, "--data", world, "--split", "none"), "none"),
+        ((out, model, other, "--path", 2, "--data", world, "--num-frames", 999), "num_frames=999"),
+        ((out, model, other, "--path", 2, "--data", world, "--task", "captioning"), f"{model}: "),
+        ((out, model, other, "--num-frames", 2), "num_frames=2: of the path between two models"),
     ):
         told = run_cli("merge", *arguments)
         assert told.code == 2, told.out

@@ -8,7 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from perceiver_vl import ComputeBudget, MediaError, PerceiverVLForCaptioning, UsageError, load_frames, pipeline
+from perceiver_vl import (
+    ComputeBudget,
+    MediaError,
+    PerceiverVLError,
+    PerceiverVLForCaptioning,
+    UsageError,
+    load_frames,
+    pipeline,
+)
 from perceiver_vl.data.synthetic.writing import write_frames
 from perceiver_vl.inference.captioning import CaptioningPipeline
 from perceiver_vl.inference.clips import cached_clip
@@ -55,8 +63,31 @@ def test_what_is_said_is_what_the_model_says(prefix: str, clip: Path, tmp_path: 
     assert describe(clip, QUESTIONS[1]) == pytest.approx(answers[1])
     picture = Image.fromarray(np.asarray(frames[0]))
     assert describe(picture)["score"] == pytest.approx(describe(np.asarray(frames[0]))["score"], rel=1e-4)
-    few = describe(clip, max_new_tokens=1, budget=ComputeBudget(frames=1, latents=3))
+    few = describe(clip, max_new_tokens=1, budget=ComputeBudget(frames=1, latents=3 if prefix == "latents" else None))
     assert len(few["caption"].split()) <= 1
+    with pytest.raises(TypeError, match="foo"):
+        describe(clip, foo=1)
+    with pytest.raises(UsageError, match=r"a\.mp4: in a list, which is one clip of pictures"):
+        describe([str(clip), str(clip)])
+
+
+def test_what_a_model_has_no_use_for_is_told(clip: Path, tmp_path: Path) -> None:
+    describe = pipeline("captioning", captioner(tmp_path / "frames", caption_prefix="frames"))
+    for budget in (ComputeBudget(latents=2), ComputeBudget(blocks=1), ComputeBudget(cross_attentions=1)):
+        with pytest.raises(UsageError, match=rf"budget {budget}: the words attend to the frames themselves"):
+            describe(clip, budget=budget)
+    describe = pipeline("captioning", captioner(tmp_path / "mixed", temporal_kernel=3))
+    with pytest.raises(UsageError, match=r"fps=2\.0: temporal_kernel=3: .* leave fps out"):
+        describe(clip, fps=2.0)
+
+
+def test_a_model_gone_wrong_says_nothing(clip: Path, folder: Path) -> None:
+    describe = pipeline("captioning", folder)
+    with torch.no_grad():
+        for weight in describe.model.caption_words.parameters():
+            weight.fill_(torch.nan)
+    with pytest.raises(PerceiverVLError, match="no finite probabilities"):
+        describe(clip)
 
 
 def test_a_long_clip_is_read_at_a_rate_and_one_that_was_read_is_taken(folder: Path, clip: Path, tmp_path: Path) -> None:

@@ -71,6 +71,21 @@ def test_models_in_several_files_and_in_half_precision_are_averaged(models: list
         assert torch.equal(value, ((own[0][name].float() + own[1][name].float()) / 2).bfloat16()), name
 
 
+def test_values_that_are_no_numbers_have_no_average(models: list[Path], tmp_path: Path) -> None:
+    bad = Path(shutil.copytree(models[1], tmp_path / "bad"))
+    state = load_file(bad / WEIGHTS)
+    name = next(name for name, value in state.items() if value.ndim > 1)
+    save_file(state | {name: torch.full_like(state[name], torch.nan)}, bad / WEIGHTS, {"format": "pt"})
+    with pytest.raises(PerceiverVLError, match=r"bad: .* has values that are no numbers"):
+        merge([models[0], bad], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    merge([models[0], bad], tmp_path / "merged", [1, 0])  # what has no part in it may be anything
+    with pytest.raises(UsageError, match="of a finite sum"):
+        merge(models[:2], tmp_path / "other", [1e308, 1e308])
+    with pytest.raises(UsageError, match=r"config\.json: is a file, name a new folder"):
+        merge(models[:2], tmp_path / "merged" / "config.json")
+
+
 def test_the_card_says_what_it_was_merged_of(models: list[Path], tmp_path: Path) -> None:
     parts = shares_of(models, [1, 1, 2])
     assert parts == {"model (1)": 0.25, "model (2)": 0.25, "model (3)": 0.5}

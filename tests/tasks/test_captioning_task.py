@@ -114,17 +114,27 @@ def test_beside_the_model_stand_those_who_know_other_clips_alone() -> None:
         replace(record, texts=(LETTERS[place // 2],), answers=(LETTERS[place],), question=None)
         for place, record in enumerate(records_of("captioning"))
     ]
-    others = [replace(record, texts=(*record.texts, "b")) for record in told]
+    others = [elsewhere(replace(record, texts=(*record.texts, "b"))) for record in told]
     result = evaluate(told, model, guess_from=Pictures(others))
     assert result.beside["nearest"]["exact_match"] == 100.0
     assert result.beside["most frequent"]["exact_match"] == 25.0
     assert set(result.beside["nearest"]) == set(result.metrics)
     asked = [replace(record, question="c d" if place % 2 else "a b") for place, record in enumerate(told)]
-    result = evaluate(asked, model, guess_from=Pictures(asked))
+    result = evaluate(asked, model, guess_from=Pictures([elsewhere(record) for record in asked]))
     assert result.beside["nearest"]["exact_match"] == 100.0
+    others = [elsewhere(replace(record, question="e f")) for record in asked]  # nobody was asked the same: any clip
+    found = evaluate(asked, model, guess_from=Pictures(others)).beside["nearest"]
+    assert found["exact_match"] == 50.0  # of two records about a clip the first
+    with pytest.raises(UsageError, match="guess_from: 1 of the clips that are scored are there, too"):
+        evaluate(told[:4], model, guess_from=Pictures([*map(elsewhere, told), told[0]]))
     assert evaluate(records_of("captioning"), model, guess_from=Pictures(others)).beside == {}  # nothing to score
     with pytest.raises(UsageError, match=r"^guess_from: no record there says anything of its clip, name another"):
-        evaluate(told, model, guess_from=Pictures([replace(record, texts=()) for record in told]))
+        evaluate(told, model, guess_from=Pictures([elsewhere(replace(record, texts=())) for record in told]))
+
+
+def elsewhere(record: Record) -> Record:
+    """Another file that shows the same."""
+    return replace(record, path=Path("others") / record.path)
 
 
 def test_the_words_of_the_world_are_read_back() -> None:

@@ -149,6 +149,14 @@ def test_adapters_of_the_language_model_are_merged(models: Path, tmp_path: Path)
     assert moved == {"2"}
 
 
+def test_it_begins_with_what_a_captioner_sees_too(models: Path, tmp_path: Path) -> None:
+    words = ["task=captioning", "model.caption_prefix=frames", f"output={tmp_path / 'captioner'}"]
+    values = {name: value for name, value in tiny_recipe(tmp_path / "captioner").items() if name != "objectives"}
+    (tmp_path / "captioner.yaml").write_text(yaml.safe_dump(values))
+    train(read_recipe(tmp_path / "captioner.yaml", [*words, "training.max_steps=1"]), progress=False)
+    trained(tmp_path / "run", models, initialise={"model": str(tmp_path / "captioner")})
+
+
 def test_a_dry_run_counts_it(models: Path, tmp_path: Path) -> None:
     found = dry_run(recipe_of(tmp_path / "run", models))
     assert found.model == "LanguageBridgeForConditionalGeneration"
@@ -161,7 +169,13 @@ def test_a_dry_run_counts_it(models: Path, tmp_path: Path) -> None:
         ({"task": "question-answering", "stages": None}, "says captions and answers, set task=captioning"),
         ({"tokenizer": {"name": "x"}}, "by its own tokenizer; leave out tokenizer"),
         ({"encoders": {"language_blocks": 4}}, "the language model has 3 blocks that can learn"),
-        ({"model": {"max_text_length": 93}}, "with 4 soft tokens more than the 96 positions"),
+        (
+            {"model": {"max_text_length": 93}},
+            "with 4 soft tokens more than the 96 positions.*set max_text_length=92 or",
+        ),
+        ({"encoders": {"language_lora": 2}}, "no stage trains it; add language_model to"),
+        ({"stages": [{"steps": 1, "train": ["bridge", "language_model"]}]}, "train=language_model: nothing of it"),
+        ({"initialise": {"language_model": None}}, "this model has none, name the language model"),
         ({"stages": [{"steps": 1, "train": ["language_model"]}]}, "encoders.language_blocks"),
     ],
 )

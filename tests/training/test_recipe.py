@@ -149,6 +149,7 @@ def test_overrides_change_what_they_name_and_nothing_else(tmp_path: Path) -> Non
         ("data.train=[{folder: a, weight: 1}, {folder: b}]", "data.train[1]"),
         ("data.train=[{folder: a}, {foldr: b}]", "data.train[1]: foldr: unknown key"),
         ("data.train=[3]", "data.train[0]: a int"),
+        ("objectives=null", "objectives=null: need a mapping, or leave it out"),
         ("data.train={folder: a, num_frames: 9}", "num_frames=9: of a source, need 1 to 2, data.num_frames"),
         ("data.train={folder: a, num_frames: 0}", "num_frames=0"),
         ("data.train={folder: a, weight: 0}", "weight=0"),

@@ -388,6 +388,25 @@ def test_a_run_can_go_on_from_another_model(tmp_path: Path) -> None:
     assert not (tmp_path / "third").exists()
 
 
+def test_a_model_is_asked_with_as_many_frames_as_it_was_trained_with_last(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    known = PerceiverVLProcessor.from_pretrained(tmp_path / "first").image_processor.num_frames
+    more = [f"initialise.model={tmp_path / 'first'}", f"output={tmp_path / 'second'}", "training.max_steps=1"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe(tmp_path / "second")))
+    train(read_recipe(tmp_path / "recipe.yaml", [*more, f"data.num_frames={known - 1}"]), progress=False)
+    assert PerceiverVLProcessor.from_pretrained(tmp_path / "second").image_processor.num_frames == known - 1
+
+
+def test_a_damaged_model_to_start_from_is_one_line(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    whole = (tmp_path / "first" / "model.safetensors").read_bytes()
+    (tmp_path / "first" / "model.safetensors").write_bytes(whole[:100])
+    recipe = tiny_recipe(tmp_path / "second") | {"initialise": {"model": str(tmp_path / "first")}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(PerceiverVLError, match=r"^[^\n]*first: cannot be loaded [^\n]+, save the model again$"):
+        train(read_recipe(tmp_path / "recipe.yaml"))
+
+
 def test_a_model_of_few_frames_goes_on_with_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sincos = ["model.sincos_positions=0.5", "training.max_steps=1"]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe(tmp_path / "first")))

@@ -72,8 +72,11 @@ def ask(
     kinds = PerceiverVLConfig.from_pretrained(model).architectures or []
     if early_exit is not None:
         if budget or "PerceiverVLForQuestionAnswering" not in kinds:
-            other = f"budget={budget}: is kept with the thresholds" if budget else f"{model}: has no answers of its own"
-            raise UsageError(f"early_exit={early_exit}: {other}, leave one of them out")
+            if budget:
+                raise UsageError(
+                    f"early_exit={early_exit}: budget={budget} is kept with the thresholds, leave one of them out"
+                )
+            raise UsageError(f"early_exit={early_exit}: {model} has no set of answers to be sure of, leave it out")
         from perceiver_vl.tasks.early_exit import load_exits
 
         how["budget"] = load_exits(model, CostLimit.parse(early_exit))

@@ -42,9 +42,8 @@ def caption(
     as_json: JsonOption = False,
 ) -> None:
     """Say in words what clips and images show."""
-    for clip in clips:
-        if not clip.exists():
-            raise UsageError(f"{clip}: no such file")
+    if not any(clip.exists() for clip in clips):
+        raise UsageError(f"{clips[0]}: no such file")
     dials = read_budget(budget, model, device, dtype)
     from perceiver_vl.models.folder import check_model_folder  # light: mistakes are told at once
 

@@ -49,15 +49,26 @@ def merge(
     benchmark: BenchmarkOption = None,
     metadata: MetadataOption = None,
     columns: ColumnsOption = "",
-    num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip (default: the processor's).")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, help="With --path: frames of a clip (default: the processor's).")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="With --path: clips scored at a time (default: 32).")
+    ] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Average the weights of models that began with the same and were trained apart."""
     shares = None if weights is None else _numbers(weights)
-    unused = {"task": task, "data": data, "split": split, "benchmark": benchmark, "metadata": metadata}
+    unused: dict[str, object] = {
+        "task": task,
+        "data": data,
+        "split": split,
+        "benchmark": benchmark,
+        "metadata": metadata,
+    }
+    unused |= {"columns": columns or None, "num_frames": num_frames, "batch_size": batch_size, "device": device}
     for name, value in unused.items():
         if path is None and value is not None:
             raise UsageError(
@@ -66,21 +77,24 @@ def merge(
     if path is not None:
         _check_path(models, task or "retrieval", data)
     use_threads(threads)
+    from perceiver_vl.models.merging import check_free, shares_of
     from perceiver_vl.models.merging import merge as run
-    from perceiver_vl.models.merging import shares_of
     from perceiver_vl.training.reporting.model_card import write_model_card
 
     parts = shares_of(models, shares)
+    check_free(output)
+    points: list[PathPoint] = []
+    if path is not None:  # before anything is written: what cannot be scored leaves nothing behind
+        where = {"split": split, "benchmark": benchmark, "metadata": metadata, "columns": parse_columns(columns)}
+        how = {"num_frames": num_frames, "batch_size": batch_size or 32}
+        points = _path(models, path, task or "retrieval", str(data), where, how, device)
     merged = run(
         models, output, shares, write_card=lambda folder: write_model_card(folder, merged=parts), progress=True
     )
     told: dict[str, Any] = {"out": str(output), "shares": merged.shares, "tensors": merged.tensors}
     told["averaged"] = merged.averaged
-    points: list[PathPoint] = []
-    if path is not None:
-        where = {"split": split, "benchmark": benchmark, "metadata": metadata, "columns": parse_columns(columns)}
-        how = {"num_frames": num_frames, "batch_size": batch_size}
-        points = _path(models, path, task or "retrieval", str(data), where, how, device, output)
+    if points:
+        _draw_path(points, models, task or "retrieval", output)
         told["path"] = [{"share": point.share, **point.figures} for point in points]
     if as_json:
         print_json(told)
@@ -116,22 +130,25 @@ def _path(
     where: dict[str, Any],
     how: dict[str, Any],
     device: str | None,
-    output: Path,
 ) -> "list[PathPoint]":
-    """Measure the path, and draw it into the folder of the average."""
+    """Measure the path."""
     from perceiver_vl.data.open import open_dataset
     from perceiver_vl.inference.merge_path import accuracy_path
     from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor
     from perceiver_vl.tasks import task_of
-    from perceiver_vl.utils.plots import write_curves
 
     size = PerceiverVLImageProcessor.from_pretrained(models[0]).size
     source, _ = open_dataset(data, (size["height"], size["width"]), need=task_of(task).need, **where)
-    found = accuracy_path(models, points, task, source, device=device, progress=True, **how)
-    shares = [point.share for point in found]
-    series = {name: (shares, [point.figures[name] for point in found]) for name in _drawn(found)}
+    return accuracy_path(models, points, task, source, device=device, progress=True, **how)
+
+
+def _draw_path(points: "list[PathPoint]", models: list[Path], task: str, output: Path) -> None:
+    """Draw the path into the folder of the average."""
+    from perceiver_vl.utils.plots import write_curves
+
+    shares = [point.share for point in points]
+    series = {name: (shares, [point.figures[name] for point in points]) for name in _drawn(points)}
     write_curves(output / PATH, series, x=f"share of {models[1].name}", y=task, title="Between two models")
-    return found
 
 
 def _drawn(points: "list[PathPoint]") -> list[str]:

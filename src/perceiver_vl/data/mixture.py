@@ -57,10 +57,11 @@ class Mixture:
         return self.sources[number].frames(place, min(num_frames, self.num_frames[number] or num_frames), rng)
 
     def frame_count(self, index: int) -> int | None:
-        """As its source knows; None where it does not."""
+        """As its source knows, at most as many as are read of it; None where neither is known."""
         number, place = self.locate(index)
-        frame_count = getattr(_uncached(self.sources[number]), "frame_count", None)
-        return frame_count and frame_count(place)
+        frame_count, most = getattr(_uncached(self.sources[number]), "frame_count", None), self.num_frames[number]
+        count = frame_count and frame_count(place)
+        return most if count is None else min(count, most or count)
 
     def segments(self, index: int, seconds: float) -> list[Segment]:
         """As its source, which is of videos, cuts them."""

@@ -1,5 +1,6 @@
 """What a clip shows, in words, and answers to questions about it in the model's own words."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -12,7 +13,7 @@ from perceiver_vl.models.perceiver_vl.caption_words import say
 from perceiver_vl.models.perceiver_vl.captioning import CaptioningModel
 from perceiver_vl.models.perceiver_vl.processing import PerceiverVLProcessor
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 _QUESTIONS_AT_ONCE = 64
 
@@ -39,7 +40,7 @@ class CaptioningPipeline:
         `beams`: how many captions are followed at a time, 1 is greedy. `max_new_tokens`: None, up to the end of the
         position table. `clip`, `how`: as for questions (`QuestionAnsweringPipeline`); a model that attends to the
         frames themselves samples some, whatever is long. Raises `UsageError` for values that cannot be, `MediaError`
-        for a file that cannot be read.
+        for a file that cannot be read, `PerceiverVLError` for a model whose weights are no numbers.
         """
         asked = [""] if questions is None else [questions] if isinstance(questions, str) else list(questions)
         if questions is not None and not all(one.strip() for one in asked):
@@ -50,6 +51,8 @@ class CaptioningPipeline:
             some = asked[first : first + _QUESTIONS_AT_ONCE]
             rows = prefix.rows(torch.zeros(len(some), dtype=torch.long, device=prefix.mask.device))
             said += say(self.model, self.processor.tokenizer, rows, some, beams=beams, max_new_tokens=max_new_tokens)
+        if not all(math.isfinite(one.score) for one in said):
+            raise PerceiverVLError("the model's words have no finite probabilities: train it again")
         name = "caption" if questions is None else "answer"
         found = [{name: one.text, "score": one.score} for one in said]
         return found if isinstance(questions, Sequence) and not isinstance(questions, str) else found[0]
@@ -59,6 +62,8 @@ class CaptioningPipeline:
         if self.model.config.caption_prefix == "latents" or isinstance(clip, VisionCache):
             with cached_clip(self.model, self.processor, clip, **how) as cache:
                 return self.model.encode_prefix(vision_cache=cache, budget=cache.budget)
+        if unknown := sorted(how.keys() - ClipOptions.__annotations__.keys()):
+            raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
         for name in ("fps", "spill"):
             if how.get(name) is not None:
                 raise UsageError(

@@ -18,11 +18,11 @@ from perceiver_vl.data.sources import EncodedFrames, load_features
 from perceiver_vl.data.transcode.features import check_features
 from perceiver_vl.data.transcode.prepared import has_features
 from perceiver_vl.media.decode import load_frames, sampled_count, stream_clip
-from perceiver_vl.media.files import FEATURES
+from perceiver_vl.media.files import FEATURES, VIDEO_EXTENSIONS
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.processing import ClipLike, ImageLike, PerceiverVLProcessor
-from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
+from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache, why_whole
 from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 
@@ -81,6 +81,8 @@ def cached_clip(
         raise UsageError(f"fps={fps}: of a file, but a {type(clip).__name__} was given")
     if budget.frames is not None:
         raise UsageError(f"fps={fps}: says which frames are read, leave frames={budget.frames} out of the budget")
+    if reason := why_whole(model.config):
+        raise UsageError(f"fps={fps}: {reason}, which chunks cut apart; leave fps out, and some frames are sampled")
     count = sampled_count(clip, fps, start=start, end=end)
     size = processor.image_processor.size
     with ProgressBars(progress) as stages:
@@ -133,6 +135,10 @@ def load_medium(
         return [medium]
     if isinstance(medium, np.ndarray | Tensor) and medium.ndim == 3:
         return medium[None]
+    if isinstance(medium, list | tuple):  # pictures, as the frames of one clip
+        for one in medium:
+            if isinstance(one, str | os.PathLike) and Path(one).suffix.lower() in VIDEO_EXTENSIONS:
+                raise UsageError(f"{one}: in a list, which is one clip of pictures; give one video at a time")
     return medium
 
 

@@ -40,6 +40,8 @@ def accuracy_path(
     time. Raises what `merge` and the task raise.
     """
     chosen, found = task_of(task), []
+    for folder in folders:  # an average could only say that something temporary is of another kind
+        load_for(task, chosen.model_class, folder, device)
     with ProgressBars(progress) as bars:
         advance = bars.stage("The path between them", points)
         for number in range(points):

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import isfinite
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,7 @@ def merge(
     paths = [check_model_folder(folder) for folder in folders]
     for other in paths[1:]:
         _check_alike(paths[0], other)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output}: is not empty, name a new folder")
+    check_free(output)
     with new_folder(output) as beside:
         tensors, averaged = _write_average(paths, [*shares.values()], beside, progress)
         for name in _COPIED:
@@ -80,6 +79,13 @@ def merge(
         if write_card is not None:
             write_card(beside)
     return Merged(output, shares, tensors, averaged)
+
+
+def check_free(output: Path) -> None:
+    """Raise `UsageError` where a model would be written over something."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        what = "is not empty" if output.is_dir() else "is a file"
+        raise UsageError(f"{output}: {what}, name a new folder")
 
 
 def shares_of(folders: Sequence[str | Path], weights: Sequence[float] | None = None) -> dict[str, float]:
@@ -93,8 +99,8 @@ def shares_of(folders: Sequence[str | Path], weights: Sequence[float] | None = N
     said = ",".join(f"{weight:g}" for weight in weights)
     if len(weights) != len(folders):
         raise UsageError(f"weights={said}: need {len(folders)}, one of each model")
-    if not all(isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights) > 0:
-        raise UsageError(f"weights={said}: need numbers of 0 or more, not all 0")
+    if not all(weight >= 0 for weight in weights) or not 0 < sum(weights) < inf:
+        raise UsageError(f"weights={said}: need numbers of 0 or more, not all 0, of a finite sum")
     names = [Path(folder).resolve().name for folder in folders]
     numbered = [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names, 1)]
     return {name: weight / sum(weights) for name, weight in zip(numbered, weights, strict=True)}
@@ -206,7 +212,9 @@ def _average(name: str, values: Sequence[Tensor], shares: Sequence[float], folde
         raise UsageError(f"{name}: of {first.dtype}, which has no average, and is not the same in all models")
     exact = torch.promote_types(first.dtype, torch.float32)
     total = torch.zeros_like(first, dtype=exact)
-    for value, share in zip(values, shares, strict=True):
+    for folder, value, share in zip(folders, values, shares, strict=True):
         if share:  # what has no part in it may be anything
+            if not value.isfinite().all():
+                raise PerceiverVLError(f"{folder}: {name} has values that are no numbers, train it again")
             total.add_(value.to(exact), alpha=share)
     return total.to(first.dtype)

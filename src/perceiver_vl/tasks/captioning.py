@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perceiver_vl.data.prefetch import read_ahead
+from perceiver_vl.data.prefetch import medium_of, read_ahead
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.skipped import MAX_FAILED_FRACTION
 from perceiver_vl.data.sources import VideoDataset
@@ -26,10 +26,11 @@ from perceiver_vl.tasks.caption_metrics import caption_metrics
 from perceiver_vl.tasks.evaluation import VisionBatch, checked_frames, evaluating, vision_batch_of
 from perceiver_vl.tasks.example_task import ExampleTask, Scored, number_or_text
 from perceiver_vl.tasks.task_result import TaskResult
-from perceiver_vl.utils.errors import PerceiverVLError, UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError
 
 _SAID_DRAWS = 6  # beside those of data.batching, training.elastic
 _ATTRIBUTES = ("colour", "shape", "motion")
+_ROWS = 1024  # that are compared with all others at a time
 
 
 class Captioning(ExampleTask):
@@ -150,6 +151,14 @@ class Captioning(ExampleTask):
         **_: Any,
     ) -> dict[str, dict[str, float]]:
         frames = checked_frames(model, processor, num_frames, budget, batch_size)
+        scored, others = ({medium_of(one.record(place)) for place in range(len(one))} for one in (source, guess_from))
+        if both := len(scored & others):
+            raise UsageError(
+                f"guess_from: {both} of the clips that are scored are there, too, each its own nearest; score others "
+                "with ",
+                Setting("split", "test"),
+                ", or name another split",
+            )
         how: Any = frames, batch_size, [], strict, max_failed_fraction
         found = []
         with evaluating(model):
@@ -164,11 +173,7 @@ class Captioning(ExampleTask):
                     vectors |= dict(zip(batch.indices, rows.float().cpu(), strict=True))
                 found.append([(clips.record(place), vector) for place, vector in sorted(vectors.items())])
         asked, known = found
-        like_question = [[question_of(record) == question_of(other) for other, _ in known] for record, _ in asked]
-        alike = torch.tensor(like_question)
-        alike |= ~alike.any(1, keepdim=True)  # a question that nobody has asked: any clip
-        near = torch.stack([one for _, one in asked]) @ torch.stack([one for _, one in known]).T
-        nearest = near.masked_fill(~alike, -torch.inf).argmax(1).tolist()
+        nearest = _nearest(asked, known)
         often = self.most_frequent([record for record, _ in known])
         guesses = {
             "most frequent": [often] * len(asked),
@@ -178,6 +183,26 @@ class Captioning(ExampleTask):
             name: self.metrics_of([Scored(record, one, {}) for (record, _), one in zip(asked, said, strict=True)])
             for name, said in guesses.items()
         }
+
+
+def _nearest(asked: Sequence[tuple[Record, Tensor]], known: Sequence[tuple[Record, Tensor]]) -> list[int]:
+    """The place in `known` of the clip that is nearest to each of `asked`, of those that were asked the same; of a
+    question that nobody was asked, of all.
+    """
+    of_question: dict[str, list[int]] = {}
+    for place, (record, _) in enumerate(known):
+        of_question.setdefault(question_of(record), []).append(place)
+    rows_of: dict[str, list[int]] = {}
+    for row, (record, _) in enumerate(asked):
+        rows_of.setdefault(question_of(record), []).append(row)
+    theirs, nearest = torch.stack([vector for _, vector in known]), torch.zeros(len(asked), dtype=torch.long)
+    for question, rows in rows_of.items():
+        places = torch.tensor(of_question.get(question, range(len(known))))
+        pool = theirs[places]
+        for some in torch.tensor(rows).split(_ROWS):
+            own = torch.stack([asked[row][1] for row in some.tolist()])
+            nearest[some] = places[(own @ pool.T).argmax(1)]
+    return nearest.tolist()
 
 
 def question_of(record: Record) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers.pytorch_utils import Conv1D
 
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.utils.errors import UsageError
@@ -36,9 +37,11 @@ def add_adapters(encoder: Any, rank: int, name: str) -> list[nn.Parameter]:
     in_blocks = {id(module) for block in encoder.blocks() for module in block.modules() if type(module) is nn.Linear}
     targets = [place for place, module in encoder.model.named_modules() if id(module) in in_blocks]
     known = encoder.model.config.model_type in DEFAULTS
-    inject_adapter_in_model(
-        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=None if known else targets), encoder.model
+    transposed = any(isinstance(module, Conv1D) for module in encoder.model.modules())  # GPT-2's linear layers
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=None if known else targets, fan_in_fan_out=transposed
     )
+    inject_adapter_in_model(config, encoder.model)
     return [weight for weight in encoder.model.parameters() if weight.requires_grad]
 
 

@@ -64,6 +64,11 @@ class Elastic:
         """Raise `UsageError` for a dial that a model of this configuration, trained on `num_frames`, cannot turn."""
         for name, (most, what) in _most(config, num_frames).items():
             value = getattr(self, name)
+            if value is not None and config.caption_prefix == "frames" and name != "frames":
+                raise UsageError(
+                    f"elastic.{name}={value}: the words attend to the frames themselves (model.caption_prefix=frames), "
+                    "leave it out"
+                )
             if value is not None and value >= most:
                 raise UsageError(f"elastic.{name}={value}: need fewer than the {most} there are ({what}), or none")
         if self.tokens is not None and config.image_size == config.patch_size:

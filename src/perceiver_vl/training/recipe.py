@@ -131,6 +131,16 @@ class Data:
     strict: bool = False
     max_failed_fraction: float = MAX_FAILED_FRACTION
 
+    @property
+    def sources(self) -> tuple[DataSource, ...]:
+        """Of training, then that of validation."""
+        return (*self.train, *([self.validation] if self.validation else []))
+
+    @property
+    def validation_frames(self) -> int:
+        """Frames of a clip that is validated."""
+        return (self.validation and self.validation.num_frames) or self.num_frames
+
     def __post_init__(self) -> None:
         if not self.train:
             raise UsageError("data.train=[]: give at least one source")
@@ -139,7 +149,7 @@ class Data:
             raise UsageError(f"data.train[{weighted.index(False)}]: no weight, give one to every source or to none")
         if self.num_frames < 1:
             raise UsageError(f"data.num_frames={self.num_frames}: need at least one frame")
-        for source in (*self.train, *([self.validation] if self.validation else [])):
+        for source in self.sources:
             if source.num_frames is not None and not 1 <= source.num_frames <= self.num_frames:
                 raise UsageError(
                     f"data: num_frames={source.num_frames}: of a source, need 1 to {self.num_frames}, data.num_frames"
@@ -387,7 +397,7 @@ class Recipe:
             ("encoders.text_blocks", self.encoders.text_blocks > 0),
             ("encoders.text_lora", self.encoders.text_lora > 0),
             ("evaluation", self.evaluation != Evaluation(batch_size=self.evaluation.batch_size)),
-            ("data: num_frames of a source", any(source.num_frames for source in self.data.train)),
+            ("data: num_frames of a source", any(source.num_frames for source in self.data.sources)),
         ):
             if unused:
                 but = " but batch_size" if name == "evaluation" else ""

@@ -63,6 +63,8 @@ def _refuse_unknown(kind: Any, values: dict[str, Any], where: str, section: str 
     for name, value in values.items():
         if name not in hints:
             raise UsageError(f"{where}: {section}{name}: unknown key, {did_you_mean(str(name), hints)}")
+        if value is None and is_dataclass(hints[name]):
+            raise UsageError(f"{where}: {section}{name}=null: need a mapping, or leave it out")
         for inner in (part for part in (hints[name], *get_args(hints[name])) if is_dataclass(part)):
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, dict):

@@ -361,8 +361,10 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         shards = sharding_arguments(given)
         typed = parser.parse_object(given)
         given = {name: typed[name] for name in given if name not in _COMPILING} | shards
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
-            given["use_cpu"] = True  # otherwise accelerate starts the processes but never joins their gradients
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if (several or given.get("bf16")) and not torch.accelerator.is_available():
+            # otherwise accelerate starts the processes but never joins their gradients, and bfloat16 asks for a GPU
+            given["use_cpu"] = True
         if recipe.stages:
             given["max_steps"] = sum(stage.steps for stage in recipe.stages)
         if recipe.task is not None:

@@ -39,6 +39,7 @@ from perceiver_vl.training.distillation import (
 )
 from perceiver_vl.training.encoder_training import encoded, frame_encoder, sees_each_clip_once, tune_encoders
 from perceiver_vl.training.recipe import MOMENTS, SOUNDS, Data, DataSource, Recipe
+from perceiver_vl.training.stages import check_pretrained_parts
 from perceiver_vl.training.starting_model import starting_model
 from perceiver_vl.utils.console import quiet
 from perceiver_vl.utils.distributed import ProcessGroup
@@ -108,9 +109,10 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
             task.check_head(config, [validation.record(index) for index in labelled])
     model, fresh = starting_model(recipe, config, seed, checkpoint, teacher)
     tuned = tune_encoders(model, recipe.encoders)
+    check_pretrained_parts(model, recipe.stages)
     if task is None:
         recipe.objectives.check_model(model)
-    for split in (*data.train, *([data.validation] if data.validation else [])):
+    for split in data.sources:
         if split.folder is not None:
             encoder = model.base_model.vision_encoder
             changing = data.augmentation != Augmentation() or (encoder is not None and encoder.trainable)
@@ -304,7 +306,7 @@ def processor_and_config(
                 )
         with quiet():
             processor = PerceiverVLProcessor.from_pretrained(folder)
-        processor.modalities = dict(config.modalities)
+        processor.modalities, processor.image_processor.num_frames = dict(config.modalities), recipe.data.num_frames
         if checkpoint is None and tokenizer is not None:
             processor.tokenizer = tokenizer
     else:
@@ -346,7 +348,10 @@ def _fields_asked(recipe: Recipe) -> dict[str, Any]:
 def _of_language_model(recipe: Recipe, longest: int) -> tuple[Any, dict[str, Any]]:
     """The tokenizer of the language model that a recipe names, and what of the configuration it says; else None."""
     name = recipe.initialise.language_model
-    return (None, {}) if name is None else language_fields(name, recipe.model.get("max_text_length", longest))
+    if name is None:
+        return None, {}
+    tokenizer, fields = language_fields(name, recipe.model.get("max_text_length", longest))
+    return tokenizer, {"caption_prefix": "latents"} | fields  # whatever words of its own the Perceiver-VL attended with
 
 
 def _of_student(recipe: Recipe, teacher: LoadedTeacher) -> tuple[PerceiverVLProcessor, PerceiverVLConfig]:

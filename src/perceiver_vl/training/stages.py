@@ -64,6 +64,32 @@ def freeze_all_but(model: nn.Module, parts: Sequence[str]) -> None:
         )
 
 
+def check_pretrained_parts(model: nn.Module, stages: Sequence[Stage]) -> None:
+    """Raise `UsageError` where what is to learn of a pretrained part (`tune`) is in no stage, and where a stage names a
+    part of which nothing learns, or that is not there.
+    """
+    named = {part for stage in stages for part in stage.train}
+    of_parts: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        of_parts[part] = of_parts.get(part, False) or getattr(parameter, "is_tuned", False)
+    if "bridge" in named - of_parts.keys():
+        model_folder = Setting("initialise.language_model", "FOLDER")
+        raise UsageError("stages: train=['bridge']: this model has none, name the language model with ", model_folder)
+    for part in ENCODERS:
+        side = part.split("_")[0]
+        if of_parts.get(part) and named and not named & {"all", part}:
+            raise UsageError(
+                f"encoders: {side}_blocks or {side}_lora lets the {side} part learn, but no stage trains it; add "
+                f"{part} to stages.0.train"
+            )
+        if part in named and not of_parts.get(part):
+            raise UsageError(
+                f"stages: train={part}: nothing of it learns, say what with encoders.{side}_blocks or "
+                f"encoders.{side}_lora, or leave it out"
+            )
+
+
 class StageSwitch(TrainerCallback):
     """Freezes what the stage of the global step does not train, at its first step and after a resume.
 

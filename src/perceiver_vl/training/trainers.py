@@ -205,9 +205,9 @@ def measured_by(recipe: Recipe) -> list[str]:
 
 def _reading(recipe: Recipe) -> dict[str, Any]:
     """How every evaluation of a run reads its clips, by all processes together."""
-    data, validation = recipe.data, recipe.data.validation
+    data = recipe.data
     return {
-        "num_frames": (validation and validation.num_frames) or data.num_frames,
+        "num_frames": data.validation_frames,
         "batch_size": recipe.evaluation.batch_size,
         "strict": data.strict,
         "max_failed_fraction": data.max_failed_fraction,

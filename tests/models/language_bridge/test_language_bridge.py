@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from perceiver_vl import ComputeBudget, LanguageBridgeForConditionalGeneration, PerceiverVLConfig, UsageError
 from perceiver_vl.models.language_bridge.flops import bridge_flops
@@ -239,8 +239,15 @@ def test_calls_that_cannot_be() -> None:
         model(inputs["input_ids"])
     with pytest.raises(UsageError, match=r"text of 17 tokens: longer than max_text_length=16"):
         model(torch.ones(2, 17, dtype=torch.long), **clips_of(inputs))
-    with pytest.raises(UsageError, match=r"max_new_tokens=11: .* set 1 to 10"):
+    with pytest.raises(UsageError, match=r"max_new_tokens=11: .* set max_new_tokens=10 or fewer"):
         model.generate(inputs["input_ids"], **clips_of(inputs), max_new_tokens=11)
+    for settings in (GenerationConfig(max_new_tokens=500), GenerationConfig(max_length=500)):
+        with pytest.raises(UsageError, match=r"set max_new_tokens=10 or fewer"):
+            model.generate(inputs["input_ids"], **clips_of(inputs), generation_config=settings)
+    with pytest.raises(UsageError, match=r"max_new_tokens=1: .* give fewer words"):
+        model.generate(torch.ones(2, 16, dtype=torch.long), **clips_of(inputs), max_new_tokens=1)
+    with pytest.raises(UsageError, match="resize it before"):
+        model.resize_token_embeddings(99)
     other = bridge(bridge_blocks=[2])
     with pytest.raises(UsageError, match=r"budget blocks=2: the language model is shown bridge_blocks=2"):
         other.encode_prefix(**clips_of(inputs), budget=ComputeBudget(blocks=2))
@@ -262,6 +269,14 @@ def test_what_is_no_language_model_is_told_in_a_line(tmp_path: Path) -> None:
     save_language_model(tmp_path / "bare")
     (tmp_path / "bare" / "model.safetensors").unlink()
     refused(load_language_model, tmp_path / "bare", "cannot be loaded")
+    save_language_model(tmp_path / "cut")
+    whole = (tmp_path / "cut" / "model.safetensors").read_bytes()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(whole[:100])
+    refused(load_language_model, tmp_path / "cut", "cannot be loaded")
+    save_language_model(tmp_path / "silent")
+    for file in (tmp_path / "silent").glob("tokenizer*"):
+        file.unlink()
+    refused(fields, tmp_path / "silent", "knows no words, save its tokenizer.json")
     part = save_language_model(tmp_path / "part")
     state = {name: one for name, one in part.state_dict().items() if "h.1." not in name and name != "lm_head.weight"}
     part.save_pretrained(tmp_path / "part", state_dict=state)

@@ -9,6 +9,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -24,7 +25,7 @@ from perceiver_vl.models.perceiver_vl.tokenizer import read_tokenizer
 from perceiver_vl.utils.console import quiet
 from perceiver_vl.utils.errors import UsageError, first_line
 
-_CANNOT = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError)
+_CANNOT = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
 
 
 class LanguageModel(PretrainedPart):

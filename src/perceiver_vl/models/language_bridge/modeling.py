@@ -25,6 +25,7 @@ from perceiver_vl.models.perceiver_vl.captioning import (
     CaptioningModel,
     PerceiverVLForCaptioningOutput,
     caption_loss,
+    check_room,
     texts_of_each,
 )
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
@@ -74,6 +75,10 @@ class LanguageBridgeForConditionalGeneration(CaptioningModel):
     def get_input_embeddings(self) -> nn.Module:
         """The word table of the language model."""
         return self.language_model.words
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Raises `UsageError`: the words are those of the language model."""
+        raise UsageError("resize_token_embeddings: the words are the language model's, resize it before it is bridged")
 
     def encode_prefix(
         self,
@@ -142,12 +147,13 @@ class LanguageBridgeForConditionalGeneration(CaptioningModel):
         most, length = self.config.max_text_length, input_ids.shape[1]
         if "max_length" in how:
             how["max_new_tokens"] = how.pop("max_length") - length
-        if not 1 <= (new := how.get("max_new_tokens", 1)) <= most - length:
-            raise UsageError(
-                f"max_new_tokens={new}: this model's texts have {most} tokens at most (max_text_length), of which the "
-                f"beginning takes {length}; set 1 to {most - length}"
-            )
-        if "generation_config" not in how:
+        if (settings := how.get("generation_config")) is not None and "max_new_tokens" not in how:
+            longest = settings.max_new_tokens
+            if longest is None and settings.max_length is not None:
+                longest = settings.max_length - length
+            how["max_new_tokens"] = most - length if longest is None else longest
+        check_room(how.get("max_new_tokens", 1), length, most)
+        if settings is None:
             settings = deepcopy(self.generation_config)
             how = {"generation_config": settings, **settings.update(**how)}
         soft, vectors = self._shown(prefix, len(input_ids))

@@ -31,6 +31,8 @@ from perceiver_vl.models.perceiver_vl.modeling import (
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache
 from perceiver_vl.utils.errors import UsageError
 
+OF_LATENTS = ("latents", "text_latents", "cross_attentions", "blocks")
+"""Dials of a budget that turn what the encoder does."""
 NOTHING_TO_SEE = "nothing to see: give pixel_values, a vision_cache or a prefix"
 
 
@@ -118,11 +120,28 @@ class CaptioningModel(PerceiverVLPreTrainedModel, GenerationMixin, ABC):
 
     def _validate_generated_length(self, generation_config: Any, input_ids_length: int, *args: Any) -> None:
         super()._validate_generated_length(generation_config, input_ids_length, *args)
-        if generation_config.max_length > (most := self.config.max_text_length):
-            new = generation_config.max_length - input_ids_length
+        new = generation_config.max_length - input_ids_length
+        check_room(new, input_ids_length, self.config.max_text_length)
+
+
+def check_room(new: int, length: int, most: int) -> None:
+    """Raise `UsageError` where `new` tokens do not fit behind `length` ones of `most`."""
+    if 1 <= new <= most - length:
+        return
+    remedy = f"set max_new_tokens={most - length} or fewer" if length < most else "give fewer words to go on from"
+    raise UsageError(
+        f"max_new_tokens={new}: this model's texts have {most} tokens at most (max_text_length), of which the "
+        f"beginning takes {length}; {remedy}"
+    )
+
+
+def check_frames_alone(budget: ComputeBudget) -> None:
+    """Raise `UsageError` for a budget of what a model whose words attend to the frames has no use for."""
+    for name in OF_LATENTS:
+        if (value := getattr(budget, name)) is not None:
             raise UsageError(
-                f"max_new_tokens={new}: this model's texts have {most} tokens at most (max_text_length), of which the "
-                f"beginning takes {input_ids_length}; set max_new_tokens={max(0, most - input_ids_length)} or fewer"
+                f"budget {name}={value}: the words attend to the frames themselves here (caption_prefix=frames), no "
+                "latents are read; leave it out, frames is the dial there is"
             )
 
 
@@ -161,13 +180,17 @@ class PerceiverVLForCaptioning(CaptioningModel):
         vision_cache: VisionCache | None = None,
         record: EncoderRecord | None = None,
     ) -> Inputs:
-        """As of `CaptioningModel`. Raises `UsageError` also for a `vision_cache` where the prefix is the frames."""
+        """As of `CaptioningModel`. Raises `UsageError` also for a `vision_cache`, and a budget of latents, where the
+        prefix is the frames.
+        """
         budget = budget or FULL_BUDGET
         if pixel_values is None and vision_cache is None:
             raise UsageError(NOTHING_TO_SEE)
         frames = self.config.caption_prefix == "frames"
         if frames and vision_cache is not None:
             raise UsageError("vision_cache: does not hold the frames that caption_prefix=frames is, give pixel_values")
+        if frames:
+            check_frames_alone(budget)
         array = self.perceiver_vl.embed_inputs(None, None, pixel_values, frame_mask, budget, vision_cache)
         tokens = array.vision if frames else self.perceiver_vl.encode(array, budget, record)
         assert tokens is not None

@@ -305,9 +305,11 @@ class PerceiverVLConfig(PreTrainedConfig):
             )
         room = getattr(self.language_config, "max_position_embeddings", None)
         if room is not None and self.soft_tokens + self.max_text_length > room:
+            left = room - self.soft_tokens
+            remedy = f"set max_text_length={left} or less" if left > 1 else "set fewer bridge_tokens"
             raise UsageError(
                 f"max_text_length={self.max_text_length}: with {self.soft_tokens} soft tokens more than the "
-                f"{room} positions of the language model, set fewer bridge_tokens"
+                f"{room} positions of the language model, {remedy}"
             )
         words = int(self.language_config.vocab_size)
         if self.vocab_size != words:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 
@@ -324,7 +325,7 @@ def _load(source: str, kind: Any) -> PreTrainedModel:
         if getattr(config, "is_encoder_decoder", False):
             kind = AutoModelForTextEncoding
         model: PreTrainedModel = kind.from_pretrained(source, config=config, dtype=torch.float32, **options)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise UsageError(f"encoder {source}: cannot be loaded ({first_line(error)}), {hub_hint(source)}") from error
     return model.eval()
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -48,7 +49,7 @@ from perceiver_vl.models.perceiver_vl.heads import (
     MaskedWordHead,
 )
 from perceiver_vl.models.perceiver_vl.vision_cache import VisionCache, VisionCacheMixin, weights_fingerprint
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
 
 _LOADING = threading.RLock()
 
@@ -80,9 +81,15 @@ class PerceiverVLPreTrainedModel(VisionCacheMixin, PreTrainedModel):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; pretrained models that are part of this one are frozen. Threads load one after the other:
         transformers takes some of its own functions away meanwhile (`no_tie_weights`), for good if two overlap.
+
+        Raises `PerceiverVLError` for a damaged file of weights.
         """
-        with _LOADING:
-            loaded = super().from_pretrained(*args, **kwargs)  # which makes every weight anew
+        try:
+            with _LOADING:
+                loaded = super().from_pretrained(*args, **kwargs)  # which makes every weight anew
+        except SafetensorError as error:
+            folder = args[0] if args else kwargs["pretrained_model_name_or_path"]
+            raise PerceiverVLError(f"{folder}: cannot be loaded ({first_line(error)}), save the model again") from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for part in model.pretrained_parts().values():
             part.requires_grad_(False)

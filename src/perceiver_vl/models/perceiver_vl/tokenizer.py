@@ -60,7 +60,7 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 def read_tokenizer(name: str | Path) -> Any:
-    """A tokenizer from a folder or the hub, as it is; raises `UsageError` if it cannot be loaded."""
+    """A tokenizer from a folder or the hub, as it is; raises `UsageError` if it cannot be loaded or knows no words."""
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(name))
     except ImportError as error:  # of a package that some tokenizers are read by
@@ -69,4 +69,6 @@ def read_tokenizer(name: str | Path) -> Any:
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"tokenizer {name}: cannot be loaded ({first_line(error)}), {hub_hint(name)}") from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes of a folder without its files
+        raise UsageError(f"tokenizer {name}: knows no words, save its tokenizer.json there, too")
     return tokenizer

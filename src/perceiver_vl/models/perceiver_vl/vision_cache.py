@@ -164,6 +164,18 @@ class _Base(Protocol):
     def __call__(self, *inputs: Tensor | None, vision_cache: "VisionCache") -> Any: ...
 
 
+def why_whole(config: PerceiverVLConfig) -> str | None:
+    """Why a model's clips cannot be read in chunks of frames, in words; None where they can."""
+    if config.temporal_kernel:
+        return f"temporal_kernel={config.temporal_kernel}: tokens of neighbouring frames are mixed"
+    if config.tubelet_size > 1:
+        return f"tubelet_size={config.tubelet_size}: a token sees several frames"
+    for name in ("rolled_tokens", "rolled_channels"):
+        if share := getattr(config, name):
+            return f"{name}={share}: tokens come from neighbouring frames"
+    return None
+
+
 class VisionCacheMixin:
     """What every model can do with clips beforehand; the results go in as `vision_cache=`."""
 
@@ -258,15 +270,8 @@ class VisionCacheMixin:
         _refuse_choice(base, budget)
         if budget.frames is not None:
             raise UsageError(f"budget {budget}: every frame of a stream is read, give it fewer frames")
-        instead = "which chunks cut apart; give the clip whole (pixel_values), of fewer frames"
-        if base.config.temporal_kernel:
-            kernel = base.config.temporal_kernel
-            raise UsageError(f"temporal_kernel={kernel}: tokens of neighbouring frames are mixed, {instead}")
-        if base.config.tubelet_size > 1:
-            raise UsageError(f"tubelet_size={base.config.tubelet_size}: a token sees several frames, {instead}")
-        for name in ("rolled_tokens", "rolled_channels"):
-            if share := getattr(base.config, name):
-                raise UsageError(f"{name}={share}: tokens come from neighbouring frames, {instead}")
+        if reason := why_whole(base.config):
+            raise UsageError(f"{reason}, which chunks cut apart; give the clip whole (pixel_values), of fewer frames")
         refuse_without_tokens(base.config, base.config.cross_attentions_of(budget), has_text=False)
         cross_attentions, latents = _first_queries(base, budget)
         sums: list[tuple[Tensor, Tensor]] = []

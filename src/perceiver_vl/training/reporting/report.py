@@ -211,8 +211,8 @@ def _examples(run: Path, recipe: Recipe, start: Start, device: str | None) -> Ex
     if start.validation is None or recipe.teacher is not None:
         return None
     if start.task is None:
-        return retrieval_examples(run, start.validation, recipe.objectives, recipe.data.num_frames, device)
-    return task_examples(run, start.validation, start.task, recipe.data.num_frames, device)
+        return retrieval_examples(run, start.validation, recipe.objectives, recipe.data.validation_frames, device)
+    return task_examples(run, start.validation, start.task, recipe.data.validation_frames, device)
 
 
 def _source_name(split: DataSource) -> str:
