@@ -7,7 +7,7 @@ import math
 import wave
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import av
 import numpy as np
@@ -123,7 +123,7 @@ def resample(samples: Samples, rate: int, wanted: int) -> Samples:
     resampler = av.AudioResampler(format="flt", layout="mono", rate=wanted)
     parts = [one.to_ndarray()[0] for given in (frame, None) for one in resampler.resample(given)]
     whole = np.concatenate(parts).astype(np.float32)
-    return cast(Samples, whole if len(padded) == len(samples) else whole[: math.ceil(len(samples) * wanted / rate)])
+    return whole if len(padded) == len(samples) else whole[: math.ceil(len(samples) * wanted / rate)]
 
 
 def as_16_bit(samples: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
