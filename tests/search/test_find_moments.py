@@ -156,15 +156,39 @@ def test_nothing_is_found_where_the_best_is_no_better_than_chance(indexed: Path,
 @pytest.mark.parametrize("line", ["nothing", '{"query": "a"}', "[1]", "[" * 100_000])
 def test_queries_that_are_none(line: str, tmp_path: Path, indexed: Path) -> None:
     (tmp_path / "queries.jsonl").write_text(line)
-    with pytest.raises(UsageError, match="not queries, need lines as"):
+    with pytest.raises(UsageError, match=r"queries\.jsonl: not queries, need lines as"):
         read_queries(tmp_path / "queries.jsonl")
     (tmp_path / "queries.jsonl").write_text('{"query": "a", "file": "clip1.mp4", "start": 3, "end": 2}')
     with pytest.raises(UsageError, match="'a' from 3 to 2 s, need seconds"):
+        read_queries(tmp_path / "queries.jsonl")
+    (tmp_path / "queries.jsonl").write_text('{"query": " ", "file": "clip1.mp4"}')
+    with pytest.raises(UsageError, match=r"queries\.jsonl: query ' ', need lines as"):
         read_queries(tmp_path / "queries.jsonl")
     with pytest.raises(UsageError, match="need at least 20"):
         calibrate(Searcher(indexed), [("a", "clip1.mp4", ())])
     with pytest.raises(UsageError, match=r"gone\.mp4: no video of the index"):
         calibrate(Searcher(indexed), [("a", "gone.mp4", ())] * 20)
+
+
+def test_a_file_of_annotations_or_none_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for text, kind in [
+        ("v 0 1##a dog", "charades-sta"),
+        ('{"qid": 1, "query": "a", "vid": "v", "duration": 9, "relevant_windows": [[0, 1]]}', "qvhighlights"),
+        ('{"v": {"duration": 9, "timestamps": [[0, 1]], "sentences": ["a"]}}', "activitynet-captions"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(UsageError, match=f"annotations of {kind}, .* but not queries, need lines as"):
+            read_queries(path)
+    for content, message in ((None, "no such file, need"), (b"\xff\x00", "cannot be read as text, need")):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UsageError, match=f"file: {message}"):
+            read_queries(path)
+        path.touch()
+    with pytest.raises(UsageError, match="is a directory, need"):
+        read_queries(tmp_path)
 
 
 @pytest.mark.parametrize(

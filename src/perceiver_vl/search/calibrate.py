@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from perceiver_vl.data.datasets.moment_queries import read_moment_queries
 from perceiver_vl.search.filters import Filters, quoted
 from perceiver_vl.search.length import fit_length_weight, known_windows
 from perceiver_vl.search.moments import MomentOptions, stretches_of
@@ -20,6 +21,7 @@ from perceiver_vl.utils.errors import UsageError
 
 FALSE_ALARMS = 0.05
 FEWEST = 20
+_NEED = 'need lines as {"query": "a dog", "file": "dog.mp4"}'
 Known = tuple[str, str, tuple[tuple[float, float], ...]]
 """A query, the file that shows it, and when, in seconds, if that is known."""
 
@@ -48,19 +50,38 @@ def read_queries(path: str | Path) -> list[Known]:
     seconds where these are known. Raises `UsageError` for what is none.
     """
     try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        content = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file, {_NEED}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: {(error.strerror or type(error).__name__).lower()}, {_NEED}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: cannot be read as text, {_NEED}") from error
+    try:
+        lines = [line for line in content.splitlines() if line.strip()]
         rows = [json.loads(line) for line in lines]
         known: list[Known] = [
             (str(row["query"]), str(row["file"]), ((float(row["start"]), float(row["end"])),) if "start" in row else ())
             for row in rows
         ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f'{path}: not queries, need lines as {{"query": "a dog", "file": "dog.mp4"}}') from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(f"{path}: {_other_kind(path)}, {_NEED}") from error
     for words, _, times in known:
+        if not words.strip():
+            raise UsageError(f"{path}: query {words!r}, {_NEED}")
         for start, end in times:
             if not 0 <= start < end < math.inf:
                 raise UsageError(f"{path}: {words!r} from {start:g} to {end:g} s, need seconds, the first smaller")
     return known
+
+
+def _other_kind(path: str | Path) -> str:
+    """What a file is that holds no queries."""
+    try:
+        known = read_moment_queries(path)
+    except UsageError:
+        return "not queries"
+    return f"annotations of {known.format}, which a model is evaluated with, but not queries"
 
 
 def calibrate(

@@ -71,7 +71,65 @@ def test_windows_that_end_before_they_start_are_left_out_and_told(tmp_path: Path
         "v: query 2: a window from 1 to 1 s, left out",
     ]
     row = {"qid": 1, "query": "a", "vid": "v", "duration": 9, "relevant_windows": [[4, 2], [1, 3]]}
-    assert read_moment_queries(write(tmp_path / "b.jsonl", row)).queries[0].windows == ((1.0, 3.0),)
+    found = read_moment_queries(write(tmp_path / "b.jsonl", row))
+    assert found.queries[0].windows == ((1.0, 3.0),)
+    assert [str(one) for one in found.skipped] == ["v: query 1: a window from 4 to 2 s, left out"]
+
+
+ENDLESS = [
+    "v 0 inf##a\nv 0 nan##b\nv inf inf##c\nv 1 2##good",
+    '{"qid": 1, "query": "a", "vid": "v", "duration": 9, "relevant_windows": [[0, Infinity]]}\n'
+    '{"qid": 2, "query": "b", "vid": "v", "duration": 9, "relevant_windows": [[NaN, 3]]}\n'
+    f'{{"qid": 3, "query": "c", "vid": "v", "duration": 9, "relevant_windows": [[0, 1{"0" * 400}]]}}\n'
+    '{"qid": 4, "query": "good", "vid": "v", "duration": 9, "relevant_windows": [[1, 2]]}',
+    '{"v": {"duration": 9, "timestamps": [[0, Infinity], [0, NaN], [-Infinity, 1], [1, 2]], '
+    '"sentences": ["a", "b", "c", "good"]}}',
+    '[{"annotation_id": 1, "description": "a", "video": "v", "times": [[0, Infinity]]}, '
+    '{"annotation_id": 2, "description": "b", "video": "v", "times": [[NaN, NaN]]}, '
+    '{"annotation_id": 3, "description": "c", "video": "v", "times": [[-Infinity, 0]]}, '
+    '{"annotation_id": 4, "description": "good", "video": "v", "times": [[0, 1]]}]',
+    '{"desc_id": 1, "desc": "a", "vid_name": "v", "duration": 9, "ts": [0, Infinity]}\n'
+    '{"desc_id": 2, "desc": "b", "vid_name": "v", "duration": 9, "ts": [0, NaN]}\n'
+    '{"desc_id": 3, "desc": "c", "vid_name": "v", "duration": 9, "ts": [-Infinity, 4]}\n'
+    '{"desc_id": 4, "desc": "good", "vid_name": "v", "duration": 9, "ts": [1, 2]}',
+]
+
+
+@pytest.mark.parametrize("content", ENDLESS)
+def test_windows_that_never_end_are_left_out_and_told(content: str, tmp_path: Path) -> None:
+    found = read_moment_queries(write(tmp_path / "file", content))
+    assert [one.query for one in found.queries] == ["good"]
+    assert [one.file_name for one in found.skipped] == ["v"] * 3
+    assert all("a window from " in one.reason and one.reason.endswith(" s, left out") for one in found.skipped)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "v 0 1##a\nv 0 1##\nv 0 1## \n",
+        '{"qid": 1, "query": "a", "vid": "v", "duration": 9}\n{"qid": 2, "query": "", "vid": "v", "duration": 9}\n'
+        '{"qid": 3, "query": " ", "vid": "v", "duration": 9}',
+        '{"v": {"duration": 9, "timestamps": [[0, 1], [0, 1], [0, 1]], "sentences": ["a", "", " "]}}',
+        '[{"annotation_id": 1, "description": "a", "video": "v", "times": [[0, 1]]}, '
+        '{"annotation_id": 2, "description": "", "video": "v", "times": [[0, 1]]}, '
+        '{"annotation_id": 3, "description": "  ", "video": "v", "times": [[0, 1]]}]',
+        '{"desc_id": 1, "desc": "a", "vid_name": "v", "duration": 9, "ts": [0, 1]}\n'
+        '{"desc_id": 2, "desc": "", "vid_name": "v", "duration": 9, "ts": [0, 1]}\n'
+        '{"desc_id": 3, "desc": " ", "vid_name": "v", "duration": 9, "ts": [0, 1]}',
+    ],
+)
+def test_queries_without_words_are_left_out_and_told(content: str, tmp_path: Path) -> None:
+    found = read_moment_queries(write(tmp_path / "file", content))
+    assert [one.query for one in found.queries] == ["a"]
+    assert [one.file_name for one in found.skipped] == ["v", "v"]
+    assert all(one.reason.startswith("query ") and "no words, left out" in one.reason for one in found.skipped)
+
+
+def test_queries_of_one_qid_are_told(tmp_path: Path) -> None:
+    rows = [{"qid": qid, "query": "a", "vid": "v", "duration": 9, "relevant_windows": [[0, 1]]} for qid in (7, 8, 7, 9)]
+    found = read_moment_queries(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))))
+    assert len(found.queries) == 4
+    assert found.notes == ["1 qids are of several queries, such as 7; the last of each is scored"]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +144,15 @@ def test_windows_that_end_before_they_start_are_left_out_and_told(tmp_path: Path
         ('{"v": {"duration": 9, "timestamps": [[0, 1]], "sentences": []}}', "as many as timestamps, 1"),
         ('{"qid": ' + "[" * 100_000, "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("v 3 1##a", "no query with a window in it"),
+        ('{"qid": 1, "query": "a", "vid": "v", "duration": Infinity}', "duration=inf, need a number"),
+        (
+            '{"qid": 1, "query": "a", "vid": "v", "duration": 9, "relevant_clip_ids": [0], "saliency_scores": [[NaN]]}',
+            "need whole numbers for each clip of relevant_clip_ids",
+        ),
+        ('{"query": "a", "file": "b.mp4"}', "queries and the files that show them, .* but not annotations, give the"),
+        ('{"query": "a", "file": "b"}\n{"query": "c", "file": "d"}', "which an index is calibrated with"),
+        ('{"text": "a", "name": "b"}\n{"text": "c", "name": "d"}', "none of QVHighlights, Charades-STA"),
+        ("v 3 1##a", "no query with words and a window in it"),
     ],
 )
 def test_files_that_are_none(content: str, message: str, tmp_path: Path) -> None:
@@ -96,5 +162,10 @@ def test_files_that_are_none(content: str, message: str, tmp_path: Path) -> None
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read as text"):
+    with pytest.raises(UsageError, match=r"nothing\.json: no such file, give the annotation file"):
         read_moment_queries(tmp_path / "nothing.json")
+    with pytest.raises(UsageError, match=": is a directory, give the annotation file"):
+        read_moment_queries(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="cannot be read as text"):
+        read_moment_queries(tmp_path / "binary")
