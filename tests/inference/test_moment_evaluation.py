@@ -88,6 +88,52 @@ def test_lengths_are_learned_from_other_annotations(model_folder: Path, videos: 
         evaluate_moments(model_folder, videos, annotations, calibrate=tmp_path / "other.txt")
 
 
+def test_rows_that_cannot_be_asked_do_not_end_it(model_folder: Path, videos: Path, tmp_path: Path) -> None:
+    rows = "v0_0.0_9.0 0 4##a red square\nv1_0.0_9.0 0 4##\nv1_0.0_9.0 0 inf##a ring\nv2_0.0_9.0 2 5##a blue circle\n"
+    (tmp_path / "sta.txt").write_text(rows)
+    (tmp_path / "others.txt").write_text("v1_0.0_9.0 0 8##a red square\nv1_0.0_9.0 1 8##")
+    found = evaluate_moments(model_folder, videos, tmp_path / "sta.txt", calibrate=tmp_path / "others.txt")
+    assert (found.figures.queries, found.figures.answered) == (2, 2)
+    assert [str(one) for one in found.skipped] == [
+        "v1_0.0_9.0: query 2: no words, left out",
+        "v1_0.0_9.0: query 3: a window from 0 to inf s, left out",
+        "v1_0.0_9.0: query 2: no words, left out",
+    ]
+
+
+def test_of_one_qid_the_last_query_counts(model_folder: Path, videos: Path, tmp_path: Path) -> None:
+    row = {"qid": 1, "query": "red", "vid": "v0_0.0_9.0", "duration": 9, "relevant_windows": [[0, 4]]}
+    rows = [row, row | {"query": "blue", "vid": "v1_0.0_9.0"}, row | {"qid": 2}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = evaluate_moments(model_folder, videos, tmp_path / "rows.jsonl")
+    assert found.figures.queries == 2
+    assert [(one["qid"], one["query"], one["vid"]) for one in found.predictions] == [
+        (1, "blue", "v1_0.0_9.0"),
+        (2, "red", "v0_0.0_9.0"),
+    ]
+    assert any("1 qids are of several queries, such as 1" in note for note in found.notes)
+
+
+def test_another_index_is_asked_for_by_its_name_here(model_folder: Path, videos: Path, tmp_path: Path) -> None:
+    annotations = highlights(tmp_path / "val.jsonl")
+    evaluate_moments(model_folder, videos, annotations, index=tmp_path / "index")
+    with pytest.raises(UsageError, match="leave that out or use index='OTHER'"):
+        evaluate_moments(model_folder, videos, annotations, index=tmp_path / "index", segments=3)
+
+
+def test_a_wrong_file_to_calibrate_with_is_told_before_any_work(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_yet(*_: object, **__: object) -> None:
+        raise AssertionError("videos are indexed")
+
+    monkeypatch.setattr("perceiver_vl.inference.moment_evaluation.build_index", not_yet)
+    (tmp_path / "queries.jsonl").write_text('{"query": "red", "file": "a.mp4"}\n{"query": "blue", "file": "b.mp4"}\n')
+    for name, message in (("queries.jsonl", "which an index is calibrated with"), ("none.txt", "no such file")):
+        with pytest.raises(UsageError, match=f"{name}: .*{message}"):
+            evaluate_moments("model", videos, highlights(tmp_path / "val.jsonl"), calibrate=tmp_path / name)
+
+
 def test_didemo_ranks_every_candidate(model_folder: Path, tmp_path: Path) -> None:
     write_clip(tmp_path / "videos" / "a.mp4", seed=1, frames=278)
     rows = [{"annotation_id": 5, "description": "a red square", "video": "a.mov", "times": [[0, 0]] * 3 + [[1, 5]]}]

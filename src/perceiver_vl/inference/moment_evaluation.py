@@ -3,8 +3,8 @@
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from perceiver_vl.tasks.moment_metrics import (
     retrieval_figures,
 )
 from perceiver_vl.utils.console import ProgressBars
-from perceiver_vl.utils.errors import Setting, UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, Setting, UsageError
 
 LONGEST = 150.0
 """Seconds; of the videos of QVHighlights."""
@@ -104,11 +104,13 @@ def evaluate_moments(
     also asked of all videos at once. `calibrate`: a file of other queries about videos of the folder, from which it is
     learned first what a window gains with its length (`search.length`). `baselines`: those too, which the candidates of
     DiDeMo have none of. A video is known by its name without ending. Without `labelled` a file may be of a test split
-    that does not say what is right, and nothing is scored then but a submission made.
+    that does not say what is right, and nothing is scored then but a submission made. Of several queries of one `qid`
+    the last counts, as in the official scripts.
     Raises `UsageError` for a file that is none of the official ones, and where no query has a video.
     """
     known = read_moment_queries(annotations)
-    queries = known.queries
+    others = None if calibrate is None else read_moment_queries(calibrate)
+    queries = list({query.qid: query for query in known.queries}.values())
     if labelled and not any(query.windows for query in queries):
         raise UsageError(
             f"{annotations}: does not say what is right, write the predictions with ", Setting("submission", "FILE")
@@ -120,27 +122,28 @@ def evaluate_moments(
     with ExitStack() as stack:
         if index is None:
             index = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perceiver-vl-moments-"))) / "index"
-        report = build_index(
-            model_folder,
-            media,
-            index,
-            metadata=IGNORED,
-            segments=cut,
-            segment_fps=segment_fps,
-            budget=budget,
-            batch_size=batch_size,
-            strict=strict,
-            max_failed_fraction=max_failed_fraction,
-            device=device,
-            dtype=dtype,
-            progress=progress,
-        )
+        with _of_an_index():
+            report = build_index(
+                model_folder,
+                media,
+                index,
+                metadata=IGNORED,
+                segments=cut,
+                segment_fps=segment_fps,
+                budget=budget,
+                batch_size=batch_size,
+                strict=strict,
+                max_failed_fraction=max_failed_fraction,
+                device=device,
+                dtype=dtype,
+                progress=progress,
+            )
         searcher = Searcher(index, model_folder, device)
         files = _files_of(searcher, queries)
         if not files:
             raise UsageError(f"{media}: has none of the videos of {annotations}, such as {queries[0].video}")
         with ProgressBars(progress) as bar:
-            weight = None if calibrate is None else _learn(searcher, calibrate, bar)
+            weight = None if others is None else _learn(searcher, str(calibrate), others.queries, bar)
             advance = bar.stage("Asking", len(queries))
             found = {
                 query.qid: _ask(searcher, query, files, advance, replace(_options(query), length_weight=weight))
@@ -172,9 +175,22 @@ def evaluate_moments(
         missing,
         report.segments.total,
         notes,
-        [*known.skipped, *report.skipped],
+        [*known.skipped, *(others.skipped if others else ()), *report.skipped],
         [_prediction(query, windows[query.qid], saliency[query.qid]) for query in queries],
     )
+
+
+@contextmanager
+def _of_an_index() -> Iterator[None]:
+    """What errors from in here ask for as `out` is `index` to an evaluation."""
+    try:
+        yield
+    except PerceiverVLError as error:
+        error.args = tuple(
+            replace(part, name="index") if isinstance(part, Setting) and part.name == "out" else part
+            for part in error.args
+        )
+        raise
 
 
 def _files_of(searcher: Searcher, queries: Sequence[MomentQuery]) -> dict[str, str]:
@@ -217,8 +233,7 @@ def _baselines(
     return figures
 
 
-def _learn(searcher: Searcher, annotations: str | Path, bar: ProgressBars) -> float:
-    queries = read_moment_queries(annotations).queries
+def _learn(searcher: Searcher, annotations: str, queries: Sequence[MomentQuery], bar: ProgressBars) -> float:
     files = _files_of(searcher, queries)
     timed = [(query.query, files[query.video], query.windows) for query in queries if query.video in files]
     if not timed:
