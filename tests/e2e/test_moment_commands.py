@@ -122,12 +122,42 @@ def test_nothing_found_is_said(library: Path, tmp_path: Path) -> None:
         (("--moments", "--cut", "roughly"), "cut=roughly: choose keyframes or exact"),
         (("--moments", "--min-length", "9", "--max-length", "3"), "min_length=9.0, max_length=3.0: need seconds"),
         (("--moments", "--max-length", "long"), "max-length=long: need seconds or mm:ss"),
+        (
+            ("--moments", "--calibrate", "a.jsonl"),
+            "calibrate=a.jsonl: asks the queries of its file alone, leave out 'red'",
+        ),
     ],
 )
 def test_mistakes_are_told(library: Path, words: tuple[str, ...], message: str) -> None:
     answer = run_cli("search", "--index", library / "index", "red", *words)
     assert answer.code == 2
     assert message in answer.err
+
+
+def test_what_cannot_be_calibrated_with(library: Path, tmp_path: Path) -> None:
+    search = "search", "--index", library / "index", "--moments", "--calibrate"
+    assert "nosuch.jsonl: no such file, need lines" in run_cli(*search, "nosuch.jsonl").error(2)
+    assert "is of the whole index" in run_cli(*search, "nosuch.jsonl", "--type", "video").error(2)
+    (tmp_path / "sta.txt").write_text("clip0 0 2##a red square")
+    assert "annotations of charades-sta" in run_cli(*search, tmp_path / "sta.txt").error(2)
+
+
+def test_moments_are_cut_into_a_folder_of_their_own(library: Path, tmp_path: Path) -> None:
+    words = "search", "--index", library / "index", "a red square", "--moments", "--top-k", "1", "--export"
+    before = {path: path.stat().st_mtime_ns for path in library.rglob("*")}
+    (tmp_path / "link").symlink_to(library / "media")
+    for folder in ("index", "index/cuts", "media", "media/cuts"):
+        assert "name a new folder elsewhere" in run_cli(*words, library / folder).error(2)
+    assert "the indexed media" in run_cli(*words, tmp_path / "link" / "cuts").error(2)
+    assert {path: path.stat().st_mtime_ns for path in library.rglob("*")} == before
+    assert run_cli(*words, tmp_path / "cuts").code == 0
+    cuts = sorted(path.name for path in (tmp_path / "cuts").iterdir())
+    assert f"export={tmp_path / 'cuts'}: is not empty, name a new folder" in run_cli(*words, tmp_path / "cuts").error(2)
+    assert sorted(path.name for path in (tmp_path / "cuts").iterdir()) == cuts
+    (tmp_path / "file").touch()
+    assert "is a file, name a new folder" in run_cli(*words, tmp_path / "file").error(2)
+    (tmp_path / "empty").mkdir()
+    assert run_cli(*words, tmp_path / "empty").code == 0
 
 
 def test_a_benchmark_is_evaluated(library: Path, model_folder: Path, tmp_path: Path) -> None:

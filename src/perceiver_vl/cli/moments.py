@@ -8,9 +8,11 @@ from rich.table import Table
 
 from perceiver_vl.cli.show import print_json, print_skipped
 from perceiver_vl.utils.console import out, print_whole
+from perceiver_vl.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from perceiver_vl.search import MomentOptions, MomentResult, Searcher, SearchResult
+    from perceiver_vl.search.calibrate import Known
     from perceiver_vl.tasks.moment_metrics import MomentFigures
 
 
@@ -33,11 +35,11 @@ def read_options(
     return MomentOptions(top_k=top_k, shortlist=shortlist, rerank=rerank, always=always, **options)
 
 
-def calibrate_with(searcher: "Searcher", queries: Path, options: "MomentOptions", as_json: bool) -> None:
-    """Learn from a file of queries, and say what."""
-    from perceiver_vl.search.calibrate import calibrate, read_queries
+def calibrate_with(searcher: "Searcher", queries: "Sequence[Known]", options: "MomentOptions", as_json: bool) -> None:
+    """Learn from queries whose answers are known, and say what."""
+    from perceiver_vl.search.calibrate import calibrate
 
-    found = calibrate(searcher, read_queries(queries), options, progress=True)
+    found = calibrate(searcher, queries, options, progress=True)
     if as_json:
         print_json(found.as_dict())
         return
@@ -47,6 +49,18 @@ def calibrate_with(searcher: "Searcher", queries: Path, options: "MomentOptions"
         f"{found.queries} queries: the best window must stand out by {found.threshold:.2f} standard deviations; "
         f"{100 * found.found:.0f} % do with their video, {100 * found.false_alarms:.0f} % without it"
     )
+
+
+def check_export(folder: Path, searcher: "Searcher") -> None:
+    """Before any search: raise `UsageError` for a folder that holds something, or lies in the index or its media."""
+    place, media = folder.resolve(), searcher.table.settings.media
+    for what, other in (("index", str(searcher.index)), ("indexed media", media)):
+        if other and "://" not in other and place.is_relative_to(Path(other).resolve()):
+            raise UsageError(f"export={folder}: lies in the folder of the {what}, {other}, name a new folder elsewhere")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"export={folder}: is a file, name a new folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"export={folder}: is not empty, name a new folder")
 
 
 def export_to(folder: Path, results: "Sequence[SearchResult | MomentResult]", cut: str) -> list[str]:

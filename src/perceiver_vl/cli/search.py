@@ -243,6 +243,10 @@ def search(
         from perceiver_vl.media.cutting import check_cut
 
         check_cut(cut)
+    if calibrate and queries:
+        raise UsageError(
+            f"calibrate={calibrate}: asks the queries of its file alone, leave out {queries[0]!r}, ask after"
+        )
     if moments and hybrid:
         raise UsageError("hybrid: moments are found by what is seen, leave it or moments out")
     from perceiver_vl.search.engine import how_to_make  # light, as the next: mistakes are told at once
@@ -257,13 +261,23 @@ def search(
         type=kind,  # type: ignore[arg-type]
         where=where,
     )
-    filters.sql()
+    if filters.sql() and calibrate:
+        raise UsageError(f"calibrate={calibrate}: is of the whole index, leave out what says which videos")
     check_file("--html", html)
     if "://" not in index and not Path(index, "clips.lance").is_dir():
         raise UsageError(f"{index}: not an index, make one with {how_to_make(index)}")
+    known = []
+    if calibrate:
+        from perceiver_vl.search.calibrate import read_queries
+
+        known = read_queries(calibrate)
     from perceiver_vl.search import Searcher
 
     searcher = Searcher(index, model, device, light=True, threads=count_threads(threads))
+    if export:
+        from perceiver_vl.cli.moments import check_export
+
+        check_export(export, searcher)
     for note in searcher.notes:
         err.print(note)
     options = None
@@ -274,7 +288,7 @@ def search(
         longest = None if max_length is None else read_seconds("max-length", max_length)
         options = read_options(shortest, longest, top_k, per_video, shortlist, rerank, always, length_weight)
         if calibrate:
-            calibrate_with(searcher, calibrate, options, as_json)
+            calibrate_with(searcher, known, options, as_json)
             return
 
     def answer(words: str) -> "SearchResult | MomentResult":
