@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from command_line import Answer, run_cli, world_recipe, write_recipe
@@ -23,6 +24,8 @@ from transformers import BertConfig, BertModel, PerceiverConfig, PerceiverForMas
 
 from perceiver_vl import PerceiverVLConfig, PerceiverVLForQuestionAnswering, PerceiverVLProcessor
 from perceiver_vl.data.synthetic.sounds import write_sounds_world
+from perceiver_vl.media.sound import write_wav
+from perceiver_vl.models.perceiver_tf import PerceiverTFConfig, PerceiverTFForTranscription
 from perceiver_vl.search.build import build_index
 from perceiver_vl.search.table import open_table
 from released_checkpoint import forty_words, released_state, save
@@ -552,6 +555,38 @@ def a_benchmark_of_moments_without_its_annotations(w: Workshop) -> Attempt:
     video = next((w.world / "clips").rglob("*.mp4")).stem
     (w.folder / "sta.txt").write_text(f"{video} 0 1##a red circle")
     return Attempt(evaluating(w, w.world, "--task", "moments"), "or TVR with ", {"FILE": w.folder / "sta.txt"})
+
+
+@case
+def moments_of_an_index_with_other_segments(w: Workshop) -> Attempt:
+    video = next((w.world / "clips").rglob("*.mp4")).stem
+    (w.folder / "sta.txt").write_text(f"{video} 0 1##a red circle")
+    words = evaluating(w, w.world, "--task", "moments", "--metadata", w.folder / "sta.txt")
+    index = w.folder / "index"
+    assert run_cli(*words, "--index", index).code == 0
+    asked = (*words, "--index", index, "--segments", 1)
+    return Attempt(asked, "; leave that out or use ", {"OTHER": w.folder / "other"})
+
+
+# Notes
+
+
+def transcribing(w: Workshop, out: Path) -> tuple[object, ...]:
+    small = {"conv_channels": 2, "num_bins": 8, "hidden_size": 8, "num_blocks": 1, "num_latents": 2}
+    PerceiverTFForTranscription(PerceiverTFConfig(**small)).save_pretrained(w.folder / "hears")
+    write_wav(w.folder / "a tone.wav", np.zeros(8000), 8000)
+    return ("transcribe", w.folder / "a tone.wav", "--model", w.folder / "hears", "--out", out)
+
+
+@case
+def notes_into_a_recording(w: Workshop) -> Attempt:
+    return Attempt(transcribing(w, w.folder / "a tone.wav"), "not the name of a MIDI file, give one, as in ")
+
+
+@case
+def notes_that_are_there(w: Workshop) -> Attempt:
+    (w.folder / "a tone.mid").write_bytes(b"a score")
+    return Attempt(transcribing(w, w.folder / "a tone.mid"), ", or replace it with ")
 
 
 # Training
