@@ -16,12 +16,13 @@ from torch.utils.data import BatchSampler, DataLoader
 from perceiver_vl import MediaError, UsageError
 from perceiver_vl.data.batching import EpochSampler, TrainingExamples
 from perceiver_vl.data.folder import read_folder
-from perceiver_vl.data.mixture import Mixture, MixtureSampler, make_pools, make_sampler
+from perceiver_vl.data.mixture import Mixture, MixtureSampler, any_clip, make_pools, make_sampler, telling_places
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.shards.reading import ShardedDataset
 from perceiver_vl.data.shards.writing import write_shards
 from perceiver_vl.data.sources import CachedDataset, FolderDataset, is_damaged
 from perceiver_vl.data.synthetic.collection import World
+from perceiver_vl.data.synthetic.tasks import PairWorld, QuestionWorld
 from perceiver_vl.data.synthetic.writing import write_world
 from perceiver_vl.media.sampling import Frames
 
@@ -161,6 +162,29 @@ def test_clips_without_captions_are_left_out_and_named(tmp_path: Path) -> None:
     pools, left = make_pools(Mixture([FolderDataset(records, (8, 8))]), [None], 2)
     assert [pool.clips.tolist() for pool in pools] == [[1, 2, 3, 4]]
     assert [(problem.file_name, problem.reason) for problem in left] == [("0.mp4", "no caption")]
+
+
+def test_of_generated_clips_only_so_many_are_drawn_as_tell_what_all_are() -> None:
+    """Three million questions would take half an hour to draw."""
+    many = 3_000_000
+    questions, pairs = QuestionWorld("image", clips=many, size=16), PairWorld(clips=many, size=16)
+    pools, left = make_pools(Mixture([Numbered(9), questions, pairs]), [1, 1, 1], 4, any_clip)
+    assert [(len(pool.clips), pool.kind) for pool in pools] == [(9, "videos"), (many, "images"), (many, "images")]
+    assert not left
+    mixture = Mixture([Numbered(9), QuestionWorld("image", clips=90_000, size=16), Numbered(5)])
+    places = np.array([3, 8, *range(9, 9 + 90_000, 2), 90_010])
+    told = telling_places(mixture, places)
+    assert (told[:2].tolist(), told[-1], len(told)) == ([3, 8], 90_010, 20_003)
+    assert np.array_equal(told[2:-1], places[2:20_002])
+    assert np.array_equal(telling_places(Numbered(9), np.arange(9)), np.arange(9))
+
+
+def test_a_task_that_cannot_do_with_generated_questions_goes_through_them() -> None:
+    questions = QuestionWorld("image", clips=200, size=16)
+    usable = [number for number in range(200) if questions.record(number).kind == "number"]
+    pools, left = make_pools(Mixture([questions]), [None], 4, lambda one: None if one.kind == "number" else "no number")
+    assert pools[0].clips.tolist() == usable
+    assert len(left) == 200 - len(usable)
 
 
 # --- In which order -------------------------------------------------------------------------------------------------

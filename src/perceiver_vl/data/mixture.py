@@ -18,13 +18,15 @@ from torch.utils.data import Sampler
 from perceiver_vl.data.batching import EpochSampler, drawn_captions
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.sources import CachedDataset, VideoDataset, is_damaged, is_image, kind_of
-from perceiver_vl.data.synthetic.collection import World
+from perceiver_vl.data.synthetic.tasks import AnyWorld
 from perceiver_vl.media.files import FEATURES
 from perceiver_vl.media.sampling import Frames
 from perceiver_vl.media.segments import Segment
 from perceiver_vl.utils.errors import UsageError
 
 Places = npt.NDArray[np.int64]
+_TELLING = 20_000
+_FIRST = 1000  # of a generated source; a task that cannot do with all of its questions cannot with some of these
 
 
 class Mixture:
@@ -171,12 +173,25 @@ def _uncached(source: VideoDataset) -> VideoDataset:
     return source.source if isinstance(source, CachedDataset) else source
 
 
+def telling_places(source: VideoDataset, places: Places) -> Places:
+    """Those of `places` whose records tell what all of them do: of generated clips, which are drawn when they are asked
+    for, the first 20,000 of each source, else all.
+    """
+    if not isinstance(source, Mixture):
+        return places[:_TELLING] if isinstance(_uncached(source), AnyWorld) else places
+    numbers = np.searchsorted(source.ends, places, side="right")
+    of_sources = [(one, places[numbers == number]) for number, one in enumerate(source.sources)]
+    return np.concatenate(
+        [some[:_TELLING] if isinstance(_uncached(one), AnyWorld) else some for one, some in of_sources]
+    )
+
+
 def _kinds(source: VideoDataset, skip_reason: SkipReason) -> tuple[dict[str, Sequence[int]], list[SkippedSample]]:
     """The places of each kind of media (`kind_of`) in a source, and why other clips are skipped."""
-    if skip_reason in (no_caption, any_clip) and isinstance(
-        _uncached(source), World
-    ):  # to go through the records would draw all
-        return {"videos": range(len(source))}, []
+    if isinstance(_uncached(source), AnyWorld):  # to go through the records would draw all: they are of one kind
+        first = [source.record(place) for place in range(min(_FIRST, len(source)))]
+        if not any(skip_reason(record) for record in first):
+            return {kind_of(first[0]): range(len(source))}, []
     kinds: dict[str, list[int]] = {}
     skipped: list[SkippedSample] = []
     for index in range(len(source)):

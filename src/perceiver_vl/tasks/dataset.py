@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from perceiver_vl.data.batching import DrawnExamples, ReadStatistics, read_statistics
+from perceiver_vl.data.mixture import telling_places
 from perceiver_vl.data.records import Record, SkippedSample
 from perceiver_vl.data.sources import VideoDataset
 from perceiver_vl.data.transforms import Augmentation
@@ -59,7 +60,9 @@ class TaskExamples(DrawnExamples[TaskExample]):
         if pools is None:
             places, self.problems = task.usable_examples(source, labelled=True)
             pools = [np.array(places)]
-        task.check_head(config, [source.record(index) for pool in pools for index in pool.tolist()])
+        task.check_head(
+            config, [source.record(place) for pool in pools for place in telling_places(source, pool).tolist()]
+        )
         self.task, sources = task, task.media_sources(source, processor, second)
         size = processor.image_processor.size
         super().__init__(

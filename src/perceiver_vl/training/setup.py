@@ -7,7 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from perceiver_vl.data.mixture import Mixture, Pool, SkipReason, any_clip, make_pools, no_caption, no_moment
+from perceiver_vl.data.mixture import (
+    Mixture,
+    Pool,
+    SkipReason,
+    any_clip,
+    make_pools,
+    no_caption,
+    no_moment,
+    telling_places,
+)
 from perceiver_vl.data.open import open_dataset, open_moments
 from perceiver_vl.data.records import Need, Record, SkippedSample
 from perceiver_vl.data.sources import CachedDataset, EncodedDataset, VideoDataset
@@ -270,7 +279,7 @@ def _with_head(
     config: PerceiverVLConfig, task: ExampleTask, source: Mixture, pools: Sequence[Pool], tokenizer: Any
 ) -> PerceiverVLConfig:
     """The configuration with the head that the training clips ask for."""
-    head = task.head(source.record(place) for pool in pools for place in pool.clips.tolist())
+    head = task.head(source.record(place) for pool in pools for place in telling_places(source, pool.clips).tolist())
     names = classes_of(source.sources[0])
     if names and _need_of(task) == "label":
         head |= {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}

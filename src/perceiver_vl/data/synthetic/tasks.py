@@ -32,7 +32,6 @@ _FIRST_STREAM = 1000  # the captions' own streams have the number of the split i
 _MOMENT = np.array([0.5])
 TASKS = ("captions", *QUESTIONS, "pairs", "long")
 """What the generated world can be drawn and written for."""
-AnyWorld: TypeAlias = "World | QuestionWorld | PairWorld | LongWorld"
 
 
 def splits_of(task: str) -> tuple[str, ...]:
@@ -209,6 +208,9 @@ class LongWorld:
         scene, count = self.clip(index).scene, max(1, round(self.seconds * frames_per_second))
         for number in range(count):
             yield scene.render(np.array([(number + 0.5) / count]), self.size)[0]
+
+
+AnyWorld: TypeAlias = World | QuestionWorld | PairWorld | LongWorld
 
 
 def open_world(
