@@ -67,6 +67,22 @@ def test_captions_are_evaluated_beside_guessers(captioner: Path, world: Path, tm
     assert "cider_d" in table
 
 
+def test_who_guesses_may_not_know_the_clips_that_are_scored(captioner: Path, world: Path) -> None:
+    how = ("evaluate", "--model", captioner, "--data", world, "--task", "captioning")
+    told = run_cli(*how, "--guess-from", "test")
+    assert told.code == 2
+    assert "clips that are scored are there, too, each its own nearest; score others with --split test" in told.err
+    assert run_cli(*how, "--guess-from", "train", "--split", "test").code == 0
+
+
+def test_files_that_are_not_there_are_passed_by(captioner: Path, world: Path) -> None:
+    clip, none = sorted((world / "clips").rglob("*.mp4"))[0], world / "none.mp4"
+    told = run_cli("caption", none, clip, "--model", captioner)
+    assert told.code == 1
+    assert f"{none}: no such file" in told.err
+    assert told.out.startswith(f"{clip}: ")
+
+
 def test_a_benchmark_with_captions_is_read_as_its_official_files(captioner: Path, tmp_path: Path) -> None:
     assert (
         run_cli("world", tmp_path / "w", "--clips", 12, "--held-out", 3, "--size", 16, "--layout", "official").code == 0

@@ -65,6 +65,8 @@ def test_what_cannot_be_bridged_is_a_line(
         error = run_cli("train", *begin, f"initialise.language_model={other}").error(2)
         assert f"language model {other}: {said}" in error
     assert "set task=captioning" in run_cli("train", *begin, "task=null").error(2)
+    told = run_cli("train", *begin, "initialise.language_model=null").error(2)
+    assert "this model has none, name the language model with initialise.language_model=FOLDER" in told
     clip = sorted((world / "clips").rglob("*.mp4"))[0]
     assert "this model has room for" in run_cli("caption", clip, "--model", bridge, "--max-new-tokens", 500).error(2)
     index = run_cli("index", "--model", bridge, "--media", world, "--out", tmp_path / "index")

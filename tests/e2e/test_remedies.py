@@ -800,6 +800,8 @@ ELSEWHERE = {
     "a link that leads out of its folder": "tests/serve/test_library.py",
     "a stretch is cut elsewhere each time": "tests/training/test_moments_training.py",
     "of the path between two models, say how": "tests/e2e/test_merge_command.py",
+    "of the clips that are scored are there, too": "tests/e2e/test_caption_command.py",
+    "this model has none, name the language model": "tests/e2e/test_language_bridge_commands.py",
     "what is between two models is scored on": "tests/e2e/test_merge_command.py",
 }
 """Messages of what ends a command from outside, takes a cluster, encoders or a service: the tests that meet them."""

@@ -100,6 +100,11 @@ def test_a_damaged_file_is_left_out_and_counted(tmp_path: Path) -> None:
     }
     assert result.retrieval is not None
     assert result.retrieval.clips == 3
+    cut = tmp_path / "sounds" / "sounds" / "train" / "000002.wav"
+    cut.write_bytes(cut.read_bytes()[:8000])
+    again = train(recipe_of(tmp_path / "again", **changes), progress=False)
+    assert again.damaged == ["sounds/train/000002.wav"]
+    assert len(again.skipped) == 2
     with pytest.raises(PerceiverVLError, match=r"000003.wav"):
         train(recipe_of(tmp_path / "strict", **(changes | {"data": data | {"strict": True}})), progress=False)
 

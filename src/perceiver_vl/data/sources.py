@@ -107,7 +107,10 @@ class FolderDataset:
         """Decode."""
         record = self.records[index]
         if (modality := modality_of_file(record.path)) is not None:
-            return load_recording(modality, record.path, record.start, record.end)
+            recording = load_recording(modality, record.path, record.start, record.end)
+            if recording.lost:
+                self.damaged.add(index)
+            return recording
         if record.path.suffix == FEATURES:
             return load_features(record.path, num_frames, rng)
         clip = load_clip(record.path, num_frames, rng=rng, size=self.size, start=record.start, end=record.end)

@@ -12,12 +12,14 @@ from perceiver_vl.utils.errors import UsageError
 class Recording:
     """A series as it was recorded: `values (S,…)` float32, S steps in time, `rate` of them a second (None: unknown).
 
-    modality: the name under which its kind is registered (`models.perceiver_vl.modalities`).
+    modality: the name under which its kind is registered (`models.perceiver_vl.modalities`). lost: parts of it could
+    not be read, and the rest is used.
     """
 
     modality: str
     values: npt.NDArray[np.float32]
     rate: int | None = None
+    lost: bool = False
 
     def __len__(self) -> int:
         return len(self.values)

@@ -21,7 +21,7 @@ from perceiver_vl.layers.log_mel import log_mel, mel_filters
 from perceiver_vl.layers.series_tokens import SeriesTokens, series_token_count
 from perceiver_vl.media.files import SOUND_EXTENSIONS
 from perceiver_vl.media.recording import Recording
-from perceiver_vl.media.sound import RATES, load_sound, resample
+from perceiver_vl.media.sound import RATES, decode_sound, resample
 from perceiver_vl.utils.errors import MediaError, UsageError, first_line
 from perceiver_vl.utils.text import did_you_mean
 
@@ -61,8 +61,9 @@ class Modality(ABC):
         """Operations of the tokenizer for T steps; a multiply-add is two."""
 
     @classmethod
-    def load(cls, path: Path) -> tuple[Values, int | None]:
-        """What a file holds `(S,…)`, and how many steps it has a second (None: it does not say).
+    def load(cls, path: Path) -> tuple[Values, int | None] | tuple[Values, int | None, bool]:
+        """What a file holds `(S,…)`, how many steps it has a second (None: it does not say), and, where that can be
+        told, whether parts of it were lost.
 
         Raises `MediaError` for one that cannot be read.
         """
@@ -151,9 +152,10 @@ class Audio(Modality):
         return 2 * self.token_count(steps) * self.patch_steps * self.patch_bins * hidden_size
 
     @classmethod
-    def load(cls, path: Path) -> tuple[Values, int]:
+    def load(cls, path: Path) -> tuple[Values, int, bool]:
         """The first sound of a file, one channel `(S,)`."""
-        return load_sound(path)
+        sound = decode_sound(path)
+        return sound.samples, sound.rate, sound.lost
 
     @classmethod
     def check(cls, recording: Recording) -> None:
