@@ -39,6 +39,18 @@ def test_ask(answering: Path, world: Path) -> None:
     assert {answer["answer"] for answer in some["answers"]} == {"red", "blue"}
 
 
+def test_what_of_a_question_is_not_known_or_not_read_is_said(answering: Path, world: Path) -> None:
+    clip = sorted((world / "clips").rglob("*.mp4"))[0]
+    long = "which colour is the zxqj " + "very " * 300 + "thing?"
+    told = run_cli("ask", "--model", answering, clip, "which colour?", long, "--json").json()
+    assert told[0]["notes"] == []
+    unknown, cut = told[1]["notes"]
+    assert unknown.startswith("the model does not know zxqj")
+    assert cut.endswith("thing?” was cut off")
+    shown = run_cli("ask", "--model", answering, clip, long).out
+    assert "note: the model does not know zxqj" in shown
+
+
 def test_any_matching_model_chooses(model: Path, world: Path) -> None:
     clip = sorted((world / "clips").rglob("*.mp4"))[0]
     (result,) = run_cli(

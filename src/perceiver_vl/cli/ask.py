@@ -80,25 +80,45 @@ def ask(
         from perceiver_vl.tasks.early_exit import load_exits
 
         how["budget"] = load_exits(model, CostLimit.parse(early_exit))
+    asked: Any
     if "PerceiverVLForQuestionAnswering" in kinds:
-        answering = pipeline("question-answering", model, device, dtype=dtype)
-        answers = answering(str(clip), questions, choices=given, top_k=top_k or 5, **how)
+        asked = pipeline("question-answering", model, device, dtype=dtype)
+        answers = asked(str(clip), questions, choices=given, top_k=top_k or 5, **how)
     elif {"PerceiverVLForCaptioning", "LanguageBridgeForConditionalGeneration"} & set(kinds):
         for name, value in {"choices": choices, "top_k": top_k}.items():
             if value is not None:
                 raise UsageError(f"{name}={value}: {model} answers once, in words of its own, leave it out")
-        answers = [[said] for said in pipeline("captioning", model, device, dtype=dtype)(str(clip), questions, **how)]
+        asked = pipeline("captioning", model, device, dtype=dtype)
+        answers = [[said] for said in asked(str(clip), questions, **how)]
     elif given is None:
         raise UsageError(f"{model}: has no answers of its own, give some to choose from: --choices 'yes|no'")
     else:
-        choosing = pipeline("multiple-choice", model, device, dtype=dtype)
-        answers = [choosing(str(clip), given, question, **how)[: top_k or 5] for question in questions]
-    results = [{"question": question, "answers": found} for question, found in zip(questions, answers, strict=True)]
+        asked = pipeline("multiple-choice", model, device, dtype=dtype)
+        answers = [asked(str(clip), given, question, **how)[: top_k or 5] for question in questions]
+    results = [
+        {"question": question, "answers": found, "notes": _notes(question, asked)}
+        for question, found in zip(questions, answers, strict=True)
+    ]
     if as_json:
         print_json(results)
         return
     for result in results:
         _print_answers(result)
+
+
+def _notes(question: str, asked: Any) -> list[str]:
+    """What of a question the model does not know, or has not read: who answers in words of its own reads half of what
+    there is room for.
+    """
+    from tokenizers import Tokenizer
+
+    from perceiver_vl.inference.captioning import CaptioningPipeline
+    from perceiver_vl.search.query_graph import notes_on
+
+    known = asked.processor.tokenizer
+    tokenizer = Tokenizer.from_str(known.backend_tokenizer.to_str())
+    tokenizer.enable_truncation(known.model_max_length // (2 if isinstance(asked, CaptioningPipeline) else 1))
+    return notes_on(question, tokenizer)
 
 
 def _choices(text: str | None) -> list[str] | None:
@@ -116,3 +136,5 @@ def _print_answers(result: dict[str, Any]) -> None:
     for answer in result["answers"]:
         table.add_row(f"{answer['score']:6.3f}", answer["answer"])
     out.print(table)
+    for note in result["notes"]:
+        out.print(f"note: {note}")

@@ -48,7 +48,7 @@ def notes_on(words: str, tokenizer: "Tokenizer") -> list[str]:
     lost = dict.fromkeys(
         words[begin:end]
         for token, (begin, end) in zip(encoding.tokens, encoding.offsets, strict=True)
-        if token == unknown and end > begin
+        if token == unknown and any(map(str.isalnum, words[begin:end]))
     )
     notes = [f"the model does not know {', '.join(lost)}: the score says nothing of that"] if lost else []
     if encoding.overflowing:
