@@ -3,7 +3,6 @@
 Shapes: S samples, T frames, I instruments, P pitches.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from perceiver_vl.data.synthetic.music import Note
 from perceiver_vl.media.sound import decode_sound
-from perceiver_vl.models.folder import weight_files
+from perceiver_vl.models.folder import model_type_of, weight_files
 from perceiver_vl.models.perceiver_tf import PerceiverTFConfig, PerceiverTFForTranscription
 from perceiver_vl.models.perceiver_tf.spectrum import spectrogram
 from perceiver_vl.utils.console import quiet
@@ -71,10 +70,7 @@ def _check_kind(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise UsageError(f"{folder}: no model in it (no config.json), name a folder of a Perceiver TF")
-    try:
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{config}: not a configuration ({first_line(error)}), save the model again") from error
+    kind = model_type_of(config)
     if kind != PerceiverTFConfig.model_type:
         other = f"a model of kind {kind}" if kind else "no Perceiver TF, and its config.json does not say what it is"
         raise UsageError(f"{folder}: {other}, name a folder of a Perceiver TF")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from perceiver_vl.utils.errors import UsageError, first_line
 from perceiver_vl.utils.files import sha256
@@ -21,10 +22,7 @@ def check_model_folder(model_folder: str | Path) -> Path:
     config = folder / "config.json"
     if not config.is_file():
         raise UsageError(f"model {folder}: no config.json in it, give a folder that save_pretrained wrote")
-    try:
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{config}: not a configuration ({first_line(error)}), save the model again") from error
+    model_type = model_type_of(config)
     if model_type != MODEL_TYPE:
         raise UsageError(f"{config}: model_type={model_type!r}, need a model of type {MODEL_TYPE!r}")
     weight_files(folder)
@@ -32,6 +30,14 @@ def check_model_folder(model_folder: str | Path) -> Path:
         if not any((folder / name).is_file() for name in names):
             raise UsageError(f"model {folder}: no {what} in it ({' or '.join(names)}), save the {what} there")
     return folder
+
+
+def model_type_of(config: Path) -> Any:
+    """What kind of model a config.json says that it is of (None: it does not); raises `UsageError` for what is none."""
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{config}: not a configuration ({first_line(error)}), save the model again") from error
 
 
 def model_fingerprint(model_folder: str | Path) -> str:
