@@ -75,7 +75,7 @@ def test_an_approximate_index_is_made_and_its_recall_measured(tmp_path: Path, ex
     table = create_table(tmp_path, SETTINGS)
     many = clips(*(f"{number}.mp4" for number in range(3000)))
     table.commit(rows_of(many, SETTINGS))
-    queries = np.stack([one.vector for one in many[:50]])
+    queries = np.stack([one.vector for one in many[:300]])  # of whose 3,000 nearest some 18 are missed
     table.finish(lambda: queries, exact_rows)
     assert (table.seal.recall is None) == (exact_rows > 3000)
     if table.seal.recall is not None:
@@ -86,7 +86,7 @@ def test_an_approximate_index_is_made_and_its_recall_measured(tmp_path: Path, ex
         for query in queries:
             found, nearest = (set(one.nearest(query, 10)[0]["file"].to_pylist()) for one in (table, exact))
             agreed += len(found & nearest)
-        assert table.seal.recall == pytest.approx(agreed / 500)
+        assert table.seal.recall == pytest.approx(agreed / 3000)
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def served(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return index, media
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its threads look for newer versions while it is open: not beside other tests
 def api(served: tuple[Path, Path]) -> Iterator[TestClient]:
     """An open service; not to be changed."""
     with service_of(served[0]) as client:

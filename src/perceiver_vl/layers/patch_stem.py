@@ -53,8 +53,7 @@ class ConvolutionalStem(nn.Module):
         for halve, norm, add, add_norm in zip(self.halve, self.norms, self.add, self.add_norms, strict=True):
             x = F.gelu(norm(halve(x)))
             x = x + F.gelu(add_norm(add(x)))
-        patches: Tensor = self.projection(x)
-        return patches.flatten(2).transpose(1, 2)
+        return F.linear(x.flatten(2).transpose(1, 2), self.projection.weight.flatten(1), self.projection.bias)
 
 
 def stem_widths(hidden_size: int, patch_size: int) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """What Uni-Perceiver is for (Zhu et al. 2022; Li et al. 2023): one model for every task, whose labels are texts, so
 that a label needs no training to be an answer; and whether tasks disturb each other, with experts and without.
 
-Pictures are of one to three things of the generated world in the quarters of a picture, answers are their words. The
+Pictures are of one to four things of the generated world in the quarters of a picture, answers are their words. The
 combinations of colour and shape that the world keeps for its systematic test are never shown, nor told, in training.
 """
 
@@ -27,10 +27,19 @@ from perceiver_vl.utils.console import ProgressBars
 BATCH, SIZE, PATCH = 32, 32, 8
 EXPERTS = 8
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
-NUMBERS = ("one", "two", "three")
-TASKS = ("image_classification", "retrieval", "question_answering", "captioning")
+NUMBERS = ("one", "two", "three", "four")
+TASKS = {
+    "names": "image_classification",
+    "retrieval": "retrieval",
+    "questions": "question_answering",
+    "counting": "question_answering",
+    "pairs": "question_answering",
+    "captions": "captioning",
+}
+"""What is learned, and which of Uni-Perceiver's tasks it is. Pairs are statements about two pictures."""
 _PAD, _BEGIN = 0, 1
 _TRAIN, _TEST, _UNSEEN = range(3)  # streams of chance
+_MOST = {"names": 1, "retrieval": 2, "questions": 3, "counting": 4, "pairs": 2, "captions": 1}  # things in a picture
 Combination = tuple[str, str]
 
 
@@ -47,7 +56,7 @@ class Thing(NamedTuple):
 
 
 def _words() -> list[str]:
-    said = ["a", "at", "the", "and", "what", "colour", "shape", "is", "how", "many", "things", "are", "there", "?"]
+    said = "a at the and what colour shape is how many things are there in both pictures yes no ?".split()
     places = sorted({word for quarter in QUARTERS for word in quarter.split()})
     return list(dict.fromkeys([*said, *places, *COLOURS, *SHAPES, *NUMBERS]))
 
@@ -65,7 +74,9 @@ def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Examples:
-    """`pixels (B,3,32,32)`, texts that go in (questions) or are to be found, and which of the candidates is right."""
+    """`pixels (B,3,32,32)`, of pairs `(B,2,3,32,32)`, texts that go in (questions) or are to be found, and which of the
+    candidates is right.
+    """
 
     pixels: Tensor
     texts: list[str]
@@ -73,9 +84,10 @@ class Examples:
 
 
 NAMES = tuple(f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES))
-ANSWERS = (*COLOURS, *SHAPES, *NUMBERS, *NAMES)
+_WORDS_ALONE = (*COLOURS, *SHAPES, *NUMBERS, "yes", "no")
+ANSWERS = (*_WORDS_ALONE, *NAMES)
 _SEEN_NAMES = [f"{colour} {shape}" for colour, shape in SEEN]
-_SEEN_ANSWERS = [*COLOURS, *SHAPES, *NUMBERS, *_SEEN_NAMES]
+_SEEN_ANSWERS = [*_WORDS_ALONE, *_SEEN_NAMES]
 
 
 def draw_examples(task: str, count: int, seed: int, stream: int = _TRAIN) -> Examples:
@@ -85,17 +97,22 @@ def draw_examples(task: str, count: int, seed: int, stream: int = _TRAIN) -> Exa
     known: tuple[Combination, ...] = HELD_OUT if stream == _UNSEEN else SEEN
     pixels, texts, right = [], [], []
     for number in range(count):
-        rng = np.random.default_rng([seed, stream, TASKS.index(task), number])
-        most = {"image_classification": 1, "captioning": 1, "retrieval": 2}.get(task, 3)
-        things = _draw_things(rng, int(rng.integers(1, most + 1)), known)
-        pixels.append(_picture(rng, things))
-        if task == "question_answering":
-            question, answer = _question(rng, things, only_names=stream == _UNSEEN)
-            texts.append(question)
+        rng = np.random.default_rng([seed, stream, list(TASKS).index(task), number])
+        things = _draw_things(rng, int(rng.integers(1, _MOST[task] + 1)), known)
+        if task == "pairs":
+            picture, text, answer = _pair(rng, things, known)
+            texts.append(text)
             right.append(ANSWERS.index(answer))
         else:
-            texts.append(things[0].name if task == "image_classification" else _caption(things))
-            right.append(NAMES.index(things[0].name) if task == "image_classification" else number)
+            picture = _picture(rng, things)
+            if TASKS[task] == "question_answering":
+                text, answer = _question(rng, task, things, only_names=stream == _UNSEEN)
+                texts.append(text)
+                right.append(ANSWERS.index(answer))
+            else:
+                texts.append(things[0].name if task == "names" else _caption(things))
+                right.append(NAMES.index(things[0].name) if task == "names" else number)
+        pixels.append(picture)
     return Examples(torch.stack(pixels), texts, torch.tensor(right))
 
 
@@ -127,15 +144,30 @@ def _caption(things: list[Thing]) -> str:
     return " and ".join(f"a {thing.name} at the {thing.quarter}" for thing in things)
 
 
-def _question(rng: np.random.Generator, things: list[Thing], only_names: bool) -> tuple[str, str]:
+def _question(rng: np.random.Generator, task: str, things: list[Thing], only_names: bool) -> tuple[str, str]:
+    if task == "counting":
+        return "how many things are there ?", NUMBERS[len(things) - 1]
     one = things[int(rng.integers(len(things)))]
     asked = {
         f"what is at the {one.quarter} ?": one.name,
         f"what colour is the {one.shape} ?": one.colour,
         f"what shape is at the {one.quarter} ?": one.shape,
-        "how many things are there ?": NUMBERS[len(things) - 1],
     }
     return list(asked.items())[0 if only_names else int(rng.integers(len(asked)))]
+
+
+def _pair(rng: np.random.Generator, things: list[Thing], known: tuple[Combination, ...]) -> tuple[Tensor, str, str]:
+    """Two pictures, a statement, and whether it is true: one thing of the first is in the second, too, or is not."""
+    one, true = things[int(rng.integers(len(things)))], bool(rng.integers(2))
+    others = _draw_things(rng, int(rng.integers(1, _MOST["pairs"] + 1)), known)
+    while any(other.name == one.name for other in others):
+        others = _draw_things(rng, len(others), known)
+    if true:
+        others[0] = others[0]._replace(colour=one.colour, shape=one.shape)
+    pictures = [_picture(rng, things), _picture(rng, others)]
+    if rng.integers(2):
+        pictures.reverse()
+    return torch.stack(pictures), f"there is a {one.name} in both pictures", "yes" if true else "no"
 
 
 def build(num_experts: int, width: int) -> UniPerceiverModel:
@@ -147,7 +179,7 @@ def build(num_experts: int, width: int) -> UniPerceiverModel:
             begin_token_id=_BEGIN,
             image_size=SIZE,
             patch_size=PATCH,
-            max_frames=1,
+            max_frames=2,
             hidden_size=width,
             num_hidden_layers=4,
             num_attention_heads=4,
@@ -163,35 +195,35 @@ def build(num_experts: int, width: int) -> UniPerceiverModel:
 def candidates(model: UniPerceiverModel, task: str, texts: list[str]) -> Tensor:
     """Directions of texts as answers `(K,D)`: made once, they serve every input."""
     ids, mask = encode(texts)
-    return model(ids, mask, task=task, as_candidates=True).pooler_output
+    return model(ids, mask, task=TASKS[task], as_candidates=True).pooler_output
 
 
 def loss_of(model: UniPerceiverModel, task: str, batch: Examples) -> Tensor:
     """Cross-entropy over the candidates, of retrieval in both directions, of captions word by word."""
-    if task == "retrieval":
-        own = candidates(model, task, batch.texts)
-        logits = model.logits(model(pixel_values=batch.pixels, task=task).pooler_output, own, task)
-        right = torch.arange(len(logits))
-        return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
-    if task == "captioning":
+    if task == "captions":
         logits, ids = _caption_logits(model, batch)
         return F.cross_entropy(logits.flatten(0, 1), (ids - 2).flatten(), ignore_index=_PAD - 2)
-    known = _SEEN_NAMES if task == "image_classification" else _SEEN_ANSWERS
-    every = NAMES if task == "image_classification" else ANSWERS
+    if task == "retrieval":
+        logits = _logits(model, task, batch, candidates(model, task, batch.texts))
+        right = torch.arange(len(logits))
+        return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+    known = _SEEN_NAMES if task == "names" else _SEEN_ANSWERS
+    every = NAMES if task == "names" else ANSWERS
     right = torch.tensor([known.index(every[place]) for place in batch.right.tolist()])
     return F.cross_entropy(_logits(model, task, batch, candidates(model, task, known)), right)
 
 
 def _logits(model: UniPerceiverModel, task: str, batch: Examples, known: Tensor) -> Tensor:
-    text = encode(batch.texts) if task == "question_answering" else (None, None)
-    return model.logits(model(*text, pixel_values=batch.pixels, task=task).pooler_output, known, task)
+    what = TASKS[task]
+    text = encode(batch.texts) if what == "question_answering" else (None, None)
+    return model.logits(model(*text, pixel_values=batch.pixels, task=what).pooler_output, known, what)
 
 
 def _caption_logits(model: UniPerceiverModel, batch: Examples) -> tuple[Tensor, Tensor]:
     """Of each place the words before which it sees: of all words `(B,L,V)`; and which is there."""
     ids, mask = encode(batch.texts)
     places = model(ids, mask, batch.pixels, task="captioning").pooler_output
-    return model.logits(places, candidates(model, "captioning", list(WORDS)), "captioning"), ids
+    return model.logits(places, candidates(model, "captions", list(WORDS)), "captioning"), ids
 
 
 @torch.inference_mode()
@@ -207,17 +239,16 @@ def accuracy_of(model: UniPerceiverModel, task: str, test: Examples) -> float:
     ]
     right: list[Tensor] = []
     known = None
-    if task in ("image_classification", "question_answering"):
-        known = candidates(model, task, list(NAMES if task == "image_classification" else ANSWERS))
+    if task not in ("retrieval", "captions"):
+        known = candidates(model, task, list(NAMES if task == "names" else ANSWERS))
     for part in parts:
         if known is not None:
             right.append(_logits(model, task, part, known).argmax(-1) == part.right)
-        elif task == "captioning":
+        elif task == "captions":
             logits, ids = _caption_logits(model, part)
             right.append(((logits.argmax(-1) + 2 == ids) | (ids == _PAD)).all(-1))
         else:
-            own = candidates(model, task, part.texts)
-            logits = model.logits(model(pixel_values=part.pixels, task=task).pooler_output, own, task)
+            logits = _logits(model, task, part, candidates(model, task, part.texts))
             same = torch.tensor([[one == other for other in part.texts] for one in part.texts])
             for found in (logits.argmax(1), logits.argmax(0)):
                 right.append(same[torch.arange(len(same)), found])
@@ -252,7 +283,7 @@ class LabelWordsReport(BenchReport):
             (
                 one.way,
                 *(f"{100 * one.seen[task]:.1f}" for task in TASKS),
-                *(f"{100 * one.unseen[task]:.1f}" for task in ("image_classification", "question_answering")),
+                *(f"{100 * one.unseen[task]:.1f}" for task in ("names", "questions")),
                 f"{one.minutes:.1f}",
             )
             for one in self.learned
@@ -261,7 +292,7 @@ class LabelWordsReport(BenchReport):
         chance = (1 / len(NAMES), 1 / len(ANSWERS))
         rows.append(("a guesser", *(f"{100 * value:.1f}" for value in (*known, *chance)), "–"))
         title = f"% right of {self.tested}"
-        columns = ("trained", "names", "retrieval", "questions", "captions", "new names", "new answers", "minutes")
+        columns = ("trained", *TASKS, "new names", "new answers", "minutes")
         notes = (
             f"{self.steps} steps of {BATCH} a task, in turns or alone.",
             f"New names and answers: {len(HELD_OUT)} of {len(NAMES)} combinations, never shown nor told, among all.",
@@ -317,15 +348,12 @@ def measure_label_words(
         if alone:
             singles = [run(f"{task}, alone", (task,), 0, False) for task in TASKS]
             learned.append(_together("each alone", singles))
-        learned.append(run("all in turns", TASKS, 0, False))
-        learned.append(run("with experts", TASKS, EXPERTS, False))
-        learned.append(run("balanced", TASKS, 0, True))
-    guessers = {
-        "image_classification": _share_of_most(tests["image_classification"].right),
-        "retrieval": 1 / BATCH,
-        "question_answering": _share_of_most(tests["question_answering"].right),
-        "captioning": 1 / (len(SEEN) * len(QUARTERS)),
-    }
+        together = tuple(TASKS)
+        learned.append(run("all in turns", together, 0, False))
+        learned.append(run("with experts", together, EXPERTS, False))
+        learned.append(run("balanced", together, 0, True))
+    most = {task: _share_of_most(tests[task].right) for task in ("names", "questions", "counting", "pairs")}
+    guessers = most | {"retrieval": 1 / BATCH, "captions": 1 / (len(SEEN) * len(QUARTERS))}
     return LabelWordsReport(learned, guessers, steps, tested, runs=1, seed=seed)
 
 
