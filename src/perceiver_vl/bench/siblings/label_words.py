@@ -56,7 +56,7 @@ class Thing(NamedTuple):
 
 
 def _words() -> list[str]:
-    said = "a at the and what colour shape is how many things are there in both pictures yes no ?".split()
+    said = ["a", "at", "the", "and", "what", "colour", "shape", "is", "how", "many", "things", "are", "there", "in", "both", "pictures", "yes", "no", "?"]
     places = sorted({word for quarter in QUARTERS for word in quarter.split()})
     return list(dict.fromkeys([*said, *places, *COLOURS, *SHAPES, *NUMBERS]))
 
