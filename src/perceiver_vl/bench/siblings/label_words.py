@@ -56,7 +56,8 @@ class Thing(NamedTuple):
 
 
 def _words() -> list[str]:
-    said = ["a", "at", "the", "and", "what", "colour", "shape", "is", "how", "many", "things", "are", "there", "in", "both", "pictures", "yes", "no", "?"]
+    asked = ["what", "colour", "shape", "is", "how", "many", "things", "are", "there", "?"]
+    said = ["a", "at", "the", "and", *asked, "in", "both", "pictures", "yes", "no"]
     places = sorted({word for quarter in QUARTERS for word in quarter.split()})
     return list(dict.fromkeys([*said, *places, *COLOURS, *SHAPES, *NUMBERS]))
 
