@@ -1,6 +1,7 @@
 """What a file holds that is no picture: a sound, or any other series of numbers."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +14,14 @@ class Recording:
     """A series as it was recorded: `values (S,…)` float32, S steps in time, `rate` of them a second (None: unknown).
 
     modality: the name under which its kind is registered (`models.perceiver_vl.modalities`). lost: parts of it could
-    not be read, and the rest is used.
+    not be read, and the rest is used. path: of its file, if it has one.
     """
 
     modality: str
     values: npt.NDArray[np.float32]
     rate: int | None = None
     lost: bool = False
+    path: Path | None = None
 
     def __len__(self) -> int:
         return len(self.values)

@@ -411,6 +411,14 @@ def test_a_table_of_numbers_is_a_series(tmp_path: Path) -> None:
         load_recording("time_series", tmp_path / "gone.csv")
 
 
+def test_a_file_that_the_models_settings_refuse_is_named(tmp_path: Path) -> None:
+    (tmp_path / "two.csv").write_text("1,2.5\n2,3\n")
+    processor = tiny_processor(["a tone"])
+    processor.modalities = BOTH
+    with pytest.raises(MediaError, match=r"two.csv: time_series of shape \(2, 2\): need \(T,3\)"):
+        processor(time_series=[str(tmp_path / "two.csv")])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

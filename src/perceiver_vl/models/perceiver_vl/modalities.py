@@ -284,7 +284,7 @@ def load_recording(name: str, path: Path, start: float | None = None, end: float
     no model can use (`Modality.check`).
     """
     kind = MODALITIES[name]
-    recording = Recording(name, *kind.load(path))
+    recording = replace(Recording(name, *kind.load(path)), path=path)
     try:
         recording = recording.between(start, end)
         kind.check(recording)
@@ -326,13 +326,21 @@ def batch_of(name: str, given: Any, settings: Mapping[str, Any], rate: int | Non
     several = given if isinstance(given, list | tuple) else [given]
     if not several:
         raise UsageError(f"{name}=[]: need at least one")
-    values = [torch.from_numpy(kind.values(as_recording(name, one, rate))) for one in several]
+    values = [torch.from_numpy(_values(kind, as_recording(name, one, rate))) for one in several]
     if len(shapes := {tuple(one.shape[1:]) for one in values}) > 1:
         raise UsageError(f"{name}: steps of shapes {sorted(shapes)} in one batch, need those of one kind")
     padded = nn.utils.rnn.pad_sequence(values, batch_first=True)
     lengths = torch.tensor([len(one) for one in values])
     mask = torch.arange(padded.shape[1]) < lengths[:, None]
     return {"pixel_values": padded, "frame_mask": mask.long(), "modality": name}
+
+
+def _values(kind: Modality, recording: Recording) -> Values:
+    """`Modality.values`; what cannot be is told with its file."""
+    try:
+        return kind.values(recording)
+    except UsageError as error:
+        raise error if recording.path is None else MediaError(recording.path, str(error)) from error
 
 
 def _is_number(text: str) -> bool:
