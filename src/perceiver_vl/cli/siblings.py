@@ -65,16 +65,17 @@ def perceiver_io(
 def perceiver_ar(
     text: Annotated[str, typer.Option(help="Folder of text files that it reads.")] = "docs",
     copy_context: Annotated[int, typer.Option(min=256, help="Tokens of a sequence whose halves are equal.")] = 8192,
-    copy_steps: Annotated[int, typer.Option(min=0, help="Of copying; 0 leaves it out.")] = 600,
+    copy_steps: Annotated[int, typer.Option(min=0, help="Of copying; 0 leaves it out.")] = 800,
     contexts: Annotated[str, typer.Option(help="Bytes that it reads, one number or more.")] = "256,512,1024,2048,4096",
-    steps: Annotated[int, typer.Option(min=1, help="Of each training to read.")] = 200,
+    embedded: Annotated[str, typer.Option(help="Bytes that are embedded together, one number or more.")] = "1,4",
+    steps: Annotated[int, typer.Option(min=1, help="Of each training to read.")] = 1500,
     quick: QuickOption = False,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train Perceiver ARs to copy from far before, and to read bytes from contexts of several lengths."""
-    numbers = read_numbers("contexts", contexts)
+    numbers, together = read_numbers("contexts", contexts), read_numbers("embedded", embedded)
     use_threads(threads)
     from perceiver_vl.bench.siblings.long_context import measure_long_context
 
@@ -83,6 +84,7 @@ def perceiver_ar(
         copy_context=min(copy_context, 256) if quick else copy_context,
         copy_steps=min(copy_steps, 2) if quick else copy_steps,
         contexts=sorted({min(number, 256) for number in numbers}) if quick else numbers,
+        embedded=together,
         steps=min(steps, 2) if quick else steps,
         seed=seed,
         progress=True,

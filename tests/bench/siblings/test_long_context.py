@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from perceiver_vl import UsageError
-from perceiver_vl.bench.siblings.long_context import LATENTS, TOKENS, copying, measure_long_context, split_text
+from perceiver_vl.bench.siblings.long_context import (
+    LATENTS,
+    TOKENS,
+    SeveralBytes,
+    copying,
+    measure_long_context,
+    split_text,
+)
 
 
 @pytest.fixture
@@ -34,9 +41,18 @@ def test_text_that_repeats_is_read(text: Path) -> None:
     """Every byte tells the next: a model that reads at all is below the frequencies of bytes."""
     report = measure_long_context(text, copy_steps=0, contexts=(128,), steps=25)
     assert report.copied is None
-    assert [one.context for one in report.read] == [128]
+    assert [(one.context, one.embedded) for one in report.read] == [(128, 1), (128, 4)]
     assert report.guesser > 2
-    assert report.read[0].bits < report.guesser
+    assert max(one.bits for one in report.read) < report.guesser
+
+
+def test_a_byte_is_embedded_with_those_before_it() -> None:
+    embed = SeveralBytes(8, 3, 1.0)
+    ids = torch.randint(256, (2, 9), generator=torch.Generator().manual_seed(0))
+    found, tables = embed(ids), embed.tables
+    for place in range(9):
+        summed = sum(tables[back](ids[:, place - back]) for back in range(min(3, place + 1)))
+        torch.testing.assert_close(found[:, place], summed)
 
 
 def test_copying_is_measured_on_fresh_sequences(text: Path) -> None:
@@ -55,5 +71,7 @@ def test_what_cannot_be_measured_is_refused(text: Path) -> None:
         measure_long_context(text)
     with pytest.raises(UsageError, match="contexts=100: need 128 bytes or more"):
         measure_long_context(text, contexts=(100,))
+    with pytest.raises(UsageError, match="embedded=0,4: need 1 byte or more"):
+        measure_long_context(text, contexts=(128,), embedded=(0, 4))
     with pytest.raises(UsageError, match="copy_context=130: need an even number of 256"):
         measure_long_context(text, copy_context=130, contexts=(128,))

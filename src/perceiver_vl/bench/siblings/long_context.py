@@ -3,6 +3,10 @@ latents, and reads more context at a cost that is linear in it.
 
 Copying: the second half of a sequence of random tokens is the first again, and each of the last N tokens, which are the
 latents, is to be named. Reading: bytes of text, the same last N of them predicted from contexts of several lengths.
+
+The context is attended to once, as it was embedded. So where a byte is embedded by itself nothing in it tells what came
+before it, and a latent cannot look for the place where its last bytes stood earlier, to see what followed; where each
+is embedded with those before it (`SeveralBytes`), it can.
 """
 
 import itertools
@@ -16,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from perceiver_vl.bench.siblings.training import train
 from perceiver_vl.bench.tables import BenchReport, Section
@@ -30,7 +34,8 @@ LATENTS = 64
 COPY_BATCH, READ_BATCH = 4, 8
 TOKENS = 32  # of the copying
 CONTEXTS = (256, 512, 1024, 2048, 4096)
-TESTED = 64  # sequences of a test
+EMBEDDED = (1, 4)
+COPY_TESTED, READ_TESTED = 64, 256  # sequences of a test
 GENERATED = 256  # tokens that it copies feeding on its own, of one batch
 _TEXT = (".md", ".rst", ".txt", ".py", ".yaml")
 
@@ -54,9 +59,12 @@ class Copied:
 
 @dataclass(frozen=True)
 class Read:
-    """Bits a byte of held-out text from a context of so many bytes; operations of a sequence, seconds of a step."""
+    """Bits a byte of held-out text from a context of so many bytes, of which so many are embedded together; operations
+    of a sequence, seconds of a step.
+    """
 
     context: int
+    embedded: int
     bits: float
     gflops: float
     seconds: float
@@ -87,10 +95,14 @@ class LongContextReport(BenchReport):
                 f"A token takes {1e3 * one.seconds_cached:.1f} ms with the cache, {1e3 * one.seconds_uncached:.1f} by "
                 f"a pass over all, of {COPY_BATCH} sequences.",
             )
-            columns = ("tokens", "named", "generated", "guessed", "minutes")
-            found.append(Section(title, columns, [(*row, f"{one.minutes:.1f}")], notes))
+            titles = ("tokens", "named", "generated", "guessed", "minutes")
+            found.append(Section(title, titles, [(*row, f"{one.minutes:.1f}")], notes))
         rows = [
-            (f"{one.context:,}", f"{one.bits:.3f}", f"{one.gflops:.2f}", f"{one.seconds:.2f}", f"{one.minutes:.1f}")
+            (
+                str(one.embedded),
+                f"{one.context:,}",
+                *(f"{one.bits:.3f}", f"{one.gflops:.2f}", f"{one.seconds:.2f}", f"{one.minutes:.1f}"),
+            )
             for one in self.read
         ]
         note = (
@@ -98,7 +110,8 @@ class LongContextReport(BenchReport):
             f"for all, in {self.text_bytes / 1e3:.0f} kB of text; tested on the last of the files, the same places."
         )
         title = f"the last {self.latents} bytes of a context"
-        found.append(Section(title, ("bytes", "bits a byte", "GFLOPs", "s a step", "minutes"), rows, (note,)))
+        columns = ("embedded together", "bytes", "bits a byte", "GFLOPs", "s a step", "minutes")
+        found.append(Section(title, columns, rows, (note,)))
         return found
 
 
@@ -106,30 +119,34 @@ def measure_long_context(
     text: str | Path = "docs",
     *,
     copy_context: int = 8192,
-    copy_steps: int = 600,
+    copy_steps: int = 800,
     contexts: Sequence[int] = CONTEXTS,
-    steps: int = 200,
+    embedded: Sequence[int] = EMBEDDED,
+    steps: int = 1500,
     seed: int = 0,
     progress: bool = False,
 ) -> LongContextReport:
     """Train a model that copies, and one for each of `contexts` that reads the text files of the folder `text`.
 
-    `copy_steps`: 0 leaves copying out. Raises `UsageError` for a folder without enough text, and for contexts that are
+    `copy_steps`: 0 leaves copying out. `embedded`: bytes that are embedded together, each number of them with all
+    contexts. Raises `UsageError` for a folder without enough text, and for contexts that are
     too short.
     """
     if min(contexts) < 2 * LATENTS:
         raise UsageError(f"contexts={min(contexts)}: need {2 * LATENTS} bytes or more, twice the latents")
     if copy_steps and (copy_context % 2 or copy_context < 4 * LATENTS):
         raise UsageError(f"copy_context={copy_context}: need an even number of {4 * LATENTS} tokens or more")
+    if not 1 <= min(embedded) <= max(embedded) <= min(contexts):
+        raise UsageError(f"embedded={','.join(map(str, embedded))}: need 1 byte or more, at most a context")
     training, test = split_text(text, most=max(contexts))
     with ProgressBars(progress) as stages:
         copied = None
         if copy_steps:
             copied = _copy(copy_context, copy_steps, seed, stages.stage(f"Copying, {copy_context}", copy_steps))
         read = []
-        for context in contexts:
-            advance = stages.stage(f"Reading, {context} bytes", steps)
-            read.append(_read(training, test, context, max(contexts), steps, seed, advance))
+        for together, context in itertools.product(embedded, contexts):
+            advance = stages.stage(f"Reading, {context} bytes, {together} embedded together", steps)
+            read.append(_read(training, test, context, together, max(contexts), steps, seed, advance))
     return LongContextReport(
         copied,
         read,
@@ -183,7 +200,7 @@ def _copy(context: int, steps: int, seed: int, advance: Callable[..., object]) -
     trained = train(model, loss_of, steps, learning_rate=3e-3, weight_decay=0.0, advance=advance)
     draw = torch.Generator().manual_seed(-1 - seed)
     right = []
-    for _ in range(TESTED // COPY_BATCH):
+    for _ in range(COPY_TESTED // COPY_BATCH):
         sequences = copying(context, COPY_BATCH, draw)
         with torch.inference_mode():
             logits = model(sequences, use_cache=False).logits
@@ -199,11 +216,37 @@ def _copy(context: int, steps: int, seed: int, advance: Callable[..., object]) -
     return Copied(context, *of_hundred, cached, uncached, trained.loss, trained.minutes)
 
 
+class SeveralBytes(nn.Module):
+    """Each byte embedded with those before it: the sum of a vector for each, by its place among them."""
+
+    def __init__(self, width: int, together: int, initializer_range: float) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(256, width) for _ in range(together))
+        for table in self.tables:
+            nn.init.normal_(table.weight, std=initializer_range)  # type: ignore[arg-type]
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """`(B,M)` → `(B,M,C)`."""
+        length = input_ids.shape[1]
+        shifted = (F.pad(table(input_ids), (0, 0, place, 0))[:, :length] for place, table in enumerate(self.tables))
+        return torch.stack(list(shifted)).sum(0)
+
+
 def _read(
-    training: Tensor, test: Tensor, context: int, most: int, steps: int, seed: int, advance: Callable[..., object]
+    training: Tensor,
+    test: Tensor,
+    context: int,
+    together: int,
+    most: int,
+    steps: int,
+    seed: int,
+    advance: Callable[..., object],
 ) -> Read:
     torch.manual_seed(seed)
-    model = PerceiverARForCausalLM(_config(256, most, hidden_size=96, num_hidden_layers=2, rotary_base=float(most)))
+    config = _config(256, most, hidden_size=96, num_hidden_layers=2, rotary_base=float(most))
+    model = PerceiverARForCausalLM(config)
+    if together > 1:
+        model.set_input_embeddings(SeveralBytes(config.embedding_size, together, config.initializer_range))
     seconds: list[float] = []
 
     def loss_of(step: int) -> Tensor:
@@ -214,9 +257,9 @@ def _read(
         return model(sequences, labels=sequences).loss
 
     trained = train(model, loss_of, steps, learning_rate=3e-3, weight_decay=0.05, advance=advance)
-    ends = torch.linspace(most, len(test), TESTED).long().tolist()
+    ends = torch.linspace(most, len(test), READ_TESTED).long().tolist()
     losses = []
-    for some in range(0, TESTED, READ_BATCH):
+    for some in range(0, READ_TESTED, READ_BATCH):
         sequences = torch.stack([test[end - context : end] for end in ends[some : some + READ_BATCH]])
         with torch.inference_mode():
             logits = model(sequences, use_cache=False).logits[:, :-1]
@@ -224,7 +267,7 @@ def _read(
     bits = torch.stack(losses).mean().item() / math.log(2)
     took = [after - before for before, after in itertools.pairwise(seconds)]
     typical = statistics.median(took or [60 * trained.minutes])
-    return Read(context, bits, forward_flops(model.config, context) / 1e9, typical, trained.minutes)
+    return Read(context, together, bits, forward_flops(model.config, context) / 1e9, typical, trained.minutes)
 
 
 def _bits_of_frequencies(training: Tensor, test: Tensor) -> float:
