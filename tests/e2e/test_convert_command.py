@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import run_cli, run_program
+from safetensors.torch import save_file
 
 from perceiver_vl import PerceiverVLConfig
 from released_checkpoint import forty_words, released_state, save
+from sibling_checkpoints import s2t_perceiver_state
 
 
 def test_convert(tmp_path: Path) -> None:
@@ -37,3 +40,14 @@ def test_a_page_is_no_checkpoint(tmp_path: Path) -> None:
     page.write_text("# Weights")
     assert f"{page}: not a checkpoint" in run_cli("convert", page, tmp_path / "out").error(2)
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_no_known_model_and_options_of_another_are_refused(tmp_path: Path) -> None:
+    save_file({"a.b": torch.zeros(2)}, tmp_path / "a.safetensors")
+    said = run_cli("convert", tmp_path / "a.safetensors", tmp_path / "out").error(2)
+    assert "no tensor transformer.latents: of neither Perceiver-VL nor a sibling that is known here" in said
+    save_file(s2t_perceiver_state()[1], tmp_path / "s2t.safetensors")
+    said = run_cli("convert", tmp_path / "s2t.safetensors", tmp_path / "out", "--task", "retrieval").error(2)
+    assert "task=retrieval: of Perceiver-VL alone, leave it out" in said
+    heads = ("--num-attention-heads", s2t_perceiver_state()[0].config.num_attention_heads)
+    assert run_cli("convert", tmp_path / "s2t.safetensors", tmp_path / "out", *heads).code == 0

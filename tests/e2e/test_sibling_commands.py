@@ -109,7 +109,7 @@ def test_bench_perceiver_ar_copies_and_reads(tmp_path: Path) -> None:
     (tmp_path / "text.md").write_text("All that is read here, again and again. " * 60)
     report = run_cli("bench", "perceiver-ar", "--quick", "--text", tmp_path, "--json").json()
     assert report["copied"]["context"] == 256
-    assert [one["context"] for one in report["read"]] == [256]
+    assert [(one["context"], one["embedded"]) for one in report["read"]] == [(256, 1), (256, 4)]
     assert report["read"][0]["bits"] > 0
     assert "text=none: no such folder" in run_cli("bench", "perceiver-ar", "--text", "none").error(2)
 

@@ -1,9 +1,10 @@
 """The released code's values beside ours: `python tests/golden/released.py` prints the largest differences as a table.
 
-The values lie beside the project, in `shared/parity/perceiver_vl`; its README gives their meaning.
+The values lie in `$PARITY_DIR/perceiver_vl`, by default beside the project; its README gives their meaning.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from perceiver_vl import ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.original_checkpoint import MODELS, load_released, released_config
 
-FOLDER = Path(__file__).resolve().parents[3] / "shared" / "parity" / "perceiver_vl"
+PARITY = Path(os.environ.get("PARITY_DIR", Path(__file__).resolve().parents[3] / "shared" / "parity"))
+FOLDER = PARITY / "perceiver_vl"
 TASKS = {
     "video_mlm": "pretraining",
     "video_match": "retrieval",

@@ -81,6 +81,8 @@ def test_the_sets_of_the_splits() -> None:
 def test_what_is_drawn_here_is_of_the_kind_of_what_was_drawn_there(split: str, part: str) -> None:
     """Depth, operators, and how many letters there are, within four standard errors."""
     theirs = [told for told in instances() if (told["split"], told["part"]) == (split, part)]
+    if not theirs:
+        pytest.skip(f"the set holds no instance of {split}, {part}")
     data = GCOG(split, part, per_operator=25, seed=3)
     ours = [data[number] for number in range(len(data))]
     trees = [tree_from(told["tree"]) for told in theirs]

@@ -74,7 +74,7 @@ def test_the_input_array_is_the_reference_s(case: str) -> None:
     """Where the reference has a module that makes it."""
     wanted = [v for name, v in PARITY.tensors(case, "mid.f64").items() if name.endswith("input_preprocessor")]
     model, seen = model_of(case, PARITY.weights(case)).double(), []
-    base = model if case == "lucidrains" else model.perceiver
+    base = model if PARITY.config(case)["kind"] == "lucidrains" else model.perceiver
     base.encoder.blocks[0].cross_attention.input_norm.register_forward_hook(lambda _, given, __: seen.append(given[0]))
     run(case, model)
     for value in wanted:

@@ -1,14 +1,17 @@
 """Checkpoints of siblings, told by their weights' names: of any size, whole or in parts, and what is refused."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel
 
 from perceiver_vl.models.convert_sibling import convert_sibling, sibling_of
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 from sibling_checkpoints import dynamic_perceiver_state, monoxiver_state, s2t_perceiver_state
 
 MADE: dict[str, Any] = {
@@ -33,6 +36,18 @@ NEEDED = {
     "monoxiver": "img_embed.0.weight",
     "s2t_perceiver": "init_latent",
     "dynamic_perceiver": "cnn_body.block2.block2-0.f.b.0.weight",
+}
+PARITY = Path(os.environ.get("PARITY_DIR", Path(__file__).resolve().parents[3] / "shared" / "parity"))
+WEIGHTS = [
+    path
+    for name in ("perceiver", "perceiver_io", "perceiver_ar", "perceiver_tf", "uni_perceiver", "gcog_model")
+    for path in sorted(PARITY.glob(f"{name}/weights*.safetensors"))
+]
+HEADS: dict[str, dict[str, Any]] = {
+    "perceiver_ar": {"num_attention_heads": 2, "num_latents": 4, "max_position_embeddings": 64},
+    "uni_perceiver": {"num_attention_heads": 2},
+    "perceiver_tf": {"num_attention_heads": 2, "num_cross_attention_heads": 2},
+    "perceiver": {"num_attention_heads": 2, "num_cross_attention_heads": 1},
 }
 every_sibling = pytest.mark.parametrize("sibling", MADE)
 
@@ -68,3 +83,23 @@ def test_what_is_missing_or_not_known_is_named(sibling: str, tmp_path: Path) -> 
     with pytest.raises(UsageError, match=r"weights of no Perceiver IO, Perceiver, .* or .* that is known here"):
         convert_sibling("theirs", tmp_path / "out", {"more": torch.zeros(1)}, {})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", WEIGHTS or [pytest.param(None, marks=pytest.mark.skip(reason=f"no folder {PARITY}"))])
+def test_a_checkpoint_that_lacks_anything_is_refused_in_a_line(path: Path, tmp_path: Path) -> None:
+    state = load_file(path)
+    config = json.loads((path.parent / "manifest.json").read_text())["weights"][path.name]["config"]
+    theirs = config.get("config", {}) if path.parent.name == "perceiver_io" else {}
+    said = []
+    for number, dropped in enumerate(sorted(state)):
+        rest = {name: weight for name, weight in state.items() if name != dropped}
+        if sibling_of(rest) is None:
+            continue
+        try:  # what is no weight, such as a rotary table, may be missing
+            convert_sibling("theirs", tmp_path / str(number), rest, theirs, **HEADS.get(path.parent.name, {}))
+        except PerceiverVLError as error:
+            said.append(str(error))
+    assert said
+    assert not any("\n" in one for one in said)
+    with pytest.raises(PerceiverVLError, match=r"^theirs: [^\n]+$"):  # the first weight of each kind alone
+        convert_sibling("theirs", tmp_path / "out", dict(list(state.items())[:3]), theirs)

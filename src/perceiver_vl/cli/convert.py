@@ -10,6 +10,7 @@ from perceiver_vl.cli.options import BudgetOption, JsonOption, ModelOption, pars
 from perceiver_vl.cli.show import print_conversion, print_json
 from perceiver_vl.models.budget import is_limit
 from perceiver_vl.utils.console import out
+from perceiver_vl.utils.errors import UsageError
 
 
 def convert(
@@ -31,8 +32,11 @@ def convert(
         ),
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help="Folder or hub name of the tokenizer that it was trained with.")
-    ] = "google-bert/bert-base-uncased",
+        str | None,
+        typer.Option(
+            help="Folder or hub name of its tokenizer (default: google-bert/bert-base-uncased, the released model's)."
+        ),
+    ] = None,
     num_attention_heads: Annotated[
         int | None, typer.Option(help="Heads of every attention, which no shape tells (default: width / 64).")
     ] = None,
@@ -45,10 +49,16 @@ def convert(
     """Turn published weights into a folder that from_pretrained loads."""
     fields = parse_overrides(overrides or (), "num_blocks=8")
     from perceiver_vl.models.convert_sibling import convert_sibling, read_source, sibling_of
+    from perceiver_vl.models.perceiver_vl.convert import TOKENIZER
     from perceiver_vl.models.perceiver_vl.convert import convert as run
 
     state, config = read_source(source)
     if fields or config or sibling_of(state) is not None:
+        for name, value in (("task", task), ("tokenizer", tokenizer), ("num_frames", num_frames)):
+            if value is not None:
+                raise UsageError(f"{name}={value}: of Perceiver-VL alone, leave it out")
+        if num_attention_heads is not None:
+            fields = {"num_attention_heads": num_attention_heads, **fields}
         made = convert_sibling(source, output, state, config, progress=True, **fields)
         if as_json:
             print_json({"out": str(made.folder), "model": made.model, "parameters": made.parameters})
@@ -62,7 +72,7 @@ def convert(
         source,
         output,
         task=task,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer or TOKENIZER,
         num_frames=num_frames,
         progress=True,
         write_card=write_model_card,

@@ -63,7 +63,10 @@ def perceiver_io(
 
 
 def perceiver_ar(
-    text: Annotated[str, typer.Option(help="Folder of text files that it reads.")] = "docs",
+    text: Annotated[
+        str | None,
+        typer.Option(help="Folder of text files that it reads (default: docs, or else this package's code)."),
+    ] = None,
     copy_context: Annotated[int, typer.Option(min=256, help="Tokens of a sequence whose halves are equal.")] = 8192,
     copy_steps: Annotated[int, typer.Option(min=0, help="Of copying; 0 leaves it out.")] = 800,
     contexts: Annotated[str, typer.Option(help="Bytes that it reads, one number or more.")] = "256,512,1024,2048,4096",

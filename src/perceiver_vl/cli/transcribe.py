@@ -16,17 +16,17 @@ def transcribe(
     model: ModelOption,
     out: Annotated[Path | None, typer.Option(help="The MIDI file (default: FILE's name, in this folder).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the MIDI file if it is there.")] = False,
-    threshold: Annotated[float, typer.Option(help="How likely a note must be.")] = 0.4,
+    threshold: Annotated[float | None, typer.Option(help="How likely a note must be (default: 0.4).")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write down the notes of a recording as a MIDI file, a track an instrument."""
     require_extra("mido", "music")
     out = Path(sound.name).with_suffix(".mid") if out is None else out
     check_file("--out", out)
-    from perceiver_vl.inference.transcription import check_midi, load_transcriber, transcribe_file, write_midi
+    from perceiver_vl.inference.transcription import LIKELY, check_midi, load_transcriber, transcribe_file, write_midi
 
     check_midi(out, sound, overwrite)
-    found = transcribe_file(load_transcriber(model), sound, threshold=threshold)
+    found = transcribe_file(load_transcriber(model), sound, threshold=LIKELY if threshold is None else threshold)
     write_midi(found, out)
     if found.lost:
         err.print(f"{sound}: damaged or cut short, the notes are of the {found.seconds:.1f} s that can be heard")

@@ -22,6 +22,8 @@ from perceiver_vl.utils.errors import MediaError, PerceiverVLError, Setting, Usa
 from perceiver_vl.utils.files import write_with
 
 MIDI = (".mid", ".midi")
+LIKELY = 0.4
+"""How likely a note must be, unless said otherwise: notes are rare, and models say so."""
 _PROGRAMS = {"plucked": 24, "reed": 71, "flute": 73, "notes": 0}  # General MIDI
 
 
@@ -76,7 +78,9 @@ def _check_kind(folder: Path) -> None:
         raise UsageError(f"{folder}: {other}, name a folder of a Perceiver TF")
 
 
-def transcribe_file(model: PerceiverTFForTranscription, path: str | Path, *, threshold: float = 0.5) -> Transcription:
+def transcribe_file(
+    model: PerceiverTFForTranscription, path: str | Path, *, threshold: float = LIKELY
+) -> Transcription:
     """Of a file with sound. Raises `MediaError` for one that cannot be read, or is too short; else as `transcribe`."""
     _check_threshold(threshold)
     sound = decode_sound(path, model.config.sample_rate)
@@ -86,7 +90,7 @@ def transcribe_file(model: PerceiverTFForTranscription, path: str | Path, *, thr
 
 
 def transcribe(
-    model: PerceiverTFForTranscription, samples: npt.NDArray[np.float32], *, threshold: float = 0.5
+    model: PerceiverTFForTranscription, samples: npt.NDArray[np.float32], *, threshold: float = LIKELY
 ) -> Transcription:
     """Of a recording `(S,)` at the model's rate, of any length from one frame on.
 
@@ -138,7 +142,7 @@ def rolls(model: nn.Module, frames: Tensor, window: int) -> tuple[Tensor, Tensor
 
 
 def notes_of(
-    onsets: Tensor, frames: Tensor, frames_per_second: float, lowest_pitch: int, *, threshold: float = 0.5
+    onsets: Tensor, frames: Tensor, frames_per_second: float, lowest_pitch: int, *, threshold: float = LIKELY
 ) -> list[Note]:
     """Rolls `(T,I,P)` → notes: one begins where an onset is likely, and likelier than just before and after; it ends
     where it is no longer likely to be there, or begins again.

@@ -140,8 +140,8 @@ class CausalLatents(nn.Module):
         super().__init__()
         alike = {"hidden_size": hidden_size, "num_heads": num_heads, "eps": eps, **block}
         differing = {**alike, "input_size": input_size, **(cross_attention or {})}
-        self.places = list(cross_attentions)
-        self.query_projection = nn.Linear(input_size or hidden_size, hidden_size) if query_projection else nn.Identity()
+        self.places, self.input_size = list(cross_attentions), input_size or hidden_size
+        self.query_projection = nn.Linear(self.input_size, hidden_size) if query_projection else nn.Identity()
         self.cross_attentions = nn.ModuleList(CausalCrossAttention(**differing) for _ in self.places)
         own = layer_blocks or [{}] * num_layers
         self.layers = nn.ModuleList(AttentionBlock(**{**alike, **own[number]}) for number in range(num_layers))

@@ -172,3 +172,11 @@ def _converted(state: Mapping[str, Tensor], config: Mapping[str, Any], given: Ma
         return sibling.converted(state, *([config] if sibling.reads_config else []), **given)
     except StrictDataclassFieldValidationError as error:
         raise UsageError(f"configuration: {' '.join(str(error).split())}; give another value") from error
+    except PerceiverVLError:
+        raise
+    except (LookupError, StopIteration, ArithmeticError, ValueError, RuntimeError) as error:
+        # Shapes are read of weights by their names, before it is known that all are there
+        lacks = (
+            f"weight {error.args[0]}: missing" if isinstance(error, KeyError) else "weights: some missing, or damaged"
+        )
+        raise UsageError(f"{lacks}, give a whole checkpoint of {sibling.name}") from error

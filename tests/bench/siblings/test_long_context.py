@@ -46,6 +46,12 @@ def test_text_that_repeats_is_read(text: Path) -> None:
     assert max(one.bits for one in report.read) < report.guesser
 
 
+def test_without_a_folder_of_texts_the_package_reads_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = measure_long_context(copy_steps=0, contexts=(128,), embedded=(1,), steps=1)
+    assert report.text_bytes > 100_000
+
+
 def test_a_byte_is_embedded_with_those_before_it() -> None:
     embed = SeveralBytes(8, 3, 1.0)
     ids = torch.randint(256, (2, 9), generator=torch.Generator().manual_seed(0))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_perceiver_ar import KINDS, tiny_ar, tokens
 from torch import Tensor
+from transformers import DynamicCache
 
 from perceiver_vl import UsageError
 from perceiver_vl.models.perceiver_ar import PerceiverARForCausalLM
@@ -105,6 +106,13 @@ def test_a_cache_goes_on_with_its_own_sequence_alone() -> None:
         model(given[:, 10:], attention_mask=torch.zeros(2, 12), past_key_values=cache)
     with pytest.raises(UsageError, match="holds 10 tokens already"):
         model.generate(given[:, :10], past_key_values=cache, max_new_tokens=2)
+    with pytest.raises(UsageError, match="past_key_values: of another sequence; leave it out"):
+        model.generate(given[:, :10].flip(1), past_key_values=cache, max_new_tokens=2)
+    for other in (tiny_ar(num_hidden_layers=3), tiny_ar(hidden_size=32)):
+        with pytest.raises(UsageError, match="past_key_values: of another model; leave it out"):
+            other(given[:, 10:], past_key_values=cache)
+    with pytest.raises(UsageError, match="past_key_values of type DynamicCache: need what an earlier call"):
+        model(given, past_key_values=DynamicCache())
     with pytest.raises(UsageError, match="past_key_values: of 2 sequences, here are 1"):
         model(given[:1, 10:], attention_mask=torch.ones(1, 12), past_key_values=cache)
     assert torch.equal(
@@ -115,6 +123,8 @@ def test_a_cache_goes_on_with_its_own_sequence_alone() -> None:
 def test_generation_past_the_table_is_refused_before_it_begins() -> None:
     with pytest.raises(UsageError, match=r"max_length=41: this model has 40 positions.*set max_new_tokens=30 or fewer"):
         tiny_ar().generate(tokens(10), max_new_tokens=31)
+    with pytest.raises(UsageError, match=r"max_length=42: [^\n]+ takes 41; give a shorter prompt$"):
+        tiny_ar().generate(tokens(41), max_new_tokens=1)
     assert tiny_ar().generate(tokens(10), max_new_tokens=30).shape == (2, 40)
 
 

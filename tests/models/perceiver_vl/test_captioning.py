@@ -162,6 +162,14 @@ def test_each_text_has_the_same_say_in_the_loss() -> None:
     assert_same(trained.logits, torch.cat([evaluated.logits[0, :2], evaluated.logits[1, :5]]))
 
 
+def test_the_loss_is_of_all_words_however_many_logits_are_kept() -> None:
+    model, inputs = captioner(), tiny_inputs()
+    ids, clips = inputs["input_ids"], clips_of(inputs)
+    whole, last = model(ids, **clips, labels=ids), model(ids, **clips, labels=ids, logits_to_keep=2)
+    torch.testing.assert_close(last.loss, whole.loss)
+    torch.testing.assert_close(last.logits, whole.logits[:, -2:])
+
+
 def test_what_cannot_be_is_refused_in_a_line() -> None:
     model, inputs = captioner(), tiny_inputs()
     clips = clips_of(inputs)
@@ -184,6 +192,12 @@ def test_what_cannot_be_is_refused_in_a_line() -> None:
         cache = model(inputs["input_ids"][:, :4], **clips, use_cache=True).past_key_values
     with pytest.raises(UsageError, match=r"^past_key_values: of another sequence; leave it out"):
         model.generate(inputs["input_ids"].flip(1), **clips, past_key_values=cache, max_new_tokens=2)
+    with pytest.raises(UsageError, match=r"^past_key_values: of 2 sequences, here are 1; give the same ones$"):
+        model(inputs["input_ids"][:1, 4:5], past_key_values=cache)
+    with pytest.raises(UsageError, match=r"^attention_mask of shape \(2, 3\): need \(2, 5\), of all tokens so far$"):
+        model(inputs["input_ids"][:, 4:5], torch.ones(2, 3), past_key_values=cache)
+    with pytest.raises(UsageError, match=r"^past_key_values: of another model; leave it out"):
+        captioner(caption_layers=1)(inputs["input_ids"][:, 4:5], past_key_values=cache)
     for name, value in {"caption_layers": 0, "caption_cross_attentions": 4, "caption_prefix": "words"}.items():
         with pytest.raises(UsageError, match=rf"^{name}={value!r}: [^\n]+$"):
             captioner(**{name: value})

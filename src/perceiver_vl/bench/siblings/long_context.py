@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import perceiver_vl
 from perceiver_vl.bench.siblings.training import train
 from perceiver_vl.bench.tables import BenchReport, Section
 from perceiver_vl.models.perceiver_ar import PerceiverARConfig, PerceiverARForCausalLM
@@ -116,7 +117,7 @@ class LongContextReport(BenchReport):
 
 
 def measure_long_context(
-    text: str | Path = "docs",
+    text: str | Path | None = None,
     *,
     copy_context: int = 8192,
     copy_steps: int = 800,
@@ -126,7 +127,8 @@ def measure_long_context(
     seed: int = 0,
     progress: bool = False,
 ) -> LongContextReport:
-    """Train a model that copies, and one for each of `contexts` that reads the text files of the folder `text`.
+    """Train a model that copies, and one for each of `contexts` that reads the text files of the folder `text`, None:
+    of `docs` in this folder if there is one, else of this package's code.
 
     `copy_steps`: 0 leaves copying out. `embedded`: bytes that are embedded together, each number of them with all
     contexts. Raises `UsageError` for a folder without enough text, and for contexts that are
@@ -138,6 +140,8 @@ def measure_long_context(
         raise UsageError(f"copy_context={copy_context}: need an even number of {4 * LATENTS} tokens or more")
     if not 1 <= min(embedded) <= max(embedded) <= min(contexts):
         raise UsageError(f"embedded={','.join(map(str, embedded))}: need 1 byte or more, at most a context")
+    if text is None:
+        text = "docs" if Path("docs").is_dir() else Path(perceiver_vl.__file__).parent
     training, test = split_text(text, most=max(contexts))
     with ProgressBars(progress) as stages:
         copied = None

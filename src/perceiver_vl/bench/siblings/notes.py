@@ -278,7 +278,7 @@ def _learn(
     for start in range(0, len(test.frames), BATCH):
         onsets, there = rolls(model, test.frames[start : start + BATCH], config.max_frames)
         for row, score in enumerate(test.scores[start : start + BATCH]):
-            found = notes_of(onsets[row], there[row], config.frames_per_second, config.lowest_pitch, threshold=0.4)
+            found = notes_of(onsets[row], there[row], config.frames_per_second, config.lowest_pitch)
             for number, instrument in enumerate(config.instruments):
                 own = [[one for one in some if one.instrument == number] for some in (found, score)]
                 counts[instrument] += np.array(onset_f1(*own))

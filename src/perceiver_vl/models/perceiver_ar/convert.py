@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perceiver_vl.models.perceiver_ar.configuration import PerceiverARConfig
 from perceiver_vl.models.perceiver_ar.modeling import PerceiverARForCausalLM
-from perceiver_vl.utils.errors import PerceiverVLError
+from perceiver_vl.utils.errors import PerceiverVLError, UsageError
 
 _PYTORCH: dict[str, Any] = {
     "hidden_act": "gelu",
@@ -99,7 +99,11 @@ _NAMES: dict[str, list[tuple[str, str]]] = {
 
 def variant_of(state: dict[str, Tensor]) -> str | None:
     """Which of `VARIANTS` a checkpoint is of; None: of none."""
-    return next((variant for variant, words in _WORDS.items() if any(name.endswith(words) for name in state)), None)
+    has_reads = any("perceive_layers." in name for name in state)  # token_emb is in other models of lucidrains', too
+    for variant, words in _WORDS.items():
+        if any(name.endswith(words) for name in state) and (variant != "lucidrains" or has_reads):
+            return variant
+    return None
 
 
 def convert_weights(state: dict[str, Tensor], **config: Any) -> PerceiverARForCausalLM:
@@ -170,6 +174,8 @@ def _shapes(variant: str, state: dict[str, Tensor], given: dict[str, Any]) -> di
         return len(found)
 
     tables = [name for name in sorted(names) if name.startswith("model.position_embeddings.")]
+    if variant == "lucidrains" and not tables:
+        raise UsageError("weight pos_emb.weight: missing, give a whole checkpoint")
     cross_attentions = number("cross_attentions.")
     found: dict[str, Any] = {
         "vocab_size": len(words),

@@ -49,9 +49,11 @@ class PerceiverARGeneration(GenerationMixin):
     def _validate_generated_length(self, generation_config: Any, input_ids_length: int, *args: Any) -> None:
         super()._validate_generated_length(generation_config, input_ids_length, *args)
         if generation_config.max_length > (most := self.config.max_position_embeddings):
+            room = most - input_ids_length
+            remedy = f"set max_new_tokens={room} or fewer" if room > 0 else "give a shorter prompt"
             raise UsageError(
                 f"max_length={generation_config.max_length}: this model has {most} positions, of which the prompt "
-                f"takes {input_ids_length}; set max_new_tokens={max(0, most - input_ids_length)} or fewer"
+                f"takes {input_ids_length}; {remedy}"
             )
 
     @classmethod

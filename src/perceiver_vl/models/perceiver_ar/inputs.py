@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from perceiver_vl.layers.causal import CausalCache
+from perceiver_vl.layers.causal import CausalCache, CausalLatents
 from perceiver_vl.models.perceiver_ar.configuration import PerceiverARConfig
 from perceiver_vl.utils.errors import UsageError
 
@@ -35,10 +35,10 @@ class PerceiverARCache(CausalCache):
     def new_tokens(self, input_ids: Tensor) -> Tensor:
         """Those of `input_ids (B,M)` that it does not hold. Raises `UsageError` where it is of another sequence."""
         known = self.input_ids
+        if known is not None and not torch.equal(known[:, : input_ids.shape[1]], input_ids[:, : known.shape[1]]):
+            raise UsageError("past_key_values: of another sequence; leave it out, and a new one is made")
         if known is not None and known.shape[1] >= input_ids.shape[1]:
             raise UsageError(f"past_key_values: holds {known.shape[1]} tokens already, give them and at least one more")
-        if known is not None and not torch.equal(known, input_ids[:, : known.shape[1]]):
-            raise UsageError("past_key_values: of another sequence; leave it out, and a new one is made")
         return input_ids if known is None else input_ids[:, known.shape[1] :]
 
 
@@ -61,13 +61,7 @@ def check_inputs(
         )
     if not 0 <= prefix_length < total:
         raise UsageError(f"prefix_length={prefix_length}: need 0 to {total - 1} of {total} tokens")
-    if tuple(real.shape) != shape:
-        raise UsageError(f"attention_mask of shape {tuple(real.shape)}: need {shape}, of all tokens so far")
-    known = None if cache is None else cache.attention_mask
-    if known is not None and len(known) != len(real):
-        raise UsageError(f"past_key_values: of {len(known)} sequences, here are {len(real)}; give the same ones")
-    if known is not None and not torch.equal(known, real[:, : known.shape[1]]):
-        raise UsageError("past_key_values: of a sequence with other padding; leave it out, and a new one is made")
+    check_mask(real, shape, cache)
     if position_ids is None:
         if axes > 1:
             raise UsageError(f"position_ids=None: this model's positions have {axes} axes, give (B,M,{axes})")
@@ -80,6 +74,30 @@ def check_inputs(
             raise UsageError(
                 f"position_ids up to {largest} on axis {axis}: need less than {rows}, the rows of its table"
             )
+
+
+def check_cache(cache: PerceiverARCache | None, latents: CausalLatents, kind: type[PerceiverARCache]) -> None:
+    """Raise `UsageError` for what is no cache of `kind`, and for that of another model than the one of `latents`."""
+    if cache is None:
+        return
+    if not isinstance(cache, kind):
+        raise UsageError(
+            f"past_key_values of type {type(cache).__name__}: need what an earlier call of this model gave"
+        )
+    own, blocks = cache.own, len(latents.cross_attentions) + len(latents.layers)
+    if own is not None and (own.embeddings.shape[-1], len(cache.kept)) != (latents.input_size, blocks):
+        raise UsageError("past_key_values: of another model; leave it out, and a new one is made")
+
+
+def check_mask(real: Tensor, shape: tuple[int, int], cache: PerceiverARCache | None) -> None:
+    """Raise `UsageError` where `real`, the mask of all tokens, is not of `shape (B,M)`, or not as the cache's."""
+    if tuple(real.shape) != shape:
+        raise UsageError(f"attention_mask of shape {tuple(real.shape)}: need {shape}, of all tokens so far")
+    known = None if cache is None else cache.attention_mask
+    if known is not None and len(known) != len(real):
+        raise UsageError(f"past_key_values: of {len(known)} sequences, here are {len(real)}; give the same ones")
+    if known is not None and not torch.equal(known, real[:, : known.shape[1]]):
+        raise UsageError("past_key_values: of a sequence with other padding; leave it out, and a new one is made")
 
 
 def padding_first(mask: Tensor) -> Tensor:

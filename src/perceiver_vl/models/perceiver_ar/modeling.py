@@ -18,7 +18,7 @@ from perceiver_vl.layers.causal import CausalLatents, Inputs
 from perceiver_vl.layers.positions import RotaryPositions
 from perceiver_vl.models.perceiver_ar.configuration import PerceiverARConfig
 from perceiver_vl.models.perceiver_ar.generation import PerceiverARGeneration
-from perceiver_vl.models.perceiver_ar.inputs import PerceiverARCache, check_inputs, padding_first
+from perceiver_vl.models.perceiver_ar.inputs import PerceiverARCache, check_cache, check_inputs, padding_first
 from perceiver_vl.utils.errors import UsageError
 
 
@@ -109,6 +109,7 @@ class PerceiverARModel(PerceiverARPreTrainedModel):
         in training the highest stay in the prefix; None: drawn. Without gradients the prefix is read in chunks. Raises
         `UsageError` for more tokens than positions, and for the cache of another sequence.
         """
+        check_cache(past_key_values, self.latents, PerceiverARCache)
         cache, new, config = past_key_values, input_ids.shape[1], self.config
         total = new + (0 if cache is None else cache.length)
         real = torch.ones(len(input_ids), total, dtype=torch.bool, device=input_ids.device)

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from perceiver_vl.layers.causal import CausalLatents, Inputs
 from perceiver_vl.layers.perceiver import EncoderRecord
 from perceiver_vl.models.budget import FULL_BUDGET, ComputeBudget
-from perceiver_vl.models.perceiver_ar.inputs import PerceiverARCache, padding_first
+from perceiver_vl.models.perceiver_ar.inputs import PerceiverARCache, check_cache, check_mask, padding_first
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.models.perceiver_vl.encoder import block_arguments
 from perceiver_vl.models.perceiver_vl.heads import CaptionWords
@@ -223,6 +223,7 @@ class PerceiverVLForCaptioning(CaptioningModel):
         are the words after those, `attention_mask` is that of all. Raises `UsageError` for a text longer than
         `max_text_length`, and texts that do not divide among the clips.
         """
+        check_cache(past_key_values, self.caption_decoder, CaptionCache)
         record = self.record(vision_cache, **asked) if prefix is None and past_key_values is None else None
         cache, new = past_key_values, input_ids.shape[1]
         total = new + (0 if cache is None else cache.get_seq_length())
@@ -230,6 +231,7 @@ class PerceiverVLForCaptioning(CaptioningModel):
             raise UsageError(f"text of {total} tokens: longer than max_text_length={most}, truncate it")
         real = torch.ones(len(input_ids), total, dtype=torch.bool, device=input_ids.device)
         real = real if attention_mask is None else attention_mask.bool()
+        check_mask(real, (len(input_ids), total), cache)
         places = (real.cumsum(1) - 1).clamp(min=0)[:, -new:]
         words = self.perceiver_vl.embeddings.embed_words(self.caption_words(input_ids, self._table), places)
         text = Inputs(words, real[:, -new:], places)
@@ -248,14 +250,15 @@ class PerceiverVLForCaptioning(CaptioningModel):
             latents = self.caption_decoder.extend(cache, text, cache.prefix_length)
             cache.input_ids = input_ids if cache.input_ids is None else torch.cat([cache.input_ids, input_ids], 1)
             cache.attention_mask = real
-        latents, loss = latents[:, -logits_to_keep:], None
         if labels is not None and self.training:
             # All logits would be nearly all the work with a large vocabulary, and most of them for nothing
             logits = self.caption_words.logits(latents[:, :-1][labels[:, 1:] != -100], self._table)
             loss = caption_loss(logits, labels)
         else:
-            logits = self.caption_words.logits(latents, self._table)
-            loss = None if labels is None else caption_loss(logits[:, :-1][labels[:, 1:] != -100], labels)
+            logits, loss = self.caption_words.logits(latents[:, -logits_to_keep:], self._table), None
+            if labels is not None:
+                said = self.caption_words.logits(latents, self._table) if logits_to_keep else logits
+                loss = caption_loss(said[:, :-1][labels[:, 1:] != -100], labels)
         return PerceiverVLForCaptioningOutput(loss=loss, logits=logits, past_key_values=cache, **states_of(record))
 
     def prepare_inputs_for_generation(

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from perceiver_vl.models.hub import hub_options
 from perceiver_vl.models.perceiver_vl.original_checkpoint import (
+    LATENTS,
     MODELS,
     WORDS,
     Conversion,
@@ -83,6 +84,8 @@ def convert(
         state = read_checkpoint(fetch(str(source)))
         advance()
         try:
+            if LATENTS not in state:
+                raise UsageError(f"no tensor {LATENTS}: of neither Perceiver-VL nor a sibling that is known here")
             task = task or released_task(state)
             words = _checked_tokenizer(tokenizer, state)
             special = {"mask_token_id": words.mask_token_id, "pad_token_id": words.pad_token_id}

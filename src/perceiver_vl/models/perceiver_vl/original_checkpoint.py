@@ -31,6 +31,7 @@ MODELS: dict[str, type[PerceiverVLPreTrainedModel]] = {
 """What a checkpoint can become, by name."""
 
 WORDS = "text_embeddings.word_embeddings.weight"
+LATENTS = "transformer.latents"
 """The checkpoint's word table."""
 
 _ANSWER_HEADS = {"question-answering": "vqa_classifier", "image-classification": "img_classifier"}
@@ -75,7 +76,7 @@ def released_config(state: dict[str, Tensor], task: str, **given: Any) -> Percei
             raise PerceiverVLError(f"no tensor {name}: not a Perceiver-VL checkpoint of the authors' code")
         return tuple(state[name].shape)
 
-    num_latents, hidden_size = shape("transformer.latents")[-2:]
+    num_latents, hidden_size = shape(LATENTS)[-2:]
     _, channels, patch_size, _ = shape("transformer.patch_embed.proj.weight")
     grid = math.isqrt(shape("transformer.pos_embed")[1] - 1)
     depth, cross_attentions = _count(state, "transformer.blocks"), _count(state, "transformer.crossatt_blocks_visual")
