@@ -229,7 +229,7 @@ def uni_perceiver(
 def perceiver_tf(
     pieces: Annotated[int, typer.Option(min=1, help="Of two seconds, to train on.")] = 1000,
     tested: Annotated[int, typer.Option(min=1, help="Others, to test with.")] = 100,
-    steps: Annotated[int, typer.Option(min=1, help="Of each training, of 8 pieces.")] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="Of each training, of 8 pieces.")] = 1500,
     ways: Annotated[
         str, typer.Option(help="How it reads, some of added, frequencies, positions and channels.")
     ] = "added,frequencies,channels",

@@ -183,7 +183,7 @@ def measure_notes(
     *,
     pieces: int = 1000,
     tested: int = 100,
-    steps: int = 400,
+    steps: int = 1500,
     ways: Sequence[str] = ("added", "frequencies", "channels"),
     out: str | Path | None = None,
     learning_rate: float = 2e-3,
