@@ -196,9 +196,13 @@ def _shapes(variant: str, state: dict[str, Tensor], given: dict[str, Any]) -> di
         found |= {"max_position_embeddings": most, "num_latents": min(most, PerceiverARConfig.num_latents)}
     frequencies = next((value for name, value in state.items() if name.endswith("inv_freq")), torch.empty(0))
     rotated, width = 2 * len(frequencies), found["attention_size"]
-    if variant == "krasserm":  # all of a head's channels, or half of them beside a table
-        found["rotary_share"] = 0.5 if tables else 1.0
-        found["num_attention_heads"] = max(1, int(width * found["rotary_share"] / rotated))
+    if variant == "krasserm":  # of as many channels as a head has, or half as many beside a table, and one if odd
+        whole = 2 if tables else 1
+        likely = next((n for n in (rotated, rotated - 1) if n > 0 and width % (whole * n) == 0), rotated)
+        heads = given.get("num_attention_heads", max(1, width // (whole * likely)))
+        channels = width // heads
+        found |= {"num_attention_heads": heads, "rotary_share": rotated / channels}
+        found |= {"rotary_base": 10_000.0 ** (rotated / (channels // whole))}
     elif variant == "lucidrains":  # half of a head's, and 32 at least; heads are 64 wide where not said otherwise
         heads = given.get("num_attention_heads", max(1, width // (64 if rotated == 32 else 2 * rotated)))
         found |= {"num_attention_heads": heads, "rotary_share": rotated * heads / width}
