@@ -38,6 +38,14 @@ CLASSES = [record(label=label) for label in (6, 6, 2, 0, 0, 0, 1)]
     ("task", "config", "training", "asked", "chance", "majority"),
     [
         ("question-answering", head("red blue green"), COLOURS, ASKED, {"accuracy": 25.0}, {"accuracy": 50.0}),
+        (  # choices beside answers that a head has
+            "question-answering",
+            head("red blue green tan"),
+            COLOURS[:3],
+            [record(question="which?", answers=("tan",), choices=("red", "blue", "green", "tan")), *COLOURS[:1]],
+            {"accuracy": 25.0, "accuracy_of_choices": 25.0},
+            {"accuracy": 50.0, "accuracy_of_choices": 0.0},
+        ),
         (
             "vqa",
             head("yes no", problem_type="multi_label_classification"),

@@ -11,6 +11,7 @@ from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.tasks.captioning import Captioning
 from perceiver_vl.tasks.example_task import ExampleTask, LabelTask, Scored
 from perceiver_vl.tasks.metrics import LEAST_COUNTED, MOST_COUNTED, per_cent
+from perceiver_vl.tasks.multiple_choice import MultipleChoice
 from perceiver_vl.utils.errors import UsageError
 
 MOST_GUESSES = 64
@@ -38,14 +39,14 @@ def chance_metrics(task: ExampleTask, config: PerceiverVLConfig, records: Sequen
     """
     if not isinstance(task, LabelTask):
         return {}
-    sums: dict[str, float] = {}
+    scores: dict[str, list[float]] = {}
     draw = torch.Generator().manual_seed(0)
     for record in records:
-        guesses = list(_guesses(config, record, draw))
-        for logits in guesses:
-            for name, score in task.score(record, logits, config).items():
-                sums[name] = sums.get(name, 0.0) + score / len(guesses)
-    return {name: total / len(records) for name, total in sums.items()}
+        guesses = list(_guesses(task, config, record, draw))
+        found = [task.score(record, logits, config) for logits in guesses]
+        for name in found[0]:
+            scores.setdefault(name, []).append(sum(one[name] for one in found) / len(found))
+    return {name: sum(column) / len(column) for name, column in scores.items()}
 
 
 def majority_metrics(
@@ -62,23 +63,31 @@ def majority_metrics(
     often = _frequencies(task, config, training)
     if config.problem_type == "regression":
         often = often.argmax()[None].float()
-    return task.metrics_of([Scored(record, "", task.score(record, _for(record, often), config)) for record in records])
+    scores = [task.score(record, _for(task, record, often), config) for record in records]
+    return task.metrics_of([Scored(record, "", score) for record, score in zip(records, scores, strict=True)])
 
 
-def _guesses(config: PerceiverVLConfig, record: Record, draw: torch.Generator) -> Iterator[Tensor]:
-    """Logits `(K,)`: in all of them together each answer is the highest once, the second once, and so on."""
+def _choices(task: LabelTask, record: Record) -> int:
+    """How many answers are a record's own, where these are what a model chooses from."""
+    return len(record.choices) if isinstance(task, MultipleChoice) else 0
+
+
+def _guesses(task: LabelTask, config: PerceiverVLConfig, record: Record, draw: torch.Generator) -> Iterator[Tensor]:
+    """Logits `(K,)`: in all of them together each answer is the highest once, the second once, and so on; who is before
+    whom is drawn anew for each record.
+    """
     if config.problem_type == "regression":
         yield from (torch.tensor([float(count)]) for count in range(LEAST_COUNTED, MOST_COUNTED + 1))
         return
-    answers = len(record.choices) or config.num_labels
-    ranks = torch.arange(float(answers))
+    answers = _choices(task, record) or config.num_labels
+    ranks = torch.randperm(answers, generator=draw).float()
     for turn in torch.randperm(answers, generator=draw)[:MOST_GUESSES].tolist():
         yield ranks.roll(turn)
 
 
 def _frequencies(task: LabelTask, config: PerceiverVLConfig, training: Sequence[Record]) -> Tensor:
     """How often each answer is right `(K,)`; of counts and choices K is what there are at most."""
-    often = torch.zeros(max([config.num_labels, MOST_COUNTED + 1, *(len(record.choices) for record in training)]))
+    often = torch.zeros(max([config.num_labels, MOST_COUNTED + 1, *(_choices(task, record) for record in training)]))
     for start in range(0, len(training), _READ):
         targets = task.targets(training[start : start + _READ], config)
         if targets.dim() == 2:  # the score of each answer
@@ -86,17 +95,17 @@ def _frequencies(task: LabelTask, config: PerceiverVLConfig, training: Sequence[
         else:
             right = targets[targets >= 0].long().clamp(max=len(often) - 1)
             often += torch.bincount(right, minlength=len(often))
-    return often if config.problem_type == "regression" else often[: _answers(config, training)]
+    return often if config.problem_type == "regression" else often[: _answers(task, config, training)]
 
 
-def _answers(config: PerceiverVLConfig, training: Sequence[Record]) -> int:
-    return max((len(record.choices) for record in training), default=0) or config.num_labels
+def _answers(task: LabelTask, config: PerceiverVLConfig, training: Sequence[Record]) -> int:
+    return max((_choices(task, record) for record in training), default=0) or config.num_labels
 
 
-def _for(record: Record, often: Tensor) -> Tensor:
+def _for(task: LabelTask, record: Record, often: Tensor) -> Tensor:
     """Of the choices that a record has."""
-    if not record.choices:
+    if not (choices := _choices(task, record)):
         return often
-    padded = torch.zeros(len(record.choices))
-    padded[: len(often)] = often[: len(record.choices)]
+    padded = torch.zeros(choices)
+    padded[: len(often)] = often[:choices]
     return padded
