@@ -340,7 +340,9 @@ def _values(kind: Modality, recording: Recording) -> Values:
     try:
         return kind.values(recording)
     except UsageError as error:
-        raise error if recording.path is None else MediaError(recording.path, str(error)) from error
+        if recording.path is None:
+            raise
+        raise MediaError(recording.path, str(error)) from error
 
 
 def _is_number(text: str) -> bool:
