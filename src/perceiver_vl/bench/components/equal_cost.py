@@ -13,7 +13,7 @@ from typing import Any
 
 from perceiver_vl.bench.components.trials import lasting
 from perceiver_vl.bench.learning.costs import of_few_clips, step_and_answer
-from perceiver_vl.bench.learning.runs import digest
+from perceiver_vl.bench.learning.runs import digest, share_texts
 from perceiver_vl.bench.profiling import count_flops, count_training_flops, peak_memory_mib, time_interleaved
 from perceiver_vl.training import train
 from perceiver_vl.training.recipe import Recipe
@@ -55,6 +55,8 @@ def training_cost(recipe: Recipe, output: Path, counted: int = COUNTED) -> Train
     """
     path = output / "flops" / f"{digest(_for_counting(recipe, 1 + counted))}.json"
     if not path.is_file():
+        if recipe.data.train[0].world is None:
+            _few_steps(recipe, 1)  # so that a frozen text encoder has read all captions, as it will have in earlier runs
         first: list[int] = []
         mib = peak_memory_mib(lambda: first.append(count_training_flops(lambda: _few_steps(recipe, 1))))
         all_of_them = count_training_flops(lambda: _few_steps(recipe, 1 + counted))
@@ -104,4 +106,5 @@ def _for_counting(recipe: Recipe, steps: int) -> Recipe:
 
 def _few_steps(recipe: Recipe, steps: int) -> None:
     with TemporaryDirectory() as folder:
-        train(replace(_for_counting(recipe, steps), output=Path(folder) / "model"), progress=False)
+        recipe = replace(_for_counting(recipe, steps), output=Path(folder) / "model")
+        train(recipe, progress=False, change=share_texts)

@@ -165,7 +165,7 @@ def make_run(run: Run, output: Path, threads: int) -> None:
     if not (folder / RESULT).is_file():
 
         def change(model: PerceiverVLPreTrainedModel) -> None:
-            _share_texts(model)
+            share_texts(model)
             if run.architecture == JOINT:
                 replace_encoder(model, recipe.initialise.model)
 
@@ -199,7 +199,7 @@ def placed_recipe(run: Run, output: Path) -> Recipe:
 _TEXTS: dict[str, dict[bytes, tuple[Tensor, Tensor]]] = {}
 
 
-def _share_texts(model: PerceiverVLPreTrainedModel) -> None:
+def share_texts(model: PerceiverVLPreTrainedModel) -> None:
     """Have a frozen text encoder know what it said in earlier runs of this process: they have the same captions."""
     encoder = model.base_model.text_encoder
     if encoder is not None and not encoder.trainable:
@@ -215,7 +215,7 @@ def load_model(run: Run, folder: Path) -> tuple[PerceiverVLPreTrainedModel, Perc
         model = class_for(kind, PerceiverVLConfig.from_pretrained(folder)).from_pretrained(folder)
     if run.architecture == JOINT:
         replace_encoder(model, folder)
-    _share_texts(model)
+    share_texts(model)
     return model.eval(), processor
 
 
