@@ -35,6 +35,7 @@ def test_every_family_is_tested_on_every_part() -> None:
 def test_what_can_be_learned_of_the_operators_alone_is_what_the_guesser_knows() -> None:
     """A model that learns at all is soon as good as it."""
     report = measure_gcog(["distractor"], ["cross-attention"], steps=40, per_operator=50, tested=128, width=16)
+    assert list(report.answered[0].curve) == [5, 10, 15, 20, 25, 30, 35]
     assert report.answered[0].accuracies[SEEN] > 0.5 * report.guesser["distractor"][SEEN]
 
 

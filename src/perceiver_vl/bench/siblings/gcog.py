@@ -30,6 +30,7 @@ from perceiver_vl.utils.console import ProgressBars
 from perceiver_vl.utils.errors import UsageError
 
 BATCH = 32
+CURVE = 8  # parts of a training, after each of which it is tested on the way
 LONGEST = 16  # tokens of an instruction, the end included
 VALUES = len(SHAPES) + 1  # that a number of a token may be
 SEEN = "as trained"  # the test of new stimuli for instructions of the training's kind
@@ -100,11 +101,14 @@ def models(width: int, values: int) -> dict[str, Callable[[], nn.Module]]:
 
 @dataclass(frozen=True)
 class Answered:
-    """A model on one split: the share of right answers in each test, by its name; the loss of the training's end."""
+    """A model on one split: the share of right answers in each test, by its name; the loss of the training's end.
+    curve: the share in the test of the training's kind, on the way, by steps.
+    """
 
     model: str
     split: str
     accuracies: dict[str, float]
+    curve: dict[int, float]
     loss: float
     minutes: float
     parameters: int
@@ -143,6 +147,11 @@ class GCOGReport(BenchReport):
             notes = (f"{self.steps} steps of {BATCH}, width {self.width}, 8 × {self.per_operator} instructions.",)
             title = f"{split}: answers, % right of {self.tested}"
             found.append(Section(title, ("model", *tests, "1,000 weights", "minutes"), rows, notes))
+            curves = [one for one in self.answered if one.split == split and one.curve]
+            if curves:
+                rows = [(one.model, *(f"{100 * share:.1f}" for share in one.curve.values())) for one in curves]
+                title = f"{split}: answers as trained, % right on the way, after so many steps"
+                found.append(Section(title, ("model", *map(str, curves[0].curve)), rows, ()))
         return found
 
 
@@ -243,19 +252,26 @@ def _learn(
     learning_rate: float,
     advance: Callable[..., object],
 ) -> Answered:
+    curve: dict[int, float] = {}
+
     def loss_of(step: int) -> Tensor:
+        if step and step % max(1, steps // CURVE) == 0:
+            curve[step] = _accuracy(model.eval(), tests[SEEN])
+            model.train()
         batch = batches[step]
         return F.nll_loss(_log_probabilities(model, batch.rules, batch.stimuli), batch.answers)
 
     trained = train(model, loss_of, steps, learning_rate=learning_rate, advance=advance)
-    accuracies = {}
-    with torch.inference_mode():
-        for test, batch in tests.items():
-            parts = zip(batch.rules.split(BATCH), batch.stimuli.split(BATCH), strict=True)
-            found = torch.cat([_log_probabilities(model, *part).argmax(-1) for part in parts])
-            accuracies[test] = (found == batch.answers).float().mean().item()
+    accuracies = {test: _accuracy(model, batch) for test, batch in tests.items()}
     parameters = sum(weight.numel() for weight in model.parameters())
-    return Answered(name, split, accuracies, trained.loss, trained.minutes, parameters)
+    return Answered(name, split, accuracies, curve, trained.loss, trained.minutes, parameters)
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, test: Batch) -> float:
+    parts = zip(test.rules.split(BATCH), test.stimuli.split(BATCH), strict=True)
+    found = torch.cat([_log_probabilities(model, *part).argmax(-1) for part in parts])
+    return (found == test.answers).float().mean().item()
 
 
 def _log_probabilities(model: nn.Module, rules: Tensor, stimuli: Tensor) -> Tensor:
