@@ -46,7 +46,7 @@ def test_init_writes_a_model_that_is_whole(place: Path, tmp_path: Path) -> None:
     assert "is not empty, name a new folder" in again.err
 
 
-@pytest.mark.parametrize("typed", ["token_grid", "token_grid=[", "token_gird=2"])
+@pytest.mark.parametrize("typed", ["token_grid", "token_grid=[", "token_gird=2", "num_frames=2", "vision=x"])
 def test_init_names_what_it_cannot_read(place: Path, tmp_path: Path, typed: str) -> None:
     words = ["init", tmp_path / "out", typed, "--vision", place / "vision", "--text", place / "text"]
     made = run_cli(*map(str, words))

@@ -47,11 +47,11 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Turn published weights into a folder that from_pretrained loads."""
-    fields = parse_overrides(overrides or (), "num_blocks=8")
     from perceiver_vl.models.convert_sibling import convert_sibling, read_source, sibling_of
     from perceiver_vl.models.perceiver_vl.convert import TOKENIZER
     from perceiver_vl.models.perceiver_vl.convert import convert as run
 
+    fields = parse_overrides(overrides or (), "num_blocks=8", convert_sibling)
     state, config = read_source(source)
     if fields or config or sibling_of(state) is not None:
         for name, value in (("task", task), ("tokenizer", tokenizer), ("num_frames", num_frames)):

@@ -30,10 +30,10 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Write a Perceiver-VL over pretrained encoders: the tokens of these are what its latents attend to."""
-    config = parse_overrides(overrides or (), "token_grid=3")
     from perceiver_vl.models.perceiver_vl.from_encoders import initialise
     from perceiver_vl.training.reporting.model_card import write_model_card
 
+    config = parse_overrides(overrides or (), "token_grid=3", initialise)
     made = initialise(
         output, vision=vision, text=text, dual=dual, num_frames=num_frames, write_card=write_model_card, **config
     )

@@ -1,7 +1,8 @@
 """Options that several commands have, and what is made of them."""
 
+import inspect
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,13 +79,17 @@ def as_typed(setting: Setting) -> str:
     return f"{option} {shlex.quote(text)}"
 
 
-def parse_overrides(overrides: Sequence[str], example: str) -> dict[str, Any]:
-    """`key=value`, values as in YAML; `example` is one that would do."""
-    parsed = {}
+def parse_overrides(overrides: Sequence[str], example: str, function: Callable[..., object]) -> dict[str, Any]:
+    """`key=value`, values as in YAML, for `function` to be called with beside what it names itself; `example` is one
+    that would do.
+    """
+    parsed, named = {}, inspect.signature(function).parameters
     for override in overrides:
         key, equals, value = override.partition("=")
         if not (key and equals):
             raise UsageError(f"{override!r}: need key=value, as in {example}")
+        if key in named:
+            raise UsageError(f"{override}: not of the configuration, as is {example}; options begin with --")
         try:
             parsed[key] = yaml.safe_load(value)
         except yaml.YAMLError:

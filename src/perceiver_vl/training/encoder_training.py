@@ -91,7 +91,7 @@ def remember_texts(model: PerceiverVLPreTrainedModel, processor: PerceiverVLProc
     lengths = words["attention_mask"].sum(1)
     for rows in lengths.argsort(stable=True).split(_TEXTS_AT_ONCE):
         ids, mask = (words[name][rows, : lengths[rows].max()] for name in ("input_ids", "attention_mask"))
-        encoder(ids.to(model.device), mask.to(model.device))
+        encoder.remember(ids.to(model.device), mask.to(model.device))
 
 
 def sees_each_clip_once(recipe: Recipe, model: PerceiverVLPreTrainedModel) -> bool:

@@ -397,3 +397,21 @@ def test_a_text_encoder_that_remembers_takes_no_text_at_all(tmp_path: Path) -> N
     tokens, vectors = encoder(none, none)
     assert tokens.shape == (0, 6, 32)
     assert vectors.shape == (0, 20)
+
+
+@torch.no_grad()
+def test_what_a_text_encoder_remembers_is_what_it_says_whatever_is_beside(tmp_path: Path) -> None:
+    save_dual(tmp_path / "dual", "clip")
+    initialise(tmp_path / "made", dual=tmp_path / "dual", **SMALL)
+    encoder = PerceiverVLForRetrieval.from_pretrained(tmp_path / "made").perceiver_vl.text_encoder
+    assert encoder is not None
+    ids = torch.tensor([[1, 5, 2, 0], [1, 2, 0, 0], [1, 5, 2, 0]])
+    mask = (ids > 0).long()
+    tokens, vectors = encoder(ids, mask)
+    encoder.remembered = {}
+    assert len(set(encoder.remember(ids, mask))) == len(encoder.remembered) == 2
+    for rows in ([0, 1, 2], [1]):
+        again, summed = encoder(ids[rows], mask[rows])
+        assert again.shape == (len(rows), 4, 32)
+        assert torch.allclose(again, tokens[rows] * mask[rows][..., None], atol=2e-3)
+        assert torch.allclose(summed, vectors[rows], atol=2e-3)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedConfig, PreTrainedModel
 
 from perceiver_vl.layers.zero_linear import ZeroLinear
@@ -117,7 +118,17 @@ class TextEncoder(PretrainedPart):
             )
         if self.remembered is None or self.trainable:
             return self._encode(input_ids, attention_mask)
-        keys = [ids[mask.bool()].cpu().numpy().tobytes() for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        known = [self.remembered[key] for key in self.remember(input_ids, attention_mask)]
+        tokens = pad_sequence([tokens for tokens, _ in known], batch_first=True)
+        tokens = F.pad(tokens, (0, 0, 0, input_ids.shape[1] - tokens.shape[1]))
+        vectors = torch.stack([vector for _, vector in known])
+        return tokens.to(input_ids.device, self.dtype), vectors.to(input_ids.device, self.dtype)
+
+    def remember(self, input_ids: Tensor, attention_mask: Tensor) -> list[bytes]:
+        """Have all texts of a batch in `remembered`, which must be a dictionary → their keys there."""
+        assert self.remembered is not None
+        texts, real = input_ids.cpu().numpy(), attention_mask.bool().cpu().numpy()
+        keys = [ids[mask].tobytes() for ids, mask in zip(texts, real, strict=True)]
         new = {key: row for row, key in enumerate(keys) if key not in self.remembered}
         if new:
             rows = torch.tensor(list(new.values()), device=input_ids.device)
@@ -125,11 +136,7 @@ class TextEncoder(PretrainedPart):
             found = self._encode(input_ids[rows, :length], attention_mask[rows, :length])
             for key, tokens, vector, mask in zip(new, *found, attention_mask[rows], strict=True):
                 self.remembered[key] = tokens[: int(mask.sum())].half().cpu(), vector.half().cpu()
-        tokens = input_ids.new_zeros(*input_ids.shape, self.remembered[keys[0]][0].shape[1], dtype=self.dtype)
-        for row, key in enumerate(keys):
-            known = self.remembered[key][0]
-            tokens[row, : len(known)] = known.to(tokens)
-        return tokens, torch.stack([self.remembered[key][1] for key in keys]).to(tokens)
+        return keys
 
     @property
     def vector_size(self) -> int:
