@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+PARITY_DIR = Path(os.environ.get("PARITY_DIR", Path(__file__).resolve().parents[3] / "shared" / "parity"))
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 TOLERANCE = {"f32": 2e-5, "f64": 1e-9}
 
@@ -27,8 +28,7 @@ class Parity:
 
     @property
     def folder(self) -> Path:
-        beside = Path(__file__).resolve().parents[3] / "shared" / "parity"
-        return Path(os.environ.get("PARITY_DIR", beside)) / self.name
+        return PARITY_DIR / self.name
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

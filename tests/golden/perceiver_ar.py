@@ -5,26 +5,22 @@ sizes are those of its files.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from parity import DTYPES, PARITY_DIR
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from perceiver_vl.models.perceiver_ar import PerceiverARForCausalLM
 from perceiver_vl.models.perceiver_ar.convert import convert_weights, renamed
 
-PARITY = Path(os.environ.get("PARITY_DIR", Path(__file__).resolve().parents[3] / "shared" / "parity"))
-FOLDER = PARITY / "perceiver_ar"
+FOLDER = PARITY_DIR / "perceiver_ar"
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text()) if FOLDER.is_dir() else {"cases": {}, "weights": {}}
-DTYPES = {"f32": torch.float32, "f64": torch.float64}
-TOLERANCE = {"f32": 2e-5, "f64": 1e-9}
 
 
 def config_of(case: str) -> dict[str, Any]:

@@ -4,13 +4,12 @@ The values lie in `$PARITY_DIR/perceiver_vl`, by default beside the project; its
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
+from parity import DTYPES, PARITY_DIR
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,8 +17,7 @@ from perceiver_vl import ComputeBudget
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.models.perceiver_vl.original_checkpoint import MODELS, load_released, released_config
 
-PARITY = Path(os.environ.get("PARITY_DIR", Path(__file__).resolve().parents[3] / "shared" / "parity"))
-FOLDER = PARITY / "perceiver_vl"
+FOLDER = PARITY_DIR / "perceiver_vl"
 TASKS = {
     "video_mlm": "pretraining",
     "video_match": "retrieval",
@@ -30,8 +28,6 @@ TASKS = {
     "image_vqa": "question-answering",
     "image_cls": "image-classification",
 }
-DTYPES = {"f32": torch.float32, "f64": torch.float64}
-TOLERANCE = {"f32": 2e-5, "f64": 1e-9}
 
 
 def released_model(

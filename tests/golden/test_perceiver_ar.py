@@ -4,7 +4,8 @@ gradients, and generation token by token, on the weights and inputs of whatever 
 
 import pytest
 import torch
-from perceiver_ar import DTYPES, FOLDER, MANIFEST, TOLERANCE, config_of, differences, given, model_of, our_config
+from parity import DTYPES, TOLERANCE
+from perceiver_ar import FOLDER, MANIFEST, config_of, differences, given, model_of, our_config
 from safetensors.torch import load_file
 
 from perceiver_vl import PerceiverVLError

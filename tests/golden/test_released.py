@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from released import DTYPES, FOLDER, TASKS, TOLERANCE, differences, released_model
+from parity import DTYPES, TOLERANCE
+from released import FOLDER, TASKS, differences, released_model
 from safetensors.torch import load_file
 
 from perceiver_vl import PerceiverVLError

@@ -1,13 +1,13 @@
 """Checkpoints of siblings, told by their weights' names: of any size, whole or in parts, and what is refused."""
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from parity import PARITY_DIR
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -38,11 +38,10 @@ NEEDED = {
     "s2t_perceiver": "init_latent",
     "dynamic_perceiver": "cnn_body.block2.block2-0.f.b.0.weight",
 }
-PARITY = Path(os.environ.get("PARITY_DIR", Path(__file__).resolve().parents[3] / "shared" / "parity"))
 WEIGHTS = [
     path
     for name in ("perceiver", "perceiver_io", "perceiver_ar", "perceiver_tf", "uni_perceiver", "gcog_model")
-    for path in sorted(PARITY.glob(f"{name}/weights*.safetensors"))
+    for path in sorted(PARITY_DIR.glob(f"{name}/weights*.safetensors"))
 ]
 HEADS: dict[str, dict[str, Any]] = {
     "perceiver_ar": {"num_attention_heads": 2, "num_latents": 4, "max_position_embeddings": 64},
@@ -88,7 +87,9 @@ def test_what_is_missing_or_not_known_is_named(sibling: str, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("path", WEIGHTS or [pytest.param(None, marks=pytest.mark.skip(reason=f"no folder {PARITY}"))])
+@pytest.mark.parametrize(
+    "path", WEIGHTS or [pytest.param(None, marks=pytest.mark.skip(reason=f"no folder {PARITY_DIR}"))]
+)
 def test_a_checkpoint_that_lacks_anything_is_refused_in_a_line(path: Path, tmp_path: Path) -> None:
     state = load_file(path)
     config = json.loads((path.parent / "manifest.json").read_text())["weights"][path.name]["config"]
