@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from perceiver_vl import PerceiverVLConfig, PerceiverVLForPreTraining
+from perceiver_vl.bench.components import equal_cost
 from perceiver_vl.bench.components.equal_cost import Cost, equal_steps, training_cost
 from perceiver_vl.bench.components.measure import choose_together, measure_components
 from perceiver_vl.bench.components.report import ComponentsReport, Gain, Line, TrialLines, render_page
@@ -29,7 +31,8 @@ from perceiver_vl.bench.learning.costs import step_and_answer
 from perceiver_vl.bench.learning.runs import RunResult
 from perceiver_vl.bench.profiling import count_flops, count_training_flops
 from perceiver_vl.training.recipe import Stage, read_recipe
-from perceiver_vl.utils.errors import UsageError
+from perceiver_vl.training.signals import stop_on_signals
+from perceiver_vl.utils.errors import PreemptedError, UsageError
 
 QUICK = {trial.name: trial for trial in world_trials(2, quick=True)}
 REAL = {trial.name: trial for trial in world_trials()}
@@ -268,3 +271,16 @@ def test_what_was_measured_is_not_trained_again(tmp_path: Path) -> None:
     assert one["scores"][0] is not None
     costs_alone = measure_components([trial], [], tmp_path, seeds=0, counted=1)
     assert costs_alone.to_dict()["trials"][QUESTIONS][0]["scores"] == []
+
+
+def test_a_signal_ends_the_bench_and_not_one_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial: Trial = QUICK[QUESTIONS]
+    measure_components([trial], [], tmp_path, seeds=0, counted=1)  # the baseline's costs are kept
+
+    def signalled(*_: object, **__: object) -> None:
+        with stop_on_signals():
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(equal_cost, "train", signalled)
+    with pytest.raises(PreemptedError, match="stopped; the same command goes on"):
+        measure_components([trial], choose_switches(["patch-norm"]), tmp_path, seeds=0, counted=1)

@@ -11,7 +11,7 @@ from perceiver_vl.bench.components.trials import Trial, steps_of
 from perceiver_vl.bench.learning.runs import RunResult, make_runs, placed_recipe
 from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
 from perceiver_vl.utils.console import ProgressBars
-from perceiver_vl.utils.errors import PerceiverVLError, UsageError, first_line
+from perceiver_vl.utils.errors import PerceiverVLError, PreemptedError, UsageError, first_line
 from perceiver_vl.utils.files import write_json, write_text
 
 MOST_TOGETHER = 4
@@ -116,6 +116,8 @@ class _Bench:
             )
             cost = measure_cost(baseline, recipe, self.output, self.counted)
             steps = equal_steps(baseline, recipe, steps, self.output, self.counted)
+        except PreemptedError:
+            raise PreemptedError("stopped; the same command goes on") from None
         except PerceiverVLError as error:
             if switch is None:
                 raise
