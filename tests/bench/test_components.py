@@ -269,6 +269,9 @@ def test_what_was_measured_is_not_trained_again(tmp_path: Path) -> None:
     assert weights == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
     assert again.to_dict()["trials"][QUESTIONS][1]["scores"] == one["scores"]
     assert one["scores"][0] is not None
+    other = measure_components([trial], [], tmp_path, seeds=1, first_seed=3, counted=1)
+    assert [run.recipe.training["seed"] for run in other.trials[0].lines[0].row.runs] == [3]
+    assert len(list(tmp_path.rglob("model.safetensors"))) == 3
     costs_alone = measure_components([trial], [], tmp_path, seeds=0, counted=1)
     assert costs_alone.to_dict()["trials"][QUESTIONS][0]["scores"] == []
 

@@ -33,6 +33,7 @@ def components(
     ] = False,
     list_them: Annotated[bool, typer.Option("--list", help="Say which switches there are, and whose.")] = False,
     seeds: Annotated[int, typer.Option(min=0, help="Trainings of each row; 0: what they cost alone.")] = 3,
+    first_seed: Annotated[int, typer.Option(min=0, help="The seed of the first of these trainings.")] = 0,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of the baseline (default: as in its recipe); others cost as much.")
     ] = None,
@@ -83,6 +84,7 @@ def components(
             switch for switch in switches if switch.name.removeprefix("without-") in ("patch-norm", "focal-weights")
         ]
     again = ["perceiver-vl", "bench", "components", "--out", str(output), "--seeds", str(seeds)]
+    again += ["--first-seed", str(first_seed)] if first_seed else []
     given = (("--tasks", tasks), ("--steps", steps), ("--data", data), ("--vision", vision), ("--text", text))
     again += [word for name, value in given if value for word in (name, str(value))] + ["--recipes"] * recipes
     report = measure_components(
@@ -90,6 +92,7 @@ def components(
         switches,
         output,
         seeds=min(seeds, 1) if quick else seeds,
+        first_seed=first_seed,
         best_together=not only and seeds > 0,
         again=shlex.join([*again, *(["--quick"] if quick else []), "--only"]),
         **({"counted": 1} if quick else {}),

@@ -24,6 +24,7 @@ def measure_components(
     output: Path,
     *,
     seeds: int = 3,
+    first_seed: int = 0,
     counted: int = COUNTED,
     best_together: bool = True,
     again: str = "",
@@ -33,11 +34,12 @@ def measure_components(
     """Make what was not made yet; `output/components.html` and `output/components.json` are written before the first
     seed and after each.
 
-    seeds: 0 measures costs alone. counted: steps whose operations are counted. best_together: also try, together, the
-    `MOST_TOGETHER` that gain most on validation. again: what is typed before a switch's name to make its row again.
+    seeds: 0 measures costs alone. first_seed: where the others are measured elsewhere. counted: steps whose operations
+    are counted. best_together: also try, together, the `MOST_TOGETHER` that gain most on validation. again: what is
+    typed before a switch's name to make its row again.
     Raises `PerceiverVLError` if nothing could be made.
     """
-    bench = _Bench(tuple(trials), output, seeds, counted, again, workers, progress)
+    bench = _Bench(tuple(trials), output, range(first_seed, first_seed + seeds), counted, again, workers, progress)
     bench.begin(switches)
     report = bench.make()
     if best_together:
@@ -81,7 +83,7 @@ class _Bench:
 
     trials: tuple[Trial, ...]
     output: Path
-    seeds: int
+    seeds: range
     counted: int
     again: str
     workers: int
@@ -123,7 +125,7 @@ class _Bench:
                 raise
             self.failed[f"{trial.name}, {switch.name}"] = first_line(error)
             return
-        row = trial.row(switch, steps, range(self.seeds))
+        row = trial.row(switch, steps, self.seeds)
         command = "" if switch is None or switch.is_baseline else f"{self.again} {switch.name}"
         self.lines.setdefault(trial.name, []).append(Line(switch, row, steps, cost, command))
 
@@ -131,8 +133,8 @@ class _Bench:
         """Train and test what was not, one seed after the other: after the first there is a whole table."""
         rows = [line.row for trial in self.trials for line in self.lines[trial.name]]
         report = self.write()
-        for seed in range(self.seeds):
-            runs = [replace(row.runs[seed], tests=row.tests) for row in rows]
+        for place in range(len(self.seeds)):
+            runs = [replace(row.runs[place], tests=row.tests) for row in rows]
             made, failed = make_runs(runs, self.output, workers=self.workers, progress=self.progress)
             self.results |= made
             self.failed |= failed
