@@ -171,6 +171,27 @@ def test_series_with_captions_are_found_by_words(tmp_path: Path) -> None:
     assert isinstance(processor, PerceiverVLProcessor)
 
 
+def test_series_that_the_models_settings_refuse_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = []
+    for number in range(16):
+        np.savetxt(tmp_path / f"{number}.csv", np.ones((9, 3 if number in (2, 9) else 2)), delimiter=",")
+        split = "validation" if number < 8 else "train"
+        rows.append({"file_name": f"{number}.csv", "text": f"number {number}", "split": split})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    splits = {name: {"folder": str(tmp_path), "split": name} for name in ("train", "validation")}
+    changes = {
+        "data": splits | {"num_frames": 1, "sampling": "uniform", "max_failed_fraction": 0.5},
+        "model": {"modalities": {"time_series": {"channels": 2, "patch_steps": 4, "max_steps": 24}}},
+        "training": {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 4},
+    }
+    result = train(recipe_of(tmp_path / "run", **changes), progress=False)
+    assert {str(skipped) for skipped in result.skipped} == {
+        f"{number}.csv: time_series of shape (9, 3): need (T,2), T at least 1" for number in (2, 9)
+    }
+    assert result.retrieval is not None
+    assert result.retrieval.clips == 7
+
+
 @pytest.mark.parametrize(
     ("top", "changes", "message"),
     [

@@ -188,6 +188,7 @@ def evaluate(
     frames = dials.frames or num_frames or processor.image_processor.num_frames
     check_features(data, loaded, processor, frames)
     where: dict[str, Any] = {"benchmark": benchmark, "split": split, "metadata": metadata, "columns": names}
+    where["modalities"] = processor.modalities
     source, problems = open_dataset(data, size, need=chosen.need, **where, **failing)
     if guess_from is not None:
         how["guess_from"], _ = open_dataset(data, size, need=chosen.need, **(where | {"split": guess_from}), **failing)

@@ -134,10 +134,12 @@ def _path(
     """Measure the path."""
     from perceiver_vl.data.open import open_dataset
     from perceiver_vl.inference.merge_path import accuracy_path
+    from perceiver_vl.models.perceiver_vl.configuration import PerceiverVLConfig
     from perceiver_vl.models.perceiver_vl.processing import PerceiverVLImageProcessor
     from perceiver_vl.tasks import task_of
 
     size = PerceiverVLImageProcessor.from_pretrained(models[0]).size
+    where["modalities"] = PerceiverVLConfig.from_pretrained(models[0]).modalities
     source, _ = open_dataset(data, (size["height"], size["width"]), need=task_of(task).need, **where)
     return accuracy_path(models, points, task, source, device=device, progress=True, **how)
 

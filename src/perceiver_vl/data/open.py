@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from perceiver_vl.data.datasets.file_index import FileIndex
@@ -29,11 +30,12 @@ def open_dataset(
     classes: Sequence[str] = (),
     strict: bool = False,
     max_failed_fraction: float = MAX_FAILED_FRACTION,
+    modalities: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[VideoDataset, list[SkippedSample]]:
     """The clips of a folder (or of shards, a folder or URL of theirs) at `size` (height, width), and the records that
     had to be left out.
 
-    The other arguments are those of `read_records`. The source has `classes`.
+    The other arguments are those of `read_records`. The source has `classes`. modalities: as of `FolderDataset`.
     Raises `UsageError` for options that do not go together, or nothing that has what is needed; `PerceiverVLError`
     where more than the share `max_failed_fraction` of the records cannot be used.
     """
@@ -46,7 +48,7 @@ def open_dataset(
         where, benchmark, split=split, metadata=metadata, columns=columns, need=need, classes=classes, strict=strict
     )
     check_listed(folder.skipped, len(folder.records), max_failed_fraction)
-    return FolderDataset(folder.records, size, folder.classes), folder.skipped
+    return FolderDataset(folder.records, size, folder.classes, modalities), folder.skipped
 
 
 def open_moments(

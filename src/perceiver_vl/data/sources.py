@@ -1,7 +1,8 @@
 """Where clips and captions come from: one small interface for folders, single files and the generated world."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import av
@@ -86,13 +87,21 @@ def load_features(path: Path, num_frames: int, rng: np.random.Generator | None =
 class FolderDataset:
     """The records of a folder, decoded when asked for, at `size` (height, width).
 
-    classes: the names that labels are indices of, where they are names. damaged: clips whose files lacked frames when
-    they were decoded.
+    classes: the names that labels are indices of, where they are names. modalities: a model's settings of them, by
+    name, for which sounds and other series are made; those that they refuse cannot be read. damaged: clips whose files
+    lacked frames when they were decoded.
     """
 
-    def __init__(self, records: Sequence[Record], size: tuple[int, int], classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        size: tuple[int, int],
+        classes: Sequence[str] = (),
+        modalities: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.records = records
         self.size = size
+        self.modalities = dict(modalities)
         self.classes = tuple(classes)
         self.damaged: set[int] = set()
 
@@ -107,7 +116,8 @@ class FolderDataset:
         """Decode."""
         record = self.records[index]
         if (modality := modality_of_file(record.path)) is not None:
-            recording = load_recording(modality, record.path, record.start, record.end)
+            settings = self.modalities.get(modality)
+            recording = load_recording(modality, record.path, record.start, record.end, settings)
             if recording.lost:
                 self.damaged.add(index)
             return recording

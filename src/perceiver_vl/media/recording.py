@@ -14,7 +14,8 @@ class Recording:
     """A series as it was recorded: `values (S,…)` float32, S steps in time, `rate` of them a second (None: unknown).
 
     modality: the name under which its kind is registered (`models.perceiver_vl.modalities`). lost: parts of it could
-    not be read, and the rest is used. path: of its file, if it has one.
+    not be read, and the rest is used. path: of its file, if it has one. made_for: the modality, with its settings, for
+    whose tokenizer `values` were made, if they are no longer as recorded.
     """
 
     modality: str
@@ -22,6 +23,7 @@ class Recording:
     rate: int | None = None
     lost: bool = False
     path: Path | None = None
+    made_for: object = None
 
     def __len__(self) -> int:
         return len(self.values)

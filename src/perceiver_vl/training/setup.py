@@ -1,8 +1,9 @@
 """What a run starts from: its clips, its processor and configuration, and its model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -102,7 +103,7 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
     size = processor.image_processor.size["height"], processor.image_processor.size["width"]
     known = _class_names(config, task) if checkpoint else ()
     need = need_of(recipe)
-    source, problems = open_training(data, size, task, known, need)
+    source, problems = open_training(data, size, task, known, need, config.modalities)
     pools, few = make_pools(source, [split.weight for split in data.train], batch, lacks_of(recipe))
     problems += few
     _check_modalities(recipe, config, {pool.kind for pool in pools} - {"videos", "images"})
@@ -111,7 +112,9 @@ def prepare_start(recipe: Recipe, checkpoint: Path | None, batch: int, seed: int
     validation = None
     if data.validation is not None:
         with within("data.validation", *_OF_A_SOURCE):
-            validation, more = open_split(data.validation, size, data, task, _class_names(config, task), need)
+            validation, more = open_split(
+                data.validation, size, data, task, _class_names(config, task), need, config.modalities
+            )
         problems += more
         if task is not None:
             labelled, _ = task.usable_examples(validation, labelled=True)
@@ -173,10 +176,11 @@ def open_split(
     task: ExampleTask | None = None,
     classes: Sequence[str] = (),
     need: Need | None = "text",
+    modalities: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[VideoDataset, list[SkippedSample]]:
     """The clips of one split of a recipe, at `size` (height, width), and the records that had to be left out.
 
-    classes: of the model, in their order. need: what every record must have, as of `need_of`.
+    classes, modalities: of the model, classes in their order. need: what every record must have, as of `need_of`.
     Raises `PerceiverVLError` where more records than `data.max_failed_fraction` allows cannot be used.
     """
     source: VideoDataset
@@ -210,6 +214,7 @@ def open_split(
             classes=classes,
             strict=data.strict,
             max_failed_fraction=data.max_failed_fraction,
+            modalities=modalities,
         )
     found = classes_of(source)
     if classes and found and found != tuple(classes):
@@ -225,6 +230,7 @@ def open_training(
     task: ExampleTask | None = None,
     classes: Sequence[str] = (),
     need: Need | None = "text",
+    modalities: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Mixture, list[SkippedSample]]:
     """The clips that a recipe trains on, decoded for frames of `size`, and the records that had to be left out.
 
@@ -235,7 +241,8 @@ def open_training(
     for split in data.train:
         known = classes or (classes_of(sources[0]) if sources else ())
         with within("data.train" if len(data.train) == 1 else f"data.train.{len(sources)}", *_OF_A_SOURCE):
-            source, left = open_split(split, data.augmentation.decoding_size(size), data, task, known, need)
+            decoded = data.augmentation.decoding_size(size)
+            source, left = open_split(split, decoded, data, task, known, need, modalities)
         sources.append(source)
         problems += left
     return Mixture(sources, [split.num_frames for split in data.train]), problems

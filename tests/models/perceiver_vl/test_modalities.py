@@ -417,6 +417,20 @@ def test_a_file_that_the_models_settings_refuse_is_named(tmp_path: Path) -> None
     processor.modalities = BOTH
     with pytest.raises(MediaError, match=r"two.csv: time_series of shape \(2, 2\): need \(T,3\)"):
         processor(time_series=[str(tmp_path / "two.csv")])
+    with pytest.raises(MediaError, match=r"two.csv: time_series of shape \(2, 2\): need \(T,3\)"):
+        load_recording("time_series", tmp_path / "two.csv", settings=SERIES)
+
+
+def test_what_was_made_for_a_model_is_what_it_makes_itself(tmp_path: Path) -> None:
+    processor = tiny_processor(["a tone"])
+    processor.modalities = BOTH
+    path = tone(tmp_path / "tone.wav")
+    made = load_recording("audio", path, settings=AUDIO)
+    own, again = (processor(audio=one)["pixel_values"] for one in (path, made))
+    assert torch.equal(own, again)
+    processor.modalities = {"audio": AUDIO | {"mel_bins": 2 * AUDIO["mel_bins"]}}
+    with pytest.raises(MediaError, match=r"tone.wav: read for Audio\(.*\), not for Audio\("):
+        processor(audio=made)
 
 
 @pytest.mark.parametrize(

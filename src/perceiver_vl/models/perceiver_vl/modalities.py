@@ -279,15 +279,26 @@ def modality_of_file(path: Path) -> str | None:
     return next((name for name, kind in MODALITIES.items() if ending in kind.extensions), None)
 
 
-def load_recording(name: str, path: Path, start: float | None = None, end: float | None = None) -> Recording:
-    """A file of a modality, or its seconds [start, end). Raises `MediaError` for one that cannot be read, and for what
-    no model can use (`Modality.check`).
+def load_recording(
+    name: str,
+    path: Path,
+    start: float | None = None,
+    end: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Recording:
+    """A file of a modality, or its seconds [start, end); settings: those of a model, for which it is made.
+
+    Raises `MediaError` for one that cannot be read, and for what no model can use (`Modality.check`), or not the one of
+    these settings.
     """
     kind = MODALITIES[name]
     recording = replace(Recording(name, *kind.load(path)), path=path)
     try:
         recording = recording.between(start, end)
         kind.check(recording)
+        if settings is not None:
+            made = make_modalities({name: settings})[name]
+            recording = replace(recording, values=made.values(recording), made_for=made)
     except UsageError as error:
         raise MediaError(path, str(error)) from error
     return recording
@@ -336,8 +347,12 @@ def batch_of(name: str, given: Any, settings: Mapping[str, Any], rate: int | Non
 
 
 def _values(kind: Modality, recording: Recording) -> Values:
-    """`Modality.values`; what cannot be is told with its file."""
+    """`Modality.values`, unless they were made already; what cannot be is told with its file."""
+    if recording.made_for == kind:
+        return recording.values
     try:
+        if recording.made_for is not None:
+            raise UsageError(f"read for {recording.made_for}, not for {kind}")
         return kind.values(recording)
     except UsageError as error:
         if recording.path is None:
