@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -469,8 +470,14 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _objectives(values: dict[str, Any], where: str) -> dict[str, Any]:
     """The fields of `Objectives`, of what a recipe has in their place: the weights beside the rest."""
-    rest: list[Any] = [(one.name, one.type, one.default) for one in fields(Objectives) if one.name != "weights"]
-    weights = [(name, float, weight) for name, weight in Objectives().weights.items()]
-    section: Any = make_dataclass("Section", [("objectives", make_dataclass("Objectives", [*weights, *rest]))])
-    found = asdict(parse(section, {"objectives": values}, where))["objectives"]
+    found = asdict(parse(_objectives_section(tuple(Objectives().weights.items())), {"objectives": values}, where))[
+        "objectives"
+    ]
     return {"weights": {name: found.pop(name) for name in OBJECTIVES}, **found}
+
+
+@cache
+def _objectives_section(default_weights: tuple[tuple[str, float], ...]) -> Any:
+    rest: list[Any] = [(one.name, one.type, one.default) for one in fields(Objectives) if one.name != "weights"]
+    weights = [(name, float, weight) for name, weight in default_weights]
+    return make_dataclass("Section", [("objectives", make_dataclass("Objectives", [*weights, *rest]))])

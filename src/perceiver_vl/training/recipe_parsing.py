@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -23,15 +24,12 @@ _IN_YAML |= {"tuple": "a list", "list": "a list", "dict": "a mapping", "Path": "
 
 def parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
     """A dataclass from what YAML holds; raises `UsageError`, which says where, for what does not fit it."""
-    from jsonargparse import ArgumentParser
-
     if not isinstance(values, dict):
         raise UsageError(f"{where}: a {type(values).__name__}, need a mapping")
     _refuse_unknown(kind, values, where)
     _refuse_names_of_code(kind, values, where)
     _refuse_class_paths(values, where)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, as_positional=False)
+    parser = _parser_of(kind)  # type: ignore[arg-type]
     try:
         return kind(**vars(parser.instantiate_classes(parser.parse_object(values))))
     except UsageError:
@@ -39,6 +37,16 @@ def parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
     except Exception as error:  # jsonargparse raises its own kinds, and what our dataclasses raise inside them
         reasons = "; ".join(_REASON.findall(str(error)))
         raise UsageError(f"{where}: {reasons or _of_another_kind(str(error)) or one_line(error)}") from error
+
+
+@cache
+def _parser_of(kind: type) -> Any:
+    """What is made of a dataclass's fields takes longer than to parse by it."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, as_positional=False)
+    return parser
 
 
 def _of_another_kind(said: str) -> str | None:

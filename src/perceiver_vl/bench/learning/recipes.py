@@ -7,6 +7,7 @@ remembers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ FULL, QUICK = Scale(), Scale(0.002, (0,))
 
 def small_recipe(scale: Scale, name: str, overrides: Sequence[str] = (), seed: int = 0) -> Recipe:
     """One of the recipes that come with the package, with `overrides` as on the command line, and not validated."""
-    found = read_recipe(name, [*UNVALIDATED, *overrides])
+    found = _of_package(name, (*UNVALIDATED, *overrides))
     train = tuple(
         split
         if split.world is None
@@ -85,6 +86,9 @@ def small_recipe(scale: Scale, name: str, overrides: Sequence[str] = (), seed: i
         data=replace(found.data, train=train, validation=None),
         training=found.training | {"max_steps": scale.steps(found.training["max_steps"]), "seed": seed},
     )
+
+
+_of_package = cache(read_recipe)  # hundreds of runs are of a few dozen recipes
 
 
 def world_test(
