@@ -110,6 +110,18 @@ class TestSwitches:
             choose_switches(["muonn"])
 
 
+def test_what_an_answer_costs_is_that_of_the_longest_clips_of_a_mixture() -> None:
+    whole = QUICK[RETRIEVAL].recipe
+    whole = replace(whole, training=whole.training | FEW)
+    pictures = replace(whole.data.train[0], num_frames=1, world=replace(whole.data.train[0].world, seed=9))  # type: ignore[type-var]
+    alone = replace(whole, data=replace(whole.data, train=(pictures,)))
+    one, clip = (count_flops(step_and_answer(recipe)[1]) for recipe in (alone, whole))
+    for order in (1, -1):
+        mixture = replace(whole, data=replace(whole.data, train=(whole.data.train[0], pictures)[::order]))
+        found = count_flops(step_and_answer(mixture)[1])
+        assert abs(found - clip) < 0.2 * (clip - one)  # captions are not all as long
+
+
 class TestEqualCost:
     def test_the_operations_of_a_step_are_those_of_a_naive_count(self, kept: Path) -> None:
         layer = nn.Linear(6, 5)

@@ -68,7 +68,7 @@ SWITCHES: tuple[Switch, ...] = (
         "Vaswani et al. 2017",
         "tables of places and times begin as sines and cosines",
         ("model.sincos_positions=0.5",),
-        EVERYWHERE,
+        WORLD,  # over encoders a model begins with tables that `init` has made
         off=("model.sincos_positions=null",),
     ),
     Switch(

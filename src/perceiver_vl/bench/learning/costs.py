@@ -14,6 +14,7 @@ from perceiver_vl.bench.joint_transformer import replace_encoder
 from perceiver_vl.bench.learning.runs import JOINT, OURS, Architecture, Run, digest
 from perceiver_vl.bench.profiling import count_flops, time_interleaved
 from perceiver_vl.bench.tables import Section
+from perceiver_vl.data.mixture import Places
 from perceiver_vl.models.budget import FULL_BUDGET
 from perceiver_vl.models.perceiver_vl import PerceiverVLPreTrainedModel
 from perceiver_vl.tasks.dataset import task_loss
@@ -26,6 +27,7 @@ from perceiver_vl.utils.files import write_json
 from perceiver_vl.utils.timing import MatrixProduct
 
 _CLIPS = 256  # enough for a batch: costs do not depend on what the clips show
+_LOOKED_AT = 16  # of the clips of a source, for one with the most frames
 _PRODUCT = 512
 
 
@@ -87,7 +89,9 @@ def costs_section(costs: Sequence[RunCost]) -> Section:
 def step_and_answer(
     recipe: Recipe, architecture: Architecture = OURS
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A training step without its optimiser, and one example's answer, of a model that has not learned."""
+    """A training step without its optimiser, and one example's answer, of a model that has not learned; the example is
+    one of those with the most frames, where clips and pictures are learned together.
+    """
     recipe = of_few_clips(recipe)
     size = recipe.training["per_device_train_batch_size"]
     start = prepare_start(recipe, None, size, 0)
@@ -96,9 +100,11 @@ def step_and_answer(
         replace_encoder(model)
     examples, collate = examples_of(recipe, start, 0)
     usable = max((pool.clips for pool in start.pools), key=len)
+    spread = [place for pool in start.pools for place in _spread(pool.clips)]
+    longest = max(spread, key=lambda place: int(collate([examples[place]])["frame_mask"].sum()))
     batch, one = (
-        {k: v for k, v in collate([examples[i] for i in np.resize(usable, n)]).items() if isinstance(v, Tensor)}
-        for n in (size, 2)
+        {k: v for k, v in collate([examples[i] for i in places]).items() if isinstance(v, Tensor)}
+        for places in (np.resize(usable, size), [longest] * 2)
     )
 
     loss = _loss(model, recipe)
@@ -114,6 +120,10 @@ def step_and_answer(
         model.train()
 
     return step, answer
+
+
+def _spread(places: Places) -> Places:
+    return places[:: -(-len(places) // _LOOKED_AT)]
 
 
 def of_few_clips(recipe: Recipe) -> Recipe:
