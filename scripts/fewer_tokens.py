@@ -74,14 +74,14 @@ def reading(config: PerceiverVLConfig, words: int, seed: int) -> Callable[[], ob
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="base,small")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     print("| size | set | GFLOPs | × | ms | × |")
     print("| --- | --- | --- | --- | --- | --- |")
     with threads_in_use(1):
-        for size in chosen.sizes.split(","):
+        for size in chosen.sizes:
             given, words, settings = SIZES[size]
             configs = [PerceiverVLConfig(**given, **one) for one in settings]
             calls = [reading(config, words, chosen.seed) for config in configs]

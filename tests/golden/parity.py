@@ -4,7 +4,7 @@ beside the project. Its README gives their meaning; sizes are whatever its manif
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,14 @@ from torch import Tensor, nn
 PARITY_DIR = Path(os.environ.get("PARITY_DIR", Path(__file__).resolve().parents[3] / "shared" / "parity"))
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 TOLERANCE = {"f32": 2e-5, "f64": 1e-9}
+
+
+def each_of(values: Sequence[Any], folder: Path) -> Sequence[Any]:
+    """For `parametrize`: skipped where the folder is not there, and only there."""
+    if not folder.exists():
+        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no folder {folder}"))]
+    assert values, f"{folder}: has nothing to compare with"
+    return values
 
 
 @dataclass(frozen=True)
@@ -41,8 +49,7 @@ class Parity:
 
     def every_case(self, function: Any) -> Any:
         """Run a test with each; it is skipped where the folder is not there."""
-        given = self.cases or [pytest.param("", marks=pytest.mark.skip(reason=f"no folder {self.folder}"))]
-        return pytest.mark.parametrize("case", given)(function)
+        return pytest.mark.parametrize("case", each_of(self.cases, self.folder))(function)
 
     def config(self, case: str) -> dict[str, Any]:
         """What the reference's model was built with."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity import PARITY_DIR
+from parity import PARITY_DIR, each_of
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -87,9 +87,7 @@ def test_what_is_missing_or_not_known_is_named(sibling: str, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "path", WEIGHTS or [pytest.param(None, marks=pytest.mark.skip(reason=f"no folder {PARITY_DIR}"))]
-)
+@pytest.mark.parametrize("path", each_of(WEIGHTS, PARITY_DIR))
 def test_a_checkpoint_that_lacks_anything_is_refused_in_a_line(path: Path, tmp_path: Path) -> None:
     state = load_file(path)
     config = json.loads((path.parent / "manifest.json").read_text())["weights"][path.name]["config"]

@@ -18,7 +18,7 @@ GIVEN: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.98), "eps": 1e-8, "weight_
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.table = nn.Embedding(40, 8)
+        self.table = nn.Embedding(5, 8)
         self.inside = nn.Linear(8, 8)
         self.norm = nn.LayerNorm(8)
         self.classifier = nn.Linear(8, 3)
@@ -28,7 +28,7 @@ class Small(nn.Module):
 
 
 def learn(model: Small, optimizers: list[torch.optim.Optimizer], steps: int) -> None:
-    words = torch.arange(40)
+    words = torch.arange(5)
     for _ in range(steps):
         model.zero_grad()
         nn.functional.cross_entropy(model(words), words % 3).backward()
@@ -36,7 +36,8 @@ def learn(model: Small, optimizers: list[torch.optim.Optimizer], steps: int) -> 
             optimizer.step()
 
 
-def test_each_does_what_it_does_alone() -> None:
+def test_each_does_what_it_does_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)  # in which torch's Muon computes
     torch.manual_seed(0)
     one = Small()
     other = copy.deepcopy(one)
@@ -54,7 +55,7 @@ def test_each_does_what_it_does_alone() -> None:
         4,
     )
     for first, second in zip(one.parameters(), other.parameters(), strict=True):
-        assert torch.allclose(first, second, atol=1e-3, rtol=0)  # bfloat16 there; a step is about 0.01
+        assert torch.allclose(first, second, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (24, 7), (5, 32)])

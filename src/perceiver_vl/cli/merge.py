@@ -139,8 +139,9 @@ def _path(
     from perceiver_vl.tasks import task_of
 
     size = PerceiverVLImageProcessor.from_pretrained(models[0]).size
-    where["modalities"] = PerceiverVLConfig.from_pretrained(models[0]).modalities
-    source, _ = open_dataset(data, (size["height"], size["width"]), need=task_of(task).need, **where)
+    modalities = PerceiverVLConfig.from_pretrained(models[0]).modalities
+    need = task_of(task).need
+    source, _ = open_dataset(data, (size["height"], size["width"]), need=need, modalities=modalities, **where)
     return accuracy_path(models, points, task, source, device=device, progress=True, **how)
 
 

@@ -60,7 +60,7 @@ def engine_errors(index: str, where: str | None = None) -> Iterator[None]:
     except PerceiverVLError:
         raise
     except BaseException as error:
-        known = ValueError | OSError | RuntimeError | NotImplementedError
+        known = ValueError | OSError | RuntimeError
         if not isinstance(error, known) and type(error).__name__ != "PanicException":
             raise
         said = " ".join(str(error).split())

@@ -470,9 +470,8 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _objectives(values: dict[str, Any], where: str) -> dict[str, Any]:
     """The fields of `Objectives`, of what a recipe has in their place: the weights beside the rest."""
-    found = asdict(parse(_objectives_section(tuple(Objectives().weights.items())), {"objectives": values}, where))[
-        "objectives"
-    ]
+    section = _objectives_section(tuple(Objectives().weights.items()))
+    found = asdict(parse(section, {"objectives": values}, where))["objectives"]
     return {"weights": {name: found.pop(name) for name in OBJECTIVES}, **found}
 
 

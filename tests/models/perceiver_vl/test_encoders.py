@@ -22,6 +22,7 @@ from perceiver_vl import (
     PerceiverVLProcessor,
     UsageError,
 )
+from perceiver_vl.models.perceiver_vl.encoders import TextEncoder
 from perceiver_vl.models.perceiver_vl.from_encoders import initialise
 from small_encoders import SMALL, TEXTS, TOWER, save_dual, save_onnx, save_text, save_vision
 
@@ -386,12 +387,17 @@ def test_a_clip_near_to_everything_loses_what_it_has_with_any(tmp_path: Path) ->
     assert torch.allclose(asked @ corrected.T, (texts @ clips.T - 0.4 * near) / lengths, atol=1e-5)
 
 
+def text_encoder_of_clip(folder: Path) -> TextEncoder:
+    save_dual(folder / "dual", "clip")
+    initialise(folder / "made", dual=folder / "dual", **SMALL)
+    encoder = PerceiverVLForRetrieval.from_pretrained(folder / "made").perceiver_vl.text_encoder
+    assert encoder is not None
+    return encoder
+
+
 @torch.no_grad()
 def test_a_text_encoder_that_remembers_takes_no_text_at_all(tmp_path: Path) -> None:
-    save_dual(tmp_path / "dual", "clip")
-    initialise(tmp_path / "made", dual=tmp_path / "dual", **SMALL)
-    encoder = PerceiverVLForRetrieval.from_pretrained(tmp_path / "made").perceiver_vl.text_encoder
-    assert encoder is not None
+    encoder = text_encoder_of_clip(tmp_path)
     encoder.remembered = {}
     none = torch.zeros(0, 6, dtype=torch.long)
     tokens, vectors = encoder(none, none)
@@ -401,10 +407,7 @@ def test_a_text_encoder_that_remembers_takes_no_text_at_all(tmp_path: Path) -> N
 
 @torch.no_grad()
 def test_what_a_text_encoder_remembers_is_what_it_says_whatever_is_beside(tmp_path: Path) -> None:
-    save_dual(tmp_path / "dual", "clip")
-    initialise(tmp_path / "made", dual=tmp_path / "dual", **SMALL)
-    encoder = PerceiverVLForRetrieval.from_pretrained(tmp_path / "made").perceiver_vl.text_encoder
-    assert encoder is not None
+    encoder = text_encoder_of_clip(tmp_path)
     ids = torch.tensor([[1, 5, 2, 0], [1, 2, 0, 0], [1, 5, 2, 0]])
     mask = (ids > 0).long()
     tokens, vectors = encoder(ids, mask)

@@ -55,10 +55,8 @@ def training_cost(recipe: Recipe, output: Path, counted: int = COUNTED) -> Train
     """
     path = output / "flops" / f"{digest(_for_counting(recipe, 1 + counted))}.json"
     if not path.is_file():
-        if recipe.data.train[0].world is None:
-            _few_steps(
-                recipe, 1
-            )  # so that a frozen text encoder has read all captions, as it will have in earlier runs
+        if recipe.data.train[0].world is None:  # a frozen text encoder is to know all captions, as from earlier runs
+            _few_steps(recipe, 1)
         first: list[int] = []
         mib = peak_memory_mib(lambda: first.append(count_training_flops(lambda: _few_steps(recipe, 1))))
         all_of_them = count_training_flops(lambda: _few_steps(recipe, 1 + counted))
