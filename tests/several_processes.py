@@ -30,6 +30,7 @@ from perceiver_vl.tasks import example_task_of
 from perceiver_vl.tasks.retrieval import evaluate_retrieval
 from perceiver_vl.training.losses import OBJECTIVES
 from perceiver_vl.training.losses.base import PreTrainingBatch
+from perceiver_vl.training.muon import muon_with_adamw
 from perceiver_vl.training.objectives import Objectives, PreTrainingModule
 from perceiver_vl.training.sharding import UNITS, make_shardable, whole_model
 from perceiver_vl.utils.distributed import rank_and_world_size
@@ -85,16 +86,26 @@ def part_of(batch: PreTrainingBatch) -> PreTrainingBatch:
 
 
 def trained(
-    objectives: Objectives, pairs: int, steps: int, dtype: torch.dtype, wrap: Callable[[Any], nn.Module], **config: Any
+    objectives: Objectives,
+    pairs: int,
+    steps: int,
+    dtype: torch.dtype,
+    wrap: Callable[[Any], nn.Module],
+    muon: bool = False,
+    **config: Any,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The loss and gradients of the first step, and the weights after `steps` of gradient descent, whole, and what the
-    encoder then makes of all clips.
+    """The loss and gradients of the first step, and the weights after `steps` of gradient descent, or of Muon, whole,
+    and what the encoder then makes of all clips.
     """
     model = tiny_model(PerceiverVLForPreTraining, layer_drop=0.5, **config).to(dtype).train()
     module = PreTrainingModule(model, objectives)
     wrapped = wrap(module)
     register_fsdp_forward_method(module, "encode")
-    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.01)
+    optimizer: torch.optim.Optimizer = (
+        muon_with_adamw(wrapped, lr=0.01, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1)
+        if muon
+        else torch.optim.SGD(wrapped.parameters(), lr=0.01)
+    )
     batch = part_of(some_batch(pairs, objectives))
     for step in range(steps):
         model.seed_layer_drop(step)
@@ -183,6 +194,7 @@ def found() -> dict[str, Tensor]:
     keep("sharded, in chunks", trained(replace(EVERYTHING, chunk=2), 7, 1, torch.float64, sharded))
     contrast = Objectives(NOTHING | {"vtc": 1.0})
     keep("sharded, contrast alone", trained(contrast, 7, 1, torch.float64, sharded, tie_word_embeddings=True))
+    keep("Muon, sharded", trained(EVERYTHING, 7, 3, torch.float64, sharded, muon=True))
     keep("elastic", elastic_gradients())
     return everything
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +109,12 @@ def test_what_is_asked_of_no_thing_has_numbers_alone(task: str) -> None:
         assert what_things_say(found) == []
 
 
-def test_the_table_has_every_kind() -> None:
-    section = guessers_section(200, 100, ("frame",))
+def test_the_table_has_every_kind_and_is_made_once(tmp_path: Path) -> None:
+    section = guessers_section(tmp_path, 200, 100, ("frame",))
     assert [row[0] for row in section.rows] == ["frame, colour", "frame, shape", "frame, size", "frame, where"]
+    (kept,) = (tmp_path / "guessers").iterdir()
+    written = kept.stat().st_mtime_ns
+    assert guessers_section(tmp_path, 200, 100, ("frame",)) == section
+    assert kept.stat().st_mtime_ns == written
+    guessers_section(tmp_path, 200, 101, ("frame",))
+    assert len(list((tmp_path / "guessers").iterdir())) == 2

@@ -57,7 +57,7 @@ def learning(
     asked = {"real-questions", "encoders-questions"} & set(chosen)
     baselines = {name: [blind_baselines_section(data)] for name in asked} if data else {}
     if data is None and "comparison" in chosen:
-        baselines["comparison"] = [guessers_section(scale.clips(4000), scale.clips(2000), progress=True)]
+        baselines["comparison"] = [guessers_section(output, scale.clips(4000), scale.clips(2000), progress=True)]
     if over is not None:
         baselines |= ridge_sections(over, chosen, progress=True)
     report = measure_learning(

@@ -5,12 +5,15 @@ A shortcut that pays more than the words would pass for sight: what colour most 
 somebody does.
 """
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TypeAlias
 
 from perceiver_vl.bench.learning.blind_baselines import bag_of_words, majority_by_kind
+from perceiver_vl.bench.learning.runs import digest
 from perceiver_vl.bench.tables import Section
 from perceiver_vl.data.records import Record
 from perceiver_vl.data.synthetic.actions import ACTIONS, GridObject
@@ -19,8 +22,10 @@ from perceiver_vl.data.synthetic.long import LongClip
 from perceiver_vl.data.synthetic.questions import Question
 from perceiver_vl.data.synthetic.statements import Pair
 from perceiver_vl.data.synthetic.tasks import LongWorld, PairWorld, QuestionWorld, open_world
+from perceiver_vl.data.synthetic.writing import version_of
 from perceiver_vl.tasks.metrics import per_cent
 from perceiver_vl.utils.console import ProgressBars
+from perceiver_vl.utils.files import write_json
 
 TASKS = ("frame", "yesno", "image", "count", "action", "transition", "pairs", "long")
 Asked: TypeAlias = Question | Pair | LongClip
@@ -194,15 +199,25 @@ def _asked(world: object, index: int) -> Asked:
     return world.question(index) if isinstance(world, QuestionWorld) else world.clip(index)
 
 
+def kept_guesses(task: str, learn_from: int, ask: int, output: Path) -> list[Guessed]:
+    """As `guess`, which takes most of a minute a task, and is made once for a folder."""
+    path = output / "guessers" / f"{digest([task, version_of(task), learn_from, ask])}.json"
+    if path.is_file():
+        return [Guessed(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+    found = guess(task, learn_from, ask)
+    write_json(path, [asdict(one) for one in found])
+    return found
+
+
 def guessers_section(
-    learn_from: int = 4000, ask: int = 2000, tasks: Sequence[str] = TASKS, progress: bool = False
+    output: Path, learn_from: int = 4000, ask: int = 2000, tasks: Sequence[str] = TASKS, progress: bool = False
 ) -> Section:
-    """A table of them all."""
+    """A table of them all, kept in `output`."""
     rows = []
     with ProgressBars(progress) as bar:
         advance = bar.stage("Guessing", len(tasks))
         for task in tasks:
-            for one in guess(task, learn_from, ask):
+            for one in kept_guesses(task, learn_from, ask, output):
                 name, share = one.best_seeing
                 figures = (f"{one.best_blind:.1f}", f"{share:.1f}", name, f"{share - one.best_blind:+.1f}")
                 rows.append((f"{task}, {one.kind}", str(one.questions), *figures))
