@@ -29,7 +29,7 @@ def parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
     _refuse_unknown(kind, values, where)
     _refuse_names_of_code(kind, values, where)
     _refuse_class_paths(values, where)
-    parser = _parser_of(kind)  # type: ignore[arg-type]
+    parser = parser_of(kind)  # type: ignore[arg-type]
     try:
         return kind(**vars(parser.instantiate_classes(parser.parse_object(values))))
     except UsageError:
@@ -40,8 +40,8 @@ def parse(kind: type[Parsed], values: Any, where: str) -> Parsed:
 
 
 @cache
-def _parser_of(kind: type) -> Any:
-    """What is made of a dataclass's fields takes longer than to parse by it."""
+def parser_of(kind: type) -> Any:
+    """jsonargparse's parser of a dataclass's fields, made once: that takes longer than to parse."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)

@@ -52,6 +52,7 @@ from perceiver_vl.training.distillation import DistillationCollator, Distillatio
 from perceiver_vl.training.encoder_training import Base, fit_base, remember_texts
 from perceiver_vl.training.muon import muon_with_adamw
 from perceiver_vl.training.recipe import Recipe
+from perceiver_vl.training.recipe_parsing import parser_of
 from perceiver_vl.training.recipe_trainer import SKIPPED, RecipeTrainer
 from perceiver_vl.training.reporting.model_card import write_model_card
 from perceiver_vl.training.resume import batch_of
@@ -344,10 +345,6 @@ def checked_arguments(recipe: Recipe) -> TrainingArguments:
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """The Trainer's arguments of a recipe; an unknown name or a value of the wrong type is a `UsageError`."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrainingArguments, as_positional=False)
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     for name, value in recipe.training.items():
         if name not in known or name in ("output_dir", "parallelism_config"):  # the latter would name a class to import
@@ -359,7 +356,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         # `eval_strategy: no` is a false in YAML
         given = {k: "no" if v is False and k.endswith("_strategy") else v for k, v in recipe.training.items()}
         shards = sharding_arguments(given)
-        typed = parser.parse_object(given)
+        typed = parser_of(TrainingArguments).parse_object(given)
         given = {name: typed[name] for name in given if name not in _COMPILING} | shards
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         if (several or given.get("bf16")) and not torch.accelerator.is_available():

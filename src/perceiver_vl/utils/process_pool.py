@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -38,7 +38,7 @@ def _run_in_pool(
 ) -> Generator[tuple[Job, Result], None, list[Job]]:
     """Take jobs from `waiting` and yield their results; when a process dies, return those that were in work."""
     running: dict[Future[Result], Job] = {}
-    with _pool(workers) as pool:
+    with process_pool(workers, preload=function.__module__) as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < 2 * workers:
@@ -53,10 +53,16 @@ def _run_in_pool(
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this one, however it ends, and at once when it fails."""
+def process_pool(workers: int, *, preload: str) -> Iterator[ProcessPoolExecutor]:
+    """Processes that begin with nothing of this one's, and end with it, however it ends, and at once when it fails.
+
+    preload: the module of what they run; where there are fork servers it is imported once for all of them.
+    """
     others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads
+    context: Any = multiprocessing.get_context("spawn")  # a fork of this process would copy the locks of its threads
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([preload])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
     try:
         yield pool

@@ -6,11 +6,10 @@ from others wait for these; the rest are made side by side.
 
 import hashlib
 import json
-import multiprocessing
 import shutil
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +37,7 @@ from perceiver_vl.training.setup import open_split
 from perceiver_vl.utils.console import ProgressBars, err, quiet
 from perceiver_vl.utils.errors import first_line
 from perceiver_vl.utils.files import write_json
+from perceiver_vl.utils.process_pool import process_pool
 
 Architecture = Literal["Perceiver-VL", "joint transformer"]
 OURS: Architecture = "Perceiver-VL"
@@ -134,7 +134,7 @@ def make_runs(
     threads = max(1, torch.get_num_threads() // workers)
     with (
         ProgressBars(progress) as bar,
-        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
+        process_pool(workers, preload=__name__) as pool,
     ):
         advance = bar.stage("Runs", len(wanted), done=len(wanted) - len(todo))
         asked: dict[Future[None], Run] = {}
