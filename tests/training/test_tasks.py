@@ -474,3 +474,11 @@ def test_what_a_run_measured_is_what_evaluate_measures(tmp_path: Path) -> None:
     assert result.task is not None
     assert again.metrics == result.task.metrics
     assert [one.label for one in again.predictions] == [one.label for one in result.task.predictions]
+
+
+def test_a_large_world_is_not_drawn_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To draw all of it would take most of an hour; its first clips have all words and answers."""
+    monkeypatch.setattr("perceiver_vl.data.mixture._TELLING", 200)
+    world = {"task": "frame", "size": 16, "clips": 3_000_000}
+    recipe = recipe_of(tmp_path / "run", "question-answering", data={"train": {"world": world}})
+    assert train(recipe, progress=False).steps == 6

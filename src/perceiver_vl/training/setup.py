@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from perceiver_vl.data.mixture import (
@@ -420,7 +421,7 @@ def _tokenizer(recipe: Recipe, longest: int) -> Any:
     if name is None:
         task = None if recipe.task is None else example_task_of(recipe.task)
         source, _ = open_training(recipe.data, (1, 1), task)
-        records = (source.record(index) for index in range(len(source)))
+        records = map(source.record, telling_places(source, np.arange(len(source))).tolist())
         words = [text for record in records for text in _words_of(record, task)]
         if not words and _need_of(task) == "label":  # a model of classes reads none, but is saved with a tokenizer
             words = [*classes_of(source.sources[0])] or ["a picture"]
