@@ -253,7 +253,7 @@ class TestReport:
         for line in found.lines:
             assert f"<td>{line.row.label}</td>" in page
             assert line.switch is None or line.command in page
-        assert "patch-norm pays, and convolutional-stem costs" in page
+        assert "above the baseline by more than the spread: patch-norm; below: convolutional-stem." in page
         [said] = report.contradictions()
         assert said in page
         assert "Xiao et al. 2021" in said

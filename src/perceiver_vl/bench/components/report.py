@@ -175,7 +175,8 @@ class ComponentsReport(RunInfo):
         said = []
         for one in self.trials:
             switches = [line for line in one.lines if line.is_switch]
-            if not any(len(one.scores(line)) > 1 for line in switches):
+            seeds = max((len(one.scores(line)) for line in switches), default=0)
+            if seeds < 2:
                 said.append(f"{one.trial.title}: one seed, so nothing is said of what pays.")
                 continue
             gains = {line.row.label: one.gain(line) for line in switches}
@@ -183,7 +184,9 @@ class ComponentsReport(RunInfo):
                 ", ".join(name for name, gain in gains.items() if gain and gain.sign == sign) or "nothing"
                 for sign in (1, -1)
             )
-            said.append(f"{one.trial.title}: by more than its spread, {up} pays, and {down} costs.")
+            said.append(
+                f"{one.trial.title}, {seeds} seeds: above the baseline by more than the spread: {up}; below: {down}."
+            )
         said += [f"{trial}: together, chosen on validation: {names}." for trial, names in self.together.items()]
         return said
 
