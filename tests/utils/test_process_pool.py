@@ -1,6 +1,11 @@
 """Jobs in several processes: all are done, and one that kills its process costs only itself."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +27,11 @@ def square_or_raise(number: int) -> int:
     if number == 3:
         raise OSError(28, "No space left on device")
     return number * number
+
+
+def say_who_and_wait(folder: Path) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(120)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -46,3 +56,31 @@ def test_it_can_be_ended_early() -> None:
     next(results)
     results.close()
     assert list(results) == []
+
+
+def test_no_process_outlives_one_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from test_process_pool import *; "
+        "list(run_in_processes(say_who_and_wait, [Path(sys.argv[1])] * 2, 2))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parent)
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    wait_until(lambda: not any(is_alive(int(one.name)) for one in tmp_path.iterdir()))
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if true():
+            return
+        time.sleep(0.1)
+    pytest.fail("waited for a minute")

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -56,11 +57,12 @@ def _run_in_pool(
 def process_pool(workers: int, *, preload: str) -> Iterator[ProcessPoolExecutor]:
     """Processes that begin with nothing of this one's, and end with it, however it ends, and at once when it fails.
 
-    preload: the module of what they run; where there are fork servers it is imported once for all of them.
+    preload: the module of what they run; on Linux it is imported once for all of them, by a process with one thread,
+    which they are forks of. Elsewhere a system's own libraries may not outlive a fork.
     """
     others = set(multiprocessing.active_children())
     context: Any = multiprocessing.get_context("spawn")  # a fork of this process would copy the locks of its threads
-    if "forkserver" in multiprocessing.get_all_start_methods():
+    if sys.platform == "linux":
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([preload])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
